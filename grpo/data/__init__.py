@@ -1,0 +1,1 @@
+"""Readers: one small file per dataset format, each translating records into `Sample`s."""

@@ -1,0 +1,93 @@
+"""The data that flows through a run, one frozen type per stage. No torch in here.
+
+`Sample` (a question as read) -> `Prompt` (with its clip and tokens) -> `Rollout` (one completion)
+-> `Group` (all completions of a prompt) -> `ScoredGroup` (with rewards and advantages). Packed rows,
+the next stage, hold tensors and live in `packing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from grpo.media.clip import Clip
+
+Task = Literal["choice", "number", "text", "ocr", "regression", "span", "open"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A question with its answer and where its clip lies, as a reader translated it."""
+
+    id: str
+    question: str
+    answer: str
+    """For `task="choice"` the letter of the right option, "A" for the first."""
+    task: Task
+    source: str
+    """File and line that it came from, for error messages."""
+    options: tuple[str, ...] = ()
+    video: str | None = None
+    """Path of the video file; None for a question about text alone."""
+    start_s: float = 0.0
+    """Where the clip starts in the file."""
+    end_s: float | None = None
+    """Where the clip ends in the file; None for the file's end."""
+    keyframes_s: tuple[tuple[float, float], ...] = ()
+    """Annotated spans (start, end) in seconds from the *clip's* start; a moment is a span of no length."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Every other field of the record, untouched, for rewards."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A sample's rendered input: what the engine is given and the learner trains behind."""
+
+    sample: Sample
+    clip: Clip | None
+    token_ids: tuple[int, ...]
+    """With one vision pad token for each vision feature of the clip."""
+    tags: tuple[str, ...]
+    """The output tags that it asks for, in order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One completion of a prompt. This is what a reward receives."""
+
+    sample: Sample
+    clip: Clip | None
+    """Frames and their times, exactly as the model saw them."""
+    tags: tuple[str, ...]
+    text: str
+    """The completion without its end-of-turn token."""
+    token_ids: tuple[int, ...]
+    """With the end-of-turn token, if it was sampled."""
+    logprobs: tuple[float, ...]
+    """The sampler's, one for each token."""
+    stopped: bool
+    """It ended by itself, not at the token limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A prompt and its G rollouts: the unit of work."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredGroup:
+    """A group with its rewards, their weighted sum and the advantages, one value per rollout.
+
+    None is an abstention: a reward that failed on that rollout. Such a rollout has no total and no
+    advantage, and takes no part in the update.
+    """
+
+    group: Group
+    rewards: Mapping[str, tuple[float | None, ...]]
+    """Raw values, by the reward's name in the config."""
+    totals: tuple[float | None, ...]
+    advantages: tuple[float | None, ...]

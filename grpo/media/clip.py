@@ -1,0 +1,42 @@
+"""A clip as every part of the program sees it: the sampled frames and when they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Clip:
+    """Frames of a video, sampled and resized once.
+
+    Nothing downstream samples or resizes again: whoever needs pixels, times or the number of vision
+    tokens takes them from here.
+    """
+
+    path: str
+    frames_FHWC: np.ndarray
+    """uint8 RGB; F is a multiple of the temporal patch, H and W of the merged spatial patch."""
+    times_s: tuple[float, ...]
+    """When each frame is shown, in seconds from the clip's start."""
+    sample_fps: float
+    """Frames sampled per second of video, as qwen-vl-utils defines it: F / (frames in the clip) * fps."""
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        assert self.frames_FHWC.dtype == np.uint8 and self.frames_FHWC.ndim == 4
+        assert len(self.times_s) == len(self.frames_FHWC) > 0
+        self.frames_FHWC.setflags(write=False)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames_FHWC)
+
+    @property
+    def height_px(self) -> int:
+        return self.frames_FHWC.shape[1]
+
+    @property
+    def width_px(self) -> int:
+        return self.frames_FHWC.shape[2]
