@@ -1,0 +1,107 @@
+"""Attention for packed rows and for the vision tower, registered with transformers.
+
+A row (see `packing.py`) needs two attention calls per block of groups with equally long prompts: the
+prompts over themselves, causally; then all completions, batched, over [their prompt, themselves]. No
+mask of row by row size exists, and completions never see each other.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from grpo.packing import Block, Layout
+
+SHARED_PREFIX = "shared_prefix"
+
+VISION_CHUNKS = "flash_calling_convention_vision_chunks"
+"""transformers hands a whole clip to an implementation with "flash" in its name, and loops over the
+clip's windows in Python otherwise: hundreds of small calls per layer."""
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout | None = None,
+    scaling: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention over a packed row; without a layout, plain causal attention.
+
+    query: (1, heads, N, D); key and value: (1, kv heads, N, D). Returns (1, N, heads, D).
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # pyright: ignore
+    outputs = [
+        part
+        for block in layout.blocks
+        for part in _block_attention(block, query[0], key[0], value[0], scaling)
+    ]
+    return torch.cat(outputs)[layout.restore_N][None], None
+
+
+def _block_attention(
+    block: Block, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, scaling: float | None
+) -> tuple[Tensor, Tensor]:
+    """Outputs of the prompts (R*P, H, D) and of the completions with their padding (C*L, H, D)."""
+    prompt_q, prompt_k, prompt_v = (_gather(x, block.prompt_RP) for x in (query_HND, key_KND, value_KND))
+    prompts = F.scaled_dot_product_attention(
+        prompt_q, prompt_k, prompt_v, is_causal=True, scale=scaling, enable_gqa=True
+    )
+    own_q, own_k, own_v = (_gather(x, block.completion_CL) for x in (query_HND, key_KND, value_KND))
+    # On CUDA the bias object reaches a flash kernel without a mask in memory; on CPU it would be built anew each time.
+    mask = causal_lower_right(*block.mask_LS.shape) if query_HND.is_cuda else block.mask_LS
+    completions = F.scaled_dot_product_attention(
+        own_q,
+        torch.cat([prompt_k[block.owner_C], own_k], dim=2),
+        torch.cat([prompt_v[block.owner_C], own_v], dim=2),
+        attn_mask=mask,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return prompts.transpose(1, 2).flatten(0, 1), completions.transpose(1, 2).flatten(0, 1)
+
+
+def _gather(states_HND: Tensor, index_BT: Tensor) -> Tensor:
+    """Rows of a flat sequence as a batch: (B, heads, T, D)."""
+    return states_HND[:, index_BT].transpose(0, 1)
+
+
+def vision_chunk_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    scaling: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention inside each chunk of the vision tower (a frame or a window), one call per chunk length.
+
+    query, key, value: (1, heads, N, D); cu_seq_lens_q: the chunks' boundaries. Returns (1, N, heads, D).
+    """
+    starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
+    output = torch.empty_like(query[0]).transpose(0, 1)
+    parts, indices = [], []
+    for length in lengths.unique().tolist():
+        index_BT = starts[lengths == length][:, None] + torch.arange(length, device=query.device)
+        q, k, v = (_gather(x[0], index_BT) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+        indices.append(index_BT.flatten())
+    output = torch.cat(parts)[torch.cat(indices).argsort()]
+    return output[None], None
+
+
+AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+AttentionInterface.register(VISION_CHUNKS, vision_chunk_attention)

@@ -1,0 +1,258 @@
+"""Every setting, in one place: name, type, default, meaning.
+
+Files overlay left to right, then `key=value` overrides, all strict. Only `train.py`, the trainer and
+the reward set see `Config`; everything else takes plain parameters. Keys that mean what trl's
+`GRPOConfig` means carry its names (`loss.epsilon`, `loss.beta`, `optim.max_grad_norm`, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str = MISSING
+    """A Hugging Face model folder, or a hub name that is in the local cache."""
+    freeze_vision: bool = False
+    """Train the language model only; the vision tower and its merger keep their weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more compute for far less memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    template: str = "{question}\n{options}\n{instruction}"
+    """The user's turn after the clip."""
+    option: str = "{letter}. {text}"
+    """One line of `{options}`."""
+    tags: list[str] | None = None
+    """Output tags to ask for, in order; None: think, keyframes (if a keyframe reward is configured), answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    reader: str = "jsonl"
+    path: str = MISSING
+    media_root: str | None = None
+    """Folder that the records' media paths start from; None: the folder of `path`."""
+    name: str | None = None
+    """What the set is called in the metrics; None: the file's name without its ending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: list[DatasetConfig] = field(default_factory=list)
+    eval: list[DatasetConfig] = field(default_factory=list)
+    probe_clips: int = 64
+    """Clips of each set whose header is opened before training, spread evenly. That a file exists is
+    checked for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaConfig:
+    fps: float = 2.0
+    """Frames sampled per second of video."""
+    min_frames: int = 4
+    max_frames: int = 16
+    min_pixels: int = 128 * 28 * 28
+    """Per frame. One merged vision token covers 28 x 28 pixels of two frames."""
+    max_pixels: int = 256 * 28 * 28
+    """Per frame."""
+    total_pixels: int = int(128_000 * 28 * 28 * 0.9)
+    """Over a clip; an even share of it also bounds each frame (the rule of qwen-vl-utils)."""
+    cache_gib: float = 4.0
+    """Decoded frames kept in memory, per process."""
+    num_workers: int = 2
+    """Decoding threads, per process."""
+    prefetch_steps: int = 2
+    """Steps whose clips are decoded ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    engine: Literal["vllm", "transformers"] = "vllm"
+    group_size: int = 8
+    """Completions per prompt (G)."""
+    max_new_tokens: int = 768
+    temperature: float = 1.0
+    max_model_tokens: int = 8192
+    """Prompt and completion together. A longer prompt loses its group; it is never cut."""
+    gpu_memory_frac: float = 0.3
+    """Share of a GPU's memory that vLLM takes for weights and cache."""
+    sleep: bool = False
+    """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU)."""
+    max_gap: float | None = None
+    """Stop when the mean difference between engine and learner log-probs in a step exceeds this. None:
+    0.001 in fp32 and 0.1 in bf16, where the two run different kernels; 0: never stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    fn: str | None = None
+    """A built-in name, `package.module:function` or `path/to/file.py:function`; None: the entry's own name."""
+    weight: float = 1.0
+    """0 keeps the reward's curve in the metrics."""
+    args: dict[str, Any] = field(default_factory=dict)
+    only_if: str | None = None
+    """Another reward's name: this one counts only where that one is above 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageConfig:
+    scale: Literal["group_std", "none"] = "group_std"
+    """What a reward's distance from its group's mean is divided by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    type: Literal["grpo", "dapo"] = "dapo"
+    """`dapo`: the mean over all completion tokens of the step; `grpo`: the mean over completions of
+    their token means."""
+    epsilon: float = 0.2
+    epsilon_high: float = 0.2
+    """Upper clip of the probability ratio; larger than `epsilon`: asymmetric, as in DAPO."""
+    beta: float = 0.0
+    """Weight of the KL divergence to the frozen start; 0 loads no second copy of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    lr: float = 1e-6
+    schedule: Literal["constant", "cosine"] = "cosine"
+    min_lr_frac: float = 0.0
+    """Where the cosine ends, as a share of `lr`."""
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    num_iterations: int = 1
+    """Updates per batch of rollouts; from the second on, the ratio to the first one's log-probs is clipped."""
+    prompts_per_step: int = 8
+    """Over all processes."""
+    tokens_per_row: int = 16384
+    """Tokens of one forward pass. Several groups share a row where they fit; a group that does not fit
+    is split between completions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    every_steps: int = 50
+    """0: never. Otherwise also before the first step and after the last."""
+    max_samples: int | None = None
+    """The first so many of each set; None: all."""
+    sampled: bool = True
+    """Beside the greedy answer, score one sampled at the rollout temperature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 50
+    """0: only the final model."""
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    rollouts_every_steps: int = 1
+    """Completions with their rewards, as Parquet; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run_dir: str = MISSING
+    """Everything about the run goes here. The same command with the same folder resumes."""
+    seed: int = 0
+    num_steps: int = MISSING
+    rewards_max_error_frac: float = 0.01
+    """Share of a step's scores that may fail before the run stops, naming the reward."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The output tags that prompts ask for."""
+        if self.prompt.tags is not None:
+            return tuple(self.prompt.tags)
+        names = {reward.fn or name for name, reward in self.rewards.items()}
+        return ("think", "keyframes", "answer") if "keyframe" in names else ("think", "answer")
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """Layer YAML files, then key=value overrides, on the defaults; later ones win.
+
+    An unknown key, a wrong type or an impossible combination raises ValueError here, before a model is loaded.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *_files(argv), _overrides(argv))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ValueError(f"config: {missing[0]} is not set")
+        config = cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config: {_one_line(error)}") from error
+    validate(config)
+    return config
+
+
+def validate(config: Config) -> None:
+    """Raise ValueError with the key's name for values that no run could use."""
+    positive = {
+        "num_steps": config.num_steps,
+        "media.fps": config.media.fps,
+        "media.num_workers": config.media.num_workers,
+        "rollout.max_new_tokens": config.rollout.max_new_tokens,
+        "rollout.temperature": config.rollout.temperature,
+        "optim.num_iterations": config.optim.num_iterations,
+        "optim.prompts_per_step": config.optim.prompts_per_step,
+        "optim.tokens_per_row": config.optim.tokens_per_row,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise ValueError(f"config: {key} must be above 0, not {value}")
+    if config.rollout.group_size < 2:
+        raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
+    if not config.data.train:
+        raise ValueError("config: data.train lists no dataset")
+    if not config.rewards:
+        raise ValueError("config: rewards is empty")
+    if not 0 < config.rollout.gpu_memory_frac <= 1:
+        raise ValueError("config: rollout.gpu_memory_frac must lie in (0, 1]")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config, as a file that `load_config` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _files(argv: Sequence[str]) -> list[Any]:
+    paths = [Path(arg) for arg in argv if "=" not in arg]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"config: no file {path}")
+    return [OmegaConf.load(path) for path in paths]
+
+
+def _overrides(argv: Sequence[str]) -> Any:
+    return OmegaConf.from_dotlist([arg for arg in argv if "=" in arg])
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

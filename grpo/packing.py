@@ -1,0 +1,220 @@
+"""Groups -> packed rows: prompt once, then its completions, several groups in a row. Read after `groups.py`.
+
+A row is one flat sequence of N tokens without padding:
+
+    [prompt 1][its completions one after another][prompt 2][its completions] ...
+
+A completion sees its own prompt and itself; its positions restart right after the prompt's. Only the
+attention needs a rectangle: `Layout` says which flat positions to gather for it (see `attention.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from grpo.groups import Prompt, Rollout, ScoredGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Segment:
+    """A prompt and completions of it that share one row: a group, or a part of one that does not fit."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt.token_ids) + sum(len(rollout.token_ids) for rollout in self.rollouts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Block:
+    """R prompts of equal length P and their C completions, padded to the longest, L."""
+
+    prompt_RP: Tensor
+    """Flat positions."""
+    completion_CL: Tensor
+    """Flat positions; padding repeats the completion's first token, and its outputs are dropped."""
+    owner_C: Tensor
+    """Which of the R prompts a completion belongs to."""
+    mask_LS: Tensor
+    """True where a completion's token may look; S = P + L: the prompt, then the completion itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Layout:
+    """How a flat row is laid out for attention."""
+
+    blocks: tuple[Block, ...]
+    restore_N: Tensor
+    """Where each flat position's output stands in the concatenation of all blocks' outputs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PackedRow:
+    """One forward pass of the learner: N tokens, of which T are completion tokens."""
+
+    prompts: tuple[Prompt, ...]
+    input_ids_N: Tensor
+    positions_3N: Tensor
+    layout: Layout
+    vision_index_K: Tensor
+    """Flat positions of the prompts' vision pad tokens."""
+    source_T: Tensor
+    """Flat position whose output predicts a completion token."""
+    target_T: Tensor
+    """That token's id."""
+    lengths_T: Tensor
+    """Length of the completion that it belongs to."""
+    advantages_T: Tensor
+    sampler_logps_T: Tensor
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row with its tensors on a device."""
+        moved = {name: value.to(device) for name, value in _tensors(self).items()}
+        blocks = tuple(
+            Block(**{name: value.to(device) for name, value in _tensors(block).items()})
+            for block in self.layout.blocks
+        )
+        layout = Layout(blocks=blocks, restore_N=self.layout.restore_N.to(device))
+        return PackedRow(prompts=self.prompts, layout=layout, **moved)
+
+
+def pack(
+    scored: Sequence[ScoredGroup],
+    *,
+    tokens_per_row: int,
+    positions: Callable[[Prompt], Tensor],
+    vision_token_id: int,
+    drop_flat: bool = True,
+) -> list[PackedRow]:
+    """Fill rows up to a token budget, first fit by decreasing size.
+
+    positions: a prompt's position ids, shape (3, P). drop_flat: leave out groups without signal, which
+    have no gradient unless a KL term is used. Rollouts without an advantage are always left out.
+    """
+    segments = [part for group in scored for part in _segments(group, tokens_per_row, drop_flat)]
+    bins: list[list[Segment]] = []
+    room: list[int] = []
+    for segment in sorted(segments, key=lambda segment: -segment.num_tokens):
+        fitting = next((i for i, left in enumerate(room) if segment.num_tokens <= left), None)
+        if fitting is None:
+            bins.append([segment])
+            room.append(tokens_per_row - segment.num_tokens)
+        else:
+            bins[fitting].append(segment)
+            room[fitting] -= segment.num_tokens
+    return [build_row(row, positions=positions, vision_token_id=vision_token_id) for row in bins]
+
+
+def build_row(
+    segments: Sequence[Segment], *, positions: Callable[[Prompt], Tensor], vision_token_id: int
+) -> PackedRow:
+    """Lay segments out in one row; prompts of equal length stand together and share attention calls."""
+    segments = sorted(segments, key=lambda segment: len(segment.prompt.token_ids))
+    starts: list[int] = []
+    token_ids: list[int] = []
+    position_parts: list[Tensor] = []
+    vision_index: list[int] = []
+    source: list[int] = []
+    for segment in segments:
+        prompt_ids = segment.prompt.token_ids
+        start, length = len(token_ids), len(prompt_ids)
+        prompt_positions_3P = positions(segment.prompt)
+        next_position = int(prompt_positions_3P.max()) + 1
+        starts.append(start)
+        vision_index += [start + i for i, token in enumerate(prompt_ids) if token == vision_token_id]
+        token_ids += prompt_ids
+        position_parts.append(prompt_positions_3P)
+        for rollout in segment.rollouts:
+            first, count = len(token_ids), len(rollout.token_ids)
+            source += [start + length - 1, *range(first, first + count - 1)]
+            token_ids += rollout.token_ids
+            position_parts.append((next_position + torch.arange(count)).expand(3, -1))
+    rollouts = [rollout for segment in segments for rollout in segment.rollouts]
+    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.long)
+    advantages = torch.tensor([a for segment in segments for a in segment.advantages], dtype=torch.float32)
+    return PackedRow(
+        prompts=tuple(segment.prompt for segment in segments),
+        input_ids_N=torch.tensor(token_ids),
+        positions_3N=torch.cat(position_parts, dim=1),
+        layout=_layout(segments, starts, len(token_ids)),
+        vision_index_K=torch.tensor(vision_index, dtype=torch.long),
+        source_T=torch.tensor(source, dtype=torch.long),
+        target_T=torch.tensor([t for rollout in rollouts for t in rollout.token_ids], dtype=torch.long),
+        lengths_T=lengths.repeat_interleave(lengths),
+        advantages_T=advantages.repeat_interleave(lengths),
+        sampler_logps_T=torch.tensor(
+            [value for rollout in rollouts for value in rollout.logprobs], dtype=torch.float32
+        ),
+    )
+
+
+def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment]:
+    """The group's rollouts with an advantage, in as few parts as the budget allows."""
+    pairs = [
+        (rollout, advantage)
+        for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True)
+        if advantage is not None
+    ]
+    if not pairs or (drop_flat and all(advantage == 0.0 for _, advantage in pairs)):
+        return []
+    prompt = scored.group.prompt
+    parts: list[list[tuple[Rollout, float]]] = [[]]
+    room = budget - len(prompt.token_ids)
+    for rollout, advantage in pairs:
+        if parts[-1] and len(rollout.token_ids) > room:
+            parts.append([])
+            room = budget - len(prompt.token_ids)
+        parts[-1].append((rollout, advantage))
+        room -= len(rollout.token_ids)
+    return [
+        Segment(prompt=prompt, rollouts=tuple(r for r, _ in part), advantages=tuple(a for _, a in part))
+        for part in parts
+    ]
+
+
+def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int) -> Layout:
+    pairs = list(zip(segments, starts, strict=True))
+    blocks = [
+        _block(list(same_length))
+        for _, same_length in groupby(pairs, key=lambda pair: len(pair[0].prompt.token_ids))
+    ]
+    flat = torch.cat([torch.cat([b.prompt_RP.flatten(), b.completion_CL.flatten()]) for b in blocks])
+    restore_N = torch.empty(num_tokens, dtype=torch.long)
+    # A padded slot repeats its completion's first token; written back to front, the real slot comes last.
+    restore_N[flat.flip(0)] = torch.arange(len(flat)).flip(0)
+    return Layout(blocks=tuple(blocks), restore_N=restore_N)
+
+
+def _block(pairs: Sequence[tuple[Segment, int]]) -> Block:
+    num_prompt = len(pairs[0][0].prompt.token_ids)
+    lengths = [len(rollout.token_ids) for segment, _ in pairs for rollout in segment.rollouts]
+    longest = max(lengths, default=0)
+    completions: list[list[int]] = []
+    owners: list[int] = []
+    for owner, (segment, start) in enumerate(pairs):
+        first = start + num_prompt
+        for rollout in segment.rollouts:
+            count = len(rollout.token_ids)
+            completions.append([*range(first, first + count), *([first] * (longest - count))])
+            owners.append(owner)
+            first += count
+    mask_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
+    return Block(
+        prompt_RP=torch.tensor([start for _, start in pairs])[:, None] + torch.arange(num_prompt),
+        completion_CL=torch.tensor(completions, dtype=torch.long).view(len(owners), longest),
+        owner_C=torch.tensor(owners, dtype=torch.long),
+        mask_LS=torch.cat([torch.ones(longest, num_prompt, dtype=torch.bool), mask_LL], dim=1),
+    )
+
+
+def _tensors(holder: Block | PackedRow) -> dict[str, Tensor]:
+    values = {name: getattr(holder, name) for name in holder.__slots__}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

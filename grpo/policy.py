@@ -1,0 +1,121 @@
+"""The policy: a vision-language model that gives log-probs of packed rows.
+
+One call runs the vision tower once per clip and the language model once over the row; the head runs
+only where a completion token is predicted, in chunks, so that no logits of a prompt ever exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from grpo.attention import SHARED_PREFIX, VISION_CHUNKS
+from grpo.families.qwen2_5_vl import Qwen25VL
+from grpo.packing import PackedRow
+
+HEAD_CHUNK_TOKENS = 1024
+"""Rows of the output head at a time: with a vocabulary of 152k, 0.6 GiB of fp32 logits."""
+
+SUPPRESSED_BIAS = -100.0
+"""Added to the logits of tokens that are never sampled; the engines add the same."""
+
+
+class TokenScores(NamedTuple):
+    logps_T: Tensor
+    entropy_T: Tensor
+    """Of the whole next-token distribution, in nats; without gradient."""
+
+
+class Policy(nn.Module):
+    """A model with what turns a packed row into log-probs at the sampling temperature."""
+
+    def __init__(
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        family: Qwen25VL,
+        *,
+        temperature: float,
+        freeze_vision: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family
+        self.temperature = temperature
+        self.freeze_vision = freeze_vision
+        model.model.language_model.config._attn_implementation = SHARED_PREFIX
+        model.model.visual.config._attn_implementation = VISION_CHUNKS
+        if freeze_vision:
+            model.model.visual.requires_grad_(False)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, row: PackedRow) -> TokenScores:
+        """Log-probs and entropies of the row's completion tokens, shape (T,)."""
+        hidden_ND = self.model.model.language_model(
+            inputs_embeds=self.embed(row.input_ids_N, row)[None],
+            position_ids=row.positions_3N[:, None],
+            attention_mask={"full_attention": None},  # the layout says who sees whom
+            use_cache=False,
+            layout=row.layout,
+        ).last_hidden_state[0]
+        hidden_TD = hidden_ND[row.source_T]
+        parts = [
+            checkpoint(self._head, hidden, target, use_reentrant=False)
+            for hidden, target in zip(
+                hidden_TD.split(HEAD_CHUNK_TOKENS), row.target_T.split(HEAD_CHUNK_TOKENS), strict=True
+            )
+        ]
+        return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def embed(self, input_ids_N: Tensor, row: PackedRow) -> Tensor:
+        """Token embeddings with the clips' vision features in the place of their pad tokens, (N, D)."""
+        embeds_ND = self.model.get_input_embeddings()(input_ids_N)
+        clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
+        if not clips:
+            return embeds_ND
+        features_KD = self.vision_features(*self.family.pixels(clips))
+        if len(features_KD) != len(row.vision_index_K):
+            ids = ", ".join(prompt.sample.id for prompt in row.prompts)
+            raise ValueError(
+                f"{len(row.vision_index_K)} vision tokens for {len(features_KD)} features in: {ids}"
+            )
+        return embeds_ND.index_copy(0, row.vision_index_K, features_KD.to(embeds_ND.dtype))
+
+    def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
+        """The vision tower's output for some clips, one after another, (K, D)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
+            features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
+        return torch.cat(tuple(features.pooler_output))
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """The distribution that is sampled from, in fp32: suppressed tokens and temperature applied, (T, V)."""
+        logits_TV = self.model.lm_head(hidden_TD).float()
+        bias_V = torch.zeros(logits_TV.shape[-1], device=logits_TV.device)
+        bias_V[list(self.family.suppressed_ids)] = SUPPRESSED_BIAS
+        return (logits_TV + bias_V) / self.temperature
+
+    def _head(self, hidden_TD: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
+        logps_TV = torch.log_softmax(self.logits(hidden_TD), dim=-1)
+        with torch.no_grad():
+            entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)
+        return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under the name that checkpoints use, tied output embeddings included.
+
+        `named_parameters` leaves a tied head out, and an engine that keeps its own copy would go on
+        sampling with the old one.
+        """
+        yield from ((name, weight.detach()) for name, weight in self.model.named_parameters())
+        if self.model.lm_head.weight is self.model.get_input_embeddings().weight:
+            yield "lm_head.weight", self.model.lm_head.weight.detach()

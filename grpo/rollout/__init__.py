@@ -1,0 +1,56 @@
+"""Rollout engines: prompts in, groups of completions out. The trainer never asks which one it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from grpo.groups import Group, Prompt, Rollout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How completions are sampled. No top-p or top-k: the learner trains on the whole distribution."""
+
+    group_size: int
+    max_new_tokens: int
+    temperature: float
+    """0: greedy."""
+
+
+class Engine(Protocol):
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Group]:
+        """One group per prompt; the same seed gives the same group, whatever else is in the batch."""
+        ...
+
+    def sync(self) -> None:
+        """Take over the policy's weights and forget everything computed with the old ones."""
+        ...
+
+    def sleep(self) -> None:
+        """Give memory back until `wake`."""
+        ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def as_rollout(
+    prompt: Prompt, *, text: str, token_ids: Sequence[int], logprobs: Sequence[float], stopped: bool
+) -> Rollout:
+    """A rollout of a prompt, with what a reward needs of it."""
+    if len(token_ids) != len(logprobs):
+        raise ValueError(f"sample {prompt.sample.id}: {len(logprobs)} log-probs for {len(token_ids)} tokens")
+    return Rollout(
+        sample=prompt.sample,
+        clip=prompt.clip,
+        tags=prompt.tags,
+        text=text,
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs),
+        stopped=stopped,
+    )

@@ -1,0 +1,145 @@
+"""Sampling with the policy's own weights through transformers' cache: no second copy, no vLLM needed.
+
+For machines without vLLM and for debugging. Prompts of equal length are decoded together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from grpo.groups import Group, Prompt
+from grpo.packing import Segment, build_row
+from grpo.policy import Policy
+from grpo.rollout import Sampling, as_rollout
+
+
+class TransformersEngine:
+    def __init__(self, policy: Policy, *, max_sequences: int = 256) -> None:
+        self.policy = policy
+        self.family = policy.family
+        self.max_sequences = max_sequences
+        """Completions decoded together."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
+        """See `Engine.generate`."""
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            self.family.check_vision_tokens(prompt)
+            by_length[len(prompt.token_ids)].append(index)
+        groups: dict[int, Group] = {}
+        step = max(1, self.max_sequences // sampling.group_size)
+        for indices in by_length.values():
+            for start in range(0, len(indices), step):
+                batch = indices[start : start + step]
+                made = self._generate([prompts[i] for i in batch], sampling, [seeds[i] for i in batch])
+                groups.update(zip(batch, made, strict=True))
+        return [groups[index] for index in range(len(prompts))]
+
+    def sync(self) -> None:
+        """Nothing to do: these are the policy's weights."""
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
+        """Groups of prompts of equal length P, with B = prompts * G sequences in one cache."""
+        language_model = self.policy.model.model.language_model
+        was_training = self.policy.training
+        self.policy.eval()
+        cache = DynamicCache(config=language_model.config)
+        hidden_BD, position = self._prefill(prompts, cache)
+        hidden_BD = hidden_BD.repeat_interleave(sampling.group_size, dim=0)
+        position_B = position.repeat_interleave(sampling.group_size)
+        cache.batch_repeat_interleave(sampling.group_size)
+        sampler = _Sampler(sampling, seeds)
+        eos = torch.tensor(self.family.eos_ids, device=hidden_BD.device)
+        done_B = torch.zeros(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
+        columns: list[tuple[Tensor, Tensor]] = []
+        for _ in range(sampling.max_new_tokens):
+            tokens_B, logps_B = sampler.sample(self.policy.logits(hidden_BD))
+            columns.append((tokens_B, logps_B))
+            done_B |= torch.isin(tokens_B, eos)
+            if bool(done_B.all()):
+                break
+            hidden_BD = language_model(
+                inputs_embeds=self.policy.model.get_input_embeddings()(tokens_B)[:, None],
+                position_ids=position_B[None, :, None].expand(3, -1, -1),
+                attention_mask={"full_attention": None},
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            position_B = position_B + 1
+        self.policy.train(was_training)
+        tokens_BL, logps_BL = (torch.stack(column, dim=1).tolist() for column in zip(*columns, strict=True))
+        return self._groups(prompts, tokens_BL, logps_BL)
+
+    def _prefill(self, prompts: Sequence[Prompt], cache: DynamicCache) -> tuple[Tensor, Tensor]:
+        """The last hidden state (prompts, D) and next position (prompts,) of each prompt."""
+        row = build_row(
+            [Segment(prompt=prompt, rollouts=(), advantages=()) for prompt in prompts],
+            positions=self.family.positions,
+            vision_token_id=self.family.vision_token_id,
+        ).to(self.policy.device)
+        count = len(prompts)
+        embeds_ND = self.policy.embed(row.input_ids_N, row)
+        positions_3RP = row.positions_3N.view(3, count, -1)
+        hidden_RPD = self.policy.model.model.language_model(
+            inputs_embeds=embeds_ND.view(count, -1, embeds_ND.shape[-1]),
+            position_ids=positions_3RP,
+            attention_mask={"full_attention": None},
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden_RPD[:, -1], positions_3RP.amax(dim=(0, 2)) + 1
+
+    def _groups(
+        self, prompts: Sequence[Prompt], tokens_BL: list[list[int]], logps_BL: list[list[float]]
+    ) -> list[Group]:
+        group_size = len(tokens_BL) // len(prompts)
+        rollouts = []
+        for index, (tokens, logps) in enumerate(zip(tokens_BL, logps_BL, strict=True)):
+            end = next((i + 1 for i, token in enumerate(tokens) if token in self.family.eos_ids), None)
+            rollouts.append(
+                as_rollout(
+                    prompts[index // group_size],
+                    text=self.family.decode(tokens[:end]),
+                    token_ids=tokens[:end],
+                    logprobs=logps[:end],
+                    stopped=end is not None,
+                )
+            )
+        return [
+            Group(prompt=prompt, rollouts=tuple(rollouts[i * group_size : (i + 1) * group_size]))
+            for i, prompt in enumerate(prompts)
+        ]
+
+
+class _Sampler:
+    """Draws tokens with a generator of its own for every prompt."""
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        self.greedy = sampling.temperature == 0
+        self.group_size = sampling.group_size
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """A token for each sequence and its log-prob under the sampled distribution."""
+        logps_BV = torch.log_softmax(logits_BV, dim=-1)
+        tokens_B = logps_BV.argmax(-1) if self.greedy else self._draw(logps_BV)
+        return tokens_B, logps_BV.gather(-1, tokens_B[:, None])[:, 0]
+
+    def _draw(self, logps_BV: Tensor) -> Tensor:
+        uniform = [torch.rand(self.group_size, 1, generator=generator) for generator in self.generators]
+        uniform_B1 = torch.cat(uniform).to(logps_BV.device)
+        cumulative_BV = logps_BV.double().exp().cumsum(-1)
+        tokens_B1 = torch.searchsorted(cumulative_BV, uniform_B1.double() * cumulative_BV[:, -1:])
+        return tokens_B1[:, 0].clamp(max=logps_BV.shape[-1] - 1)

@@ -1,0 +1,149 @@
+"""vLLM in the trainer's own process, on GPU or CPU: the default engine.
+
+All G completions of a prompt are one request, so the clip is encoded and the prompt computed once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from grpo.groups import Group, Prompt, Rollout
+from grpo.policy import SUPPRESSED_BIAS, Policy
+from grpo.rollout import Sampling, as_rollout
+
+
+class VLLMEngine:
+    def __init__(
+        self, policy: Policy, *, seed: int, max_model_tokens: int, gpu_memory_frac: float, sleep: bool = False
+    ) -> None:
+        _set_environment()
+        from vllm import LLM
+
+        self.policy = policy
+        self.family = policy.family
+        self.on_gpu = torch.cuda.is_available()
+        self.sleeps = sleep and self.on_gpu
+        num_threads = torch.get_num_threads()
+        self.llm = LLM(
+            self.family.path,
+            dtype=str(self.family.engine_dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+            seed=seed,
+            max_model_len=max_model_tokens,
+            limit_mm_per_prompt={"video": 1, "image": 0},
+            logprobs_mode="processed_logprobs",
+            mm_processor_kwargs={"do_resize": False, "cap_pixels_per_frame": False},
+            **self._device_arguments(max_model_tokens, gpu_memory_frac),
+        )
+        torch.set_num_threads(num_threads)  # vLLM changes it on CPU
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
+        """See `Engine.generate`. ValueError if vLLM expanded a prompt to other tokens than ours."""
+        if not prompts:
+            return []
+        for prompt in prompts:
+            self.family.check_vision_tokens(prompt)
+        outputs = self.llm.generate(
+            [self._request(prompt) for prompt in prompts],
+            [self._sampling_params(sampling, seed) for seed in seeds],
+            use_tqdm=False,
+        )
+        return [self._group(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def sync(self) -> None:
+        """Load the policy's weights, then drop what the old ones left: prefixes, vision features, inputs.
+
+        `reload_weights` also works where vLLM has repacked its layers (CPU). It clears the worker's encoder
+        cache but not the scheduler's, which would then ask for features that are gone.
+        """
+        engine: Any = self.llm.llm_engine
+        runner = engine.model_executor.driver_worker.model_runner
+        dtype = self.family.engine_dtype
+        runner.reload_weights(weights_iterator=((n, w.to(dtype)) for n, w in self.policy.named_weights()))
+        self.llm.reset_prefix_cache()
+        engine.reset_encoder_cache()
+        engine.reset_mm_cache()
+
+    def sleep(self) -> None:
+        if self.sleeps:
+            self.llm.sleep(level=1)
+
+    def wake(self) -> None:
+        if self.sleeps:
+            self.llm.wake_up()
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def _device_arguments(self, max_model_tokens: int, gpu_memory_frac: float) -> dict[str, Any]:
+        if self.on_gpu:
+            # external_launcher: one engine per process of the launcher, instead of processes of vLLM's own.
+            return {
+                "gpu_memory_utilization": gpu_memory_frac,
+                "enable_sleep_mode": self.sleeps,
+                "distributed_executor_backend": "external_launcher",
+            }
+        # A seeded request whose prompt is prefilled in parts dies on CPU ("CPU Generator does not use offset").
+        return {
+            "enforce_eager": True,
+            "max_num_seqs": 256,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(16384, max_model_tokens),
+        }
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        """The prompt with its run of pad tokens folded into one, which vLLM expands again."""
+        if prompt.clip is None:
+            return {"prompt_token_ids": list(prompt.token_ids)}
+        pad = self.family.vision_token_id
+        start, count = prompt.token_ids.index(pad), prompt.token_ids.count(pad)
+        folded = [*prompt.token_ids[: start + 1], *prompt.token_ids[start + count :]]
+        return {
+            "prompt_token_ids": folded,
+            "multi_modal_data": {"video": [self.family.engine_video(prompt.clip)]},
+        }
+
+    def _sampling_params(self, sampling: Sampling, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=sampling.group_size,
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            seed=seed,
+            logprobs=0,
+            stop_token_ids=list(self.family.eos_ids),
+            logit_bias={token: SUPPRESSED_BIAS for token in self.family.suppressed_ids},
+            skip_special_tokens=False,
+        )
+
+    def _group(self, prompt: Prompt, output: Any) -> Group:
+        if tuple(output.prompt_token_ids) != prompt.token_ids:
+            raise ValueError(
+                f"sample {prompt.sample.id}: vLLM expanded the prompt to {len(output.prompt_token_ids)} tokens, "
+                f"the learner to {len(prompt.token_ids)}"
+            )
+        return Group(prompt=prompt, rollouts=tuple(self._rollout(prompt, one) for one in output.outputs))
+
+    def _rollout(self, prompt: Prompt, completion: Any) -> Rollout:
+        token_ids = list(completion.token_ids)
+        logprobs = [step[token].logprob for step, token in zip(completion.logprobs, token_ids, strict=True)]
+        return as_rollout(
+            prompt,
+            text=self.family.decode(token_ids),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            stopped=completion.finish_reason == "stop",
+        )
+
+
+def _set_environment() -> None:
+    """What vLLM reads when it is imported. Values that are already set win."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it takes the learner's threads
