@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from grpo.groups import Group, ScoredGroup
+from rewards.runner import RewardTable
 
 
 def group_advantages(totals_PG: Tensor, *, scale: Literal["group_std", "none"], eps: float = 1e-4) -> Tensor:
@@ -29,3 +34,23 @@ def group_advantages(totals_PG: Tensor, *, scale: Literal["group_std", "none"], 
     lowest_P1 = totals_PG.nan_to_num(torch.inf).amin(dim=1, keepdim=True)
     advantages_PG = advantages_PG.masked_fill(highest_P1 <= lowest_P1, 0.0)
     return advantages_PG.masked_fill(~present_PG, torch.nan)
+
+
+def score_groups(
+    groups: Sequence[Group], tables: Sequence[RewardTable], *, scale: Literal["group_std", "none"]
+) -> list[ScoredGroup]:
+    """Groups with their rewards and advantages; a rollout without a total has no advantage."""
+    if not groups:
+        return []
+    totals = [[math.nan if total is None else total for total in table.totals] for table in tables]
+    # float64: the rewards come as Python floats, and equal totals must stay equal.
+    advantages = group_advantages(torch.tensor(totals, dtype=torch.float64), scale=scale).tolist()
+    return [
+        ScoredGroup(
+            group=group,
+            rewards=table.columns,
+            totals=table.totals,
+            advantages=tuple(None if math.isnan(value) else value for value in row),
+        )
+        for group, table, row in zip(groups, tables, advantages, strict=True)
+    ]

@@ -15,6 +15,9 @@ from typing import Any, Literal, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from grpo.media.sampling import MediaSettings
+from rewards.runner import RewardSpec
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -56,17 +59,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MediaConfig:
-    fps: float = 2.0
-    """Frames sampled per second of video."""
-    min_frames: int = 4
-    max_frames: int = 16
-    min_pixels: int = 128 * 28 * 28
-    """Per frame. One merged vision token covers 28 x 28 pixels of two frames."""
-    max_pixels: int = 256 * 28 * 28
-    """Per frame."""
-    total_pixels: int = int(128_000 * 28 * 28 * 0.9)
-    """Over a clip; an even share of it also bounds each frame (the rule of qwen-vl-utils)."""
+class MediaConfig(MediaSettings):
     cache_gib: float = 4.0
     """Decoded frames kept in memory, per process."""
     num_workers: int = 2
@@ -91,17 +84,6 @@ class RolloutConfig:
     max_gap: float | None = None
     """Stop when the mean difference between engine and learner log-probs in a step exceeds this. None:
     0.001 in fp32 and 0.1 in bf16, where the two run different kernels; 0: never stop."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardConfig:
-    fn: str | None = None
-    """A built-in name, `package.module:function` or `path/to/file.py:function`; None: the entry's own name."""
-    weight: float = 1.0
-    """0 keeps the reward's curve in the metrics."""
-    args: dict[str, Any] = field(default_factory=dict)
-    only_if: str | None = None
-    """Another reward's name: this one counts only where that one is above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +159,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     media: MediaConfig = field(default_factory=MediaConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    rewards: dict[str, RewardSpec] = field(default_factory=dict)
     advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -215,7 +197,6 @@ def validate(config: Config) -> None:
     """Raise ValueError with the key's name for values that no run could use."""
     positive = {
         "num_steps": config.num_steps,
-        "media.fps": config.media.fps,
         "media.num_workers": config.media.num_workers,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "rollout.temperature": config.rollout.temperature,
@@ -242,6 +223,33 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+FREE_TO_CHANGE = ("num_steps", "eval", "checkpoint", "log", "data.probe_clips", "data.eval", "media.num_workers")
+"""What a resumed run may set anew: nothing in here changes what has been learned so far."""
+
+
+def check_same_run(old: Path, config: Config) -> None:
+    """Raise ValueError if a run folder's config file differs in a key that would make it another run."""
+    before = _flat(OmegaConf.to_container(OmegaConf.load(old)))
+    now = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE):
+            raise ValueError(
+                f"run_dir: {old.parent} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
+                "choose another run_dir, or remove that folder"
+            )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys."""
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list):
+        pairs = enumerate(value)
+    else:
+        return {prefix: value}
+    return {k: v for name, part in pairs for k, v in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()}
+
+
 def _files(argv: Sequence[str]) -> list[Any]:
     paths = [Path(arg) for arg in argv if "=" not in arg]
     for path in paths:
@@ -254,5 +262,6 @@ def _overrides(argv: Sequence[str]) -> Any:
     return OmegaConf.from_dotlist([arg for arg in argv if "=" in arg])
 
 
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _one_line(error: OmegaConfBaseException) -> str:
+    first = str(error).splitlines()[0]
+    return f"{error.full_key}: {first}" if error.full_key and error.full_key not in first else first

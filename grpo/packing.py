@@ -17,7 +17,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from grpo.groups import Prompt, Rollout, ScoredGroup
+from grpo.groups import Prompt, Rollout, Sample, ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -154,6 +154,17 @@ def build_row(
             [value for rollout in rollouts for value in rollout.logprobs], dtype=torch.float32
         ),
     )
+
+
+def padding_row(token_id: int, *, positions: Callable[[Prompt], Tensor]) -> PackedRow:
+    """A row of three tokens without advantage, for a process that has fewer rows than another."""
+    sample = Sample(id="padding", question="", answer="", task="text", source="padding")
+    prompt = Prompt(sample=sample, clip=None, token_ids=(token_id, token_id), tags=())
+    rollout = Rollout(
+        sample=sample, clip=None, tags=(), text="", token_ids=(token_id,), logprobs=(0.0,), stopped=True
+    )
+    segment = Segment(prompt=prompt, rollouts=(rollout,), advantages=(0.0,))
+    return build_row([segment], positions=positions, vision_token_id=-1)
 
 
 def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment]:

@@ -82,7 +82,7 @@ class Policy(nn.Module):
         embeds_ND = self.model.get_input_embeddings()(input_ids_N)
         clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
         if not clips:
-            return embeds_ND
+            return embeds_ND + self._blank_vision_term()
         features_KD = self.vision_features(*self.family.pixels(clips))
         if len(features_KD) != len(row.vision_index_K):
             ids = ", ".join(prompt.sample.id for prompt in row.prompts)
@@ -96,6 +96,17 @@ class Policy(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
             features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
         return torch.cat(tuple(features.pooler_output))
+
+    def _blank_vision_term(self) -> Tensor:
+        """Zero, computed through the tower where it trains: with several processes, each must run the same
+        modules in a pass, or the gradient exchange waits for ever."""
+        if self.freeze_vision or not torch.is_grad_enabled():
+            return torch.zeros((), device=self.device)
+        config = self.family.config.vision_config
+        merge = config.spatial_merge_size
+        patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        features = self.vision_features(torch.zeros(merge**2, patch_size), torch.tensor([[1, merge, merge]]))
+        return 0.0 * features.sum()
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """The distribution that is sampled from, in fp32: suppressed tokens and temperature applied, (T, V)."""

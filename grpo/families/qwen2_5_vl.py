@@ -112,12 +112,12 @@ class Qwen25VL:
 
     def engine_video(self, clip: Clip) -> tuple[np.ndarray, dict[str, Any]]:
         """The clip as vLLM and transformers take it: frames, and metadata that says they are sampled already."""
-        return clip.frames_FHWC, {**self._metadata(clip), "do_sample_frames": False}
+        return clip.frames_FHWC.copy(), {**self._metadata(clip), "do_sample_frames": False}
 
     def pixels(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
         """Inputs of the vision tower: patches (K * merge**2, patch features) and grids (clips, 3)."""
         features = self.processor.video_processor(
-            videos=[clip.frames_FHWC for clip in clips],
+            videos=[clip.frames_FHWC.copy() for clip in clips],  # torch warns of read-only arrays
             video_metadata=[self._metadata(clip) for clip in clips],
             do_sample_frames=False,
             do_resize=False,

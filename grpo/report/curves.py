@@ -1,0 +1,48 @@
+"""The run in one picture: rewards over steps, and held-out scores over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+matplotlib.use("Agg")  # no screen needed
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Two panels from the rows of `metrics.jsonl`; held-out scores are dashed where sampled, solid where greedy."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for key in _keys(rows, prefix="rewards/", suffix="/mean"):
+        _line(left, rows, key, label=key.removeprefix("rewards/").removesuffix("/mean"))
+    _finish(left, "Rewards of the training rollouts", "mean reward")
+    for key in _keys(rows, prefix="eval/", suffix=""):
+        if key.endswith(("/length", "/lost")):
+            continue
+        style = "--" if "/sampled/" in key else "-"
+        _line(right, rows, key, label=key.removeprefix("eval/"), style=style, marker="o")
+    _finish(right, "Held-out questions", "mean score")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _keys(rows: Sequence[Mapping[str, Any]], *, prefix: str, suffix: str) -> list[str]:
+    return sorted({key for row in rows for key in row if key.startswith(prefix) and key.endswith(suffix)})
+
+
+def _line(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, *, label: str, style: str = "-", marker: str = ""
+) -> None:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    axes.plot(*zip(*points, strict=True), style, marker=marker, markersize=3, label=label)
+
+
+def _finish(axes: Axes, title: str, ylabel: str) -> None:
+    axes.set(title=title, xlabel="step", ylabel=ylabel, ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8)

