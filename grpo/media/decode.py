@@ -1,0 +1,324 @@
+"""From a video file to a `Clip`, with PyAV: the right frames, each decoded and resized once.
+
+First the file's packets are listed without decoding them: that gives every frame's time and the keyframes.
+The frames to sample are chosen from these times (`sampling.py`). Then each stretch of the file that holds
+one is decoded, from the keyframe before it to the last chosen frame in it. Any number of threads may do
+this at once: they share nothing but the read-only lists of times.
+
+A clip is right or it raises `MediaError`. There is no "nearest frame that could be read".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain, groupby
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from grpo.media import sampling
+from grpo.media.clip import Clip
+from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
+
+INDEXED_FORMATS = ("mp4", "matroska")
+"""Containers with an index, in which a seek lands on the keyframe that was asked for."""
+FORMATS_WITHOUT_TIMES = ("avi",)
+"""Containers that store an order of decoding, from which a packet's time can only be guessed."""
+
+
+class MediaError(ValueError):
+    """A clip that cannot be read: one line with the path and the reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FrameTable:
+    """When each frame of a file is shown, in order of presentation."""
+
+    pts: tuple[int, ...]
+    """In the stream's ticks."""
+    times_s: np.ndarray
+    """In seconds from the first frame."""
+    end_s: float
+    """When the last frame stops being shown."""
+    fps: float | None
+    """As the header has it."""
+    keyframes: np.ndarray
+    """Indices of the frames that decoding can start from, the first frame always among them."""
+    seek_pts: tuple[int, ...]
+    """For each keyframe, the time in ticks to seek to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One frame of a file as its packet describes it, in ticks."""
+
+    pts: int
+    duration: int
+    seek_pts: int
+    is_keyframe: bool
+
+
+def probe(path: str, *, start_s: float = 0.0) -> None:
+    """Raise MediaError unless the file opens as a video with at least one packet; decodes nothing.
+
+    A start behind the video's end is noticed where the header states a duration.
+    """
+    with _open_video(path) as (container, stream):
+        if next(_packets(container, stream), None) is None:
+            raise MediaError(f"{path}: the video stream holds no frames")
+        if stream.duration is not None and stream.time_base is not None:
+            _check_start(path, start_s, float(stream.duration * stream.time_base))
+
+
+def read_clip(
+    path: str,
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    settings: MediaSettings,
+    patches: PatchShape = QWEN2_5_VL,
+) -> Clip:
+    """The clip from start_s to end_s (None: to the file's end), sampled and resized.
+
+    Seconds count from the file's first frame. Raises MediaError.
+    """
+    table = frame_table(path)
+    _check_start(path, start_s, table.end_s)
+    clip_end_s = table.end_s if end_s is None else min(end_s, table.end_s)
+    with _blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
+        indices, sample_fps = _choose_frames(table, start_s, end_s, settings, patches)
+    return Clip(
+        path=path,
+        frames_FHWC=_read_frames(path, table, indices, settings, patches),
+        times_s=tuple(float(table.times_s[index]) - start_s for index in indices),
+        sample_fps=sample_fps,
+        duration_s=clip_end_s - start_s,
+    )
+
+
+def frame_table(path: str) -> FrameTable:
+    """The file's frames, remembered until the file changes: many clips may come from one long video."""
+    _check_exists(path)
+    stat = os.stat(path)
+    return _frame_table(path, stat.st_mtime_ns, stat.st_size)
+
+
+def resize(frame_HWC: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
+    """Bicubic with antialiasing, uint8 to uint8, to the same values as torchvision's for tensors."""
+    if frame_HWC.shape[:2] == (height_px, width_px):
+        return frame_HWC
+    frame_1CHW = torch.from_numpy(frame_HWC).permute(2, 0, 1).unsqueeze(0).float()
+    resized_1CHW = F.interpolate(frame_1CHW, size=(height_px, width_px), mode="bicubic", antialias=True)
+    # Bicubic overshoots at edges: without the clamp, 256 would become 0.
+    resized_CHW = resized_1CHW[0].clamp_(0, 255).round_().to(torch.uint8)
+    return resized_CHW.permute(1, 2, 0).numpy()
+
+
+@lru_cache(maxsize=256)
+def _frame_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
+    with _open_video(path) as (container, stream):
+        entries = _list_packets(path, container, stream)
+        assert stream.time_base is not None
+        seekable = any(name in container.format.name for name in INDEXED_FORMATS)
+        header_fps = float(stream.average_rate) if stream.average_rate else None
+        time_base = stream.time_base
+    if entries is None:
+        seekable = False
+        entries = _list_by_decoding(path)
+    if not entries:
+        raise MediaError(f"{path}: the video stream holds no frames")
+    return _tabulate(entries, time_base, header_fps, seekable)
+
+
+def _list_packets(path: str, container: InputContainer, stream: VideoStream) -> list[_Entry] | None:
+    """One entry for each frame that will be shown, without decoding; None where packets lack times."""
+    if container.format.name in FORMATS_WITHOUT_TIMES:
+        return None
+    entries = []
+    for packet in _packets(container, stream):
+        if packet.is_corrupt:
+            raise MediaError(f"{path}: the file is cut off or damaged after {len(entries)} frames")
+        if packet.pts is None:
+            return None
+        # An edit list can cut frames off at the start: they are decoded, but never shown.
+        if not packet.is_discard:
+            # The index of a file counts in decoding times; a seek to the presentation time could land on
+            # a keyframe that is decoded before and shown after.
+            seek_pts = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
+            entries.append(_Entry(packet.pts, packet.duration or 0, seek_pts, packet.is_keyframe))
+    return entries
+
+
+def _list_by_decoding(path: str) -> list[_Entry]:
+    """The same from the decoded frames: slow, and right where packets don't tell."""
+    entries = []
+    with _open_video(path) as (container, stream):
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                raise MediaError(f"{path}: frames without presentation times")
+            entries.append(_Entry(frame.pts, frame.duration or 0, frame.pts, False))
+    return entries
+
+
+def _tabulate(
+    entries: list[_Entry], time_base: Fraction, header_fps: float | None, seekable: bool
+) -> FrameTable:
+    shown = sorted({entry.pts: entry for entry in reversed(entries)}.values(), key=lambda entry: entry.pts)
+    first, last = shown[0], shown[-1]
+    duration = last.duration or (last.pts - first.pts) // max(len(shown) - 1, 1)
+    keyframes = [i for i, entry in enumerate(shown) if i == 0 or (seekable and entry.is_keyframe)]
+
+    def seconds(pts: int) -> float:
+        # One division of whole numbers: a frame at 10.01 s is at the same float as an annotated 10.01.
+        return (pts - first.pts) * time_base.numerator / time_base.denominator
+
+    return FrameTable(
+        pts=tuple(entry.pts for entry in shown),
+        times_s=np.array([seconds(entry.pts) for entry in shown]),
+        end_s=seconds(last.pts + duration),
+        fps=header_fps,
+        keyframes=np.array(keyframes),
+        seek_pts=tuple(shown[index].seek_pts for index in keyframes),
+    )
+
+
+def _choose_frames(
+    table: FrameTable, start_s: float, end_s: float | None, settings: MediaSettings, patches: PatchShape
+) -> tuple[list[int], float]:
+    """Indices of the frames to sample, and how many that is per second."""
+    first, last = sampling.frame_range(table.times_s, start_s, end_s)
+    num_frames = last - first + 1
+    if num_frames < 1:
+        raise ValueError("no frame is shown")
+    next_s = table.times_s[last + 1] if last + 1 < len(table.pts) else table.end_s
+    fps = sampling.clip_fps(num_frames, float(next_s - table.times_s[first]), table.fps)
+    num_sampled = sampling.num_sampled_frames(
+        num_frames, fps, settings, temporal_frames=patches.temporal_frames
+    )
+    indices = sampling.frame_indices(first, last, num_sampled)
+    return indices, sampling.sampled_fps(num_sampled, num_frames, fps)
+
+
+def _read_frames(
+    path: str, table: FrameTable, indices: Sequence[int], settings: MediaSettings, patches: PatchShape
+) -> np.ndarray:
+    """The frames at these indices, each resized as it comes: full-size frames would fill the memory."""
+    with _open_video(path) as (container, stream):
+        frames = (_upright_rgb(frame) for frame in _decode(path, container, stream, table, indices))
+        first_HWC = next(frames)
+        with _blamed_on(path, ValueError):
+            full_height, full_width, _ = first_HWC.shape
+            height, width = sampling.clip_frame_size(full_height, full_width, len(indices), settings, patches)
+        frames_FHWC = np.empty((len(indices), height, width, 3), np.uint8)
+        for slot, frame_HWC in enumerate(chain([first_HWC], frames)):
+            if frame_HWC.shape != first_HWC.shape:
+                raise MediaError(f"{path}: the frame size changes inside the clip")
+            frames_FHWC[slot] = resize(frame_HWC, height, width)
+    return frames_FHWC
+
+
+def _decode(
+    path: str, container: InputContainer, stream: VideoStream, table: FrameTable, indices: Sequence[int]
+) -> Iterator[av.VideoFrame]:
+    """The frames at these ascending indices, of a container just opened."""
+    stretches = np.searchsorted(table.keyframes, indices, side="right") - 1
+    for stretch, members in groupby(zip(stretches, indices, strict=True), key=lambda member: member[0]):
+        if stretch > 0:
+            container.seek(table.seek_pts[stretch], stream=stream)
+        start_pts = table.pts[table.keyframes[stretch]]
+        wanted = [table.pts[index] for _, index in members]
+        found = 0
+        for frame in _decode_until(path, container, stream, start_pts, wanted[-1]):
+            if frame.pts == wanted[found]:
+                yield frame
+                found += 1
+        if found < len(wanted):
+            time_s = float(table.times_s[table.pts.index(wanted[found])])
+            raise MediaError(f"{path}: the frame at {time_s:g} s could not be decoded")
+
+
+def _decode_until(
+    path: str, container: InputContainer, stream: VideoStream, start_pts: int, end_pts: int
+) -> Iterator[av.VideoFrame]:
+    """Frames from start_pts to end_pts, both included."""
+    for frame in container.decode(stream):
+        # Frames shown before the keyframe may need what lies before it, and come out damaged.
+        if frame.pts is None or frame.pts < start_pts:
+            continue
+        if frame.pts > end_pts:
+            return
+        if frame.is_corrupt:
+            raise MediaError(f"{path}: damaged data at {frame.time:g} s")
+        yield frame
+        if frame.pts == end_pts:
+            return
+
+
+def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """As a player shows it: phones and head cameras store how they were held as a rotation."""
+    frame_HWC = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(frame_HWC, round(frame.rotation / 90)))
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    # The last packet of PyAV's is empty: it tells a decoder to finish.
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+@contextmanager
+def _open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    _check_exists(path)
+    with (
+        _blamed_on(f"{path}: cannot be read as a video", FFmpegError),
+        # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
+        av.open(os.path.abspath(path), metadata_errors="replace") as container,
+    ):
+        stream = _video_stream(path, container)
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        # Clips are decoded side by side; threads of their own would only compete and hold more frames.
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _video_stream(path: str, container: InputContainer) -> VideoStream:
+    for stream in container.streams.video:
+        # The cover picture of a music file is a video stream of one frame.
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise MediaError(f"{path}: no decoder for its video stream")
+            return stream
+    raise MediaError(f"{path}: no video stream")
+
+
+@contextmanager
+def _blamed_on(where: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn these exceptions into a MediaError that says where."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except kinds as error:
+        raise MediaError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _check_exists(path: str) -> None:
+    if not os.path.isfile(path):
+        raise MediaError(f"{path}: no such file")
+
+
+def _check_start(path: str, start_s: float, end_s: float) -> None:
+    if start_s >= end_s > 0:
+        raise MediaError(f"{path}: the clip starts at {start_s:g} s, but the video ends at {end_s:g} s")

@@ -1,0 +1,145 @@
+"""Clips decoded ahead of their use by a pool of threads (PyAV and torch let go of Python's lock), and kept.
+
+What happens to the cache, and what is counted, depends on the order of `prefetch` and `get` calls alone and
+never on which thread finishes first, so that the same run counts the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+from grpo.groups import Sample
+from grpo.media.clip import Clip
+from grpo.media.decode import MediaError, read_clip
+from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
+
+_Key = tuple[str, float, float | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaCounters:
+    """What the loader has done; every `get` adds one to one of the first two, or raises."""
+
+    decoded: int = 0
+    """Clips handed over for the first time after they were decoded."""
+    cache_hits: int = 0
+    failed: int = 0
+    """Clips that could not be read, each counted once."""
+
+    def __sub__(self, earlier: MediaCounters) -> MediaCounters:
+        return MediaCounters(
+            decoded=self.decoded - earlier.decoded,
+            cache_hits=self.cache_hits - earlier.cache_hits,
+            failed=self.failed - earlier.failed,
+        )
+
+
+class ClipLoader:
+    """Gives each sample's clip, decoded at most once while it stays in the cache.
+
+    A clip is *pending* from the first time that it is asked for until `get` hands it over; then it counts
+    against cache_gib, and the clips handed over longest ago make room. Pending clips don't count: their
+    number is the caller's choice. Any thread may call.
+    """
+
+    def __init__(
+        self,
+        settings: MediaSettings,
+        *,
+        cache_gib: float,
+        num_workers: int,
+        patches: PatchShape = QWEN2_5_VL,
+    ) -> None:
+        self._settings = settings
+        self._patches = patches
+        self._max_bytes = int(cache_gib * 2**30)
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="clip")
+        self._lock = Lock()
+        self._pending: dict[_Key, Future[Clip]] = {}
+        self._cache: OrderedDict[_Key, Clip] = OrderedDict()
+        self._cached_bytes = 0
+        self._failures: dict[_Key, str] = {}
+        self._decoded = 0
+        self._cache_hits = 0
+
+    def prefetch(self, samples: Iterable[Sample]) -> None:
+        """Start to decode these samples' clips in the background, in this order."""
+        for sample in samples:
+            key = _key(sample)
+            with self._lock:
+                if key not in self._cache and key not in self._failures:
+                    self._request(key)
+
+    def get(self, sample: Sample) -> Clip:
+        """The sample's clip, waiting for it if need be; raises MediaError, the same one every time."""
+        key = _key(sample)
+        with self._lock:
+            if key in self._failures:
+                raise MediaError(self._failures[key])
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                self._cache_hits += 1
+                return self._cache[key]
+            future = self._request(key)
+        future.exception()  # waits; outside the lock, for the others
+        with self._lock:
+            return self._hand_over(key, future)
+
+    def counters(self) -> MediaCounters:
+        """Totals so far; a step's share is the difference of two of them."""
+        with self._lock:
+            return MediaCounters(
+                decoded=self._decoded, cache_hits=self._cache_hits, failed=len(self._failures)
+            )
+
+    def close(self) -> None:
+        """Drop what has not been started and wait for the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _request(self, key: _Key) -> Future[Clip]:
+        if key not in self._pending:
+            path, start_s, end_s = key
+            self._pending[key] = self._pool.submit(
+                read_clip,
+                path,
+                start_s=start_s,
+                end_s=end_s,
+                settings=self._settings,
+                patches=self._patches,
+            )
+        return self._pending[key]
+
+    def _hand_over(self, key: _Key, future: Future[Clip]) -> Clip:
+        """Settle a finished clip: the first of several who waited for it moves it into the cache."""
+        is_first = self._pending.get(key) is future
+        if is_first:
+            del self._pending[key]
+        try:
+            clip = future.result()
+        except MediaError as error:
+            self._failures[key] = str(error)
+            raise MediaError(str(error)) from error
+        if is_first:
+            self._decoded += 1
+            self._store(key, clip)
+        else:
+            self._cache_hits += 1
+        return clip
+
+    def _store(self, key: _Key, clip: Clip) -> None:
+        if clip.frames_FHWC.nbytes > self._max_bytes:
+            return
+        self._cache[key] = clip
+        self._cached_bytes += clip.frames_FHWC.nbytes
+        while self._cached_bytes > self._max_bytes:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.frames_FHWC.nbytes
+
+
+def _key(sample: Sample) -> _Key:
+    assert sample.video is not None, f"{sample.source}: a question without a video has no clip"
+    return sample.video, sample.start_s, sample.end_s

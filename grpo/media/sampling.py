@@ -1,0 +1,180 @@
+"""Which frames of a video the model sees, and how large: numbers in, numbers out, no video.
+
+The rules are those of qwen-vl-utils 0.0.14 (`smart_nframes`, `calculate_video_frame_range`, `smart_resize`,
+`fetch_video`), which the models were trained with. Two things differ: a range is found by the frames' own
+times, so that it is right for a variable frame rate too (for a constant one it is the same), and
+`max_pixels` may exceed the 768 tokens per frame that `fetch_video` stops at.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_ASPECT_RATIO = 200
+"""The longer side over the shorter; qwen-vl-utils refuses what lies beyond."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchShape:
+    """How a model family cuts video into tokens."""
+
+    patch_px: int = 14
+    merge: int = 2
+    """Patches along each side that become one token."""
+    temporal_frames: int = 2
+    """Frames that become one token in time."""
+
+    @property
+    def token_px(self) -> int:
+        """Side of the square that one token covers."""
+        return self.patch_px * self.merge
+
+
+QWEN2_5_VL = PatchShape()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaSettings:
+    """How clips are sampled and resized; the defaults are qwen-vl-utils' own, for tokens of 28x28 pixels."""
+
+    fps: float = 2.0
+    """Frames sampled per second of video, within min_frames and max_frames."""
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int = 128 * 28 * 28
+    """Of one frame after resizing."""
+    max_pixels: int = 768 * 28 * 28
+    """Of one frame after resizing."""
+    total_pixels: int = 90_316_800
+    """Of a clip: two frames, which share their tokens, may have this much, divided by half the frames.
+
+    90 % of 128,000 tokens of 28x28. It never presses a frame below 1.05 x min_pixels.
+    """
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"media.fps must be a positive number, not {self.fps}")
+        if self.max_frames < 2:
+            raise ValueError(f"media.max_frames must be at least 2, not {self.max_frames}")
+        if not 1 <= self.min_frames <= self.max_frames:
+            raise ValueError(
+                f"media.min_frames ({self.min_frames}) must be at least 1 and at most "
+                f"media.max_frames ({self.max_frames})"
+            )
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"media.min_pixels ({self.min_pixels}) must be at least 1 and at most "
+                f"media.max_pixels ({self.max_pixels})"
+            )
+        if self.total_pixels < 1:
+            raise ValueError(f"media.total_pixels must be positive, not {self.total_pixels}")
+
+
+def frame_range(times_s: np.ndarray, start_s: float, end_s: float | None) -> tuple[int, int]:
+    """First and last index of the frames that are shown from start_s up to and including end_s.
+
+    times_s: ascending times of a file's frames. A start behind the last frame or an end before the
+    start gives last < first.
+    """
+    first = int(np.searchsorted(times_s, start_s, side="left"))
+    last = len(times_s) - 1 if end_s is None else int(np.searchsorted(times_s, end_s, side="right")) - 1
+    return first, last
+
+
+def clip_fps(num_frames: int, span_s: float, file_fps: float | None) -> float:
+    """Frames per second of a clip: the file's rate, unless the clip's own frames contradict it.
+
+    span_s: from the first frame's start to the last frame's end. Containers round times (Matroska to the
+    millisecond), and the file's rate doesn't, so it is better by default. With a variable frame rate it
+    is an average over the file that can be far off inside the clip.
+    """
+    if file_fps and abs(num_frames - span_s * file_fps) <= 0.5:
+        return file_fps
+    return num_frames / span_s
+
+
+def num_sampled_frames(
+    num_frames: int, video_fps: float, settings: MediaSettings, *, temporal_frames: int = 2
+) -> int:
+    """How many of a clip's frames are sampled: a multiple of temporal_frames.
+
+    Raises ValueError where the clip, or max_frames, has too few frames for a single token in time.
+    """
+    min_frames = math.ceil(settings.min_frames / temporal_frames) * temporal_frames
+    max_frames = settings.max_frames // temporal_frames * temporal_frames
+    wanted = num_frames / video_fps * settings.fps
+    sampled = min(max(wanted, min_frames), max_frames, num_frames)
+    sampled = math.floor(sampled / temporal_frames) * temporal_frames
+    if sampled < temporal_frames:
+        raise ValueError(
+            f"at least {temporal_frames} frames are needed, the clip has {num_frames} "
+            f"and media.max_frames is {settings.max_frames}"
+        )
+    return sampled
+
+
+def frame_indices(first: int, last: int, num_sampled: int) -> list[int]:
+    """Indices spread evenly from first to last, both included, each rounded to the nearest frame."""
+    # torch's float32, because where an index falls halfway between two frames its rounding decides. Imported
+    # here, so that settings can be read without it.
+    import torch
+
+    return torch.linspace(first, last, num_sampled).round().long().tolist()
+
+
+def sampled_fps(num_sampled: int, num_frames: int, video_fps: float) -> float:
+    """Frames sampled per second of video."""
+    return num_sampled / num_frames * video_fps
+
+
+def frame_max_pixels(num_sampled: int, settings: MediaSettings) -> float:
+    """The pixels that one frame may have, given how many share the clip's total."""
+    share = settings.total_pixels / num_sampled * 2
+    return min(settings.max_pixels, max(share, int(settings.min_pixels * 1.05)))
+
+
+def resize_target(
+    height_px: int, width_px: int, *, factor_px: int, min_pixels: float, max_pixels: float
+) -> tuple[int, int]:
+    """Height and width, multiples of factor_px, with about the same shape and an area within the limits.
+
+    Raises ValueError where one side is more than 200 times the other.
+    """
+    ratio = max(height_px, width_px) / min(height_px, width_px)
+    if ratio > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"{width_px}x{height_px} pixels: one side is more than {MAX_ASPECT_RATIO} times the other"
+        )
+    sides = (height_px, width_px)
+    height, width = (max(factor_px, round(side / factor_px) * factor_px) for side in sides)
+    if height * width > max_pixels:
+        shrink = math.sqrt(height_px * width_px / max_pixels)
+        height, width = (math.floor(side / shrink / factor_px) * factor_px for side in sides)
+    elif height * width < min_pixels:
+        grow = math.sqrt(min_pixels / (height_px * width_px))
+        height, width = (math.ceil(side * grow / factor_px) * factor_px for side in sides)
+    return height, width
+
+
+def clip_frame_size(
+    height_px: int, width_px: int, num_sampled: int, settings: MediaSettings, patches: PatchShape
+) -> tuple[int, int]:
+    """Height and width that every frame of a clip is resized to.
+
+    Raises ValueError where a side would vanish: a frame too long and narrow for max_pixels.
+    """
+    height, width = resize_target(
+        height_px,
+        width_px,
+        factor_px=patches.token_px,
+        min_pixels=settings.min_pixels,
+        max_pixels=frame_max_pixels(num_sampled, settings),
+    )
+    if min(height, width) == 0:
+        raise ValueError(
+            f"{width_px}x{height_px} pixels don't fit into media.max_pixels={settings.max_pixels}"
+        )
+    return height, width
