@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from grpo.packing import pack, padding_row
 from grpo.policy import Policy
 from grpo.report.curves import draw_curves
 from grpo.rollout import Engine, Sampling
-from grpo.run_dir import RunDir, rollout_rows
+from grpo.run_dir import RunDir, read_rows, rollout_rows
 from grpo.tally import Tally
 from rewards.runner import RewardFailure, RewardSet
 
@@ -49,6 +50,7 @@ class GRPOTrainer:
             max_new_tokens=config.rollout.max_new_tokens,
             temperature=config.rollout.temperature,
         )
+        self.media_counters = feed.loader.counters()
         family = policy.family
         self.padding_row = padding_row(family.eos_ids[0], positions=family.positions)
 
@@ -109,6 +111,7 @@ class GRPOTrainer:
             with tally.timed("time/eval"):
                 lost = self.evaluator.run(self.engine, tally)
             self._write_failures(step, lost, [])
+        self._tally_media(tally)
         row = tally.reduced(lambda part: gather_object([part]))
         if self.accelerator.is_main_process and row:
             self.run_dir.append_metrics({"step": step, **row})
@@ -118,6 +121,12 @@ class GRPOTrainer:
             if evaluated := {key: value for key, value in row.items() if key.startswith("eval/")}:
                 bar.write(f"step {step}: " + summary(evaluated))
         self._check(step, row)
+
+    def _tally_media(self, tally: Tally) -> None:
+        counters = self.feed.loader.counters()
+        for key, count in asdict(counters - self.media_counters).items():
+            tally.add(f"media/{key}", count)
+        self.media_counters = counters
 
     def _record(
         self,
@@ -129,8 +138,6 @@ class GRPOTrainer:
     ) -> None:
         """The step's figures, its rollouts and what went wrong."""
         tally_groups(scored, tally)
-        for key, count in self.feed.loader.take_counters().items():
-            tally.add(f"media/{key}", count)
         tally.add("groups/lost", len(lost))
         num_scores = sum(len(group.totals) * len(group.rewards) for group in scored)
         tally.mean_of("rewards/error_frac", len(failures), num_scores)
@@ -191,8 +198,6 @@ class GRPOTrainer:
             )
 
     def _failures_of(self, step: int) -> list[dict[str, Any]]:
-        from grpo.run_dir import read_rows
-
         rows = read_rows(self.run_dir.failures_file)
         return [row for row in rows if row["step"] == step and row["kind"] == "reward"]
 

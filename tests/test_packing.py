@@ -1,0 +1,147 @@
+"""Packed rows against the plain thing: one forward per completion, with its prompt, through transformers."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from grpo.groups import ScoredGroup
+from grpo.packing import PackedRow, pack
+from grpo.policy import SUPPRESSED_BIAS, Policy
+from tests import tiny
+
+
+def packed(groups: list[ScoredGroup], tokens_per_row: int, drop_flat: bool = True) -> list[PackedRow]:
+    family = tiny.family()
+    return pack(
+        groups,
+        tokens_per_row=tokens_per_row,
+        positions=family.positions,
+        vision_token_id=family.vision_token_id,
+        drop_flat=drop_flat,
+    )
+
+
+def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ...], Tensor]:
+    """Log-probs of every completion, each from a forward of its own through the unpatched model."""
+    model, family = policy.model, tiny.family()
+    model.model.language_model.config._attn_implementation = "sdpa"
+    model.model.visual.config._attn_implementation = "sdpa"
+    result = {}
+    for scored in groups:
+        prompt = scored.group.prompt
+        for rollout in scored.group.rollouts:
+            ids = torch.tensor([[*prompt.token_ids, *rollout.token_ids]])
+            prompt_positions = family.positions(prompt)
+            after = prompt_positions.max() + 1 + torch.arange(len(rollout.token_ids))
+            positions = torch.cat([prompt_positions, after.expand(3, -1)], dim=1)[:, None]
+            pixels, grid = family.pixels([prompt.clip]) if prompt.clip is not None else (None, None)
+            logits = model(
+                input_ids=ids, position_ids=positions, pixel_values_videos=pixels, video_grid_thw=grid
+            ).logits[0, len(prompt.token_ids) - 1 : -1]
+            bias = torch.zeros(logits.shape[-1])
+            bias[list(family.suppressed_ids)] = SUPPRESSED_BIAS
+            logits = (logits + bias) / policy.temperature
+            result[prompt.token_ids + rollout.token_ids] = -torch.nn.functional.cross_entropy(
+                logits, torch.tensor(rollout.token_ids), reduction="none"
+            )
+    return result
+
+
+def by_completion(row: PackedRow, values_T: Tensor) -> dict[tuple[int, ...], Tensor]:
+    """A row's values, cut into completions and keyed by prompt and completion tokens."""
+    ids, result, start = row.input_ids_N.tolist(), {}, 0
+    while start < len(row.lengths_T):
+        length = int(row.lengths_T[start])
+        first_target = row.target_T[start : start + length].tolist()
+        last_of_prompt = int(row.source_T[start])
+        prompt = next(
+            p for p in row.prompts if tuple(ids[: last_of_prompt + 1][-len(p.token_ids) :]) == p.token_ids
+        )
+        result[(*prompt.token_ids, *first_target)] = values_T[start : start + length]
+        start += length
+    return result
+
+
+def gradient(policy: Policy) -> Tensor:
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    flat = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+    policy.zero_grad()
+    return flat
+
+
+@pytest.mark.parametrize("freeze_vision", [False, True])
+@pytest.mark.parametrize("tokens_per_row", [1, 600, 100_000], ids=["one completion", "some", "all groups"])
+def test_packed_log_probs_and_gradients_equal_one_forward_per_completion(
+    tokens_per_row: int, freeze_vision: bool
+) -> None:
+    groups = tiny.ragged_groups()
+    policy = tiny.policy(seed=1, temperature=0.8, freeze_vision=freeze_vision)
+    rows = packed(groups, tokens_per_row)
+    found: dict[tuple[int, ...], Tensor] = {}
+    for row in rows:
+        logps_T = policy(row).logps_T
+        (logps_T * row.advantages_T).sum().backward()
+        found.update(by_completion(row, logps_T.detach()))
+    found_gradient = gradient(policy)
+
+    expected = plain_logps(policy, groups)
+    assert found.keys() == expected.keys()
+    worst = max(float((found[key] - expected[key]).abs().max()) for key in expected)
+    assert worst < 1e-4
+    for scored in groups:
+        for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True):
+            (expected[scored.group.prompt.token_ids + rollout.token_ids] * advantage).sum().backward(
+                retain_graph=True
+            )
+    expected_gradient = gradient(policy)
+    assert float((found_gradient - expected_gradient).abs().max()) < 1e-4
+    assert float((found_gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    groups = tiny.ragged_groups()
+    gradients = []
+    for checkpointing in (False, True):
+        policy = tiny.policy(seed=1, gradient_checkpointing=checkpointing).train()
+        (row,) = packed(groups, 100_000)
+        scores = policy(row)
+        (scores.logps_T * row.advantages_T).sum().backward()
+        gradients.append(gradient(policy))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+
+
+def test_a_row_holds_each_prompt_once_and_no_padding() -> None:
+    groups = tiny.ragged_groups()
+    (row,) = packed(groups, 100_000)
+    prompts = sum(len(scored.group.prompt.token_ids) for scored in groups)
+    completions = sum(len(r.token_ids) for scored in groups for r in scored.group.rollouts)
+    assert len(row.input_ids_N) == prompts + completions
+    assert len(row.target_T) == completions
+
+
+def test_rows_keep_the_budget_unless_one_completion_exceeds_it() -> None:
+    rows = packed(tiny.ragged_groups(), 320)
+    alone = [len(row.prompts) == 1 and int(row.lengths_T[0]) == len(row.lengths_T) for row in rows]
+    assert all(len(row.input_ids_N) <= 320 or only for row, only in zip(rows, alone, strict=True))
+    assert len(rows) < len(tiny.ragged_groups()) + 2  # small groups share rows
+
+
+def test_flat_groups_and_abstentions_are_left_out() -> None:
+    flat, mixed = tiny.ragged_groups()[:2]
+    flat = ScoredGroup(group=flat.group, rewards={}, totals=(1.0,) * 4, advantages=(0.0,) * 4)
+    mixed = ScoredGroup(group=mixed.group, rewards={}, totals=(1.0, None, 0.0), advantages=(1.0, None, -1.0))
+    (row,) = packed([flat, mixed], 100_000)
+    assert [len(flat.group.rollouts), len(row.prompts)] == [4, 1]
+    assert sorted(set(row.lengths_T.tolist())) == [7, 20]  # not 3, which abstained
+    assert packed([flat], 100_000) == []
+    assert len(packed([flat, mixed], 100_000, drop_flat=False)[0].prompts) == 2
+
+
+def test_a_row_whose_features_and_pads_disagree_is_refused() -> None:
+    (row,) = packed(tiny.ragged_groups()[:1], 1000)
+    broken = PackedRow(
+        **{name: getattr(row, name) for name in row.__slots__ if name != "vision_index_K"},
+        vision_index_K=row.vision_index_K[:-1],
+    )
+    with pytest.raises(ValueError, match="31 vision tokens for 32 features in: s0"):
+        tiny.policy()(broken)
