@@ -1,0 +1,210 @@
+"""Tries a reward out, for its author: `python -m rewards.check my_rewards.py:fn target_tokens=32`.
+
+The reward is a file's (`my_rewards.py:fn`), a module's (`package.module:fn`) or a built-in
+(`accuracy`). Knobs are given as `key=value` and read as in a config; `column.key=value` adds a
+dataset column to the samples. Exit status 1 if something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from grpo.groups import Group
+from rewards import hostile
+from rewards.loading import required_columns
+from rewards.runner import Outcome, Reward, RewardFailure, RewardSpec, failures_in, load_reward, run
+
+LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
+CALLED = {
+    "rollout": "with one rollout at a time (@reward)",
+    "group": "with the rollouts of a sample (@group_reward)",
+    "columns": "as TRL calls rewards (no decorator)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the reward that the command line names and print what was found; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m rewards.check", description=__doc__)
+    parser.add_argument("fn", help="my_rewards.py:fn, package.module:fn or a built-in's name")
+    parser.add_argument("args", nargs="*", metavar="key=value", help="knobs; column.key=value for a column")
+    options = parser.parse_args(argv)
+    try:
+        args, columns = read_arguments(options.args)
+        reward = load_reward(options.fn.rpartition(":")[2], RewardSpec(fn=options.fn, args=args))
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    placeholders = dict.fromkeys(required_columns(reward.fn, reward.args), "B")
+    findings, tracebacks = check_reward(reward, hostile.groups(placeholders | columns))
+    print(f"{options.fn}, called {CALLED[reward.calling]}\n")
+    print(
+        "\n".join(f"{'ok   ' if each.ok else 'WRONG'}  {each.check:<20}  {each.detail}" for each in findings)
+    )
+    print("".join(f"\n{text}" for text in tracebacks), end="")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Knobs and dataset columns from `key=value`, read by what reads overrides of a config."""
+    if bad := [argument for argument in arguments if "=" not in argument]:
+        raise ValueError(f"{bad[0]!r} is not key=value")
+    columns = [argument for argument in arguments if argument.startswith("column.")]
+    knobs = [argument for argument in arguments if argument not in columns]
+    return read_dotlist(knobs), read_dotlist(columns).get("column", {})
+
+
+def read_dotlist(arguments: list[str]) -> dict[str, Any]:
+    try:
+        read = OmegaConf.to_container(OmegaConf.from_dotlist(arguments), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
+    return cast(dict[str, Any], read)
+
+
+def check_reward(reward: Reward, groups: Sequence[Group]) -> tuple[list[Finding], list[str]]:
+    """The table, and the traceback of the first failure if there is one."""
+    first, seconds = timed_run(reward, groups)
+    second = [run(reward, group) for group in groups]
+    backward = [run_permuted(reward, group, reversed_order) for group in groups]
+    shuffled = [run_permuted(reward, group, shuffled_order) for group in groups]
+    order = "ignores the others" if reward.calling == "rollout" else "follows the order"
+    findings = [
+        survival(groups, first),
+        sameness("deterministic", groups, first, [second]),
+        sameness(order, groups, first, [backward, shuffled]),
+        value_range(first),
+        Finding("time", True, time_per_call(seconds)),
+    ]
+    failures = [failure for outcomes in first for failure in failures_in(outcomes)]
+    return findings, [failure.traceback for failure in failures[:1]]
+
+
+def timed_run(reward: Reward, groups: Sequence[Group]) -> tuple[list[list[Outcome]], dict[str, float]]:
+    """Outcomes for each group, and how long each call took, by what was scored."""
+    outcomes, seconds = [], {}
+    for group in groups:
+        parts = [replace(group, rollouts=(each,)) for each in group.rollouts]
+        column = []
+        for part in parts if reward.calling == "rollout" else [group]:
+            start_s = time.perf_counter()
+            column += run(reward, part)
+            seconds[describe(part)] = time.perf_counter() - start_s
+        outcomes.append(
+            [
+                replace(each, rollout_index=g) if isinstance(each, RewardFailure) else each
+                for g, each in enumerate(column)
+            ]
+        )
+    return outcomes, seconds
+
+
+def run_permuted(reward: Reward, group: Group, order_of: Callable[[int], list[int]]) -> list[Outcome]:
+    """Outcomes of the group in another order, put back into the group's own."""
+    order = order_of(len(group.rollouts))
+    outcomes = run(reward, replace(group, rollouts=tuple(group.rollouts[g] for g in order)))
+    by_rollout = dict(zip(order, outcomes, strict=True))
+    return [by_rollout[g] for g in range(len(order))]
+
+
+def reversed_order(size: int) -> list[int]:
+    return list(reversed(range(size)))
+
+
+def shuffled_order(size: int) -> list[int]:
+    return random.Random(0).sample(range(size), size)
+
+
+def survival(groups: Sequence[Group], outcomes: Sequence[Sequence[Outcome]]) -> Finding:
+    """Whether every hostile completion got a finite number or None."""
+    failures = [
+        f"{describe_rollout(group, failure.rollout_index)}: {failure.summary}"
+        for group, column in zip(groups, outcomes, strict=True)
+        for failure in failures_in(column)
+    ]
+    num_calls = sum(len(column) for column in outcomes)
+    if not failures:
+        return Finding("hostile completions", True, f"{num_calls} rollouts, a finite number or None for each")
+    return Finding(
+        "hostile completions", False, f"{len(failures)} of {num_calls} rollouts failed, first {failures[0]}"
+    )
+
+
+def sameness(
+    check: str,
+    groups: Sequence[Group],
+    first: Sequence[Sequence[Outcome]],
+    others: Sequence[Sequence[Sequence[Outcome]]],
+) -> Finding:
+    """Whether every rollout got the same value again."""
+    for other in others:
+        for group, column, again in zip(groups, first, other, strict=True):
+            for index, (a, b) in enumerate(zip(column, again, strict=True)):
+                if not same(a, b):
+                    return Finding(
+                        check, False, f"{describe_rollout(group, index)}: {show(a)}, then {show(b)}"
+                    )
+    return Finding(
+        check, True, "the same values in any order" if len(others) > 1 else "the same values twice"
+    )
+
+
+def same(a: Outcome, b: Outcome) -> bool:
+    """Equal up to the rounding of a sum in another order; one failure is like another."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return type(a) is type(b)
+
+
+def value_range(outcomes: Sequence[Sequence[Outcome]]) -> Finding:
+    """Smallest and largest value; a reward without a single value checked nothing."""
+    flat = [each for column in outcomes for each in column]
+    values = [each for each in flat if isinstance(each, float)]
+    abstained = f"None for {flat.count(None)} of {len(flat)}"
+    if not values:
+        return Finding("range", False, f"no value at all, {abstained}")
+    note = ", the same everywhere: no signal here" if min(values) == max(values) else ""
+    return Finding("range", True, f"{min(values):g} to {max(values):g}{note}; {abstained}")
+
+
+def time_per_call(seconds: Mapping[str, float]) -> str:
+    slowest = max(seconds, key=lambda label: seconds[label])
+    mean_ms, max_ms = 1000 * sum(seconds.values()) / len(seconds), 1000 * seconds[slowest]
+    return f"{mean_ms:.2f} ms a call, at most {max_ms:.2f} ms ({slowest})"
+
+
+def describe(group: Group) -> str:
+    if len(group.rollouts) == 1:
+        return describe_rollout(group, 0)
+    return f"{len(group.rollouts)} rollouts of {group.prompt.sample.id}"
+
+
+def describe_rollout(group: Group, index: int) -> str:
+    return f"{LABELS[group.rollouts[index].text]!r} of {group.prompt.sample.id}"
+
+
+def show(outcome: Outcome) -> str:
+    return outcome.summary if isinstance(outcome, RewardFailure) else str(outcome)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The output tags and how completions are read: the only file that knows either.
+
+Reading never guesses: what is ambiguous (two answers, a cut tag, an unknown letter) reads as None.
+Every function takes time linear in the text, whatever the text; the patterns are possessive (`*+`)
+or bounded for that reason. Digits are ASCII, because `\\d` also matches foreign numerals.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import lru_cache
+from itertools import pairwise
+
+THINK = "think"
+KEYFRAMES = "keyframes"
+ANSWER = "answer"
+TAGS = (THINK, KEYFRAMES, ANSWER)
+
+# Bounded, as int() refuses more than 4,300 digits, float() makes inf of 400 and no clip lasts 30 years.
+_SECONDS = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_MOMENT = re.compile(rf"({_SECONDS})(?:\s*+-\s*+({_SECONDS}))?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,100}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
+_LETTER = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]|$))(.*)", re.DOTALL)
+
+
+def only_block(text: str, tag: str) -> str | None:
+    """Content of the text's one block of that tag, else None.
+
+    None as well where the tag occurs a second time, open, closed or misspelt (`<Answer>`,
+    `<answer x>`), or where another output tag lies inside the block.
+    """
+    markers = list(_marker_pattern((tag,)).finditer(text))
+    at = [index for index, marker in enumerate(markers) if marker[1].casefold() == tag.casefold()]
+    if len(at) != 2 or at[1] != at[0] + 1:
+        return None
+    opening, closing = markers[at[0]], markers[at[1]]
+    if (opening[0], closing[0]) != (f"<{tag}>", f"</{tag}>"):
+        return None
+    return text[opening.end() : closing.start()]
+
+
+def blocks_in_order(text: str, tags: Sequence[str]) -> tuple[str, ...] | None:
+    """Contents of the blocks if the text is exactly these blocks in this order, else None.
+
+    White space may stand around the blocks, nothing else; no block is blank; no output tag, well
+    written or misspelt, occurs anywhere else.
+    """
+    markers = list(_marker_pattern(tuple(tags)).finditer(text))
+    expected = [marker for tag in tags for marker in (f"<{tag}>", f"</{tag}>")]
+    if [marker[0] for marker in markers] != expected:
+        return None
+    edges = [0, *(edge for marker in markers for edge in marker.span()), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(edges)]
+    outside, inside = pieces[0::4], pieces[2::4]  # outside, <tag>, inside, </tag>, outside, ...
+    if any(piece.strip() for piece in outside) or any(is_blank(piece) for piece in inside):
+        return None
+    return tuple(inside)
+
+
+def is_blank(text: str) -> bool:
+    """Nothing to see in it: a zero-width space, which `strip` keeps, is nothing either."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
+
+
+def normalise(text: str) -> str:
+    """Text without what an answer may vary in: case and white space."""
+    return " ".join(text.casefold().split())
+
+
+def read_letter(content: str, options: Sequence[str]) -> str | None:
+    """Upper-case letter of the option that an answer names, else None.
+
+    Accepted are the letter (`B`, `b`, `(B)`, `B.`, `B:`, `B)`), the letter followed by that option's
+    own text (`B: a knife`), and the bare text of exactly one option. Where an option's text is itself
+    a letter, the letter is meant: that is what the prompt asks for. Without options any letter
+    counts.
+    """
+    content = content.strip()
+    letters = string.ascii_uppercase[: len(options)] if options else string.ascii_uppercase
+    named = _LETTER.fullmatch(content)
+    if named:
+        letter, text = (named[1] or named[2]).upper(), named[3]
+        own_text = options[letters.index(letter)] if options and letter in letters else ""
+        if letter in letters and normalise(text) in ("", normalise(own_text)):
+            return letter
+    matches = [letter for letter, option in zip(letters, options) if normalise(option) == normalise(content)]
+    return matches[0] if len(matches) == 1 else None
+
+
+def read_number(content: str) -> Decimal | None:
+    """The number that the whole content is, in plain decimal notation, else None."""
+    content = content.strip()
+    return Decimal(content) if _NUMBER.fullmatch(content) else None
+
+
+def read_moments(content: str) -> list[tuple[float, float]] | None:
+    """Cited moments as spans (start, end) in seconds; None unless every one of them is readable.
+
+    Comma separated, each a number (`3.5`) or a span (`3.0-4.5`) that does not end before it starts. A
+    number is a span of no length.
+    """
+    matches = [_MOMENT.fullmatch(part.strip()) for part in content.split(",")]
+    if not all(matches):
+        return None
+    spans = [(float(match[1]), float(match[2] or match[1])) for match in matches if match]
+    return spans if all(start <= end for start, end in spans) else None
+
+
+@lru_cache
+def _marker_pattern(tags: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches the opening and closing marks of all output tags, misspelt ones too; group 1 is the name."""
+    names = "|".join(re.escape(tag) for tag in sorted({*TAGS, *tags}))
+    return re.compile(rf"<\s*+/?\s*+({names})\b[^<>]*+>", re.IGNORECASE)
