@@ -102,6 +102,8 @@ class LossConfig:
     """Upper clip of the probability ratio; larger than `epsilon`: asymmetric, as in DAPO."""
     beta: float = 0.0
     """Weight of the KL divergence to the frozen start; 0 loads no second copy of the model."""
+    use_bias_correction_kl: bool = True
+    """Multiply the KL estimate by the probability ratio, which makes its gradient unbiased."""
 
 
 @dataclass(frozen=True, kw_only=True)

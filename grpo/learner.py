@@ -99,7 +99,8 @@ class Learner:
         if self.reference is not None:
             with torch.no_grad():
                 reference_logps_T = self.reference(row).logps_T
-            divergence_T = kl_T(logps_T, reference_logps_T)
+            behind_T = old_logps_T if self.loss.use_bias_correction_kl else None
+            divergence_T = kl_T(logps_T, reference_logps_T, behind_T)
             loss_T = loss_T + self.loss.beta * divergence_T
             tally.mean_of("policy/kl", divergence_T.sum().item(), len(divergence_T))
         weights_T = token_weights_T(

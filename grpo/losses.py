@@ -31,10 +31,16 @@ def clipped_T(
     return low_T | ((ratio_T > 1 + epsilon_high) & (advantages_T > 0))
 
 
-def kl_T(logps_T: Tensor, reference_logps_T: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference) per token, never negative (http://joschu.net/blog/kl-approx.html)."""
+def kl_T(logps_T: Tensor, reference_logps_T: Tensor, old_logps_T: Tensor | None = None) -> Tensor:
+    """The k3 estimate of KL(policy || reference) per token, never negative (http://joschu.net/blog/kl-approx.html).
+
+    old_logps_T: what the tokens were sampled with. Given, the estimate is multiplied by the probability
+    ratio, whose gradient makes the estimate's gradient unbiased, also on-policy where the ratio is 1
+    (DeepSeek-V3.2, arXiv 2512.02556).
+    """
     difference_T = reference_logps_T - logps_T
-    return torch.exp(difference_T) - difference_T - 1
+    divergence_T = torch.exp(difference_T) - difference_T - 1
+    return divergence_T if old_logps_T is None else divergence_T * torch.exp(logps_T - old_logps_T)
 
 
 def token_weights_T(

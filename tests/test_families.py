@@ -43,7 +43,9 @@ def vllm_positions(with_clip: Clip, token_ids: tuple[int, ...], dtype: torch.dty
         },
     )
     model = SimpleNamespace(config=family.config)
-    model.iter_mm_grid_thw = lambda found: qwen.Qwen2_5_VLForConditionalGeneration.iter_mm_grid_thw(model, found)
+    model.iter_mm_grid_thw = lambda found: qwen.Qwen2_5_VLForConditionalGeneration.iter_mm_grid_thw(
+        model, found
+    )
     get = qwen.Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions
     return get(model, list(token_ids), [feature])[0]
 

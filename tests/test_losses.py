@@ -49,7 +49,13 @@ def text_groups() -> list[ScoredGroup]:
 
 
 def our_loss(
-    groups: list[ScoredGroup], old_B: list[Tensor] | None, reference: Policy, *, loss_type: str, beta: float
+    groups: list[ScoredGroup],
+    old_B: list[Tensor] | None,
+    reference: Policy,
+    *,
+    loss_type: str,
+    beta: float,
+    correct_kl: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss of one packed row, and its gradient."""
     policy = tiny.policy(seed=1)
@@ -63,7 +69,8 @@ def our_loss(
     logps_T = policy(row).logps_T
     old_T = torch.cat(old_B) if old_B is not None else logps_T.detach()
     loss_T = clipped_loss_T(logps_T, old_T, row.advantages_T, epsilon=0.2, epsilon_high=0.28)
-    loss_T = loss_T + beta * kl_T(logps_T, reference(row).logps_T.detach())
+    behind_T = old_T if correct_kl else None
+    loss_T = loss_T + beta * kl_T(logps_T, reference(row).logps_T.detach(), behind_T)
     lengths = [len(r.token_ids) for scored in groups for r in scored.group.rollouts]
     weights_T = token_weights_T(
         row.lengths_T,
@@ -84,6 +91,7 @@ def trl_loss(
     *,
     loss_type: str,
     beta: float,
+    correct_kl: bool,
 ) -> tuple[Tensor, Tensor]:
     """The same from trl's GRPOTrainer, with one padded row per completion."""
     model = tiny.policy(seed=1).model
@@ -93,6 +101,7 @@ def trl_loss(
         output_dir=str(tmp_path),
         loss_type=loss_type,
         beta=beta,
+        use_bias_correction_kl=correct_kl,
         epsilon=0.2,
         epsilon_high=0.28,
         num_generations=3,
@@ -146,13 +155,17 @@ def language_gradient(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("with_old", [False, True])
-@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize(("beta", "correct_kl"), [(0.0, False), (0.04, False), (0.04, True)])
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_loss_and_gradient_equal_trls(loss_type: str, beta: float, with_old: bool, tmp_path: Path) -> None:
+def test_loss_and_gradient_equal_trls(
+    loss_type: str, beta: float, correct_kl: bool, with_old: bool, tmp_path: Path
+) -> None:
     groups = text_groups()
     groups.sort(key=lambda scored: len(scored.group.prompt.token_ids))  # the order of a packed row
     lengths = [len(r.token_ids) for scored in groups for r in scored.group.rollouts]
-    reference = tiny.policy(seed=2)
+    reference = tiny.policy(seed=1)
+    with torch.no_grad():  # near enough that exp(difference) does not blow up fp32's rounding
+        reference.model.lm_head.weight *= 1.02
     reference.model.lm_head.register_forward_hook(suppress)
     (row,) = pack(
         groups,
@@ -164,9 +177,9 @@ def test_loss_and_gradient_equal_trls(loss_type: str, beta: float, with_old: boo
     noise_T = 0.5 * torch.randn(len(start_T), generator=torch.Generator().manual_seed(0))
     old_B = list((start_T + noise_T).split(lengths)) if with_old else None
     reference_B = list(reference(row).logps_T.detach().split(lengths))
-    loss, gradient = our_loss(groups, old_B, reference, loss_type=loss_type, beta=beta)
+    loss, gradient = our_loss(groups, old_B, reference, loss_type=loss_type, beta=beta, correct_kl=correct_kl)
     expected, expected_gradient = trl_loss(
-        groups, old_B, reference_B, tmp_path, loss_type=loss_type, beta=beta
+        groups, old_B, reference_B, tmp_path, loss_type=loss_type, beta=beta, correct_kl=correct_kl
     )
     assert float(loss) == pytest.approx(float(expected), abs=1e-5)  # fp32; log-probs differ by 1e-6
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-4

@@ -1,0 +1,138 @@
+"""Shared-prefix rows against one forward and backward per completion, in the same process.
+
+    python tests/benchmarks/learner.py [--prompt 2100] [--group-size 8] [--completion 128] [--rounds 3]
+
+Prints JSON: seconds and peak memory of both, their ratio, and the ratio that counting tokens allows. The model
+is a random Qwen2.5-VL of 6 layers, hidden size 256, built from the shipped policy's config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
+from grpo.media.clip import Clip
+from grpo.packing import PackedRow, pack
+from grpo.policy import Policy
+from tests import tiny
+
+
+def bench_policy() -> Policy:
+    """6 layers, hidden size 256, vision tower trained: the size at which the layout was designed."""
+    family = tiny.family()
+    config = family.config.__class__.from_dict(family.config.to_dict())
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 256, 768, 6
+    text.num_attention_heads, text.num_key_value_heads = 8, 4
+    text.layer_types = ["full_attention"] * 6
+    config.vision_config.out_hidden_size = 256
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    return Policy(model, replace(family, config=config), temperature=1.0).train()
+
+
+def bench_group(policy: Policy, prompt_tokens: int, group_size: int, completion_tokens: int) -> ScoredGroup:
+    """A group whose prompt is a clip of 16 x 16 patches a frame, with text up to the wanted length."""
+    rng = np.random.default_rng(0)
+    num_frames = 2 * max(1, (prompt_tokens - 40) // 64)
+    frames = rng.integers(0, 256, (num_frames, 224, 224, 3), dtype=np.uint8)
+    times = tuple(i / 2 for i in range(num_frames))
+    clip = Clip(path="noise", frames_FHWC=frames, times_s=times, sample_fps=2.0, duration_s=num_frames / 2)
+    sample = Sample(id="bench", question="Q", answer="A", task="text", source="bench")
+    prompt = policy.family.render(sample, clip, template="{question}", option="", tags=())
+    filler = tuple(rng.integers(0, 300, prompt_tokens - len(prompt.token_ids)).tolist())
+    prompt = Prompt(sample=sample, clip=clip, token_ids=prompt.token_ids + filler, tags=())
+    rollouts = tuple(
+        Rollout(
+            sample=sample,
+            clip=clip,
+            tags=(),
+            text="",
+            token_ids=tuple(rng.integers(0, 300, completion_tokens).tolist()),
+            logprobs=(0.0,) * completion_tokens,
+            stopped=True,
+        )
+        for _ in range(group_size)
+    )
+    advantages = tuple(rng.normal(size=group_size).tolist())
+    return ScoredGroup(
+        group=Group(prompt=prompt, rollouts=rollouts), rewards={}, totals=advantages, advantages=advantages
+    )
+
+
+def rows_of(policy: Policy, group: ScoredGroup, *, shared: bool) -> list[PackedRow]:
+    """One row for the group, or a row of its own for every completion."""
+    return pack(
+        [group],
+        tokens_per_row=10**9 if shared else 1,
+        positions=policy.family.positions,
+        vision_token_id=policy.family.vision_token_id,
+    )
+
+
+def seconds(policy: Policy, rows: list[PackedRow]) -> float:
+    """Forward and backward of some rows."""
+    start = perf_counter()
+    for row in rows:
+        (policy(row).logps_T * row.advantages_T).sum().backward()
+    policy.zero_grad()
+    return perf_counter() - start
+
+
+def peak_mib(shared: bool, prompt: int, group_size: int, completion: int) -> float:
+    """Peak resident memory of one pass, above what the process had before; in a process of its own."""
+    policy = bench_policy()
+    rows = rows_of(policy, bench_group(policy, prompt, group_size, completion), shared=shared)
+    before = resident_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew (Linux)
+    seconds(policy, rows)
+    return (resident_kib("VmHWM") - before) / 1024
+
+
+def resident_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompt", type=int, default=2100)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--completion", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    sizes = (args.prompt, args.group_size, args.completion)
+    policy = bench_policy()
+    group = bench_group(policy, *sizes)
+    shared, separate = (rows_of(policy, group, shared=flag) for flag in (True, False))
+    pairs = [(seconds(policy, separate), seconds(policy, shared)) for _ in range(args.rounds + 1)][1:]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        peak_shared, peak_separate = pool.starmap(peak_mib, [(True, *sizes), (False, *sizes)], chunksize=1)
+    tokens = [sum(len(row.input_ids_N) for row in rows) for rows in (separate, shared)]
+    result = {
+        "prompt_tokens": args.prompt,
+        "group_size": args.group_size,
+        "completion_tokens": args.completion,
+        "separate_s": min(pair[0] for pair in pairs),
+        "shared_s": min(pair[1] for pair in pairs),
+        "speedup": float(np.median([a / b for a, b in pairs])),
+        "token_ratio": tokens[0] / tokens[1],
+        "separate_peak_mib": peak_separate,
+        "shared_peak_mib": peak_shared,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
