@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Protocol
 
 from grpo.data.check import check_media
@@ -14,7 +15,17 @@ __all__ = ["READERS", "check_media", "load_samples"]
 
 Reader = Callable[[str, str | None], list[Sample]]
 
-READERS: dict[str, Reader] = {"jsonl": read_jsonl}
+
+
+def read_synthetic(path: str, media_root: str | None) -> list[Sample]:
+    """The demo's clips (512 to train on, 200 held out), rendered into the file's folder on first use."""
+    from grpo.data.synthetic import write_dataset  # late: only the demo renders
+
+    write_dataset(Path(path).parent, num_train=512, num_heldout=200, seed=0)
+    return read_jsonl(path, media_root)
+
+
+READERS: dict[str, Reader] = {"jsonl": read_jsonl, "synthetic": read_synthetic}
 
 
 class Dataset(Protocol):
