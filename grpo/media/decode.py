@@ -11,6 +11,7 @@ A clip is right or it raises `MediaError`. There is no "nearest frame that could
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class FrameTable:
     """Indices of the frames that decoding can start from, the first frame always among them."""
     seek_pts: tuple[int, ...]
     """For each keyframe, the time in ticks to seek to."""
+    is_timed: bool
+    """False where frames carry no times: then ticks are their numbers in the order of decoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +132,19 @@ def resize(frame_HWC: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
 def _frame_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
     with _open_video(path) as (container, stream):
         entries = _list_packets(path, container, stream)
-        assert stream.time_base is not None
         seekable = any(name in container.format.name for name in INDEXED_FORMATS)
-        header_fps = float(stream.average_rate) if stream.average_rate else None
-        time_base = stream.time_base
+        rate, time_base = stream.average_rate, stream.time_base
+    is_timed = entries is not None
     if entries is None:
-        seekable = False
-        entries = _list_by_decoding(path)
+        if not rate:
+            raise MediaError(f"{path}: neither its frames nor its header tell when frames are shown")
+        entries, time_base = _count_frames(path), 1 / rate
     if not entries:
         raise MediaError(f"{path}: the video stream holds no frames")
-    return _tabulate(entries, time_base, header_fps, seekable)
+    assert time_base is not None
+    return _tabulate(
+        entries, time_base, float(rate) if rate else None, seekable=seekable and is_timed, is_timed=is_timed
+    )
 
 
 def _list_packets(path: str, container: InputContainer, stream: VideoStream) -> list[_Entry] | None:
@@ -160,19 +166,14 @@ def _list_packets(path: str, container: InputContainer, stream: VideoStream) -> 
     return entries
 
 
-def _list_by_decoding(path: str) -> list[_Entry]:
-    """The same from the decoded frames: slow, and right where packets don't tell."""
-    entries = []
+def _count_frames(path: str) -> list[_Entry]:
+    """One entry for each decoded frame, timed by its number: slow, and right where packets don't tell."""
     with _open_video(path) as (container, stream):
-        for frame in container.decode(stream):
-            if frame.pts is None:
-                raise MediaError(f"{path}: frames without presentation times")
-            entries.append(_Entry(frame.pts, frame.duration or 0, frame.pts, False))
-    return entries
+        return [_Entry(number, 1, number, False) for number, _ in enumerate(container.decode(stream))]
 
 
 def _tabulate(
-    entries: list[_Entry], time_base: Fraction, header_fps: float | None, seekable: bool
+    entries: list[_Entry], time_base: Fraction, fps: float | None, *, seekable: bool, is_timed: bool
 ) -> FrameTable:
     shown = sorted({entry.pts: entry for entry in reversed(entries)}.values(), key=lambda entry: entry.pts)
     first, last = shown[0], shown[-1]
@@ -187,9 +188,10 @@ def _tabulate(
         pts=tuple(entry.pts for entry in shown),
         times_s=np.array([seconds(entry.pts) for entry in shown]),
         end_s=seconds(last.pts + duration),
-        fps=header_fps,
+        fps=fps,
         keyframes=np.array(keyframes),
         seek_pts=tuple(shown[index].seek_pts for index in keyframes),
+        is_timed=is_timed,
     )
 
 
@@ -239,8 +241,8 @@ def _decode(
         start_pts = table.pts[table.keyframes[stretch]]
         wanted = [table.pts[index] for _, index in members]
         found = 0
-        for frame in _decode_until(path, container, stream, start_pts, wanted[-1]):
-            if frame.pts == wanted[found]:
+        for pts, frame in _decode_until(path, container, stream, table, start_pts, wanted[-1]):
+            if pts == wanted[found]:
                 yield frame
                 found += 1
         if found < len(wanted):
@@ -249,19 +251,21 @@ def _decode(
 
 
 def _decode_until(
-    path: str, container: InputContainer, stream: VideoStream, start_pts: int, end_pts: int
-) -> Iterator[av.VideoFrame]:
-    """Frames from start_pts to end_pts, both included."""
-    for frame in container.decode(stream):
+    path: str, container: InputContainer, stream: VideoStream, table: FrameTable, start_pts: int, end_pts: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames from start_pts to end_pts, both included, with their pts."""
+    for number, frame in enumerate(container.decode(stream)):
+        pts = frame.pts if table.is_timed else number
         # Frames shown before the keyframe may need what lies before it, and come out damaged.
-        if frame.pts is None or frame.pts < start_pts:
+        if pts is None or pts < start_pts:
             continue
-        if frame.pts > end_pts:
+        if pts > end_pts:
             return
         if frame.is_corrupt:
-            raise MediaError(f"{path}: damaged data at {frame.time:g} s")
-        yield frame
-        if frame.pts == end_pts:
+            time_s = float(table.times_s[bisect_left(table.pts, pts, hi=len(table.pts) - 1)])
+            raise MediaError(f"{path}: damaged data at {time_s:g} s")
+        yield pts, frame
+        if pts == end_pts:
             return
 
 
