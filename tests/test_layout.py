@@ -1,0 +1,115 @@
+"""The rules of the repository's layout that a file can break without anybody noticing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAX_FILE_LINES = 420
+MAX_FUNCTION_LINES = 60
+OWN_PACKAGES = {"grpo", "rewards", "tests", "launch", "configs"}
+
+# Folders that are there on some machines only: /usr, /etc, /dev, /proc and /tmp are on all. What precedes the
+# slash tells such a path from a relative one, a URL or a variable's.
+FOREIGN_PATH = re.compile(r"(?<![\w.:/~}\-])/(?:home|Users|root|mnt|work|workspace|data|opt|scratch)/[\w.\-]")
+OUTSIDE_PATH = re.compile(r"(?<![\w./])\.\./shared\b")
+
+
+def repository_files() -> list[Path]:
+    """Files that git has, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def text_of(path: Path) -> str | None:
+    """The file's text; None for a binary file."""
+    content = path.read_bytes()
+    if b"\0" in content:
+        return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def importable_names(folder: Path) -> set[str]:
+    """Names that `import NAME` finds when the folder is on the path."""
+    modules = {path.stem for path in folder.glob("*.py")}
+    packages = {path.name for path in folder.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    return modules | packages - {"__pycache__"}
+
+
+def foreign_paths(text: str) -> list[str]:
+    return [match.group() for pattern in (FOREIGN_PATH, OUTSIDE_PATH) for match in pattern.finditer(text)]
+
+
+def test_no_file_in_grpo_hides_another_module():
+    """`accelerate launch grpo/train.py` puts grpo/ first on the path of every import."""
+    installed = set(packages_distributions()) - OWN_PACKAGES
+    own = importable_names(ROOT / "grpo") - {"__init__"}
+    assert own & (installed | sys.stdlib_module_names) == set()
+
+
+def test_no_file_names_a_path_outside_the_repository():
+    found = {
+        str(path.relative_to(ROOT)): foreign_paths(text)
+        for path in repository_files()
+        if path != Path(__file__) and (text := text_of(path)) and foreign_paths(text)
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["'/home/me/clips'", "--path /data/ego4d", "cd /work/x", "see ../shared/design"]
+)
+def test_a_path_of_one_machine_is_noticed(text):
+    assert foreign_paths(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#!/usr/bin/env bash",
+        "https://host.org/data/x",
+        "grpo/data/x",
+        "../data/x",
+        "{root}/data/x",
+        "a /data and",
+    ],
+)
+def test_a_path_that_means_the_same_everywhere_passes(text):
+    assert not foreign_paths(text)
+
+
+def test_no_source_file_is_longer_than_a_reader_can_hold():
+    suffixes = {".py", ".sh", ".yaml", ".toml"}
+    lengths = {
+        str(path.relative_to(ROOT)): len((text_of(path) or "").splitlines())
+        for path in repository_files()
+        if path.suffix in suffixes
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = {
+        f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
+        for path in repository_files()
+        if path.suffix == ".py"
+        for function in functions(ast.parse(path.read_text()))
+        if (function.end_lineno or 0) - function.lineno >= MAX_FUNCTION_LINES
+    }
+    assert long == set()
