@@ -16,6 +16,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grpo.media.sampling import MediaSettings
+from rewards.parsing import TAGS
 from rewards.runner import RewardSpec
 
 
@@ -212,6 +213,8 @@ def validate(config: Config) -> None:
             raise ValueError(f"config: {key} must be above 0, not {value}")
     if config.rollout.group_size < 2:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
+    if unknown := sorted(set(config.tags) - set(TAGS)):
+        raise ValueError(f"config: prompt.tags: no tag {unknown[0]!r}; there are {', '.join(TAGS)}")
     if not config.data.train:
         raise ValueError("config: data.train lists no dataset")
     if not config.rewards:
@@ -225,7 +228,15 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-FREE_TO_CHANGE = ("num_steps", "eval", "checkpoint", "log", "data.probe_clips", "data.eval", "media.num_workers")
+FREE_TO_CHANGE = (
+    "num_steps",
+    "eval",
+    "checkpoint",
+    "log",
+    "data.probe_clips",
+    "data.eval",
+    "media.num_workers",
+)
 """What a resumed run may set anew: nothing in here changes what has been learned so far."""
 
 
@@ -245,11 +256,15 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """A nested config as dotted keys."""
     if isinstance(value, dict):
         pairs = value.items()
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         pairs = enumerate(value)
     else:
         return {prefix: value}
-    return {k: v for name, part in pairs for k, v in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {
+        k: v
+        for name, part in pairs
+        for k, v in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
 
 
 def _files(argv: Sequence[str]) -> list[Any]:

@@ -84,7 +84,11 @@ class Feed:
 
 
 def make_batch(
-    samples: Sequence[Sample], seeds: Sequence[int], loader: ClipLoader, render: Render, max_prompt_tokens: int
+    samples: Sequence[Sample],
+    seeds: Sequence[int],
+    loader: ClipLoader,
+    render: Render,
+    max_prompt_tokens: int,
 ) -> Batch:
     """Prompts of samples. One that can't be decoded, rendered or is too long is lost, never replaced."""
     kept: list[tuple[Prompt, int]] = []

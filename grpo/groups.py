@@ -82,8 +82,8 @@ class Group:
 class ScoredGroup:
     """A group with its rewards, their weighted sum and the advantages, one value per rollout.
 
-    None is an abstention: a reward that failed on that rollout. Such a rollout has no total and no
-    advantage, and takes no part in the update.
+    In `rewards`, None is a reward that did not apply or that failed. In `totals`, None is a rollout on which a
+    reward failed: it has no advantage and takes no part in the update.
     """
 
     group: Group

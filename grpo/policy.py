@@ -7,7 +7,7 @@ only where a completion token is predicted, in chunks, so that no logits of a pr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +44,16 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # its submodules are typed as "module or tensor" otherwise
         self.family = family
         self.temperature = temperature
         self.freeze_vision = freeze_vision
-        model.model.language_model.config._attn_implementation = SHARED_PREFIX
-        model.model.visual.config._attn_implementation = VISION_CHUNKS
+        self.model.model.language_model.config._attn_implementation = SHARED_PREFIX
+        self.model.model.visual.config._attn_implementation = VISION_CHUNKS
         if freeze_vision:
-            model.model.visual.requires_grad_(False)
+            self.model.model.visual.requires_grad_(False)
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,8 @@ and the data is found out here, in the order of how cheap it is to find, before 
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers.utils import logging as transformers_logging
 
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.data import check_media, load_samples
@@ -32,6 +35,7 @@ from rewards.runner import RewardSet, load_rewards
 
 
 def main(argv: Sequence[str]) -> None:
+    quiet_libraries()
     try:
         trainer = prepare(load_config(argv))
     except (ValueError, FileNotFoundError) as error:
@@ -45,6 +49,14 @@ def main(argv: Sequence[str]) -> None:
     trainer.accelerator.end_training()
 
 
+def quiet_libraries() -> None:
+    """Silence bars and warnings that say nothing about the run; tied embeddings are meant to be shared."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def prepare(config: Config) -> GRPOTrainer:
     """Everything up to the first step. ValueError or FileNotFoundError in one line for a user's mistake."""
     run_dir = RunDir(config.run_dir)
@@ -52,17 +64,17 @@ def prepare(config: Config) -> GRPOTrainer:
         check_same_run(run_dir.config_file, config)
     family = load_family(config.model.path)
     rewards = load_rewards(config.rewards)
-    rewards.probe()
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     with accelerator.main_process_first():  # a reader may render its clips on first use
         train, held_out = read_data(config)
+    rewards.probe(train[:2])  # of the data, since rewards may read its columns
     if accelerator.is_main_process:
         run_dir.open(to_yaml(config), manifest(config, accelerator))
     set_seed(config.seed)
     if torch.cuda.is_available():
         family = replace(family, engine_dtype=torch.bfloat16)
-    policy = load_policy(config, family)
-    reference = load_policy(config, family) if config.loss.beta else None
+    policy = load_policy(config, family, torch.float32)
+    reference = load_policy(config, family, family.engine_dtype) if config.loss.beta else None
     if reference is not None:
         reference.requires_grad_(False).eval().to(accelerator.device)
     learner = Learner(
@@ -139,10 +151,10 @@ def read_data(config: Config) -> tuple[list[Sample], dict[str, list[Sample]]]:
     return train, held_out
 
 
-def load_policy(config: Config, family: Qwen25VL) -> Policy:
-    """The model with fp32 weights: on a GPU, the passes run in bf16 and small updates are not rounded away."""
+def load_policy(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:
+    """The model. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not rounded away."""
     return Policy(
-        family.load_model(torch.float32),
+        family.load_model(dtype),
         family,
         temperature=config.rollout.temperature,
         freeze_vision=config.model.freeze_vision,
@@ -170,7 +182,9 @@ def build_engine(config: Config, policy: Policy) -> Engine:
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
-        raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers") from error
+        raise ValueError(
+            "rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers"
+        ) from error
 
 
 def manifest(config: Config, accelerator: Accelerator) -> dict[str, object]:

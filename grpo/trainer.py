@@ -75,7 +75,9 @@ class GRPOTrainer:
             self.engine.wake()
         with tally.timed("time/sync"):
             self.engine.sync()
-        self._record(step, scored, batch.lost, [failure for table in tables for failure in table.failures], tally)
+        self._record(
+            step, scored, batch.lost, [failure for table in tables for failure in table.failures], tally
+        )
 
     def run(self) -> None:
         """Train from the latest checkpoint, or from the start, to the last step; then save the model."""
@@ -95,9 +97,7 @@ class GRPOTrainer:
             self._finish_step(step, tally, bar)
             every = config.checkpoint.every_steps
             if every and step % every == 0:
-                checkpoint.save(
-                    self.run_dir.checkpoints, step, self.accelerator, keep=config.checkpoint.keep
-                )
+                checkpoint.save(self.run_dir.checkpoints, step, self.accelerator, keep=config.checkpoint.keep)
         if self.accelerator.is_main_process:
             checkpoint.save_final(self.run_dir.final, self.policy, dtype=self.policy.family.engine_dtype)
             draw_curves(self.run_dir.metrics(), self.run_dir.path / "curves.png")
@@ -152,7 +152,8 @@ class GRPOTrainer:
         self, step: int, lost: Sequence[LostSample], failures: Sequence[RewardFailure]
     ) -> None:
         rows: list[dict[str, Any]] = [
-            {"step": step, "kind": "sample", "sample_id": each.sample_id, "reason": each.reason} for each in lost
+            {"step": step, "kind": "sample", "sample_id": each.sample_id, "reason": each.reason}
+            for each in lost
         ]
         rows += [
             {

@@ -13,7 +13,8 @@ Knobs are keyword-only; the config's `args` sets them. A returned None means "no
 sample" and adds nothing to the total. An exception, or a value that is no finite number, is a
 failure: the rollout gets no total and takes no part in the update. A function without a decorator is
 called the way TRL calls one, `fn(prompts=..., completions=..., completion_ids=..., **columns)`, once
-for each sample's rollouts, with plain texts, not chat messages, as prompts and completions. `python -m rewards.check FILE.py:FUNCTION` tries a reward out.
+for each sample's rollouts, with plain texts, not chat messages, as prompts and completions.
+`python -m rewards.check FILE.py:FUNCTION` tries a reward out.
 
 Imports nothing heavy, so that a plugin can be read and tested anywhere.
 """

@@ -32,7 +32,7 @@ def keyframe(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
     if not cited:
         return 0.0
     duration_s = rollout.clip.duration_s if rollout.clip else float("inf")
-    inside = [span for span in cited if 0 <= span[0] and span[1] <= duration_s + ROUNDING_S]
+    inside = [span for span in cited if span[0] >= 0 and span[1] <= duration_s + ROUNDING_S]
     return f1(inside, len(cited), annotated, tolerance_s=tolerance_s)
 
 

@@ -59,7 +59,7 @@ def test_positions_equal_vllms(with_clip: Clip, dtype: torch.dtype) -> None:
 
 
 def test_text_goes_on_after_the_highest_position_of_any_row() -> None:
-    # 32 temporal patches of 2 s at 2 positions a second: the last starts at 31 * 4 = 124, far above 4 x 4 in space
+    # 32 temporal patches of 2 s at 2 positions a second: the last starts at 31 * 4 = 124, far above 4 in space
     prompt = tiny.prompt(tiny.sample(), tiny.clip(64, 112, 112, 1.0))
     positions = tiny.family().positions(prompt)
     start = prompt.token_ids.index(tiny.family().vision_token_id)

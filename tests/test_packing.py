@@ -90,6 +90,7 @@ def test_packed_log_probs_and_gradients_equal_one_forward_per_completion(
     assert worst < 1e-4
     for scored in groups:
         for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True):
+            assert advantage is not None
             (expected[scored.group.prompt.token_ids + rollout.token_ids] * advantage).sum().backward(
                 retain_graph=True
             )

@@ -16,7 +16,6 @@ __all__ = ["READERS", "check_media", "load_samples"]
 Reader = Callable[[str, str | None], list[Sample]]
 
 
-
 def read_synthetic(path: str, media_root: str | None) -> list[Sample]:
     """The demo's clips (512 to train on, 200 held out), rendered into the file's folder on first use."""
     from grpo.data.synthetic import write_dataset  # late: only the demo renders

@@ -25,9 +25,11 @@ def load_family(model_path: str) -> Qwen25VL:
             config_file = Path(str(cached_file(model_path, "config.json", local_files_only=True)))
         except OSError as error:
             raise ValueError(
-                f"model.path: {model_path} is neither a folder nor a model in the local hub cache"
+                f"model.path: {model_path} is neither a folder nor in the local hub cache (hf download {model_path})"
             ) from error
     model_type = json.loads(config_file.read_text()).get("model_type")
     if model_type not in FAMILIES:
-        raise ValueError(f"model.path: {model_path} is a {model_type!r} model; supported: {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"model.path: {model_path} is a {model_type!r} model; supported: {', '.join(FAMILIES)}"
+        )
     return FAMILIES[model_type].load(model_path)

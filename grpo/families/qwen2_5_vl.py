@@ -35,7 +35,8 @@ class Qwen25VL:
 
     path: str
     processor: Any
-    config: Qwen2_5_VLConfig
+    config: Any
+    """A Qwen2_5_VLConfig, whose parts transformers types as optional dicts."""
     engine_dtype: torch.dtype = torch.float32
     """What the rollout engine computes in. vLLM also rounds the seconds of a temporal patch to it, so in
     bf16 the positions must be computed from the rounded value."""
@@ -43,7 +44,9 @@ class Qwen25VL:
     @classmethod
     def load(cls, path: str) -> Qwen25VL:
         return cls(
-            path=path, processor=AutoProcessor.from_pretrained(path), config=Qwen2_5_VLConfig.from_pretrained(path)
+            path=path,
+            processor=AutoProcessor.from_pretrained(path),
+            config=Qwen2_5_VLConfig.from_pretrained(path),
         )
 
     def load_model(self, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
@@ -143,7 +146,11 @@ class Qwen25VL:
         clip_3K[0] = (clip_3K[0] * self._positions_per_patch(prompt.clip)).astype(np.int64)
         clip_3K += start
         after = np.arange(num_tokens - start - clip_3K.shape[1]) + clip_3K.max() + 1
-        parts = [np.broadcast_to(np.arange(start), (3, start)), clip_3K, np.broadcast_to(after, (3, len(after)))]
+        parts = [
+            np.broadcast_to(np.arange(start), (3, start)),
+            clip_3K,
+            np.broadcast_to(after, (3, len(after))),
+        ]
         return torch.from_numpy(np.concatenate(parts, axis=1))
 
     def check_vision_tokens(self, prompt: Prompt) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 matplotlib.use("Agg")  # no screen needed
 
@@ -17,14 +17,16 @@ matplotlib.use("Agg")  # no screen needed
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Two panels from the rows of `metrics.jsonl`; held-out scores are dashed where sampled, solid where greedy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    colours: dict[str, str] = {}
     for key in _keys(rows, prefix="rewards/", suffix="/mean"):
-        _line(left, rows, key, label=key.removeprefix("rewards/").removesuffix("/mean"))
+        name = key.removeprefix("rewards/").removesuffix("/mean")
+        colours[name] = _line(left, rows, key, label=name)
     _finish(left, "Rewards of the training rollouts", "mean reward")
     for key in _keys(rows, prefix="eval/", suffix=""):
         if key.endswith(("/length", "/lost")):
             continue
-        style = "--" if "/sampled/" in key else "-"
-        _line(right, rows, key, label=key.removeprefix("eval/"), style=style, marker="o")
+        style, colour = ("--" if "/sampled/" in key else "-"), colours.get(key.rpartition("/")[2])
+        _line(right, rows, key, label=key.removeprefix("eval/"), style=style, marker="o", colour=colour)
     _finish(right, "Held-out questions", "mean score")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -35,10 +37,20 @@ def _keys(rows: Sequence[Mapping[str, Any]], *, prefix: str, suffix: str) -> lis
 
 
 def _line(
-    axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, *, label: str, style: str = "-", marker: str = ""
-) -> None:
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    *,
+    label: str,
+    style: str = "-",
+    marker: str = "",
+    colour: str | None = None,
+) -> str:
+    """Draw one figure over the steps that have it; returns its colour."""
     points = [(row["step"], row[key]) for row in rows if key in row]
-    axes.plot(*zip(*points, strict=True), style, marker=marker, markersize=3, label=label)
+    steps, values = zip(*points, strict=True)
+    (line,) = axes.plot(steps, values, style, marker=marker, markersize=3, label=label, color=colour)
+    return to_hex(line.get_color())
 
 
 def _finish(axes: Axes, title: str, ylabel: str) -> None:

@@ -20,9 +20,7 @@ class Sampling:
 
 
 class Engine(Protocol):
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Group]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
         """One group per prompt; the same seed gives the same group, whatever else is in the batch."""
         ...
 

@@ -87,6 +87,7 @@ class VLLMEngine:
                 "distributed_executor_backend": "external_launcher",
             }
         # A seeded request whose prompt is prefilled in parts dies on CPU ("CPU Generator does not use offset").
+        # vLLM calls whole prefills unofficial; sampler/gap_max shows at every step that they are right.
         return {
             "enforce_eager": True,
             "max_num_seqs": 256,
@@ -94,7 +95,7 @@ class VLLMEngine:
             "max_num_batched_tokens": max(16384, max_model_tokens),
         }
 
-    def _request(self, prompt: Prompt) -> dict[str, Any]:
+    def _request(self, prompt: Prompt) -> Any:
         """The prompt with its run of pad tokens folded into one, which vLLM expands again."""
         if prompt.clip is None:
             return {"prompt_token_ids": list(prompt.token_ids)}
@@ -144,6 +145,7 @@ def _set_environment() -> None:
     """What vLLM reads when it is imported. Values that are already set win."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # On CPU it warns, at length, of GPU features that are missing.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if torch.cuda.is_available() else "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it takes the learner's threads

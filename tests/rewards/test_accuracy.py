@@ -58,7 +58,8 @@ def test_the_letters_case_in_the_thinking_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("answer", "given", "value"),
     [("42", "42.0", 1), ("42", "+42", 1), ("0.1", ".10", 1), ("42", "43", 0), ("42", "٤٢", 0), ("42", "42 cups", 0)]
-    + [("0.3", "0.30000000000000000001", 0), ("7", "9" * 10_000, 0), ("7", "nan", 0), ("1,000", "1,000", 1), ("1,000", "1000", 0)],
+    + [("0.3", "0.30000000000000000001", 0), ("7", "9" * 10_000, 0), ("7", "nan", 0)]
+    + [("1,000", "1,000", 1), ("1,000", "1000", 0)],
 )  # fmt: skip
 def test_numbers_are_compared_exactly(answer: str, given: str, value: float) -> None:
     assert accuracy(rollout(f"<answer>{given}</answer>", of_task("number", answer))) == value
