@@ -86,7 +86,11 @@ def read_letter(content: str, options: Sequence[str]) -> str | None:
         own_text = options[letters.index(letter)] if options and letter in letters else ""
         if letter in letters and normalise(text) in ("", normalise(own_text)):
             return letter
-    matches = [letter for letter, option in zip(letters, options, strict=False) if normalise(option) == normalise(content)]
+    matches = [
+        letter
+        for letter, option in zip(letters, options, strict=False)
+        if normalise(option) == normalise(content)
+    ]
     return matches[0] if len(matches) == 1 else None
 
 

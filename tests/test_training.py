@@ -306,7 +306,7 @@ def test_a_reward_that_fails_in_training_is_counted_and_too_many_stop_the_run(
 ) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN)
-    marked = json.loads((clips / "train.jsonl").read_text().splitlines()[0])["id"]
+    marked = json.loads((clips / "train.jsonl").read_text().splitlines()[2])["id"]
     overrides = [
         f"rewards.fragile.fn={plugin}:fragile",
         f"rewards.fragile.args.marked={marked}",
