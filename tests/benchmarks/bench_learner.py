@@ -1,6 +1,6 @@
 """Shared-prefix rows against one forward and backward per completion, in the same process.
 
-    python tests/benchmarks/bench_learner.py [--prompt 2100] [--group-size 8] [--completion 128] [--rounds 3]
+    python -m tests.benchmarks.bench_learner [--prompt 2100] [--group-size 8] [--completion 128] [--rounds 3]
 
 Prints JSON: seconds and peak memory of both, their ratio, and the ratio that counting tokens allows. The model
 is a random Qwen2.5-VL of 6 layers, hidden size 256, built from the shipped policy's config.
