@@ -29,4 +29,4 @@ test-quick: install
 	$(bin)/python -m pytest -m "not slow"
 
 bench: install
-	@set -e; for script in tests/benchmarks/[a-z]*.py; do PYTHONPATH=. $(bin)/python "$$script"; done
+	@set -e; for script in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(bin)/python "$$script"; done
