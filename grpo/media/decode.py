@@ -56,8 +56,6 @@ class FrameTable:
     """As the header has it."""
     keyframes: np.ndarray
     """Indices of the frames that decoding can start from, the first frame always among them."""
-    seek_pts: tuple[int, ...]
-    """For each keyframe, the time in ticks to seek to."""
     is_timed: bool
     """False where frames carry no times: then ticks are their numbers in the order of decoding."""
 
@@ -68,7 +66,6 @@ class _Entry:
 
     pts: int
     duration: int
-    seek_pts: int
     is_keyframe: bool
 
 
@@ -159,17 +156,14 @@ def _list_packets(path: str, container: InputContainer, stream: VideoStream) -> 
             return None
         # An edit list can cut frames off at the start: they are decoded, but never shown.
         if not packet.is_discard:
-            # The index of a file counts in decoding times; a seek to the presentation time could land on
-            # a keyframe that is decoded before and shown after.
-            seek_pts = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
-            entries.append(_Entry(packet.pts, packet.duration or 0, seek_pts, packet.is_keyframe))
+            entries.append(_Entry(packet.pts, packet.duration or 0, packet.is_keyframe))
     return entries
 
 
 def _count_frames(path: str) -> list[_Entry]:
     """One entry for each decoded frame, timed by its number: slow, and right where packets don't tell."""
     with _open_video(path) as (container, stream):
-        return [_Entry(number, 1, number, False) for number, _ in enumerate(container.decode(stream))]
+        return [_Entry(number, 1, False) for number, _ in enumerate(container.decode(stream))]
 
 
 def _tabulate(
@@ -190,7 +184,6 @@ def _tabulate(
         end_s=seconds(last.pts + duration),
         fps=fps,
         keyframes=np.array(keyframes),
-        seek_pts=tuple(shown[index].seek_pts for index in keyframes),
         is_timed=is_timed,
     )
 
@@ -237,7 +230,7 @@ def _decode(
     stretches = np.searchsorted(table.keyframes, indices, side="right") - 1
     for stretch, members in groupby(zip(stretches, indices, strict=True), key=lambda member: member[0]):
         if stretch > 0:
-            container.seek(table.seek_pts[stretch], stream=stream)
+            container.seek(table.pts[table.keyframes[stretch]], stream=stream)
         start_pts = table.pts[table.keyframes[stretch]]
         wanted = [table.pts[index] for _, index in members]
         found = 0
@@ -304,7 +297,7 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
             if stream.codec_context is None:
                 raise MediaError(f"{path}: no decoder for its video stream")
             return stream
-    raise MediaError(f"{path}: no video stream")
+    raise MediaError(f"{path}: no video stream in it that can be read")
 
 
 @contextmanager

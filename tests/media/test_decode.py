@@ -1,0 +1,341 @@
+"""Real video files, each frame with its number in the picture, read back through `read_clip`."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from qwen_vl_utils import vision_process as reference
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as torchvision_functional
+
+from grpo.media import decode
+from grpo.media.clip import Clip
+from grpo.media.decode import MediaError, frame_table, probe, read_clip, resize
+from grpo.media.sampling import MediaSettings
+from tests.videos import read_number, write_video
+
+SMALL = MediaSettings(fps=4.0, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
+
+
+@pytest.fixture(scope="module")
+def sparse_mp4(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """3 s at 30 fps, H.264 with B-frames, keyframes at frames 0, 24, 48 and 72."""
+    return write_video(tmp_path_factory.mktemp("media") / "sparse.mp4")
+
+
+def numbers(clip: Clip) -> list[int]:
+    return [read_number(frame_HWC) for frame_HWC in clip.frames_FHWC]
+
+
+def refusal(path: str | Path, *, start_s: float = 0.0, end_s: float | None = None) -> str:
+    with pytest.raises(MediaError) as caught:
+        read_clip(str(path), start_s=start_s, end_s=end_s, settings=SMALL)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+def test_the_chosen_frames_are_the_ones_that_come(sparse_mp4: str) -> None:
+    clip = read_clip(sparse_mp4, settings=SMALL)
+    # 12 frames over 0..89, 89/11 = 8.09 apart
+    assert numbers(clip) == [0, 8, 16, 24, 32, 40, 49, 57, 65, 73, 81, 89]
+    assert clip.times_s == pytest.approx([number / 30 for number in numbers(clip)], abs=1e-12)
+    assert clip.frames_FHWC.shape == (12, 84, 168, 3)  # 160x96 in steps of 28, at most 32 tokens
+    assert clip.sample_fps == pytest.approx(4.0)
+    assert clip.duration_s == pytest.approx(3.0)
+
+
+def test_a_clip_inside_the_file_has_its_own_clock(sparse_mp4: str) -> None:
+    clip = read_clip(sparse_mp4, start_s=1.01, end_s=2.5, settings=SMALL)
+    # Frames 31 (at 1.0333 s) to 75 (at 2.5 s): 45 / 30 * 4 = 6 of them.
+    assert numbers(clip) == [31, 40, 49, 57, 66, 75]
+    assert clip.times_s[0] == pytest.approx(31 / 30 - 1.01)
+    assert clip.times_s[-1] == pytest.approx(2.5 - 1.01)
+    assert clip.duration_s == pytest.approx(1.49)
+
+
+def test_an_end_behind_the_files_end_is_the_files_end(sparse_mp4: str) -> None:
+    clip = read_clip(sparse_mp4, start_s=1.0, end_s=100.0, settings=SMALL)
+    assert numbers(clip)[-1] == 89
+    assert clip.duration_s == pytest.approx(2.0)
+
+
+def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(
+    sparse_mp4: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    until = decode._decode_until
+
+    def counted(*args: Any) -> Any:
+        for pts, frame in until(*args):
+            decoded.append(round(frame.time * 30))
+            yield pts, frame
+
+    monkeypatch.setattr(decode, "_decode_until", counted)
+    read_clip(sparse_mp4, start_s=50 / 30, end_s=54 / 30, settings=SMALL)
+    assert decoded == [48, 49, 50, 51, 52, 53, 54]
+    decoded.clear()
+    few = MediaSettings(fps=0.1, min_frames=2, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
+    assert numbers(read_clip(sparse_mp4, start_s=2 / 30, end_s=74 / 30, settings=few)) == [2, 74]
+    assert decoded == [0, 1, 2, 72, 73, 74]
+
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "no_b_frames.mp4": {"options": {"bf": "0"}},
+    "dense_keyframes.mp4": {"gop": 2, "options": {"bf": "0"}},
+    "short_gops_with_b_frames.mp4": {"gop": 5, "options": {"bf": "3", "sc_threshold": "0"}},
+    "only_keyframes.mp4": {"gop": 1},
+    "ntsc.mp4": {"fps": Fraction(30000, 1001)},
+    "h265.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none:bframes=3"}},
+    "matroska.mkv": {},
+    "hidden_frames.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
+    "transport.ts": {},
+    "program.mpg": {"codec": "mpeg2video", "options": {"bf": "2", "b": "2M"}},
+    "b_frames.avi": {},
+    "ten_bit.mp4": {"pixel_format": "yuv420p10le"},
+    "full_chroma.mp4": {"pixel_format": "yuv444p"},
+    "odd_size.mp4": {"size_px": (100, 70)},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_right_frames_at_the_right_times(name: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / name, **FORMATS[name])
+    probe(path)
+    fps = float(FORMATS[name].get("fps", 30))
+    for start_s, end_s in ((0.0, None), (0.51, 2.2), (1.7, None), (2.41, 2.95)):
+        clip = read_clip(path, start_s=start_s, end_s=end_s, settings=SMALL)
+        shown_s = np.array(numbers(clip)) / fps - start_s
+        # Matroska rounds times to milliseconds.
+        assert np.array(clip.times_s) == pytest.approx(shown_s, abs=0.0011)
+        assert all(size % 28 == 0 for size in clip.frames_FHWC.shape[1:3])
+        assert clip.num_frames % 2 == 0
+
+
+def test_a_variable_frame_rate_keeps_true_times(tmp_path: Path) -> None:
+    # In ms: 30 frames 20 apart, then 30 frames 100 apart.
+    shown_ms = [20 * i for i in range(30)] + [600 + 100 * i for i in range(30)]
+    path = write_video(tmp_path / "vfr.mp4", num_frames=60, fps=1000, pts=shown_ms)
+    clip = read_clip(path, settings=SMALL)
+    assert clip.times_s == pytest.approx([shown_ms[number] / 1000 for number in numbers(clip)])
+    # In the slow part, 10 frames a second are shown: 1.0 to 3.0 s are 21 frames, 2.1 s, 8 samples at 4 fps.
+    slow = read_clip(path, start_s=1.0, end_s=3.0, settings=SMALL)
+    assert numbers(slow)[0] == 34 and numbers(slow)[-1] == 54
+    assert slow.num_frames == 8
+    assert slow.sample_fps == pytest.approx(8 / 2.1)
+
+
+def test_frames_cut_off_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
+    """An mp4 whose first ten frames lie before time 0, as a cut without re-encoding leaves it."""
+    path = write_video(tmp_path / "cut.mp4", pts=range(-10, 80))
+    clip = read_clip(path, settings=SMALL)
+    assert numbers(clip)[0] == 10 and numbers(clip)[-1] == 89
+    assert clip.times_s[-1] == pytest.approx(79 / 30)
+
+
+def test_a_stored_rotation_is_applied(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "held_upright.mp4", rotation=90)
+    clip = read_clip(path, settings=SMALL)
+    assert clip.frames_FHWC.shape == (12, 168, 84, 3)
+    # The rotation is counter-clockwise: turned back clockwise, the pictures are the original ones.
+    lying = [read_number(np.rot90(frame_HWC, -1)) for frame_HWC in clip.frames_FHWC]
+    assert lying[:4] == [0, 8, 16, 24]
+
+
+def test_a_colon_in_a_relative_path_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "at 12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert numbers(read_clip("at 12:30.mp4", settings=SMALL))[0] == 0
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", num_frames=90)
+    assert frame_table(path).end_s == pytest.approx(3.0)
+    write_video(tmp_path / "clip.mp4", num_frames=30)
+    assert frame_table(path).end_s == pytest.approx(1.0)
+
+
+def test_threads_read_the_same_as_one_after_another(sparse_mp4: str) -> None:
+    starts_s = [random.Random(3).uniform(0, 2.5) for _ in range(24)]
+
+    def read(start_s: float) -> list[int]:
+        return numbers(read_clip(sparse_mp4, start_s=start_s, settings=SMALL))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(read, starts_s)) == [read(start_s) for start_s in starts_s]
+
+
+@pytest.mark.parametrize("size", [(84, 168), (96, 160), (300, 200), (28, 28)])
+def test_resizing_equals_torchvisions(size: tuple[int, int]) -> None:
+    # Noise has the edges on which bicubic overshoots 0 and 255.
+    frame_HWC = np.random.default_rng(0).choice([0, 255, 128], (96, 160, 3)).astype(np.uint8)
+    frame_CHW = torch.from_numpy(frame_HWC).permute(2, 0, 1)
+    expected_CHW = torchvision_functional.resize(
+        frame_CHW, list(size), InterpolationMode.BICUBIC, antialias=True
+    )
+    assert isinstance(expected_CHW, torch.Tensor)
+    ours = resize(frame_HWC, *size).astype(int)
+    assert abs(ours - expected_CHW.permute(1, 2, 0).numpy().astype(int)).max() <= 1
+
+
+def _read_all_then_choose(rule: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
+    """A reader for qwen-vl-utils by its own rules, as its torchcodec reader is, on PyAV."""
+    with av.open(str(rule["video"])) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        rate = container.streams.video[0].average_rate
+    assert rate is not None
+    start, end, total = reference.calculate_video_frame_range(rule, len(frames), float(rate))
+    num_sampled = reference.smart_nframes(rule, total, float(rate))
+    indices = torch.linspace(start, end, num_sampled).round().long().tolist()
+    frames_FCHW = torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)
+    return frames_FCHW, {}, num_sampled / total * float(rate)
+
+
+@pytest.mark.parametrize(
+    ("rule", "size_px"),
+    [
+        ({}, (160, 96)),
+        ({"fps": 5.0, "max_frames": 8}, (640, 360)),
+        ({"fps": 0.5}, (100, 70)),
+        ({"video_start": 0.4, "video_end": 2.3, "fps": 3.0}, (320, 480)),
+        ({"video_start": 1.0, "min_pixels": 28 * 28, "max_pixels": 20 * 28 * 28}, (322, 242)),
+        ({"video_end": 2.0, "min_pixels": 784, "total_pixels": 160 * 784, "fps": 10.0}, (640, 360)),
+    ],
+)
+def test_a_clip_equals_what_qwen_vl_utils_makes_of_the_file(
+    rule: dict[str, Any], size_px: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "clip.mp4", size_px=size_px)
+    monkeypatch.setitem(reference.VIDEO_READER_BACKENDS, "pyav", _read_all_then_choose)
+    monkeypatch.setattr(reference, "get_video_reader_backend", lambda: "pyav")
+    expected_FCHW, sample_fps = reference.fetch_video({"video": path, **rule}, return_video_sample_fps=True)
+    settings = MediaSettings(**{key: value for key, value in rule.items() if not key.startswith("video_")})
+    clip = read_clip(
+        path, start_s=rule.get("video_start", 0.0), end_s=rule.get("video_end"), settings=settings
+    )
+    assert clip.sample_fps == pytest.approx(sample_fps)
+    assert isinstance(expected_FCHW, torch.Tensor)
+    expected_FHWC = expected_FCHW.permute(0, 2, 3, 1).numpy()
+    assert clip.frames_FHWC.shape == expected_FHWC.shape
+    assert abs(clip.frames_FHWC.astype(float) - expected_FHWC).max() <= 1
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere.mp4").endswith("nowhere.mp4: no such file")
+    assert refusal(tmp_path).endswith("no such file")
+
+
+@pytest.mark.parametrize("content", [b"", b"this is a text\n" * 50, bytes(range(256)) * 40])
+def test_what_is_no_video_is_refused_in_silence(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "text.mp4"
+    path.write_bytes(content)
+    assert "cannot be read as a video" in refusal(path)
+    with pytest.raises(MediaError, match="cannot be read as a video"):
+        probe(str(path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    assert "no video stream" in refusal(path)
+    with pytest.raises(MediaError, match="no video stream"):
+        probe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "reason"),
+    [
+        ("empty.mp4", "faststart", "no video stream"),
+        ("empty.mkv", "", "cannot be read as a video"),
+        ("fragmented.mp4", "empty_moov", "holds no frames"),
+    ],
+)
+def test_a_video_of_zero_frames_is_refused(name: str, flags: str, reason: str, tmp_path: Path) -> None:
+    options = {"movflags": flags} if flags else {}
+    path = write_video(tmp_path / name, num_frames=0, container_options=options)
+    assert reason in refusal(path)
+    with pytest.raises(MediaError, match=reason):
+        probe(path)
+
+
+def test_a_video_of_one_frame_is_refused_as_by_the_reference(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "one.mp4", num_frames=1)
+    assert "at least 2 frames are needed, the clip has 1" in refusal(path)
+
+
+def test_a_clip_between_two_frames_is_refused(sparse_mp4: str) -> None:
+    assert "no frame is shown" in refusal(sparse_mp4, start_s=1.01, end_s=1.02)
+    assert "the clip has 1" in refusal(sparse_mp4, start_s=0.99, end_s=1.02)
+
+
+def test_a_start_behind_the_end_is_refused(sparse_mp4: str) -> None:
+    assert "starts at 3 s, but the video ends at 3 s" in refusal(sparse_mp4, start_s=3.0)
+    with pytest.raises(MediaError, match="starts at 7.5 s, but the video ends at 3 s"):
+        probe(sparse_mp4, start_s=7.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"movflags": "faststart"}, "cut off or damaged after"), ({}, "no video stream")]
+)
+def test_a_file_cut_off_is_refused(
+    options: dict[str, str], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the index at the start of the file, and at its end, where the cut takes it away."""
+    path = Path(write_video(tmp_path / "cut.mp4", container_options=options))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    assert reason in refusal(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_damage_in_the_middle_is_refused_and_spares_the_rest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(write_video(tmp_path / "damaged.mp4", gop=24, size_px=(320, 192)))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        keyframes = [packet for packet in packets if packet.is_keyframe]
+        # Behind the length and header bytes of the third keyframe, at 1.6 s.
+        at, size = (keyframes[2].pos or 0) + keyframes[2].size // 4, keyframes[2].size // 2
+    content = bytearray(path.read_bytes())
+    content[at : at + size] = random.Random(0).randbytes(size)
+    path.write_bytes(content)
+    refusal(path)
+    assert numbers(read_clip(str(path), end_s=1.5, settings=SMALL))[-1] == 45
+    assert numbers(read_clip(str(path), start_s=2.4, settings=SMALL))[0] == 72
+    assert capfd.readouterr().err == ""
+
+
+def test_probing_decodes_nothing(sparse_mp4: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(decode, "_decode_until", refuse)
+    monkeypatch.setattr(decode, "_count_frames", refuse)
+    probe(sparse_mp4)
+
+
+def test_no_file_stays_open(sparse_mp4: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        read_clip(sparse_mp4, start_s=1.0, settings=SMALL)
+        refusal(text)
+        refusal(sparse_mp4, start_s=2.99)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -1,0 +1,274 @@
+"""The loader on real files: what is decoded, kept, counted and raised."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grpo.groups import Sample
+from grpo.media import loader as loader_module
+from grpo.media.decode import MediaError, read_clip
+from grpo.media.loader import ClipLoader, MediaCounters
+from grpo.media.sampling import MediaSettings
+from tests.videos import write_video
+
+SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
+CLIP_BYTES = 4 * 56 * 84 * 3
+"""Of a clip of one second: at least 4 frames; 160x96 pixels in steps of 28, at most 8 tokens."""
+
+MakeLoader = Callable[..., ClipLoader]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [make_sample(write_video(folder / f"{i}.mp4", num_frames=30)) for i in range(6)]
+
+
+def make_sample(video: str, start_s: float = 0.0) -> Sample:
+    return Sample(
+        id=f"{video}@{start_s}",
+        question="?",
+        answer="!",
+        task="text",
+        source="here:1",
+        video=video,
+        start_s=start_s,
+    )
+
+
+@pytest.fixture
+def make_loader() -> Iterator[MakeLoader]:
+    made: list[ClipLoader] = []
+
+    def make(num_clips: float = 100, num_workers: int = 2) -> ClipLoader:
+        made.append(ClipLoader(SETTINGS, cache_gib=num_clips * CLIP_BYTES / 2**30, num_workers=num_workers))
+        return made[-1]
+
+    yield make
+    for loader in made:
+        loader.close()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that were decoded, in order."""
+    paths: list[str] = []
+
+    def recorded(path: str, **settings: Any) -> Any:
+        paths.append(path)
+        return read_clip(path, **settings)
+
+    monkeypatch.setattr(loader_module, "read_clip", recorded)
+    return paths
+
+
+def test_the_loader_gives_the_clip_that_the_decoder_reads(
+    make_loader: MakeLoader, samples: list[Sample]
+) -> None:
+    clip = make_loader().get(samples[0])
+    assert samples[0].video is not None
+    plain = read_clip(samples[0].video, settings=SETTINGS)
+    assert clip.frames_FHWC.nbytes == CLIP_BYTES
+    assert np.array_equal(clip.frames_FHWC, plain.frames_FHWC)
+    assert clip.times_s == plain.times_s
+
+
+def test_a_clip_is_decoded_once_while_it_stays(
+    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+) -> None:
+    loader = make_loader()
+    for _ in range(3):
+        loader.prefetch(samples)
+        loader.prefetch(samples)
+        first = [loader.get(sample) for sample in samples]
+        assert [loader.get(sample) for sample in samples] == first
+    assert sorted(reads) == sorted(str(sample.video) for sample in samples)
+    assert loader.counters() == MediaCounters(decoded=6, cache_hits=30)
+
+
+def test_parts_of_one_file_are_different_clips(
+    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+) -> None:
+    loader = make_loader()
+    later = make_sample(str(samples[0].video), start_s=0.5)
+    assert loader.get(samples[0]).duration_s == pytest.approx(1.0)
+    assert loader.get(later).duration_s == pytest.approx(0.5)
+    assert len(reads) == 2
+
+
+def test_the_clips_used_longest_ago_make_room(
+    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+) -> None:
+    loader = make_loader(num_clips=2)
+    a, b, c = samples[:3]
+    for sample in (a, b, a, c):  # c takes the room of b, used before a
+        loader.get(sample)
+    assert loader.counters() == MediaCounters(decoded=3, cache_hits=1)
+    loader.get(a)
+    loader.get(b)
+    assert loader.counters() == MediaCounters(decoded=4, cache_hits=2)
+    assert reads == [a.video, b.video, c.video, b.video]
+
+
+def test_pending_clips_are_kept_however_small_the_cache(
+    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+) -> None:
+    loader = make_loader(num_clips=1)
+    loader.prefetch(samples)
+    for sample in samples:
+        loader.get(sample)
+    assert len(reads) == 6
+    assert loader.counters() == MediaCounters(decoded=6)
+
+
+def test_a_clip_larger_than_the_cache_displaces_nothing(
+    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path
+) -> None:
+    loader = make_loader(num_clips=1)
+    large = make_sample(write_video(tmp_path / "large.mp4", num_frames=120))
+    loader.get(samples[0])
+    assert loader.get(large).num_frames == 8
+    loader.get(samples[0])
+    assert loader.counters() == MediaCounters(decoded=2, cache_hits=1)
+
+
+def test_without_a_cache_every_get_decodes(make_loader: MakeLoader, samples: list[Sample]) -> None:
+    loader = make_loader(num_clips=0)
+    loader.get(samples[0])
+    loader.get(samples[0])
+    assert loader.counters() == MediaCounters(decoded=2)
+
+
+def test_many_threads_asking_at_once_decode_once(
+    make_loader: MakeLoader, samples: list[Sample], reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(num_workers=4)
+    go = threading.Event()
+    recorded = loader_module.read_clip
+
+    def held_back(path: str, **settings: Any) -> Any:
+        assert go.wait(30)
+        return recorded(path, **settings)
+
+    monkeypatch.setattr(loader_module, "read_clip", held_back)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(loader.get, samples[0]) for _ in range(8)]
+        go.set()
+        clips = {id(future.result()) for future in futures}
+    assert len(clips) == len(reads) == 1
+    assert loader.counters() == MediaCounters(decoded=1, cache_hits=7)
+
+
+def test_prefetching_does_not_wait(
+    make_loader: MakeLoader, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, started = threading.Event(), threading.Event()
+
+    def held_back(path: str, **settings: Any) -> Any:
+        started.set()
+        assert go.wait(30)
+        return read_clip(path, **settings)
+
+    monkeypatch.setattr(loader_module, "read_clip", held_back)
+    loader = make_loader()
+    loader.prefetch(samples)
+    assert started.wait(30)  # in the background, while this thread goes on
+    assert loader.counters() == MediaCounters()
+    go.set()
+    loader.get(samples[0])
+
+
+def test_the_same_calls_count_the_same_whatever_finishes_first(
+    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = make_sample(str(tmp_path / "broken.mp4"))
+    rng = np.random.default_rng(0)
+    order = [(*samples, broken)[index] for index in rng.integers(0, 7, 60)]
+
+    def counted(num_workers: int, delay_seed: int) -> list[MediaCounters]:
+        delays = np.random.default_rng(delay_seed)
+
+        def delayed(path: str, **settings: Any) -> Any:
+            threading.Event().wait(delays.uniform(0, 0.01))
+            return read_clip(path, **settings)
+
+        monkeypatch.setattr(loader_module, "read_clip", delayed)
+        loader = make_loader(num_clips=3, num_workers=num_workers)
+        history = []
+        for step in range(0, len(order), 4):
+            loader.prefetch(order[step : step + 8])
+            for sample in order[step : step + 4]:
+                try:
+                    loader.get(sample)
+                except MediaError:
+                    assert sample is broken
+            history.append(loader.counters())
+        return history
+
+    first = counted(num_workers=1, delay_seed=1)
+    assert first == counted(num_workers=4, delay_seed=2) == counted(num_workers=3, delay_seed=3)
+    assert first[-1].failed == 1 and first[-1].cache_hits > 5 and first[-1].decoded > 6
+
+
+def test_a_failure_is_raised_to_everybody_and_counted_once(
+    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path, reads: list[str]
+) -> None:
+    loader = make_loader()
+    path = tmp_path / "text.mp4"
+    path.write_text("no video")
+    broken = make_sample(str(path))
+    loader.prefetch([broken, samples[0]])
+    messages = set()
+    for _ in range(3):
+        with pytest.raises(MediaError) as caught:
+            loader.get(broken)
+        messages.add(str(caught.value))
+        loader.prefetch([broken])
+    loader.get(samples[0])
+    assert len(messages) == 1 and str(path) in messages.pop()
+    assert loader.counters() == MediaCounters(decoded=1, failed=1)
+    assert reads.count(str(path)) == 1
+
+
+def test_an_error_that_is_a_bug_is_not_taken_for_a_bad_file(
+    make_loader: MakeLoader, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(path: str, **settings: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loader_module, "read_clip", buggy)
+    loader = make_loader()
+    with pytest.raises(ZeroDivisionError):
+        loader.get(samples[0])
+    assert loader.counters() == MediaCounters()
+
+
+def test_closing_drops_what_was_not_started(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    go, started = threading.Event(), threading.Event()
+    read: list[str] = []
+
+    def held_back(path: str, **settings: Any) -> Any:
+        started.set()
+        assert go.wait(30)
+        read.append(path)
+        return read_clip(path, **settings)
+
+    monkeypatch.setattr(loader_module, "read_clip", held_back)
+    loader = ClipLoader(SETTINGS, cache_gib=1.0, num_workers=1)
+    loader.prefetch(samples)
+    assert started.wait(30)
+    threading.Timer(0.05, go.set).start()
+    loader.close()
+    assert read == [samples[0].video]
+
+
+def test_counters_of_a_step_are_a_difference() -> None:
+    before, after = MediaCounters(decoded=3, failed=1), MediaCounters(decoded=5, cache_hits=2, failed=1)
+    assert after - before == MediaCounters(decoded=2, cache_hits=2)

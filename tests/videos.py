@@ -1,0 +1,66 @@
+"""Real video files for tests, with each frame's number written into its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+NUM_BITS = 10
+DEFAULT_OPTIONS = {"bf": "2", "crf": "18", "sc_threshold": "0"}
+
+
+def numbered_picture(number: int, width_px: int, height_px: int) -> np.ndarray:
+    """NUM_BITS upright bars, dark for 0 and bright for 1: still readable after compression and resizing."""
+    bits = [number >> bit & 1 for bit in range(NUM_BITS)]
+    bar_of_column = np.arange(width_px) * NUM_BITS // width_px
+    row_W = np.where(np.array(bits)[bar_of_column] == 1, 208, 48).astype(np.uint8)
+    return np.broadcast_to(row_W[None, :, None], (height_px, width_px, 3)).copy()
+
+
+def read_number(frame_HWC: np.ndarray) -> int:
+    row_W = frame_HWC.mean(axis=(0, 2))
+    centres = (np.arange(NUM_BITS) * 2 + 1) * len(row_W) // (2 * NUM_BITS)
+    return sum(1 << bit for bit, centre in enumerate(centres) if row_W[centre] > 128)
+
+
+def write_video(
+    path: Path,
+    *,
+    num_frames: int = 90,
+    fps: Fraction | int = 30,
+    pts: Sequence[int] | None = None,
+    size_px: tuple[int, int] = (160, 96),
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    gop: int = 24,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    rotation: int = 0,
+) -> str:
+    """A video of numbered pictures; frame i is shown at pts[i] / fps seconds (pts None: i / fps).
+
+    The default has a keyframe every 24 frames and B-frames in between.
+    """
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height = size_px
+        stream.pix_fmt = pixel_format
+        stream.codec_context.gop_size = gop
+        stream.codec_context.time_base = 1 / Fraction(fps)
+        stream.options = {**(DEFAULT_OPTIONS if options is None else options)}
+        if rotation:
+            stream.set_display_rotation(rotation)
+        container.start_encoding()
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(number, *size_px), format="rgb24")
+            frame.pts = number if pts is None else pts[number]
+            frame.time_base = 1 / Fraction(fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return str(path)
