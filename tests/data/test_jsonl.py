@@ -1,0 +1,268 @@
+"""The native reader: what it translates, and what it refuses with file and line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.data import READERS, check_media, load_samples
+from grpo.data.jsonl import read_jsonl
+from grpo.groups import Sample
+from grpo.media.decode import MediaError
+from tests.videos import write_video
+
+CHOICE: dict[str, Any] = {
+    "id": "k-0017",
+    "video": "clips/k-0017.mp4",
+    "start_s": 12.0,
+    "end_s": 42.0,
+    "question": "What did I pick up?",
+    "options": ["a cup", "a knife", "a plate", "a phone"],
+    "answer": "B",
+    "task": "choice",
+    "keyframes_s": [[18.0, 19.5], 30],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    path: str
+    reader: str = "jsonl"
+    media_root: str | None = None
+
+
+def write(folder: Path, *lines: str | bytes | dict[str, Any], name: str = "train.jsonl") -> Path:
+    def as_bytes(line: str | bytes | dict[str, Any]) -> bytes:
+        text = json.dumps(line) if isinstance(line, dict) else line
+        return text.encode() if isinstance(text, str) else text
+
+    path = folder / name
+    path.write_bytes(b"".join(as_bytes(line) + b"\n" for line in lines))
+    return path
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**CHOICE, **changes}
+
+
+def without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in CHOICE.items() if key not in keys}
+
+
+def test_a_record_is_translated_with_times_on_the_clips_clock(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(scene="kitchen", difficulty={"level": 3}))
+    assert read_jsonl(path) == [
+        Sample(
+            id="k-0017",
+            question="What did I pick up?",
+            answer="B",
+            task="choice",
+            source=f"{path}:1",
+            options=("a cup", "a knife", "a plate", "a phone"),
+            video=str(tmp_path / "clips/k-0017.mp4"),
+            start_s=12.0,
+            end_s=42.0,
+            keyframes_s=((6.0, 7.5), (18.0, 18.0)),
+            columns={"scene": "kitchen", "difficulty": {"level": 3}},
+        )
+    ]
+
+
+def test_what_is_optional_has_plain_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, {"id": "t", "question": "2 + 2?", "answer": "four", "task": "text"})
+    [sample] = read_jsonl(path)
+    assert (sample.video, sample.start_s, sample.end_s) == (None, 0.0, None)
+    assert (sample.options, sample.keyframes_s, dict(sample.columns)) == ((), (), {})
+
+
+def test_null_means_absent(tmp_path: Path) -> None:
+    record = changed(start_s=None, end_s=None, keyframes_s=None)
+    [sample] = read_jsonl(write(tmp_path, record))
+    assert (sample.start_s, sample.end_s, sample.keyframes_s) == (0.0, None, ())
+
+
+def test_media_paths_start_from_the_media_root(tmp_path: Path) -> None:
+    path = write(tmp_path, CHOICE)
+    [sample] = read_jsonl(path, media_root="/somewhere")
+    assert sample.video == "/somewhere/clips/k-0017.mp4"
+    [sample] = read_jsonl(write(tmp_path, changed(video="/else/x.mp4")), media_root="/somewhere")
+    assert sample.video == "/else/x.mp4"
+
+
+def test_a_number_may_be_written_as_one(tmp_path: Path) -> None:
+    record = {"id": "n", "question": "How many?", "answer": 3, "task": "number"}
+    assert read_jsonl(write(tmp_path, record))[0].answer == "3"
+    record = {"id": "n", "question": "How far?", "answer": 2.5, "task": "regression"}
+    assert read_jsonl(write(tmp_path, record))[0].answer == "2.5"
+
+
+def test_line_numbers_count_empty_lines_and_nothing_else(tmp_path: Path) -> None:
+    # U+2028 ends a line for Python's splitlines, and not for JSON Lines.
+    path = write(tmp_path, b"\xef\xbb\xbf" + json.dumps(CHOICE).encode() + b"\r", b"", b"  ",
+                 json.dumps(changed(id="b", question="one\u2028two"), ensure_ascii=False))  # fmt: skip
+    first, second = read_jsonl(path)
+    assert (first.source, second.source) == (f"{path}:1", f"{path}:4")
+    assert second.question == "one\u2028two"
+
+
+REFUSED: list[tuple[str | bytes | dict[str, Any], str]] = [
+    ("{", "not readable as JSON"),
+    ("not json", "not readable as JSON"),
+    ('{"id": "x"} trailing', "not readable as JSON"),
+    (b'{"id": "\xff"}', "not UTF-8 at byte 8"),
+    ("[" * 100_000, "not readable as JSON"),
+    ('{"start_s": NaN}', "NaN is no JSON number"),
+    ('{"start_s": -Infinity}', "-Infinity is no JSON number"),
+    ('{"start_s": ' + "9" * 5000 + "}", "4300 digits"),
+    ('{"answer": "A", "answer": "B"}', "the key 'answer' is there twice"),
+    ("[1, 2]", "a record is a JSON object, not [1, 2]"),
+    ("null", "a record is a JSON object, not None"),
+    (without("id"), "'id' is missing"),
+    (changed(id=7), "'id' must be a text"),
+    (changed(id=" "), "'id' must be a text that is not empty"),
+    (without("question"), "'question' is missing"),
+    (changed(question=""), "'question' must be a text that is not empty"),
+    (changed(question="half a \ud83d"), "'question' is not valid Unicode"),
+    (without("answer"), "'answer' is missing"),
+    (changed(answer=1), "'answer' must be a text"),
+    (changed(answer="E"), "answer 'E' is not one of the options A to D"),
+    (changed(answer="b"), "answer 'b' is not one of the options A to D"),
+    (changed(answer="AB"), "answer 'AB' is not one of the options A to D"),
+    (changed(answer="a knife"), "answer 'a knife' is not one of the options A to D"),
+    (without("task"), "'task' is missing"),
+    (changed(task="chioce"), "unknown task 'chioce'; there are choice, number"),
+    (changed(task="text"), "'options' belong to the task 'choice', not 'text'"),
+    (without("options"), "'options' must be a list of 2 to 26 texts, not None"),
+    (changed(options=["a cup"]), "'options' must be a list of 2 to 26"),
+    (changed(options="abcd"), "'options' must be a list of 2 to 26"),
+    (changed(options=[str(i) for i in range(27)]), "'options' must be a list of 2 to 26"),
+    (changed(options=["a", 2]), "'options' must be a text that is not empty, not 2"),
+    (changed(options=["a", ""]), "'options' must be a text that is not empty"),
+    (changed(options=["a cup", "a knife", "a cup "]), "option 'a cup' is there twice"),
+    (changed(video=5), "'video' must be a text"),
+    (changed(video=""), "'video' must be a text that is not empty"),
+    (changed(start_s="12"), "'start_s' must be in seconds"),
+    (changed(start_s=True), "'start_s' must be in seconds"),
+    (changed(start_s=-1), "'start_s' must be in seconds, 0 or more, not -1"),
+    ('{"id": "x", "question": "?", "answer": "!", "task": "text", "video": "v", "start_s": 1e999}',
+     "'start_s' must be in seconds, 0 or more, not inf"),
+    (changed(end_s=10**400), "'end_s' is too large"),
+    (changed(end_s=12.0), "'end_s' (12) must lie behind 'start_s' (12)"),
+    (changed(end_s=3), "'end_s' (3) must lie behind 'start_s' (12)"),
+    (changed(keyframes_s=18.0), "'keyframes_s' must be a list of moments or spans"),
+    (changed(keyframes_s=[[18.0]]), "a span is [start, end], not [18.0]"),
+    (changed(keyframes_s=[[18.0, 19.0, 20.0]]), "a span is [start, end]"),
+    (changed(keyframes_s=["18"]), "'keyframes_s' must be in seconds"),
+    (changed(keyframes_s=[[19.5, 18.0]]), "[19.5, 18.0] ends before it starts"),
+    (changed(keyframes_s=[[11.0, 13.0]]), "11 to 13 s lies outside the clip, 12 s to 42 s"),
+    (changed(keyframes_s=[43]), "43 to 43 s lies outside the clip, 12 s to 42 s"),
+    ({**changed(keyframes_s=[3]), "end_s": None}, "lies outside the clip, 12 s to the file's end"),
+    (without("video"), "'start_s' without a 'video'"),
+    (without("video", "start_s", "end_s"), "'keyframes_s' without a 'video'"),
+    (changed(frames=["a.png"]), "'frames' is not supported yet"),
+    ({**without("video"), "images": ["a.png"]}, "'images' is not supported yet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_a_record_that_is_not_right_is_refused_with_file_and_line(
+    line: str | bytes | dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, changed(id="fine"), line)
+    with pytest.raises(ValueError) as caught:
+        read_jsonl(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}:2: ") and message in said
+    assert "\n" not in said and len(said) < len(str(path)) + 250
+
+
+def test_an_id_that_is_used_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, CHOICE, changed(question="Another?"))
+    with pytest.raises(ValueError, match=r"train.jsonl:2: id 'k-0017' was already used in .*train.jsonl:1"):
+        read_jsonl(path)
+
+
+def test_a_file_without_records_or_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train.jsonl: no records"):
+        read_jsonl(write(tmp_path, "", " "))
+    with pytest.raises(FileNotFoundError, match=r"nowhere.jsonl: no such dataset file"):
+        read_jsonl(tmp_path / "nowhere.jsonl")
+
+
+def test_datasets_are_read_one_after_another(tmp_path: Path) -> None:
+    one = write(tmp_path, CHOICE, name="one.jsonl")
+    two = write(tmp_path, changed(id="b"), changed(id="c"), name="two.jsonl")
+    samples = load_samples([Entry(path=str(two)), Entry(path=str(one), media_root="/m")])
+    assert [sample.id for sample in samples] == ["b", "c", "k-0017"]
+    assert samples[2].video == "/m/clips/k-0017.mp4"
+
+
+def test_an_id_names_one_sample_among_all_datasets(tmp_path: Path) -> None:
+    one, two = write(tmp_path, CHOICE, name="one.jsonl"), write(tmp_path, CHOICE, name="two.jsonl")
+    with pytest.raises(ValueError, match=r"two.jsonl:1: id 'k-0017' was already used in .*one.jsonl:1"):
+        load_samples([Entry(path=str(one)), Entry(path=str(two))])
+
+
+def test_an_unknown_reader_gets_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown reader 'json': did you mean 'jsonl'"):
+        load_samples([Entry(path="x", reader="json")])
+    with pytest.raises(ValueError, match="unknown reader 'zzz': there are jsonl"):
+        load_samples([Entry(path="x", reader="zzz")])
+    assert READERS["jsonl"] is read_jsonl
+
+
+def video_samples(folder: Path, *videos: str) -> list[Sample]:
+    records = [
+        {"id": str(i), "question": "?", "answer": "!", "task": "text", "video": video}
+        for i, video in enumerate(videos)
+    ]
+    return read_jsonl(write(folder, *records))
+
+
+def test_good_media_pass_the_check(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", num_frames=10)
+    check_media(video_samples(tmp_path, "a.mp4", "a.mp4"), num_probes=8)
+    check_media([], num_probes=8)
+    text_only = {"id": "t", "question": "?", "answer": "!", "task": "text"}
+    check_media(read_jsonl(write(tmp_path, text_only)), num_probes=8)
+
+
+def test_missing_files_are_one_error_that_names_the_first(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", num_frames=10)
+    samples = video_samples(tmp_path, "a.mp4", "b.mp4", "b.mp4", "c.mp4", "d.mp4")
+    with pytest.raises(FileNotFoundError) as caught:
+        check_media(samples, num_probes=0)
+    message = f"{samples[1].source}: no such video file: {tmp_path}/b.mp4 (2 more files are missing)"
+    assert str(caught.value) == message
+    with pytest.raises(FileNotFoundError, match=r"b.mp4$"):
+        check_media(samples[:3], num_probes=0)
+
+
+def test_a_file_that_is_no_video_is_found_before_training(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", num_frames=10)
+    (tmp_path / "text.mp4").write_text("no video")
+    samples = video_samples(tmp_path, "a.mp4", "text.mp4")
+    with pytest.raises(MediaError, match=r"train.jsonl:2: .*text.mp4: cannot be read as a video"):
+        check_media(samples, num_probes=2)
+    check_media(samples, num_probes=1)  # looks at the first alone
+
+
+def test_a_start_behind_the_end_is_found_before_training(tmp_path: Path) -> None:
+    write_video(tmp_path / "k.mp4", num_frames=30)
+    [sample] = read_jsonl(write(tmp_path, changed(video="k.mp4")))
+    with pytest.raises(MediaError, match=r"train.jsonl:1: .*starts at 12 s, but the video ends at 1 s"):
+        check_media([sample], num_probes=1)
+
+
+def test_probes_are_spread_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[str] = []
+    monkeypatch.setattr("grpo.media.decode.probe", lambda path, **_: probed.append(Path(path).stem))
+    names = [f"{i}.mp4" for i in range(9)]
+    for name in names:
+        (tmp_path / name).touch()
+    check_media(video_samples(tmp_path, *names), num_probes=3)
+    assert probed == ["0", "4", "8"]
