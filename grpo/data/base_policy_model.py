@@ -212,25 +212,24 @@ class Packer:
         return ids, prompt_positions(ids, self.video_id)
 
     def pack(self, rows: Sequence[Sequence[Exchange]], *, video: bool = True) -> PackedTexts:
-        """One row for each clip, its exchanges one behind another. Without replies: prompts to continue."""
+        """One row for each clip, its exchanges one behind another. Without replies: prompts to continue.
+
+        A request that all exchanges of a row share is read once, with the clip.
+        """
         prefix_ids, prefix_positions = self.prefix(video=video)
-        texts = [[self._encode_exchange(exchange) for exchange in row] for row in rows]
-        num_tokens = len(prefix_ids) + max(sum(len(p) + len(r) for p, r in row) for row in texts)
+        laid_out = [self._lay_out(row, prefix_ids) for row in rows]
+        num_tokens = max(len(row.ids) for row in laid_out)
         ids = np.full((len(rows), num_tokens), self.tokenizer.pad_token_id)
-        positions = np.zeros((3, len(rows), num_tokens), int)
+        offsets = np.zeros((len(rows), num_tokens), int)
         text_number = np.full((len(rows), num_tokens), -1)
-        row_of, source, target = [], [], []
-        for b, row in enumerate(texts):
-            at, first_position = len(prefix_ids), prefix_positions.max() + 1
-            ids[b, :at], positions[:, b, :at], text_number[b, :at] = prefix_ids, prefix_positions, 0
-            for number, (prompt, reply) in enumerate(row, start=1):
-                end = at + len(prompt) + len(reply)
-                ids[b, at:end], text_number[b, at:end] = prompt + reply, number
-                positions[:, b, at:end] = first_position + np.arange(end - at)
-                source += range(at + len(prompt) - 1, end - 1)
-                target += reply
-                row_of += [b] * len(reply)
-                at = end
+        for b, row in enumerate(laid_out):
+            n = len(row.ids)
+            ids[b, :n], offsets[b, :n], text_number[b, :n] = row.ids, row.offsets, row.text_number
+        positions = np.tile(offsets + prefix_positions.max() + 1 - len(prefix_ids), (3, 1, 1))
+        positions[:, :, : len(prefix_ids)] = prefix_positions[:, None]
+        row_of = [b for b, row in enumerate(laid_out) for _ in row.target]
+        source = [at for row in laid_out for at in row.source]
+        target = [token for row in laid_out for token in row.target]
         return PackedTexts(
             torch.tensor(ids),
             torch.tensor(positions),
@@ -238,9 +237,36 @@ class Packer:
             *(torch.tensor(index, dtype=torch.long) for index in (row_of, source, target)),
         )
 
-    def _encode_exchange(self, exchange: Exchange) -> tuple[list[int], list[int]]:
-        reply = [*self.encode(exchange.reply), self.end_id] if exchange.reply else []
-        return self.encode(exchange.request + ASSISTANT), reply
+    def _lay_out(self, row: Sequence[Exchange], prefix_ids: Sequence[int]) -> _Row:
+        prompts = [self.encode(exchange.request + ASSISTANT) for exchange in row]
+        shared = prompts[0] if all(prompt == prompts[0] for prompt in prompts) else []
+        laid_out = _Row([*prefix_ids, *shared])
+        for number, (exchange, prompt) in enumerate(zip(row, prompts, strict=True), start=1):
+            reply = [*self.encode(exchange.reply), self.end_id] if exchange.reply else []
+            laid_out.add(number, [] if shared else prompt, reply)
+        return laid_out
+
+
+class _Row:
+    """A prefix and the texts behind it; each text counts its offsets on from the prefix."""
+
+    def __init__(self, prefix: Sequence[int]) -> None:
+        self.num_prefix = len(prefix)
+        self.ids = list(prefix)
+        self.offsets = list(range(len(prefix)))
+        self.text_number = [0] * len(prefix)
+        self.source: list[int] = []
+        self.target: list[int] = []
+
+    def add(self, number: int, prompt: list[int], reply: list[int]) -> None:
+        start, num_new = len(self.ids), len(prompt) + len(reply)
+        self.ids += prompt + reply
+        self.offsets += range(self.num_prefix, self.num_prefix + num_new)
+        self.text_number += [number] * num_new
+        first = start + len(prompt)
+        if reply:
+            self.source += [first - 1 if prompt else self.num_prefix - 1, *range(first, len(self.ids) - 1)]
+            self.target += reply
 
 
 def prompt_positions(ids: Sequence[int], video_id: int) -> np.ndarray:
@@ -263,7 +289,9 @@ def _shared_prefix_mask(text_number_BT: Tensor) -> Tensor:
     return ((own_BTT | prefix_B1T) & causal_TT)[:, None]
 
 
-def reply_logits(model: Qwen2_5_VLForConditionalGeneration, packed: PackedTexts, patches: Tensor | None) -> Tensor:
+def reply_logits(
+    model: Qwen2_5_VLForConditionalGeneration, packed: PackedTexts, patches: Tensor | None
+) -> Tensor:
     """Logits (tokens x V) at the reply tokens alone; without patches the rows are text only."""
     inputs = {"attention_mask": packed.mask_B1TT, "position_ids": packed.positions_3BT, "use_cache": False}
     if patches is None:

@@ -198,8 +198,11 @@ def _corpus() -> Iterator[str]:
     options = tuple(COLOURS)[: len(LETTERS)]
     thoughts = [*VAGUE_THOUGHTS, *(grounded_thought(colour) for colour in COLOURS)]
     for _ in range(50):
-        yield from (full_answer(thought, second, "A") for thought in thoughts for second in range(8))
+        for second in range(NUM_SECONDS):
+            yield from (full_answer(thought, second, "A") for thought in thoughts)
+            yield from (f"at {second} {grounded_thought(colour)}" for colour in COLOURS)
         yield from (ask(options, suffix) for suffix in (PLAIN, EXPLAIN, TIMELINE))
         yield from ("Describe the video.", "List the objects.", "Tell the timeline.", LOOKUP_REQUEST)
         yield from (f" {word}" for word in (*COLOURS, "none"))
-        yield from ("the answer is A", "at 1 the hand takes red", "user\nassistant\nsystem\n")
+        yield from (f"the answer is {letter}" for letter in LETTERS)
+        yield "user\nassistant\nsystem\n"
