@@ -234,6 +234,45 @@ def test_a_killed_run_with_vllm_resumes_and_its_model_is_served(clips: Path, tmp
     )
 
 
+@pytest.mark.slow
+def test_a_run_under_deepspeed_zero_2_learns_and_resumes(clips: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes=1",
+        "--main_process_port=29512",
+    ]
+    config = ["--config_file", str(tiny.ROOT / "launch" / "accelerate" / "zero2.yaml")]
+    # bf16: the engine samples with the weights as they are rolled out, the learner sums in another order
+    overrides = [
+        f"run_dir={tmp_path}/run",
+        "optim.tokens_per_row=300",
+        "optim.lr=1e-4",
+        "rollout.max_gap=0.1",
+    ]
+    command = [*launch, *config, str(tiny.ROOT / "grpo" / "train.py"), *SMALL, *data(clips), *overrides]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    for num_steps in (2, 4):
+        done = subprocess.run(
+            [*command, f"num_steps={num_steps}"],
+            env=environment,
+            cwd=tiny.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(0 < row["optim/grad_norm"] < 10 for row in rows[1:])
+    start, end = load_file(tiny.BASE_POLICY / "model.safetensors"), weights(tmp_path / "run")
+    moved = [name for name in end if not torch.equal(start[name].bfloat16(), end[name].bfloat16())]
+    assert len(moved) > len(end) / 2
+
+
 def edited(clips: Path, tmp_path: Path, **fields: object) -> list[str]:
     """The training set with fields of its second record replaced."""
     lines = (clips / "train.jsonl").read_text().splitlines()
