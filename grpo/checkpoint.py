@@ -46,7 +46,12 @@ def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype) -> None:
     """The model with tokenizer and processor, as `from_pretrained` and vLLM load them."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    weights = {name: weight.to(dtype) for name, weight in policy.model.state_dict().items()}
+    cast: dict[int, torch.Tensor] = {}  # tied weights stay one tensor, or both would be written
+    weights = {
+        name: cast.setdefault(weight.data_ptr(), weight.to(dtype))
+        for name, weight in policy.model.state_dict().items()
+    }
+    policy.model.config.dtype = dtype  # what "auto" loads it in
     policy.model.save_pretrained(partial, state_dict=weights)
     policy.family.processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
