@@ -6,7 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def importable_names(folder: Path) -> set[str]:
     return modules | packages - {"__pycache__"}
 
 
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """Top-level names of the modules that these statements import."""
+    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    return {name.partition(".")[0] for name in names}
+
+
+def declared_packages() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return {re.split(r"[^\w.-]", line)[0] for group in groups for line in group}
+
+
 def foreign_paths(text: str) -> list[str]:
     return [match.group() for pattern in (FOREIGN_PATH, OUTSIDE_PATH) for match in pattern.finditer(text)]
 
@@ -61,6 +75,24 @@ def test_no_file_in_grpo_hides_another_module():
     installed = set(packages_distributions()) - OWN_PACKAGES
     own = importable_names(ROOT / "grpo") - {"__init__"}
     assert own & (installed | sys.stdlib_module_names) == set()
+
+
+def test_every_package_that_is_imported_is_declared():
+    """One that is installed by chance is missing on the next machine."""
+    providers = packages_distributions()
+    declared = declared_packages()
+    for path in repository_files():
+        if path.suffix == ".py":
+            for name in imported(list(ast.walk(ast.parse(path.read_text())))) - OWN_PACKAGES:
+                packages = {package.lower().replace("_", "-") for package in providers.get(name, [])}
+                assert not packages or packages & declared, f"{path} imports {name}, of {packages}"
+
+
+def test_the_learner_starts_without_the_packages_that_it_can_do_without():
+    for path in [*(ROOT / "grpo").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")]:
+        if not path.name.startswith("vllm"):
+            heavy = imported(ast.parse(path.read_text()).body) & {"vllm", "trl", "deepspeed"}
+            assert not heavy, f"{path} imports {heavy} when it is imported"
 
 
 def test_no_file_names_a_path_outside_the_repository():
