@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     DynamicCache,
     PreTrainedTokenizerFast,
@@ -21,10 +21,10 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
+from grpo.attention import VISION_CHUNKS
 from grpo.data.base_policy_texts import ASSISTANT, CHAT_TEMPLATE, SPECIAL_TOKENS, USER, VIDEO, Exchange
 from grpo.data.synthetic import FPS, NUM_FRAMES, SIZE_PX
 
@@ -36,7 +36,7 @@ TOKENS_PER_SECOND = 2
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """A fresh network of 1.1 M parameters."""
-    ids: dict[str, int] = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids = {token: _id_of(tokenizer, token) for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
         "hidden_size": 128,
@@ -75,10 +75,19 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2_5_VLF
     )
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config)
+    model.model.visual.config._attn_implementation = (
+        VISION_CHUNKS  # not saved; else a Python loop over frames
+    )
     _initialise(model)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model
+
+
+def _id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    number = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(number, int)
+    return number
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
@@ -111,18 +120,18 @@ def _initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
         elif any(part in name for part in ("o_proj", "down_proj", ".attn.proj")):
             std *= 0.5
         nn.init.normal_(weight, 0.0, std)
-    _look_at_previous_token(model)
+    _look_at_previous_token(model.model.language_model)
 
 
-def _look_at_previous_token(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def _look_at_previous_token(language_model: Any) -> None:
     """Start the first head of the first layer as one that attends to the token before.
 
     Through the biases of queries and keys alone: rotated by their positions p and p', they score
     sum_i a_i cos(f_i (p - p' - 1)), which is highest for p' = p - 1. Large models find such a head by
     themselves; reading "which letter stands before red" needs one.
     """
-    attention = model.model.language_model.layers[0].self_attn
-    frequencies = model.model.language_model.rotary_emb.inv_freq
+    attention = language_model.layers[0].self_attn
+    frequencies = language_model.rotary_emb.inv_freq
     dim, half = attention.head_dim, attention.head_dim // 2
     num_sharing = attention.q_proj.weight.shape[0] // attention.k_proj.weight.shape[0]
     attention.q_proj.weight[:dim] *= 0.2
@@ -135,34 +144,6 @@ def _look_at_previous_token(model: Qwen2_5_VLForConditionalGeneration) -> None:
         attention.k_proj.bias[i] = scale
         attention.q_proj.bias[i] = scale * math.cos(angle)
         attention.q_proj.bias[i + half] = -scale * math.sin(angle)
-
-
-def use_batched_vision_attention() -> None:
-    """Let transformers' vision tower attend to all frames in one call, in this process. Exact.
-
-    It loops over frames in Python, which takes most of the time when frames are this small.
-    """
-    qwen.Qwen2_5_VLVisionAttention.forward = _batched_vision_attention  # type: ignore[method-assign]
-
-
-def _batched_vision_attention(
-    self: qwen.Qwen2_5_VLVisionAttention,
-    hidden_states: Tensor,
-    cu_seqlens: Tensor,
-    position_embeddings: tuple[Tensor, Tensor] | None = None,
-    **_: object,
-) -> Tensor:
-    """Like the original, for frames of equal size: here a window and a frame are the same 4x4 patches."""
-    num_patches, length = hidden_states.shape[0], int(cu_seqlens[1])
-    assert position_embeddings is not None and int(cu_seqlens.diff().unique().item()) == length
-    qkv = self.qkv(hidden_states).reshape(num_patches, 3, self.num_heads, -1).unbind(1)
-    query, key = qwen.apply_rotary_pos_emb_vision(qkv[0], qkv[1], *position_embeddings)
-    query, key, value = (
-        states.reshape(-1, length, self.num_heads, states.shape[-1]).transpose(1, 2)
-        for states in (query, key, qkv[2])
-    )
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
-    return self.proj(mixed.transpose(1, 2).reshape(num_patches, -1))
 
 
 def patches_of(clips_BFHWC: np.ndarray, processor: Qwen2_5_VLProcessor) -> Tensor:
@@ -196,9 +177,13 @@ class Packer:
 
     def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
         self.tokenizer: PreTrainedTokenizerFast = processor.tokenizer
-        self.video_id: int = self.tokenizer.convert_tokens_to_ids("<|video_pad|>")
-        self.end_id: int = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.video_id = _id_of(self.tokenizer, "<|video_pad|>")
+        self.end_id = _id_of(self.tokenizer, "<|im_end|>")
         self.letter_ids = [self.encode(letter)[0] for letter in "ABCD"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion, without its end."""
+        return str(self.tokenizer.decode([token for token in ids if token != self.end_id]))
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -335,12 +320,7 @@ def generate(
     position = int(packed.positions_3BT.max())
     columns: list[Tensor] = []
     for _ in range(max_new_tokens):
-        logits = model.lm_head(hidden).float()
-        logits[:, packer.video_id] = -math.inf
-        if generator is None:
-            columns.append(logits.argmax(-1))
-        else:
-            columns.append(torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0])
+        columns.append(_next_tokens(model.lm_head(hidden).float(), packer.video_id, generator))
         position += 1
         hidden = model.model.language_model(
             inputs_embeds=model.get_input_embeddings()(columns[-1][:, None]),
@@ -350,3 +330,10 @@ def generate(
         ).last_hidden_state[:, -1]
     completions = torch.stack(columns, dim=1).tolist()
     return [ids[: ids.index(packer.end_id) + 1] if packer.end_id in ids else ids for ids in completions]
+
+
+def _next_tokens(logits_BV: Tensor, video_id: int, generator: torch.Generator | None) -> Tensor:
+    logits_BV[:, video_id] = -math.inf
+    if generator is None:
+        return logits_BV.argmax(-1)
+    return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]

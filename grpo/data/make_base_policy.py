@@ -36,7 +36,6 @@ from grpo.data.base_policy_model import (
     generate,
     patches_of,
     reply_logits,
-    use_batched_vision_attention,
 )
 from grpo.data.base_policy_texts import (
     Exchange,
@@ -262,9 +261,11 @@ def measure_habit(maker: Maker) -> Measures:
     """Accuracy, format and key moment under the plain prompt, greedy and sampled, and the skills still there."""
     greedy = _score(maker, generator=None, num_each=1)
     sampled = _score(maker, generator=torch.Generator().manual_seed(0), num_each=4)
-    measures = {f"greedy_{name}": value for name, value in greedy.items()}
-    measures |= {f"sampled_{name}": value for name, value in sampled.items()}
-    return measures | measure_skills(maker)
+    return {
+        **{f"greedy_{name}": value for name, value in greedy.items()},
+        **{f"sampled_{name}": value for name, value in sampled.items()},
+        **measure_skills(maker),
+    }
 
 
 def _score(maker: Maker, *, generator: torch.Generator | None, num_each: int) -> Measures:
@@ -275,7 +276,7 @@ def _score(maker: Maker, *, generator: torch.Generator | None, num_each: int) ->
     scenes = [scene for scene in maker.probe for _ in range(num_each)]
     right, complete, on_time = [], [], []
     for scene, ids in zip(scenes, completions, strict=True):
-        text = maker.packer.tokenizer.decode([i for i in ids if i != maker.packer.end_id])
+        text = maker.packer.decode(ids)
         right.append(re.findall(r"<answer>(.*?)</answer>", text) == [scene.answer])
         complete.append(_COMPLETE.fullmatch(text) is not None)
         on_time.append(re.findall(r"<keyframes>(.*?)</keyframes>", text) == [str(scene.taken_at_s)])
@@ -354,7 +355,6 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # a model this small is slower with more
-    use_batched_vision_attention()
     maker = Maker(seed=args.seed)
     for phase in PHASES:
         run_phase(maker, phase)
