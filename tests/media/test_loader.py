@@ -117,6 +117,14 @@ def test_the_clips_used_longest_ago_make_room(
     assert reads == [a.video, b.video, c.video, b.video]
 
 
+def test_the_cache_stays_within_its_bytes(make_loader: MakeLoader, samples: list[Sample]) -> None:
+    loader = make_loader(num_clips=5)
+    for _ in range(3):
+        for sample in samples:  # six in turn: each is displaced just before it is asked for again
+            loader.get(sample)
+    assert loader.counters() == MediaCounters(decoded=18)
+
+
 def test_pending_clips_are_kept_however_small_the_cache(
     make_loader: MakeLoader, samples: list[Sample], reads: list[str]
 ) -> None:
