@@ -40,6 +40,8 @@ def shared_prefix_attention(
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # pyright: ignore
+    # Under autocast the rotary embedding leaves queries and keys in fp32, and the bias object takes no mix.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     outputs = [
         part
         for block in layout.blocks
@@ -57,17 +59,23 @@ def _block_attention(
         prompt_q, prompt_k, prompt_v, is_causal=True, scale=scaling, enable_gqa=True
     )
     own_q, own_k, own_v = (_gather(x, block.completion_CL) for x in (query_HND, key_KND, value_KND))
-    # On CUDA the bias object reaches a flash kernel without a mask in memory; on CPU it would be built anew each time.
-    mask = causal_lower_right(*block.mask_LS.shape) if query_HND.is_cuda else block.mask_LS
     completions = F.scaled_dot_product_attention(
         own_q,
         torch.cat([prompt_k[block.owner_C], own_k], dim=2),
         torch.cat([prompt_v[block.owner_C], own_v], dim=2),
-        attn_mask=mask,
+        attn_mask=completion_mask(block, query_HND.device.type),
         scale=scaling,
         enable_gqa=True,
     )
     return prompts.transpose(1, 2).flatten(0, 1), completions.transpose(1, 2).flatten(0, 1)
+
+
+def completion_mask(block: Block, device_type: str) -> Tensor:
+    """The mask of a block's completions; on CUDA an object that stands for it.
+
+    There it reaches a flash kernel, with no mask in memory; on CPU it would be built anew at every call.
+    """
+    return causal_lower_right(*block.mask_LS.shape) if device_type == "cuda" else block.mask_LS
 
 
 def _gather(states_HND: Tensor, index_BT: Tensor) -> Tensor:
@@ -91,7 +99,6 @@ def vision_chunk_attention(
     query, key, value: (1, heads, N, D); cu_seq_lens_q: the chunks' boundaries. Returns (1, N, heads, D).
     """
     starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
-    output = torch.empty_like(query[0]).transpose(0, 1)
     parts, indices = [], []
     for length in lengths.unique().tolist():
         index_BT = starts[lengths == length][:, None] + torch.arange(length, device=query.device)

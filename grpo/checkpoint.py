@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -51,8 +52,17 @@ def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype) -> None:
         name: cast.setdefault(weight.data_ptr(), weight.to(dtype))
         for name, weight in policy.model.state_dict().items()
     }
-    policy.model.config.dtype = dtype  # what "auto" loads it in
     policy.model.save_pretrained(partial, state_dict=weights)
     policy.family.processor.save_pretrained(partial)
+    _set_dtype(partial / "config.json", dtype)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _set_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    """Say in a saved config what its weights are: transformers writes what the live model trains in."""
+    config = json.loads(config_file.read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    config_file.write_text(json.dumps(config, indent=2) + "\n")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -84,7 +85,7 @@ class RolloutConfig:
     """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU)."""
     max_gap: float | None = None
     """Stop when the mean difference between engine and learner log-probs in a step exceeds this. None:
-    0.001 in fp32 and 0.1 in bf16, where the two run different kernels; 0: never stop."""
+    0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +193,8 @@ def load_config(argv: Sequence[str]) -> Config:
         config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ValueError(f"config: {_one_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: no YAML: {' '.join(str(error).split())}") from error
     validate(config)
     return config
 
@@ -207,14 +210,32 @@ def validate(config: Config) -> None:
         "optim.prompts_per_step": config.optim.prompts_per_step,
         "optim.tokens_per_row": config.optim.tokens_per_row,
         "checkpoint.keep": config.checkpoint.keep,
+        "optim.lr": config.optim.lr,
+        "optim.max_grad_norm": config.optim.max_grad_norm,
     }
     for key, value in positive.items():
         if value <= 0:
             raise ValueError(f"config: {key} must be above 0, not {value}")
+    not_negative = {
+        "loss.beta": config.loss.beta,
+        "loss.epsilon": config.loss.epsilon,
+        "loss.epsilon_high": config.loss.epsilon_high,
+        "optim.warmup_steps": config.optim.warmup_steps,
+        "optim.weight_decay": config.optim.weight_decay,
+        "eval.every_steps": config.eval.every_steps,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "log.rollouts_every_steps": config.log.rollouts_every_steps,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise ValueError(f"config: {key} must not be negative, not {value}")
+    if config.rollout.max_new_tokens >= config.rollout.max_model_tokens:
+        raise ValueError(
+            "config: rollout.max_new_tokens leaves no room for a prompt in rollout.max_model_tokens"
+        )
+    _validate_prompt(config)
     if config.rollout.group_size < 2:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
-    if unknown := sorted(set(config.tags) - set(TAGS)):
-        raise ValueError(f"config: prompt.tags: no tag {unknown[0]!r}; there are {', '.join(TAGS)}")
     if not config.data.train:
         raise ValueError("config: data.train lists no dataset")
     if not config.rewards:
@@ -223,21 +244,32 @@ def validate(config: Config) -> None:
         raise ValueError("config: rollout.gpu_memory_frac must lie in (0, 1]")
 
 
+def _validate_prompt(config: Config) -> None:
+    if unknown := sorted(set(config.tags) - set(TAGS)):
+        raise ValueError(f"config: prompt.tags: no tag {unknown[0]!r}; there are {', '.join(TAGS)}")
+    fields = {"template": ("question", "options", "instruction"), "option": ("letter", "text")}
+    for key, names in fields.items():
+        text = getattr(config.prompt, key)
+        try:
+            text.format(**dict.fromkeys(names, ""))
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"config: prompt.{key}: {error} in {text!r}; it may use {{{'}, {'.join(names)}}}, and {{{{ for a brace"
+            ) from error
+
+
 def to_yaml(config: Config) -> str:
     """The resolved config, as a file that `load_config` reads back to an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 FREE_TO_CHANGE = (
-    "num_steps",
-    "eval",
-    "checkpoint",
-    "log",
-    "data.probe_clips",
-    "data.eval",
-    "media.num_workers",
-)
-"""What a resumed run may set anew: nothing in here changes what has been learned so far."""
+    "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "data.eval", "data.probe_clips",
+    "media.num_workers", "media.cache_gib", "media.prefetch_steps", "model.gradient_checkpointing",
+    "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
+)  # fmt: skip
+"""What a resumed run may set anew: how it is run and watched, and how long. (Another `num_steps` stretches the rest
+of a cosine schedule.)"""
 
 
 def check_same_run(old: Path, config: Config) -> None:
@@ -245,7 +277,8 @@ def check_same_run(old: Path, config: Config) -> None:
     before = _flat(OmegaConf.to_container(OmegaConf.load(old)))
     now = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE):
+        is_free = any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+        if before.get(key) != now.get(key) and not is_free:
             raise ValueError(
                 f"run_dir: {old.parent} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
                 "choose another run_dir, or remove that folder"

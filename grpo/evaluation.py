@@ -10,7 +10,7 @@ from grpo.groups import Group, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.tally import Tally
-from rewards.runner import RewardSet
+from rewards.runner import RewardFailure, RewardSet
 
 BATCH_PROMPTS = 128
 
@@ -37,21 +37,24 @@ class Evaluator:
     seed: int
     max_prompt_tokens: int
 
-    def run(self, engine: Engine, tally: Tally) -> list[LostSample]:
-        """Tally `eval/<set>/<reward>` (greedy) and `eval/<set>/sampled/<reward>`."""
+    def run(self, engine: Engine, tally: Tally) -> tuple[list[LostSample], list[RewardFailure]]:
+        """Tally `eval/<set>/<reward>` (greedy) and `eval/<set>/sampled/<reward>`; what went wrong is returned."""
         lost: list[LostSample] = []
+        failures: list[RewardFailure] = []
         greedy = replace(self.sampling, group_size=1, temperature=0.0)
         sampled = replace(self.sampling, group_size=1)
         for eval_set in self.sets:
             for batch in self._batches(eval_set):
                 lost += batch.lost
                 prefix = f"eval/{eval_set.name}"
-                self._score(prefix, engine.generate(batch.prompts, greedy, batch.seeds), tally)
+                groups = engine.generate(batch.prompts, greedy, batch.seeds)
+                failures += self._score(prefix, groups, tally)
                 if self.sampled:
                     groups = engine.generate(batch.prompts, sampled, batch.seeds)
-                    self._score(f"{prefix}/sampled", groups, tally)
+                    failures += self._score(f"{prefix}/sampled", groups, tally)
                 tally.add(f"{prefix}/lost", len(batch.lost))
-        return lost
+        tally.add("eval/reward_failures", len(failures))
+        return lost, failures
 
     def _batches(self, eval_set: EvalSet) -> Iterator[Batch]:
         chunks = [
@@ -64,8 +67,11 @@ class Evaluator:
             seeds = [rollout_seed(self.seed, "eval", sample.id) for sample in chunk]
             yield make_batch(chunk, seeds, self.loader, self.render, self.max_prompt_tokens)
 
-    def _score(self, prefix: str, groups: Sequence[Group], tally: Tally) -> None:
+    def _score(self, prefix: str, groups: Sequence[Group], tally: Tally) -> list[RewardFailure]:
+        failures: list[RewardFailure] = []
         for group, table in zip(groups, self.rewards.score(groups), strict=True):
+            failures += table.failures
             for name, column in table.columns.items():
                 tally.mean(f"{prefix}/{name}", column)
             tally.mean(f"{prefix}/length", [len(rollout.token_ids) for rollout in group.rollouts])
+        return failures

@@ -54,10 +54,7 @@ class Feed:
         rank: int = 0,
         num_processes: int = 1,
     ) -> None:
-        if prompts_per_step % num_processes:
-            raise ValueError(
-                f"optim.prompts_per_step ({prompts_per_step}) must be a multiple of the {num_processes} processes"
-            )
+        assert prompts_per_step % num_processes == 0
         self.samples = samples
         self.loader = loader
         self.render = render

@@ -6,7 +6,7 @@ The gradient is that of the whole step's loss, however the step is spread over r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 from grpo.config import LossConfig, OptimConfig
 from grpo.losses import clipped_loss_T, clipped_T, kl_T, token_weights_T
 from grpo.packing import PackedRow
-from grpo.policy import Policy
+from grpo.policy import Policy, TokenScores
 from grpo.tally import Tally
 
 
@@ -36,23 +36,29 @@ class Learner:
     def __init__(
         self,
         policy: Policy,
-        reference: Policy | None,
         accelerator: Accelerator,
         *,
         loss: LossConfig,
         optim: OptimConfig,
         num_steps: int,
+        load_reference: Callable[[torch.dtype], Policy] | None = None,
     ) -> None:
+        """load_reference: the frozen start in the given precision; None without a KL term."""
         self.accelerator = accelerator
         self.loss, self.optim, self.num_steps = loss, optim, num_steps
         self.policy = policy
-        self.reference = reference
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         )
-        _set_deepspeed(accelerator, optim.max_grad_norm)
+        set_deepspeed(accelerator, optim.max_grad_norm)
         self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
+        self.reference: Policy | None = None
+        if load_reference is not None:
+            # DeepSpeed has made the policy bf16 by now. With another precision than the policy's, the divergence
+            # of equal weights would not be 0.
+            self.reference = load_reference(policy.model.dtype).requires_grad_(False).eval()
+            self.reference.to(accelerator.device)
 
     def update(
         self, rows: Sequence[PackedRow], padding_row: PackedRow, counts: StepCounts, step: int, tally: Tally
@@ -78,17 +84,20 @@ class Learner:
         for iteration in range(self.optim.num_iterations):
             first = iteration == 0
             for index in range(num_rows):
-                row = (rows[index] if index < len(rows) else padding_row).to(self.policy.device)
+                is_padding = index >= len(rows)
+                row = (padding_row if is_padding else rows[index]).to(self.policy.device)
                 with self._exchange(index == num_rows - 1):
                     scores = self.wrapped(row)
                     if first:
                         old_logps.append(scores.logps_T.detach())
-                    loss = self._row_loss(row, scores.logps_T, old_logps[index], counts, tally)
-                    loss = loss if index < len(rows) else 0.0 * loss
+                        if not is_padding:
+                            _tally_row(row, scores, tally)
+                    if is_padding:
+                        loss = 0.0 * scores.logps_T.sum()
+                    else:
+                        loss = self._row_loss(row, scores.logps_T, old_logps[index], counts, tally)
                     # DDP and DeepSpeed average over processes; the counts are already global.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
-                if first and index < len(rows):
-                    _tally_row(row, scores.logps_T, scores.entropy_T, tally)
             self._step(tally)
 
     def _row_loss(
@@ -97,7 +106,7 @@ class Learner:
         clip = {"epsilon": self.loss.epsilon, "epsilon_high": self.loss.epsilon_high}
         loss_T = clipped_loss_T(logps_T, old_logps_T, row.advantages_T, **clip)
         if self.reference is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():  # the precision of the policy's pass
                 reference_logps_T = self.reference(row).logps_T
             behind_T = old_logps_T if self.loss.use_bias_correction_kl else None
             divergence_T = kl_T(logps_T, reference_logps_T, behind_T)
@@ -149,21 +158,31 @@ def lr_factor(
     return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _tally_row(row: PackedRow, logps_T: Tensor, entropy_T: Tensor, tally: Tally) -> None:
-    """Entropy, and the distance to the engine's log-probs: the proof that it samples from these weights."""
-    gap_T = (logps_T.detach() - row.sampler_logps_T).abs()
-    tally.mean_of("policy/entropy", entropy_T.sum().item(), len(entropy_T))
+def _tally_row(row: PackedRow, scores: TokenScores, tally: Tally) -> None:
+    """Entropy, and the distance to the engine's log-probs: whether it samples from these weights."""
+    gap_T = (scores.logps_T.detach() - row.sampler_logps_T).abs()
+    tally.mean_of("policy/entropy", scores.entropy_T.sum().item(), len(gap_T))
     tally.mean_of("sampler/gap_mean", gap_T.sum().item(), len(gap_T))
     tally.highest("sampler/gap_max", gap_T.max().item())
     tally.add("tokens/computed", len(row.input_ids_N))
 
 
-def _set_deepspeed(accelerator: Accelerator, max_grad_norm: float) -> None:
+def check_launch(accelerator: Accelerator, prompts_per_step: int) -> None:
+    """Raise ValueError if this update can't run in the processes that were launched."""
+    if prompts_per_step % accelerator.num_processes:
+        raise ValueError(
+            f"optim.prompts_per_step ({prompts_per_step}) must be a multiple of the "
+            f"{accelerator.num_processes} processes"
+        )
+    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError("ZeRO-3 is not supported yet: use ZeRO-2 (launch/accelerate/zero2.yaml)")
+
+
+def set_deepspeed(accelerator: Accelerator, max_grad_norm: float) -> None:
     """DeepSpeed clips by its own config, and wants a batch size although it loads no data here."""
     plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
     if plugin is None:
         return
-    if plugin.zero_stage == 3:
-        raise ValueError("ZeRO-3 is not supported yet: use ZeRO-2 (launch/accelerate/zero2.yaml)")
     plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1

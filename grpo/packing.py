@@ -193,18 +193,23 @@ def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment
 
 def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int) -> Layout:
     pairs = list(zip(segments, starts, strict=True))
-    blocks = [
-        _block(list(same_length))
-        for _, same_length in groupby(pairs, key=lambda pair: len(pair[0].prompt.token_ids))
-    ]
-    flat = torch.cat([torch.cat([b.prompt_RP.flatten(), b.completion_CL.flatten()]) for b in blocks])
+    blocks: list[Block] = []
+    slots: list[Tensor] = []
+    for _, same_length in groupby(pairs, key=lambda pair: len(pair[0].prompt.token_ids)):
+        block, lengths_C = _block(list(same_length))
+        blocks.append(block)
+        padding_CL = torch.arange(block.completion_CL.shape[1]) >= lengths_C[:, None]
+        completion_CL = block.completion_CL.masked_fill(padding_CL, -1)
+        slots += [block.prompt_RP.flatten(), completion_CL.flatten()]
+    flat = torch.cat(slots)
+    real = (flat >= 0).nonzero()[:, 0]
     restore_N = torch.empty(num_tokens, dtype=torch.long)
-    # A padded slot repeats its completion's first token; written back to front, the real slot comes last.
-    restore_N[flat.flip(0)] = torch.arange(len(flat)).flip(0)
+    restore_N[flat[real]] = real
     return Layout(blocks=tuple(blocks), restore_N=restore_N)
 
 
-def _block(pairs: Sequence[tuple[Segment, int]]) -> Block:
+def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
+    """Prompts of one length with their completions, and the completions' lengths, (C,)."""
     num_prompt = len(pairs[0][0].prompt.token_ids)
     lengths = [len(rollout.token_ids) for segment, _ in pairs for rollout in segment.rollouts]
     longest = max(lengths, default=0)
@@ -218,12 +223,13 @@ def _block(pairs: Sequence[tuple[Segment, int]]) -> Block:
             owners.append(owner)
             first += count
     mask_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
-    return Block(
+    block = Block(
         prompt_RP=torch.tensor([start for _, start in pairs])[:, None] + torch.arange(num_prompt),
         completion_CL=torch.tensor(completions, dtype=torch.long).view(len(owners), longest),
         owner_C=torch.tensor(owners, dtype=torch.long),
         mask_LS=torch.cat([torch.ones(longest, num_prompt, dtype=torch.bool), mask_LL], dim=1),
     )
+    return block, torch.tensor(lengths, dtype=torch.long)
 
 
 def _tensors(holder: Block | PackedRow) -> dict[str, Tensor]:

@@ -30,6 +30,10 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -49,7 +53,21 @@ class RunDir:
         """Make the folder and write down what runs in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, config_yaml)
-        write_text(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        write_text(self.manifest_file, json.dumps(manifest, indent=2) + "\n")
+
+    def is_finished(self, num_steps: int) -> bool:
+        """A run of so many steps has come to its end here."""
+        rows = self.metrics()
+        return self.final.exists() and bool(rows) and rows[-1]["step"] >= num_steps
+
+    def check_same_data(self, data_files: Iterable[str]) -> None:
+        """Raise ValueError if a file that the run in this folder has read is another one now."""
+        if not self.metrics_file.exists():
+            return
+        before = json.loads(self.manifest_file.read_text())["data"]
+        for path in data_files:
+            if path in before and before[path] != _fingerprint(path):
+                raise ValueError(f"run_dir: {path} has changed since the run in {self.path} read it")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         _append(self.metrics_file, [row])

@@ -12,20 +12,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils import logging as transformers_logging
 
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.data import check_media, load_samples
 from grpo.evaluation import EvalSet, Evaluator
 from grpo.families import Qwen25VL, load_family
-from grpo.feed import Feed
+from grpo.feed import Feed, Render, make_batch
 from grpo.groups import Sample
-from grpo.learner import Learner
+from grpo.learner import Learner, check_launch
 from grpo.media.loader import ClipLoader
 from grpo.policy import Policy
 from grpo.rollout import Engine, Sampling
@@ -37,9 +38,17 @@ from rewards.runner import RewardSet, load_rewards
 def main(argv: Sequence[str]) -> None:
     quiet_libraries()
     try:
-        trainer = prepare(load_config(argv))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+        config = load_config(argv)
+        run_dir = RunDir(config.run_dir)
+        if run_dir.metrics_file.exists():
+            check_same_run(run_dir.config_file, config)
+        if run_dir.is_finished(config.num_steps):
+            print(f"nothing left to do: {run_dir.path}/ holds a finished run")
+            return
+        trainer = prepare(config, run_dir)
+    except (ValueError, OSError) as error:
+        # With several processes all find the same mistake; one says so.
+        sys.exit(f"error: {error}".splitlines()[0] if os.environ.get("RANK", "0") == "0" else 1)
     try:
         trainer.run()
     finally:
@@ -57,36 +66,65 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def prepare(config: Config) -> GRPOTrainer:
-    """Everything up to the first step. ValueError or FileNotFoundError in one line for a user's mistake."""
-    run_dir = RunDir(config.run_dir)
-    if run_dir.config_file.exists():
-        check_same_run(run_dir.config_file, config)
+def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
+    """Everything up to the first step. ValueError or OSError in one line for a user's mistake."""
     family = load_family(config.model.path)
     rewards = load_rewards(config.rewards)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    check_engine(config.rollout.engine)
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
+    check_launch(accelerator, config.optim.prompts_per_step)
     with accelerator.main_process_first():  # a reader may render its clips on first use
         train, held_out = read_data(config)
+    run_dir.check_same_data(data_files(config))
     rewards.probe(train[:2])  # of the data, since rewards may read its columns
+    family = replace(family, engine_dtype=torch.bfloat16 if on_gpu else torch.float32)
+    check_prompts(config, family, train)
+    set_seed(config.seed)
+    learner = Learner(
+        load_policy(config, family, torch.float32),
+        accelerator,
+        loss=config.loss,
+        optim=config.optim,
+        num_steps=config.num_steps,
+        load_reference=partial(load_policy, config, family) if config.loss.beta else None,
+    )
+    trainer = build_trainer(config, accelerator, learner, rewards, train, held_out, run_dir)
     if accelerator.is_main_process:
         run_dir.open(to_yaml(config), manifest(config, accelerator))
-    set_seed(config.seed)
-    if torch.cuda.is_available():
-        family = replace(family, engine_dtype=torch.bfloat16)
-    policy = load_policy(config, family, torch.float32)
-    reference = load_policy(config, family, family.engine_dtype) if config.loss.beta else None
-    if reference is not None:
-        reference.requires_grad_(False).eval().to(accelerator.device)
-    learner = Learner(
-        policy, reference, accelerator, loss=config.loss, optim=config.optim, num_steps=config.num_steps
+    return trainer
+
+
+def check_engine(engine: str) -> None:
+    """Raise ValueError if the rollout engine is not installed."""
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
+
+
+def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample]) -> None:
+    """Raise ValueError if none of the first samples gives a prompt: the settings don't fit the data."""
+    loader = ClipLoader(config.media, cache_gib=0, num_workers=1, patches=family.patches)
+    first = samples[:4]
+    batch = make_batch(
+        first, [0] * len(first), loader, prompt_renderer(config, family), max_prompt_tokens(config)
     )
-    return build_trainer(config, accelerator, policy, learner, rewards, train, held_out, run_dir)
+    loader.close()
+    if not batch.prompts:
+        raise ValueError(batch.lost[0].reason)
+
+
+def prompt_renderer(config: Config, family: Qwen25VL) -> Render:
+    prompt = config.prompt
+    return partial(family.render, template=prompt.template, option=prompt.option, tags=config.tags)
+
+
+def max_prompt_tokens(config: Config) -> int:
+    return config.rollout.max_model_tokens - config.rollout.max_new_tokens
 
 
 def build_trainer(
     config: Config,
     accelerator: Accelerator,
-    policy: Policy,
     learner: Learner,
     rewards: RewardSet,
     train: Sequence[Sample],
@@ -94,17 +132,21 @@ def build_trainer(
     run_dir: RunDir,
 ) -> GRPOTrainer:
     """Put the parts together."""
-    prompt, rollout, rank = config.prompt, config.rollout, accelerator.process_index
-    render = partial(policy.family.render, template=prompt.template, option=prompt.option, tags=config.tags)
-    loader = ClipLoader(config.media, cache_gib=config.media.cache_gib, num_workers=config.media.num_workers)
-    max_prompt_tokens = rollout.max_model_tokens - rollout.max_new_tokens
+    policy, rollout, rank = learner.policy, config.rollout, accelerator.process_index
+    render = prompt_renderer(config, policy.family)
+    loader = ClipLoader(
+        config.media,
+        cache_gib=config.media.cache_gib,
+        num_workers=config.media.num_workers,
+        patches=policy.family.patches,
+    )
     feed = Feed(
         train,
         loader,
         render,
         seed=config.seed,
         prompts_per_step=config.optim.prompts_per_step,
-        max_prompt_tokens=max_prompt_tokens,
+        max_prompt_tokens=max_prompt_tokens(config),
         prefetch_steps=config.media.prefetch_steps,
         rank=rank,
         num_processes=accelerator.num_processes,
@@ -122,7 +164,7 @@ def build_trainer(
         ),
         sampled=config.eval.sampled,
         seed=config.seed,
-        max_prompt_tokens=max_prompt_tokens,
+        max_prompt_tokens=max_prompt_tokens(config),
     )
     return GRPOTrainer(
         config,
@@ -169,28 +211,24 @@ def build_engine(config: Config, policy: Policy) -> Engine:
         from grpo.rollout.transformers_engine import TransformersEngine
 
         return TransformersEngine(policy)
-    try:
-        from grpo.rollout.vllm_engine import VLLMEngine
+    from grpo.rollout.vllm_engine import VLLMEngine
 
-        return VLLMEngine(
-            policy,
-            seed=config.seed,
-            max_model_tokens=rollout.max_model_tokens,
-            gpu_memory_frac=rollout.gpu_memory_frac,
-            sleep=rollout.sleep,
-        )
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        raise ValueError(
-            "rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers"
-        ) from error
+    return VLLMEngine(
+        policy,
+        seed=config.seed,
+        max_model_tokens=rollout.max_model_tokens,
+        gpu_memory_frac=rollout.gpu_memory_frac,
+        sleep=rollout.sleep,
+    )
+
+
+def data_files(config: Config) -> list[str]:
+    return [dataset.path for dataset in [*config.data.train, *config.data.eval]]
 
 
 def manifest(config: Config, accelerator: Accelerator) -> dict[str, object]:
-    files = [dataset.path for dataset in [*config.data.train, *config.data.eval]]
     return make_manifest(
-        data_files=files,
+        data_files=data_files(config),
         settings={
             "media": asdict(config.media),
             "num_processes": accelerator.num_processes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +26,9 @@ from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, read_rows, rollout_rows
 from grpo.tally import Tally
 from rewards.runner import RewardFailure, RewardSet
+
+MAX_LOST_STEPS = 3
+"""Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""
 
 
 class GRPOTrainer:
@@ -51,6 +55,7 @@ class GRPOTrainer:
             temperature=config.rollout.temperature,
         )
         self.media_counters = feed.loader.counters()
+        self.lost_steps = 0
         family = policy.family
         self.padding_row = padding_row(family.eos_ids[0], positions=family.positions)
 
@@ -96,7 +101,7 @@ class GRPOTrainer:
                 self.step(step, tally)
             self._finish_step(step, tally, bar)
             every = config.checkpoint.every_steps
-            if every and step % every == 0:
+            if every and (step % every == 0 or step == config.num_steps):
                 checkpoint.save(self.run_dir.checkpoints, step, self.accelerator, keep=config.checkpoint.keep)
         if self.accelerator.is_main_process:
             checkpoint.save_final(self.run_dir.final, self.policy, dtype=self.policy.family.engine_dtype)
@@ -109,8 +114,8 @@ class GRPOTrainer:
         every = self.config.eval.every_steps
         if every and self.evaluator.sets and (step % every == 0 or step == self.config.num_steps):
             with tally.timed("time/eval"):
-                lost = self.evaluator.run(self.engine, tally)
-            self._write_failures(step, lost, [])
+                lost, failures = self.evaluator.run(self.engine, tally)
+            self._write_failures(step, lost, failures)
         self._tally_media(tally)
         row = tally.reduced(lambda part: gather_object([part]))
         if self.accelerator.is_main_process and row:
@@ -183,7 +188,18 @@ class GRPOTrainer:
         return StepCounts(num_completions=num_completions, num_tokens=num_tokens)
 
     def _check(self, step: int, row: dict[str, float]) -> None:
-        """Stop when rewards fail too often, or the engine samples from other weights than are trained."""
+        """Stop when figures are not finite, rewards fail too often, nothing can be read any more, or the engine
+        samples from other weights than are trained."""
+        for key in ("loss", "optim/grad_norm", "sampler/gap_mean"):
+            if not math.isfinite(row.get(key, 0.0)):
+                raise RuntimeError(
+                    f"step {step}: {key} is {row[key]}; the last good weights are in checkpoints/"
+                )
+        self.lost_steps = self.lost_steps + 1 if step and not row.get("tokens/prompt") else 0
+        if self.lost_steps == MAX_LOST_STEPS:
+            raise RuntimeError(
+                f"step {step}: {MAX_LOST_STEPS} steps in a row had no usable prompt; see {self.run_dir.failures_file}"
+            )
         if row.get("rewards/error_frac", 0.0) > self.config.rewards_max_error_frac:
             names = sorted({each["reward"] for each in self._failures_of(step)})
             raise RuntimeError(
@@ -207,7 +223,7 @@ def max_gap(configured: float | None, engine_dtype: torch.dtype) -> float:
     """The mean log-prob difference that stops a run; 0: none."""
     if configured is not None:
         return configured
-    return 1e-3 if engine_dtype == torch.float32 else 0.1
+    return 1e-3 if engine_dtype == torch.float32 else 0.05
 
 
 def tally_groups(scored: Sequence[ScoredGroup], tally: Tally) -> None:

@@ -54,6 +54,12 @@ def test_a_config_survives_its_own_yaml(tmp_path: Path) -> None:
         ("media.min_frames=99", "media.min_frames"),
         ("rollout.gpu_memory_frac=1.5", "rollout.gpu_memory_frac"),
         ("no-such-file.yaml", "no file no-such-file.yaml"),
+        ("optim.lr=-1", "optim.lr must be above 0, not -1"),
+        ("loss.beta=-1", "loss.beta must not be negative, not -1"),
+        ("rollout.max_new_tokens=256", "rollout.max_new_tokens leaves no room"),
+        ("prompt.template='{questoin}'", "prompt.template: 'questoin' in"),
+        ("prompt.option='{'", "prompt.option: "),
+        ("rewards={accuracy: [}", "no YAML"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(argument: str, message: str) -> None:

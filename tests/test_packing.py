@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from grpo import attention
 from grpo.groups import ScoredGroup
 from grpo.packing import PackedRow, pack
 from grpo.policy import SUPPRESSED_BIAS, Policy
@@ -146,3 +147,26 @@ def test_a_row_whose_features_and_pads_disagree_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="31 vision tokens for 32 features in: s0"):
         tiny.policy()(broken)
+
+
+def test_the_cuda_mask_works_under_autocast_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a GPU, on a CPU: bf16 passes over fp32 weights, and torch's bias object in place of the mask."""
+    (row,) = packed(tiny.ragged_groups(), 100_000)
+    policy = tiny.policy(seed=1)
+    expected = policy(row).logps_T
+    on_cuda = attention.completion_mask
+    monkeypatch.setattr(attention, "completion_mask", lambda block, _: on_cuda(block, "cuda"))
+    torch.testing.assert_close(policy(row).logps_T, expected, atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = policy(row).logps_T
+    half.sum().backward()
+    assert half.dtype == torch.float32
+    assert float((half - expected).detach().abs().mean()) < 0.2  # bf16 rounds far-off log-probs of about -20
+
+
+def test_every_flat_position_is_restored_from_its_own_slot() -> None:
+    (row,) = packed(tiny.ragged_groups(), 100_000)
+    slots = [
+        index.flatten() for block in row.layout.blocks for index in (block.prompt_RP, block.completion_CL)
+    ]
+    assert torch.equal(torch.cat(slots)[row.layout.restore_N], torch.arange(len(row.input_ids_N)))

@@ -145,8 +145,6 @@ def test_a_run_stopped_after_a_checkpoint_goes_on_as_if_uninterrupted(
     shutil.rmtree(folder / "checkpoints" / "step_000004")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "los')  # cut off by the kill
-    text = (folder / "config.yaml").read_text().replace(str(reference_run[0]), str(folder))
-    (folder / "config.yaml").write_text(text)
     assert repeatable(run(folder, clips)) == repeatable(reference_run[1])
     for name, weight in weights(folder).items():
         assert torch.equal(weight, weights(reference_run[0])[name]), name
@@ -157,24 +155,46 @@ def test_the_run_does_not_depend_on_how_groups_are_packed(
 ) -> None:
     rows = run(tmp_path / "run", clips, "optim.tokens_per_row=100")
     assert rows[1]["tokens/computed"] > reference_run[1][1]["tokens/computed"]
-    assert close(repeatable(rows), repeatable(reference_run[1]), but=("tokens/computed", "loss"))
+    assert close(repeatable(rows), repeatable(reference_run[1]), but=("tokens/computed",))
 
 
-def test_two_processes_make_the_same_run_as_one(
-    reference_run: Reference, clips: Path, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511"]
-    arguments = [str(tiny.ROOT / "grpo" / "train.py"), *SMALL, *data(clips), f"run_dir={tmp_path}/run"]
+UNEVEN = """
+from rewards import reward
+
+@reward
+def uneven(rollout):
+    return float(len(rollout.token_ids)) if int(rollout.sample.id[-1]) % 2 else 0.0
+"""
+
+
+@pytest.mark.parametrize("case", ["plain", "uneven rows", "kl, two updates"])
+def test_two_processes_make_the_same_run_as_one(case: str, clips: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "uneven.py"
+    plugin.write_text(UNEVEN)
+    weightless = [f"rewards.{name}.weight=0" for name in ("accuracy", "format", "keyframe")]
+    overrides = {
+        "plain": [],
+        # half of the samples are flat and every completion has a row: one process has more rows than the other
+        "uneven rows": [f"rewards.uneven.fn={plugin}:uneven", *weightless, "optim.tokens_per_row=1"],
+        "kl, two updates": ["loss.beta=0.5", "optim.num_iterations=2", "optim.tokens_per_row=200"],
+    }[case]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(tiny.ROOT / "grpo" / "train.py"), *SMALL, *data(clips), *overrides]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*command, *arguments, f"run_dir={tmp_path}/two"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["num_processes"] == 2
-    assert close(repeatable(rows), repeatable(reference_run[1]), but=("tokens/computed", "loss"))
-    for name, weight in weights(tmp_path / "run").items():
-        torch.testing.assert_close(weight, weights(reference_run[0])[name], atol=2e-5, rtol=1e-3)
+    one, two = run(tmp_path / "one", clips, *overrides), read_rows(tmp_path / "two" / "metrics.jsonl")
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["num_processes"] == 2
+    assert close(repeatable(two), repeatable(one), but=("tokens/computed",))
+    for name, weight in weights(tmp_path / "two").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "one")[name], atol=2e-5, rtol=1e-3)
 
 
 def test_several_updates_per_batch_use_the_clip_and_kl_grows_from_zero(clips: Path, tmp_path: Path) -> None:
@@ -242,7 +262,7 @@ def test_a_run_under_deepspeed_zero_2_learns_and_resumes(clips: Path, tmp_path: 
         "-m",
         "accelerate.commands.launch",
         "--num_processes=1",
-        "--main_process_port=29512",
+        "--main_process_port=0",
     ]
     config = ["--config_file", str(tiny.ROOT / "launch" / "accelerate" / "zero2.yaml")]
     # bf16: the engine samples with the weights as they are rolled out, the learner sums in another order
@@ -297,9 +317,8 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
         r"rewards.brevity: .*": ["rewards.brevity.weight=1"],
         r"rewards.mine: .*none.py": ["rewards.mine.fn=none.py:f"],
         r"rewards.broken: .*ZeroDivisionError": [f"rewards.broken.fn={plugin}:broken"],
-        r"prompts_per_step \(4\)|rewards.format.only_if: no reward named 'accurcy'": [
-            "rewards.format.only_if=accurcy"
-        ],
+        r"rewards.format.only_if: no reward named 'accurcy'": ["rewards.format.only_if=accurcy"],
+        r"prompt has 63 tokens, rollout.max_model_tokens leaves room for 16": ["rollout.max_model_tokens=40"],
     }
     for pattern, overrides in cases.items():
         with pytest.raises(SystemExit, match=rf"^error: (.|\n)*{pattern}") as caught:
@@ -359,3 +378,49 @@ def test_a_reward_that_fails_in_training_is_counted_and_too_many_stop_the_run(
     assert "no service" in failures[0]["traceback"]
     with pytest.raises(RuntimeError, match="6.2% of the scores failed, more than .*: fragile; see"):
         run(tmp_path / "strict", clips, *overrides)
+
+
+def test_a_reward_that_fails_on_held_out_samples_is_written_down(clips: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(PLUGIN)
+    marked = json.loads((clips / "heldout.jsonl").read_text().splitlines()[0])["id"]
+    overrides = [
+        f"rewards.fragile.fn={plugin}:fragile",
+        f"rewards.fragile.args.marked={marked}",
+        "num_steps=1",
+    ]
+    rows = run(tmp_path / "run", clips, *overrides)
+    assert rows[0]["eval/reward_failures"] == 2  # one greedy answer, one sampled
+    failures = read_rows(tmp_path / "run" / "failures.jsonl")
+    assert {(each["step"], each["sample_id"]) for each in failures} == {(0, marked), (1, marked)}
+
+
+def test_weights_that_are_not_finite_stop_the_run(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises((RuntimeError, ValueError), match="finite|nan"):
+        run(tmp_path / "run", clips, "optim.lr=1e30", "optim.warmup_steps=0", "eval.every_steps=0")
+
+
+def test_a_finished_run_without_checkpoints_is_left_alone(clips: Path, tmp_path: Path) -> None:
+    overrides = ["checkpoint.every_steps=0", "num_steps=1"]
+    rows = run(tmp_path / "run", clips, *overrides)
+    assert run(tmp_path / "run", clips, *overrides) == rows
+
+
+def test_a_run_is_continued_with_more_steps_but_not_on_other_data(clips: Path, tmp_path: Path) -> None:
+    own = tmp_path / "clips"
+    shutil.copytree(clips, own)
+    run(tmp_path / "run", own, "num_steps=1", "optim.schedule=constant")
+    rows = run(tmp_path / "run", own, "num_steps=2", "optim.schedule=constant")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    text = (own / "train.jsonl").read_text()
+    (own / "train.jsonl").write_text(text.replace("hand", "arm"))
+    with pytest.raises(SystemExit, match=r"train.jsonl has changed since the run in .*run read it"):
+        run(tmp_path / "run", own, "num_steps=3", "optim.schedule=constant")
+
+
+def test_a_failed_start_leaves_nothing_that_blocks_the_next(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="prompt.template"):
+        run(tmp_path / "run", clips, "prompt.template='{what}'", "num_steps=1")
+    with pytest.raises(SystemExit, match="model.path"):
+        run(tmp_path / "run", clips, "model.path=./nowhere", "num_steps=1")
+    assert len(run(tmp_path / "run", clips, "num_steps=1")) == 2

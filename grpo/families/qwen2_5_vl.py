@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from grpo.groups import Prompt, Sample
 from grpo.media.clip import Clip
+from grpo.media.sampling import PatchShape
 
 INSTRUCTIONS = {
     "think": "First reason step by step inside <think> </think>.",
@@ -37,16 +43,21 @@ class Qwen25VL:
     processor: Any
     config: Any
     """A Qwen2_5_VLConfig, whose parts transformers types as optional dicts."""
+    eos_ids: tuple[int, ...]
+    """Tokens that end a completion, as the model's generation config lists them: vLLM stops there too."""
     engine_dtype: torch.dtype = torch.float32
     """What the rollout engine computes in. vLLM also rounds the seconds of a temporal patch to it, so in
     bf16 the positions must be computed from the rounded value."""
 
     @classmethod
     def load(cls, path: str) -> Qwen25VL:
+        processor = AutoProcessor.from_pretrained(path)
+        eos = GenerationConfig.from_pretrained(path).eos_token_id or processor.tokenizer.eos_token_id
         return cls(
             path=path,
-            processor=AutoProcessor.from_pretrained(path),
+            processor=processor,
             config=Qwen2_5_VLConfig.from_pretrained(path),
+            eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
         )
 
     def load_model(self, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
@@ -57,9 +68,14 @@ class Qwen25VL:
         return self.config.vision_config.patch_size
 
     @property
-    def merged_patch_px(self) -> int:
-        """Height and width of a frame are multiples of this."""
-        return self.patch_px * self.config.vision_config.spatial_merge_size
+    def patches(self) -> PatchShape:
+        """What frames are sampled and resized to multiples of."""
+        vision = self.config.vision_config
+        return PatchShape(
+            patch_px=vision.patch_size,
+            merge=vision.spatial_merge_size,
+            temporal_frames=vision.temporal_patch_size,
+        )
 
     @property
     def temporal_patch(self) -> int:
@@ -73,11 +89,6 @@ class Qwen25VL:
     def suppressed_ids(self) -> tuple[int, ...]:
         """Never sampled: a vision pad token in a completion would have no feature to stand for."""
         return (self.config.image_token_id, self.config.video_token_id)
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion."""
-        return (self.processor.tokenizer.eos_token_id,)
 
     def grid_thw(self, clip: Clip) -> tuple[int, int, int]:
         """The clip's grid of patches: time, height, width."""

@@ -54,7 +54,9 @@ def _line(
 
 
 def _finish(axes: Axes, title: str, ylabel: str) -> None:
-    axes.set(title=title, xlabel="step", ylabel=ylabel, ylim=(-0.02, 1.02))
+    axes.set(title=title, xlabel="step", ylabel=ylabel)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.02), max(high, 1.02))
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8)

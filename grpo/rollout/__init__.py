@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,6 +44,10 @@ def as_rollout(
     """A rollout of a prompt, with what a reward needs of it."""
     if len(token_ids) != len(logprobs):
         raise ValueError(f"sample {prompt.sample.id}: {len(logprobs)} log-probs for {len(token_ids)} tokens")
+    if not all(map(math.isfinite, logprobs)):
+        raise ValueError(
+            f"sample {prompt.sample.id}: the engine's log-probs are not finite; are the weights?"
+        )
     return Rollout(
         sample=prompt.sample,
         clip=prompt.clip,

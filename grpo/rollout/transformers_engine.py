@@ -49,8 +49,14 @@ class TransformersEngine:
 
     def close(self) -> None: ...
 
-    @torch.no_grad()
     def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
+        """In the precision that the learner computes in."""
+        dtype = self.family.engine_dtype
+        lower = dtype != torch.float32
+        with torch.no_grad(), torch.autocast(self.policy.device.type, dtype=dtype, enabled=lower):
+            return self._decode(prompts, sampling, seeds)
+
+    def _decode(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
         """Groups of prompts of equal length P, with B = prompts * G sequences in one cache."""
         language_model = self.policy.model.model.language_model
         was_training = self.policy.training

@@ -80,12 +80,10 @@ class VLLMEngine:
 
     def _device_arguments(self, max_model_tokens: int, gpu_memory_frac: float) -> dict[str, Any]:
         if self.on_gpu:
-            # external_launcher: one engine per process of the launcher, instead of processes of vLLM's own.
-            return {
-                "gpu_memory_utilization": gpu_memory_frac,
-                "enable_sleep_mode": self.sleeps,
-                "distributed_executor_backend": "external_launcher",
-            }
+            arguments = {"gpu_memory_utilization": gpu_memory_frac, "enable_sleep_mode": self.sleeps}
+            # One engine in each process of the launcher, instead of processes of vLLM's own.
+            launched = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+            return arguments | ({"distributed_executor_backend": "external_launcher"} if launched else {})
         # A seeded request whose prompt is prefilled in parts dies on CPU ("CPU Generator does not use offset").
         # vLLM calls whole prefills unofficial; sampler/gap_max shows at every step that they are right.
         return {
