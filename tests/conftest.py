@@ -6,6 +6,7 @@ It is set before torch or vllm is imported, and what is set outside wins.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve training and four held-out clips of the demo; not to be written to."""
+    from grpo.data.synthetic import write_dataset
+
+    return write_dataset(tmp_path_factory.mktemp("data") / "clips", num_train=12, num_heldout=4, seed=1)
