@@ -193,6 +193,8 @@ def load_config(argv: Sequence[str]) -> Config:
         config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ValueError(f"config: {_one_line(error)}") from error
+    except TypeError as error:  # a list met something else; OmegaConf does not say which
+        raise ValueError(f"config: {error}; lists are set whole: data.train=[{{path: FILE}}]") from error
     except yaml.YAMLError as error:
         raise ValueError(f"config: no YAML: {' '.join(str(error).split())}") from error
     validate(config)

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
@@ -37,24 +38,28 @@ from rewards.runner import RewardSet, load_rewards
 
 def main(argv: Sequence[str]) -> None:
     quiet_libraries()
-    try:
-        config = load_config(argv)
-        run_dir = RunDir(config.run_dir)
-        if run_dir.metrics_file.exists():
-            check_same_run(run_dir.config_file, config)
-        if run_dir.is_finished(config.num_steps):
-            print(f"nothing left to do: {run_dir.path}/ holds a finished run")
-            return
-        trainer = prepare(config, run_dir)
-    except (ValueError, OSError) as error:
-        # With several processes all find the same mistake; one says so.
-        sys.exit(f"error: {error}".splitlines()[0] if os.environ.get("RANK", "0") == "0" else 1)
-    try:
-        trainer.run()
-    finally:
-        trainer.engine.close()
-        trainer.feed.loader.close()
-    trainer.accelerator.print(f"done: {trainer.run_dir.path}/ (metrics.jsonl, curves.png, rollouts/, final/)")
+    is_first = os.environ.get("RANK", "0") == "0"
+    with ExitStack() as stack:
+        try:
+            config = load_config(argv)
+            run_dir = RunDir(config.run_dir)
+            if is_first:
+                stack.enter_context(run_dir.locked())
+            if run_dir.metrics_file.exists():
+                check_same_run(run_dir.config_file, config)
+            if run_dir.is_finished(config.num_steps):
+                print(f"nothing left to do: {run_dir.path}/ holds a finished run")
+                return
+            trainer = prepare(config, run_dir)
+        except (ValueError, OSError) as error:
+            # With several processes all find the same mistake; one says so.
+            sys.exit(f"error: {error}".splitlines()[0] if is_first else 1)
+        try:
+            trainer.run()
+        finally:
+            trainer.engine.close()
+            trainer.feed.loader.close()
+    trainer.accelerator.print(f"done: {run_dir.path}/ (metrics.jsonl, curves.png, rollouts/, final/)")
     trainer.accelerator.end_training()
 
 
@@ -74,12 +79,16 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
     check_launch(accelerator, config.optim.prompts_per_step)
+    accelerator.print("reading the data (a demo's clips are rendered on first use)", flush=True)
     with accelerator.main_process_first():  # a reader may render its clips on first use
         train, held_out = read_data(config)
     run_dir.check_same_data(data_files(config))
+    for name, samples in {"training": train, **held_out}.items():
+        accelerator.print(f"{name}: {describe(samples)}", flush=True)
     rewards.probe(train[:2])  # of the data, since rewards may read its columns
     family = replace(family, engine_dtype=torch.bfloat16 if on_gpu else torch.float32)
     check_prompts(config, family, train)
+    accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
     set_seed(config.seed)
     learner = Learner(
         load_policy(config, family, torch.float32),
@@ -93,6 +102,14 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     if accelerator.is_main_process:
         run_dir.open(to_yaml(config), manifest(config, accelerator))
     return trainer
+
+
+def describe(samples: Sequence[Sample]) -> str:
+    """What was read, in one line: a misspelt field shows up as a column that nobody expected."""
+    with_moments = sum(bool(sample.keyframes_s) for sample in samples)
+    columns = sorted({name for sample in samples for name in sample.columns})
+    extra = f"; other columns: {', '.join(columns)}" if columns else ""
+    return f"{len(samples)} questions, {with_moments} with key moments{extra}"
 
 
 def check_engine(engine: str) -> None:

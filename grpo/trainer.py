@@ -89,6 +89,8 @@ class GRPOTrainer:
         config, bar = self.config, None
         first = checkpoint.restore(self.run_dir.checkpoints, self.accelerator) + 1
         if self.accelerator.is_main_process:
+            if first > 1:
+                print(f"resuming after step {first - 1}", flush=True)
             self.run_dir.forget_after(first - 1 if first > 1 else -1)
             bar = tqdm(total=config.num_steps, initial=first - 1, desc="training", unit="step", smoothing=0.1)
         if first == 1:
@@ -254,5 +256,9 @@ def progress(row: dict[str, float]) -> str:
 
 def summary(evaluated: dict[str, float]) -> str:
     """Held-out scores in one line."""
-    kept = {key.removeprefix("eval/"): value for key, value in evaluated.items() if not key.endswith("/lost")}
+    kept = {
+        key.removeprefix("eval/"): value
+        for key, value in evaluated.items()
+        if not key.endswith(("/lost", "_failures"))
+    }
     return ", ".join(f"{key} {value:.3g}" for key, value in kept.items())

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from grpo import train
-from grpo.run_dir import read_rows
+from grpo.run_dir import RunDir, read_rows
+from tests import tiny
 from tests.runs import SMALL, data, reset_process_state, run
 
 
@@ -147,3 +150,18 @@ def test_a_failed_start_leaves_nothing_that_blocks_the_next(clips: Path, tmp_pat
     with pytest.raises(SystemExit, match="model.path"):
         run(tmp_path / "run", clips, "model.path=./nowhere", "num_steps=1")
     assert len(run(tmp_path / "run", clips, "num_steps=1")) == 2
+
+
+def test_two_runs_cannot_share_a_folder(clips: Path, tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run").locked(), pytest.raises(SystemExit, match="another process is running in"):
+        run(tmp_path / "run", clips, "num_steps=1")
+    assert len(run(tmp_path / "run", clips, "num_steps=1")) == 2  # free again
+
+
+def test_the_readmes_reward_passes_the_checker(tmp_path: Path) -> None:
+    readme = (tiny.ROOT / "README.md").read_text()
+    code = next(block for block in readme.split("```python\n")[1:] if "cites_early" in block).split("```")[0]
+    (tmp_path / "my_rewards.py").write_text(code)
+    command = [sys.executable, "-m", "rewards.check", "my_rewards.py:cites_early"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout

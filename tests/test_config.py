@@ -60,6 +60,8 @@ def test_a_config_survives_its_own_yaml(tmp_path: Path) -> None:
         ("prompt.template='{questoin}'", "prompt.template: 'questoin' in"),
         ("prompt.option='{'", "prompt.option: "),
         ("rewards={accuracy: [}", "no YAML"),
+        ("data.train.0.path=mine.jsonl", "lists are set whole"),
+        ("data.train=mine.jsonl", "data.train: "),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(argument: str, message: str) -> None:

@@ -23,7 +23,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         colours[name] = _line(left, rows, key, label=name)
     _finish(left, "Rewards of the training rollouts", "mean reward")
     for key in _keys(rows, prefix="eval/", suffix=""):
-        if key.endswith(("/length", "/lost")):
+        if key.endswith(("/length", "/lost")) or key == "eval/reward_failures":
             continue
         style, colour = ("--" if "/sampled/" in key else "-"), colours.get(key.rpartition("/")[2])
         _line(right, rows, key, label=key.removeprefix("eval/"), style=style, marker="o", colour=colour)

@@ -5,7 +5,9 @@ All G completions of a prompt are one request, so the clip is encoded and the pr
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,9 @@ class VLLMEngine:
         self, policy: Policy, *, seed: int, max_model_tokens: int, gpu_memory_frac: float, sleep: bool = False
     ) -> None:
         _set_environment()
-        from vllm import LLM
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of torch
+            from vllm import LLM
 
         self.policy = policy
         self.family = policy.family
@@ -35,6 +39,7 @@ class VLLMEngine:
             max_model_len=max_model_tokens,
             limit_mm_per_prompt={"video": 1, "image": 0},
             logprobs_mode="processed_logprobs",
+            use_tqdm_on_load=False,
             mm_processor_kwargs={"do_resize": False, "cap_pixels_per_frame": False},
             **self._device_arguments(max_model_tokens, gpu_memory_frac),
         )
@@ -144,6 +149,9 @@ def _set_environment() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # On CPU it warns, at length, of GPU features that are missing.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if torch.cuda.is_available() else "ERROR")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it takes the learner's threads
