@@ -131,8 +131,13 @@ def test_two_processes_make_the_same_run_as_one(case: str, clips: Path, tmp_path
     one, two = run(tmp_path / "one", clips, *overrides), read_rows(tmp_path / "two" / "metrics.jsonl")
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["num_processes"] == 2
     assert close(repeatable(two), repeatable(one), but=("tokens/computed",))
-    for name, weight in weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, weights(tmp_path / "one")[name], atol=2e-5, rtol=1e-3)
+    # Adam turns a gradient of rounding errors alone into a full step, so single weights may differ: compare the whole.
+    start = load_file(tiny.BASE_POLICY / "model.safetensors")
+    one_way, difference = 0.0, 0.0
+    for name, weight in weights(tmp_path / "one").items():
+        one_way += float((weight - start[name]).square().sum())
+        difference += float((weights(tmp_path / "two")[name] - weight).square().sum())
+    assert difference < 1e-4 * one_way  # 1 % of the distance travelled
 
 
 def test_several_updates_per_batch_use_the_clip(clips: Path, tmp_path: Path) -> None:
