@@ -109,9 +109,10 @@ class Policy(nn.Module):
         return 0.0 * features.sum()
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        """The distribution that is sampled from, in fp32: suppressed tokens and temperature applied, (T, V)."""
-        logits_TV = self.model.lm_head(hidden_TD).float()
-        bias_V = torch.zeros(logits_TV.shape[-1], device=logits_TV.device)
+        """The distribution that is sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""
+        logits_TV = self.model.lm_head(hidden_TD)
+        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+        bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
         bias_V[list(self.family.suppressed_ids)] = SUPPRESSED_BIAS
         return (logits_TV + bias_V) / self.temperature
 
