@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo.groups import Group, ScoredGroup
-from rewards.runner import RewardTable
+from rewards.specs import RewardTable
 
 
 def group_advantages(totals_PG: Tensor, *, scale: Literal["group_std", "none"], eps: float = 1e-4) -> Tensor:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo.media.sampling import MediaSettings
 from rewards.parsing import TAGS
-from rewards.runner import RewardSpec
+from rewards.specs import RewardSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from grpo.groups import Group, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.tally import Tally
-from rewards.runner import RewardFailure, RewardSet
+from rewards.runner import RewardSet
+from rewards.specs import RewardFailure
 
 BATCH_PROMPTS = 128
 

@@ -68,6 +68,9 @@ class Rollout:
     """The sampler's, one for each token."""
     stopped: bool
     """It ended by itself, not at the token limit."""
+    counterfactuals: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+    """Completions of the same question about changed frames, for the rewards that declare them
+    (`rewards.counterfactual`), by how the frames were changed. Never trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

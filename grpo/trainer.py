@@ -25,7 +25,8 @@ from grpo.report.curves import draw_curves
 from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, read_rows, rollout_rows
 from grpo.tally import Tally
-from rewards.runner import RewardFailure, RewardSet
+from rewards.runner import RewardSet
+from rewards.specs import RewardFailure
 
 MAX_LOST_STEPS = 3
 """Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""

@@ -1,4 +1,4 @@
-"""What a plugin author imports: the two decorators that declare a reward.
+"""What a plugin author imports: the decorators that declare a reward.
 
 A reward is a plain function. What it receives is a `grpo.groups.Rollout`: the completion's text and
 tokens, the sample with every column of its record, and the clip as the model saw it.
@@ -11,9 +11,12 @@ tokens, the sample with every column of its record, and the clip as the model sa
 
 Knobs are keyword-only; the config's `args` sets them. A returned None means "not applicable to this
 sample" and adds nothing to the total. An exception, or a value that is no finite number, is a
-failure: the rollout gets no total and takes no part in the update. A function without a decorator is
-called the way TRL calls one, `fn(prompts=..., completions=..., completion_ids=..., **columns)`, once
-for each sample's rollouts, with plain texts, not chat messages, as prompts and completions.
+failure: the rollout gets no total and takes no part in the update.
+
+It may be `async def`, or a class: its keyword-only constructor takes the knobs, it is made once, and its
+decorated `__call__(self, rollout)` (or `rollouts`) is the reward. A function without a decorator is called
+the way TRL calls one, `fn(prompts=..., completions=..., completion_ids=..., **columns)`, once for each
+sample's rollouts.
 `python -m rewards.check FILE.py:FUNCTION` tries a reward out.
 
 Imports nothing heavy, so that a plugin can be read and tested anywhere.
@@ -22,20 +25,50 @@ Imports nothing heavy, so that a plugin can be read and tested anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
-__all__ = ["group_reward", "reward"]
+__all__ = ["Counterfactual", "counterfactual", "group_reward", "reward"]
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+Frames = Literal["shuffled", "reversed", "blank", "other_clip", "cited", "cited_in_place"]
+"""How the frames of a counterfactual prompt differ: in another order, backwards, black, those of another
+question, the cited ones alone, or all but the cited ones black. The last two differ for each rollout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counterfactual:
+    """Completions of the same question about changed frames, that a reward compares with."""
+
+    frames: Frames
+    num_samples: int | None = None
+    """For a group, or for each rollout where the frames are the cited ones; None: half the group size."""
+    greedy: bool = False
+    """Take the likeliest token instead of sampling as in training."""
 
 
 def reward(fn: Function) -> Function:
     """Declare a reward of one rollout: `fn(rollout, **knobs) -> float | None`."""
-    vars(fn)["reward_calling"] = "rollout"
+    fn.__dict__["reward_calling"] = "rollout"
     return fn
 
 
 def group_reward(fn: Function) -> Function:
     """Declare a reward of a sample's G rollouts: `fn(rollouts, **knobs) -> list[float | None]`."""
-    vars(fn)["reward_calling"] = "group"
+    fn.__dict__["reward_calling"] = "group"
     return fn
+
+
+def counterfactual(
+    frames: Frames, *, num_samples: int | None = None, greedy: bool = False
+) -> Callable[[Function], Function]:
+    """Declare that a reward reads `rollout.counterfactuals[frames]`: completions that the engine samples beside the
+    group, which are never trained on. Goes below or above `@reward`; may be repeated."""
+    wanted = Counterfactual(frames=frames, num_samples=num_samples, greedy=greedy)
+
+    def declare(fn: Function) -> Function:
+        fn.__dict__["reward_counterfactuals"] = (*fn.__dict__.get("reward_counterfactuals", ()), wanted)
+        return fn
+
+    return declare

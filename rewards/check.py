@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from grpo.groups import Group
 from rewards import hostile
 from rewards.loading import required_columns
-from rewards.runner import Outcome, Reward, RewardFailure, RewardSpec, failures_in, load_reward, run
+from rewards.runner import failures_in, load_reward, run
+from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec
 
 LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
 CALLED = {

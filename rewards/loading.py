@@ -15,10 +15,9 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-Calling = Literal["rollout", "group", "columns"]
-"""How a reward is called: with one rollout, with a sample's rollouts, or as TRL does, with columns."""
+from rewards.specs import Calling
 
 BUILTINS = {
     "accuracy": "rewards.accuracy:accuracy",

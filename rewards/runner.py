@@ -10,77 +10,19 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from grpo.groups import Group, Rollout, Sample
 from rewards import hostile
-from rewards.loading import (
-    Calling,
-    calling_of,
-    check_signature,
-    did_you_mean,
-    find_function,
-    required_columns,
-)
+from rewards.compose import check_specs, parts_of, totals_of
+from rewards.loading import calling_of, check_signature, find_function, required_columns
+from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec, RewardTable
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardSpec:
-    """A reward as configured, under its name."""
-
-    fn: str | None = None
-    """None: the built-in of that name."""
-    weight: float = 1.0
-    """0 keeps the column and adds nothing."""
-    args: dict[str, Any] = field(default_factory=dict)
-    only_if: str | None = None
-    """Counts only on rollouts where the reward of this name has a raw value above 0."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reward:
-    """A reward ready to run."""
-
-    name: str
-    fn: Callable[..., Any]
-    calling: Calling
-    args: Mapping[str, Any]
-    weight: float
-    only_if: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardFailure:
-    """Why a reward has no value for a rollout."""
-
-    reward: str
-    sample_id: str
-    rollout_index: int
-    traceback: str
-
-    @property
-    def summary(self) -> str:
-        """What was wrong, in one line."""
-        return self.traceback.strip().splitlines()[-1]
-
-
-Outcome = float | None | RewardFailure
 # A plugin that calls sys.exit() must not end the run, let alone with status 0.
 FAILURES = (Exception, SystemExit)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardTable:
-    """What the rewards say about one group, a value per rollout."""
-
-    columns: Mapping[str, tuple[float | None, ...]]
-    """Raw values by the reward's name, None where it abstained or failed."""
-    totals: tuple[float | None, ...]
-    """Weighted sums, None where a reward failed."""
-    failures: tuple[RewardFailure, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,59 +53,38 @@ class RewardSet:
 
 def load_rewards(specs: Mapping[str, RewardSpec]) -> RewardSet:
     """Find and check the rewards of a config; ValueError or FileNotFoundError names the key."""
-    for name in specs:
-        check_gate(name, specs)
+    check_specs(specs)
     return RewardSet(tuple(load_reward(name, spec) for name, spec in specs.items()))
 
 
 def load_reward(name: str, spec: RewardSpec) -> Reward:
     """One reward, without a look at the others."""
     key = f"rewards.{name}"
-    if not math.isfinite(spec.weight):
-        raise ValueError(f"{key}.weight: {spec.weight} is no finite number")
     fn = find_function(name if spec.fn is None else spec.fn, key=key)
     check_signature(fn, spec.args, key=key)
-    return Reward(
-        name=name,
-        fn=fn,
-        calling=calling_of(fn),
-        args=dict(spec.args),
-        weight=float(spec.weight),
-        only_if=spec.only_if,
-    )
+    return Reward(name=name, fn=fn, calling=calling_of(fn), spec=spec)
 
 
-def check_gate(name: str, specs: Mapping[str, RewardSpec]) -> None:
-    """Raise ValueError unless the chain of `only_if` that starts here ends."""
-    chain = [name]
-    while (gate := specs[chain[-1]].only_if) is not None:
-        if gate not in specs:
-            raise ValueError(
-                f"rewards.{chain[-1]}.only_if: no reward named {gate!r}{did_you_mean(gate, specs)}"
-            )
-        if gate in chain:
-            raise ValueError(f"rewards.{name}.only_if: goes round in a circle: {' -> '.join([*chain, gate])}")
-        chain.append(gate)
-
-
-def score_group(rewards: Sequence[Reward], group: Group) -> RewardTable:
-    """Values, totals and failures of one group."""
+def score_group(rewards: Sequence[Reward], group: Group, step: int = 0) -> RewardTable:
+    """Values, parts, totals and failures of one group."""
     outcomes = {reward.name: run(reward, group) for reward in rewards}
+    return make_table({reward.name: reward.spec for reward in rewards}, outcomes, step)
+
+
+def make_table(
+    specs: Mapping[str, RewardSpec], outcomes: Mapping[str, Sequence[Outcome]], step: int
+) -> RewardTable:
+    """A group's table from what its rewards came to."""
     failures = [failure for column in outcomes.values() for failure in failures_in(column)]
     columns = {
         name: tuple(None if isinstance(each, RewardFailure) else each for each in column)
         for name, column in outcomes.items()
     }
+    num_rollouts = len(next(iter(columns.values())))
     failed = {failure.rollout_index for failure in failures}
-    totals = [None if g in failed else total(rewards, columns, g) for g in range(len(group.rollouts))]
-    return RewardTable(columns=columns, totals=tuple(totals), failures=tuple(failures))
-
-
-def total(rewards: Sequence[Reward], columns: Mapping[str, Sequence[float | None]], index: int) -> float:
-    """Plain weighted sum for one rollout. Not normalised: an arm of an ablation rescales no other reward."""
-    values = {name: column[index] for name, column in columns.items()}
-    counted = [reward for reward in rewards if reward.only_if is None or (values[reward.only_if] or 0.0) > 0]
-    return sum((reward.weight * (values[reward.name] or 0.0) for reward in counted), start=0.0)
+    parts = parts_of(specs, columns, step)
+    totals = totals_of(parts, [index in failed for index in range(num_rollouts)])
+    return RewardTable(columns=columns, parts=parts, totals=totals, failures=tuple(failures))
 
 
 def run(reward: Reward, group: Group) -> list[Outcome]:

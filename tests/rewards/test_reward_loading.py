@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
-from rewards.runner import RewardSpec, RewardTable, load_rewards
+from rewards.runner import load_rewards
+from rewards.specs import RewardSpec, RewardTable
 
 SAMPLE = synthetic_samples({})[0]
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)

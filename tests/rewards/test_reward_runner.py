@@ -16,7 +16,8 @@ from grpo.groups import Group, Rollout
 from rewards import group_reward, reward
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.loading import calling_of
-from rewards.runner import Reward, RewardSet, RewardSpec, load_rewards
+from rewards.runner import RewardSet, load_rewards
+from rewards.specs import Reward, RewardSpec
 
 SAMPLE = replace(synthetic_samples({})[0], columns={"solution": "red", "weights": [1, 2]})
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
@@ -26,7 +27,7 @@ def set_of(*fns: Callable[..., Any], weight: float = 1.0, **args: Any) -> Reward
     """A reward set of functions of this file, without their way through a config."""
     return RewardSet(
         tuple(
-            Reward(name=fn.__name__, fn=fn, calling=calling_of(fn), args=args, weight=weight, only_if=None)
+            Reward(name=fn.__name__, fn=fn, calling=calling_of(fn), spec=RewardSpec(weight=weight, args=args))
             for fn in fns
         )
     )

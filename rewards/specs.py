@@ -1,0 +1,90 @@
+"""Rewards as a config states them, and ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rewards import Counterfactual
+
+Calling = Literal["rollout", "group", "columns"]
+"""How a reward is called: with one rollout, with a sample's rollouts, or as TRL does, with columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """A reward as configured, under its name."""
+
+    fn: str | None = None
+    """A built-in's name, `package.module:function`, `path/to/file.py:function` or an entry point of the group
+    `grpo.rewards`; None: the built-in or entry point of the reward's own name."""
+    weight: float = 1.0
+    """0 keeps the column as a metric and adds nothing to the total."""
+    schedule: list[list[float]] = field(default_factory=list)
+    """Factors on the weight over the run, as [step, factor] points with straight lines between them:
+    [[0, 0], [100, 1]] warms up, [[0, 1], [500, 0]] fades out. Empty: 1."""
+    args: dict[str, Any] = field(default_factory=dict)
+    only_if: str | None = None
+    """Counts only on rollouts where another reward is above 0 (`accuracy`) or passes a threshold
+    (`accuracy >= 0.5`)."""
+    only_unless: str | None = None
+    """Counts only on rollouts where the same kind of condition does not hold."""
+    clip: tuple[float, float] | None = None
+    """Limits that the raw value is clipped to before it counts; the column keeps the raw one."""
+    tasks: list[str] | None = None
+    """Tasks of the samples it applies to; it abstains on others. None: all."""
+    timeout_s: float = 60.0
+    """What a step waits for it at most, from the moment that the last rollout is sampled. What is not scored by
+    then has failed."""
+    cache: bool | None = None
+    """Reuse a value for the same completion, sample, arguments and code. None: where a call takes long and the
+    reward is a function, not an object with a state of its own."""
+    counterfactual_samples: int | None = None
+    """How many completions are sampled for each set that it declares; None: as it declares."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reward:
+    """A reward ready to run."""
+
+    name: str
+    fn: Callable[..., Any]
+    calling: Calling
+    spec: RewardSpec
+    counterfactuals: tuple[Counterfactual, ...] = ()
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        return self.spec.args
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardFailure:
+    """Why a reward has no value for a rollout."""
+
+    reward: str
+    sample_id: str
+    rollout_index: int
+    traceback: str
+
+    @property
+    def summary(self) -> str:
+        """What was wrong, in one line."""
+        return self.traceback.strip().splitlines()[-1]
+
+
+Outcome = float | None | RewardFailure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardTable:
+    """What the rewards say about one group, a value per rollout."""
+
+    columns: Mapping[str, tuple[float | None, ...]]
+    """Raw values by the reward's name, None where it abstained or failed."""
+    parts: Mapping[str, tuple[float, ...]]
+    """What each reward adds to the total: gated, clipped, weighted. 0 where it does not count."""
+    totals: tuple[float | None, ...]
+    """Sums of the parts, None where a reward failed."""
+    failures: tuple[RewardFailure, ...]
