@@ -25,8 +25,7 @@ Imports nothing heavy, so that a plugin can be read and tested anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 __all__ = ["Counterfactual", "counterfactual", "group_reward", "reward"]
 
@@ -37,9 +36,11 @@ Frames = Literal["shuffled", "reversed", "blank", "other_clip", "cited", "cited_
 question, the cited ones alone, or all but the cited ones black. The last two differ for each rollout."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counterfactual:
-    """Completions of the same question about changed frames, that a reward compares with."""
+class Counterfactual(NamedTuple):
+    """Completions of the same question about changed frames, that a reward compares with.
+
+    No dataclass: `dataclasses` loads `inspect`, most of what importing this package would cost.
+    """
 
     frames: Frames
     num_samples: int | None = None
