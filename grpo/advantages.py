@@ -49,6 +49,7 @@ def score_groups(
         ScoredGroup(
             group=group,
             rewards=table.columns,
+            parts=table.parts,
             totals=table.totals,
             advantages=tuple(None if math.isnan(value) else value for value in row),
         )

@@ -92,5 +92,7 @@ class ScoredGroup:
     group: Group
     rewards: Mapping[str, tuple[float | None, ...]]
     """Raw values, by the reward's name in the config."""
+    parts: Mapping[str, tuple[float, ...]]
+    """What each reward adds to the totals: gated, clipped, weighted."""
     totals: tuple[float | None, ...]
     advantages: tuple[float | None, ...]

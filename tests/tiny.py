@@ -80,7 +80,11 @@ def ragged_group(of: Prompt, lengths: list[int], *, seed: int) -> ScoredGroup:
     rollouts = tuple(rollout(of, rng.integers(0, 400, length).tolist()) for length in lengths)
     advantages = tuple(rng.normal(size=len(lengths)).tolist())
     return ScoredGroup(
-        group=Group(prompt=of, rollouts=rollouts), rewards={}, totals=advantages, advantages=advantages
+        group=Group(prompt=of, rollouts=rollouts),
+        rewards={},
+        parts={},
+        totals=advantages,
+        advantages=advantages,
     )
 
 

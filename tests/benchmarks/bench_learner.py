@@ -65,7 +65,11 @@ def bench_group(policy: Policy, prompt_tokens: int, group_size: int, completion_
     )
     advantages = tuple(rng.normal(size=group_size).tolist())
     return ScoredGroup(
-        group=Group(prompt=prompt, rollouts=rollouts), rewards={}, totals=advantages, advantages=advantages
+        group=Group(prompt=prompt, rollouts=rollouts),
+        rewards={},
+        parts={},
+        totals=advantages,
+        advantages=advantages,
     )
 
 
