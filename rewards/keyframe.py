@@ -1,15 +1,24 @@
-"""`keyframe`: did the completion cite the moments that the annotation names?
+"""Rewards of the cited moments: against annotated spans, against scores of frames, or against the policy's
+own evidence.
 
-Our own design (no formula was published for this reward): the F1 of cited moments against annotated
-spans, in seconds of the clip.
+All are our own designs (no formula was published for EgoVLM's keyframe reward), in seconds of the clip.
+`keyframe`, the F1 of cited moments against annotated spans, is the one to start with. What they have in
+common: a completion that cites nothing readable is worth 0, a citation outside the clip is a miss, and None
+means that the sample has nothing to compare with.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from statistics import fmean
 
-from grpo.groups import Rollout
-from rewards import reward
+from grpo.groups import Rollout, Sample
+from grpo.media.clip import Clip
+from grpo.media.variants import cited_patches
+from rewards import counterfactual, reward
+from rewards.accuracy import accuracy
 from rewards.parsing import KEYFRAMES, only_block, read_moments
 
 Span = tuple[float, float]
@@ -21,26 +30,211 @@ ROUNDING_S = 1e-6  # 3.3 - 0.3 is not 3.0
 def keyframe(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
     """F1 of the cited moments against the annotated spans; 0 if they can't be read.
 
-    None where the sample has no annotation: there is nothing to compare with. A cited moment outside
-    the clip is a miss.
+    None where the sample has no annotation: there is nothing to compare with. A cited moment outside the clip
+    is a miss.
     """
     annotated = rollout.sample.keyframes_s
     if not annotated:
         return None
-    content = only_block(rollout.text, KEYFRAMES)
-    cited = None if content is None else read_moments(content)
+    cited = cited_moments(rollout)
     if not cited:
         return 0.0
-    duration_s = rollout.clip.duration_s if rollout.clip else float("inf")
-    inside = [span for span in cited if span[0] >= 0 and span[1] <= duration_s + ROUNDING_S]
-    return f1(inside, len(cited), annotated, tolerance_s=tolerance_s)
+    return f1(inside_clip(cited, rollout.clip), len(cited), annotated, tolerance_s=tolerance_s)
+
+
+@reward
+def keyframe_iou(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
+    """Seconds that are both cited and annotated, over seconds that are either; 0 to 1. Ours.
+
+    Cited moments and annotated spans are each widened by tolerance_s to both sides, so that a moment has a
+    length; overlaps count once. What is cited outside the clip counts as cited and never as annotated. 0 if
+    nothing readable is cited; None without annotation. Citing a whole clip of 60 s of which 6 s are annotated
+    earns 0.1; a single moment inside a long annotated span earns little too, where `keyframe` gives 1.
+    """
+    annotated = rollout.sample.keyframes_s
+    if not annotated:
+        return None
+    cited = cited_moments(rollout)
+    wide = widened(annotated, tolerance_s)
+    either_s = length_s([*widened(cited, tolerance_s), *wide])
+    both_s = overlap_s(widened(inside_clip(cited, rollout.clip), tolerance_s), wide)
+    return both_s / either_s if either_s else 0.0
+
+
+@reward
+def keyframe_hit(rollout: Rollout, *, k: int = 1, tolerance_s: float = 0.5) -> float | None:
+    """1 if one of the first k cited moments lies within tolerance_s of an annotated span, else 0. Hit at k,
+    as in retrieval.
+
+    A hit is what `keyframe` counts as one. Citations after the k-th count for nothing, right or wrong. None
+    without annotation. k=1 can't be gamed by citing much; k of n equally likely places earns k / n by chance.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    annotated = rollout.sample.keyframes_s
+    if not annotated:
+        return None
+    first = inside_clip(cited_moments(rollout)[:k], rollout.clip)
+    return float(any(hits(moment, span, tolerance_s) for moment in first for span in annotated))
+
+
+@reward
+def keyframe_distance(rollout: Rollout, *, scale_s: float = 1.0) -> float | None:
+    """The F1 of `keyframe` with graded hits, exp(-distance / scale_s) in place of 1 or 0; 0 to 1. Ours.
+
+    Precision is the mean over citations of the nearness to the nearest annotated span, recall the mean over
+    spans of the nearness of the nearest citation. The distance is 0 inside the span and else by how much the
+    citation sticks out of it, so that a long cited span is far from a short annotated one. None without
+    annotation. It still pulls where `keyframe` is flat at 0; in exchange the middle of the clip earns
+    something without looking.
+    """
+    if scale_s <= 0:
+        raise ValueError(f"scale_s must be above 0, not {scale_s}")
+    annotated = rollout.sample.keyframes_s
+    if not annotated:
+        return None
+    cited = cited_moments(rollout)
+    inside = inside_clip(cited, rollout.clip)
+    if not inside:
+        return 0.0
+    near = [[math.exp(-overhang_s(moment, span) / scale_s) for span in annotated] for moment in inside]
+    precision = sum(max(row) for row in near) / len(cited)
+    recall = fmean(max(column) for column in zip(*near, strict=True))
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@reward
+def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.25) -> float | None:
+    """A penalty for citing much: 0 up to the limits, falling to -1 at twice as much. Ours.
+
+    Two limits, of which the one that is exceeded more counts: on how many moments are cited (max_moments,
+    repeated ones included), and on the share of the clip's length that cited spans cover (max_frac; moments
+    cover none). 0 if nothing readable is cited, which is for `format` and `keyframe` to punish. None where
+    the prompt asks for no moments.
+    """
+    if max_moments < 1 or max_frac <= 0:
+        raise ValueError(f"max_moments and max_frac must be above 0, not {max_moments} and {max_frac}")
+    if KEYFRAMES not in rollout.tags:
+        return None
+    cited = cited_moments(rollout)
+    excess = len(cited) / max_moments - 1
+    if rollout.clip is not None:
+        excess = max(excess, length_s(cited) / (max_frac * rollout.clip.duration_s) - 1)
+    return -min(max(excess, 0.0), 1.0)
+
+
+@reward
+def keyframe_scores(rollout: Rollout, *, max_moments: int = 3) -> float | None:
+    """How high an annotator's scores are at the cited moments, against the best that could be cited; 0 to 1.
+    Ours.
+
+    The column `frame_scores` lists [time in seconds of the clip, score] of frames sampled from the clip, such
+    as the similarity of each to the question; any scale will do: the lowest score of the clip becomes 0 and
+    the highest 1. A cited moment selects the frame nearest in time; a span all frames inside, or the one
+    nearest to its middle. The value is the mean over all selected frames, with 0 for one selected again and
+    for a citation outside the clip, over the mean of as many best frames, at most max_moments. So citing all
+    frames earns little: their mean over that of the best. 0 if nothing readable is cited. None without the
+    column, or if all scores are equal. ValueError, naming the sample, if the column is something else.
+    """
+    if max_moments < 1:
+        raise ValueError(f"max_moments must be at least 1, not {max_moments}")
+    scores = read_frame_scores(rollout.sample)
+    cited = cited_moments(rollout)
+    if len(set(scores.values())) < 2:
+        return None
+    if not cited:
+        return 0.0
+    inside = inside_clip(cited, rollout.clip)
+    selected = [time_s for span in inside for time_s in frames_at(span, list(scores))]
+    num_selected = len(selected) + len(cited) - len(inside)
+    low, high = min(scores.values()), max(scores.values())
+    got = sum((scores[time_s] - low) / (high - low) for time_s in set(selected)) / num_selected
+    best = sorted(((score - low) / (high - low) for score in scores.values()), reverse=True)
+    return got / fmean(best[: min(num_selected, max_moments)])
+
+
+@counterfactual("cited_in_place", num_samples=1, greedy=True)
+@reward
+def self_evidence(
+    rollout: Rollout, *, max_frac: float = 0.5, tolerance: float = 0.0, temporal_frames: int = 2
+) -> float | None:
+    """1 if the answer is right and still right when all frames but the cited ones are black, else 0. Ours; it
+    needs no annotation.
+
+    The policy answers again, greedily, about the changed clip; number of tokens and timing are the same.
+    Where more answers are sampled the value is their accuracy. 0 if nothing readable inside the clip is
+    cited, or if more than max_frac of the clip's frames are: whoever cites everything shows nothing. Frames
+    are cited together with those that the vision tower merges them with (temporal_frames at a time), so in a
+    clip of two frames any citation is everything. None without a clip, or where the second answer could not
+    be sampled. `tolerance` is that of `accuracy`.
+
+    What it can't see: whether the frames were needed. A question that is answered blind is answered from any
+    frames (gate it: `only_if: blank_contrast`). Nor whether the moment is the one that was asked for, where
+    others show the answer too (before and after). And the policy is its own judge: how many frames are left,
+    and where, tells the second answer something, and could become a code for the first.
+    """
+    again = rollout.counterfactuals["cited_in_place"]
+    share = cited_frac(rollout, temporal_frames)
+    return evidence(rollout, again, share, max_frac=max_frac, tolerance=tolerance)
+
+
+@counterfactual("cited", num_samples=1, greedy=True)
+@reward
+def self_evidence_cut(
+    rollout: Rollout, *, max_frac: float = 0.5, tolerance: float = 0.0, temporal_frames: int = 2
+) -> float | None:
+    """As `self_evidence`, from a clip that is cut to the cited frames instead of black elsewhere. Ours.
+
+    It costs less (a short prompt) and shows no black frames, which the policy may never have met. But the
+    cited moments move together in time, so that questions about when and how long can't hold; and the policy
+    has to read clips of any length.
+    """
+    again = rollout.counterfactuals["cited"]
+    share = cited_frac(rollout, temporal_frames)
+    return evidence(rollout, again, share, max_frac=max_frac, tolerance=tolerance)
+
+
+def evidence(
+    rollout: Rollout, again: Sequence[Rollout], share: float | None, *, max_frac: float, tolerance: float
+) -> float | None:
+    """Accuracy of the answers from the cited share of frames; 0 where the rollout's own is wrong or the share
+    too large.
+    """
+    if share is None:
+        return None
+    if not 0 < share <= max_frac or not accuracy(rollout, tolerance=tolerance):
+        return 0.0
+    return fmean(accuracy(each, tolerance=tolerance) for each in again) if again else None
+
+
+def cited_frac(rollout: Rollout, temporal_frames: int) -> float | None:
+    """Share of the clip's frames that is cited, with the frames that they are merged with; None without a
+    clip.
+    """
+    if rollout.clip is None:
+        return None
+    inside = inside_clip(cited_moments(rollout), rollout.clip)
+    patches = cited_patches(rollout.clip.times_s, inside, temporal_frames=temporal_frames)
+    return len(patches) * temporal_frames / rollout.clip.num_frames
+
+
+def cited_moments(rollout: Rollout) -> list[Span]:
+    """What the completion's one block of moments cites, as spans; empty if that can't be read."""
+    content = only_block(rollout.text, KEYFRAMES)
+    return [] if content is None else read_moments(content) or []
+
+
+def inside_clip(spans: Sequence[Span], clip: Clip | None) -> list[Span]:
+    """Those that lie inside the clip as a whole; a question without a clip has no end."""
+    end_s = clip.duration_s + ROUNDING_S if clip else math.inf
+    return [span for span in spans if span[0] >= 0 and span[1] <= end_s]
 
 
 def f1(cited: Sequence[Span], num_cited: int, annotated: Sequence[Span], *, tolerance_s: float) -> float:
     """Harmonic mean of precision (cited moments that hit) and recall (annotated spans that are hit).
 
-    A citation repeated is a citation more. With one annotated span, citing moments all over a clip of
-    which it covers the share p earns 2p / (1 + p), and hitting it earns 1.
+    A citation repeated is a citation more. With one annotated span, citing moments all over a clip of which
+    it covers the share p earns 2p / (1 + p), and hitting it earns 1.
     """
     num_hits = sum(any(hits(moment, span, tolerance_s) for span in annotated) for moment in cited)
     num_found = sum(any(hits(moment, span, tolerance_s) for moment in cited) for span in annotated)
@@ -51,8 +245,63 @@ def f1(cited: Sequence[Span], num_cited: int, annotated: Sequence[Span], *, tole
 def hits(cited: Span, annotated: Span, tolerance_s: float) -> bool:
     """Whether the cited moment lies, as a whole, within the tolerance of the annotated span.
 
-    So a cited span that is much longer than the annotated one misses, and a span never hits where its
-    middle would miss: the notation itself earns nothing.
+    So a cited span that is much longer than the annotated one misses, and a span never hits where its middle
+    would miss: the notation itself earns nothing.
     """
-    slack_s = tolerance_s + ROUNDING_S
-    return annotated[0] - slack_s <= cited[0] and cited[1] <= annotated[1] + slack_s
+    return overhang_s(cited, annotated) <= tolerance_s + ROUNDING_S
+
+
+def overhang_s(cited: Span, annotated: Span) -> float:
+    """By how much a cited span sticks out of the annotated one; 0 inside."""
+    return max(annotated[0] - cited[0], cited[1] - annotated[1], 0.0)
+
+
+def widened(spans: Sequence[Span], by_s: float) -> list[Span]:
+    return [(start - by_s, end + by_s) for start, end in spans]
+
+
+def merged(spans: Sequence[Span]) -> list[Span]:
+    """The same seconds in ascending spans that do not overlap."""
+    result: list[Span] = []
+    for start, end in sorted(spans):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return result
+
+
+def length_s(spans: Sequence[Span]) -> float:
+    """Seconds that the spans cover, overlaps once."""
+    return sum(end - start for start, end in merged(spans))
+
+
+def overlap_s(some: Sequence[Span], others: Sequence[Span]) -> float:
+    """Seconds that both cover."""
+    return max(length_s(some) + length_s(others) - length_s([*some, *others]), 0.0)
+
+
+def read_frame_scores(sample: Sample) -> dict[float, float]:
+    """Scores by ascending time from the column `frame_scores`; empty without one, ValueError if it is
+    something else.
+    """
+    column = sample.columns.get("frame_scores")
+    if column is None:
+        return {}
+    try:
+        scores = {float(time_s): float(score) for time_s, score in sorted(column)}
+        if not all(map(math.isfinite, [*scores, *scores.values()])):
+            raise ValueError("not finite")
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"sample {sample.id} ({sample.source}): frame_scores is no list of [time_s, score]"
+        ) from None
+    return scores
+
+
+def frames_at(span: Span, times_s: Sequence[float]) -> list[float]:
+    """Those of the ascending times that lie in the span; if none does, the one nearest to its middle."""
+    start, end = span
+    first, stop = bisect_left(times_s, start - ROUNDING_S), bisect_right(times_s, end + ROUNDING_S)
+    around = times_s[max(first - 1, 0) : stop + 1]
+    return [*times_s[first:stop]] or [min(around, key=lambda time_s: abs(time_s - (start + end) / 2))]

@@ -1,0 +1,76 @@
+"""Rewards that compare a group with completions about changed frames: does the video matter to the answer?
+
+The other completions are sampled beside the group (`rewards.counterfactual`) and never trained on. Where they
+could not be sampled (a question without a clip, no other clip in the batch) a reward is None. Answers are
+judged by `accuracy`, whose `tolerance` all of these take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from grpo.groups import Rollout
+from rewards import counterfactual, group_reward, reward
+from rewards.accuracy import accuracy
+
+
+@counterfactual("shuffled")
+@group_reward
+def t_grpo(
+    rollouts: Sequence[Rollout],
+    *,
+    slack: float = 0.8,
+    bonus: float = 0.3,
+    min_accuracy: float = 0.1,
+    tolerance: float = 0.0,
+) -> list[float | None]:
+    """Video-R1's temporal reward: `bonus` for each right completion, if the group does about as well as it
+    would with its frames shuffled, else 0.
+
+    That is: the group's mean accuracy is at least slack times that of half as many completions about shuffled
+    frames. Right is whose accuracy is above min_accuracy, which matters to graded tasks only. With slack=1 it
+    is nearer to the paper, which asks for more than the shuffled accuracy. A question whose answer does not
+    depend on the order pays the bonus as well, in about every group that has a right completion.
+
+    Source: Video-R1's code, src/r1-v/src/open_r1/trainer/grpo_trainer.py; paper arXiv 2503.21776.
+    """
+    changed = rollouts[0].counterfactuals["shuffled"]
+    if not changed:
+        return [None] * len(rollouts)
+    ordered = [accuracy(each, tolerance=tolerance) for each in rollouts]
+    shuffled = fmean(accuracy(each, tolerance=tolerance) for each in changed)
+    passes = fmean(ordered) >= slack * shuffled
+    return [bonus if passes and each > min_accuracy else 0.0 for each in ordered]
+
+
+@counterfactual("blank")
+@reward
+def blank_contrast(rollout: Rollout, *, tolerance: float = 0.0) -> float | None:
+    """For a right completion, the share of completions about black frames that are wrong; 0 for a wrong one.
+    Ours.
+
+    Between 0 (also answered blind) and 1 (never answered blind). Equal to accuracy times one minus the blind
+    accuracy. Within a group it only scales the difference of right and wrong: it matters beside other
+    rewards, and as a gate.
+    """
+    return contrast(rollout, rollout.counterfactuals["blank"], tolerance=tolerance)
+
+
+@counterfactual("other_clip")
+@reward
+def other_clip_contrast(rollout: Rollout, *, tolerance: float = 0.0) -> float | None:
+    """As `blank_contrast`, with the clip of another question of the batch in place of black frames. Ours.
+
+    Harder to tell from the right clip than black frames are, but another clip of the same kitchen may well
+    show the answer. None where the batch holds no other video.
+    """
+    return contrast(rollout, rollout.counterfactuals["other_clip"], tolerance=tolerance)
+
+
+def contrast(rollout: Rollout, changed: Sequence[Rollout], *, tolerance: float) -> float | None:
+    """Accuracy times the share of the changed completions' accuracy that is missing."""
+    if not changed:
+        return None
+    blind = fmean(accuracy(each, tolerance=tolerance) for each in changed)
+    return accuracy(rollout, tolerance=tolerance) * (1 - blind)
