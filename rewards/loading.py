@@ -22,7 +22,24 @@ from rewards.specs import Calling
 BUILTINS = {
     "accuracy": "rewards.accuracy:accuracy",
     "format": "rewards.format:format",
+    # cited moments
+    "few_moments": "rewards.keyframe:few_moments",
     "keyframe": "rewards.keyframe:keyframe",
+    "keyframe_distance": "rewards.keyframe:keyframe_distance",
+    "keyframe_hit": "rewards.keyframe:keyframe_hit",
+    "keyframe_iou": "rewards.keyframe:keyframe_iou",
+    "keyframe_scores": "rewards.keyframe:keyframe_scores",
+    "self_evidence": "rewards.keyframe:self_evidence",
+    "self_evidence_cut": "rewards.keyframe:self_evidence_cut",
+    # answers about time
+    "counting": "rewards.temporal:counting",
+    "event_order": "rewards.temporal:event_order",
+    "point_in_span": "rewards.temporal:point_in_span",
+    "temporal_iou": "rewards.temporal:temporal_iou",
+    # against completions about changed frames
+    "blank_contrast": "rewards.contrast:blank_contrast",
+    "other_clip_contrast": "rewards.contrast:other_clip_contrast",
+    "t_grpo": "rewards.contrast:t_grpo",
 }
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
