@@ -15,7 +15,6 @@ from grpo.media.clip import Clip
 from grpo.rollout import Engine, Sampling
 from rewards import Counterfactual, Frames
 from rewards.keyframe import cited_moments, inside_clip
-from rewards.specs import Reward
 
 PER_ROLLOUT: frozenset[Frames] = frozenset({"cited", "cited_in_place"})
 """Frames that differ with what a completion cites."""
@@ -38,17 +37,6 @@ class _Question:
 
 _Asked = Mapping[Frames, _Question | None]
 """What is asked for the sake of one rollout."""
-
-
-def declared_by(rewards: Iterable[Reward]) -> list[Counterfactual]:
-    """What the rewards of a run declare, with the numbers of samples that the config sets."""
-    return [
-        each
-        if reward.spec.counterfactual_samples is None
-        else each._replace(num_samples=reward.spec.counterfactual_samples)
-        for reward in rewards
-        for each in reward.counterfactuals
-    ]
 
 
 def make_plan(declared: Iterable[Counterfactual], sampling: Sampling) -> dict[Frames, Sampling]:
