@@ -135,6 +135,11 @@ class EvalConfig:
     """The first so many of each set; None: all."""
     sampled: bool = True
     """Beside the greedy answer, score one sampled at the rollout temperature."""
+    blind: list[Literal["blank", "shuffled", "reversed"]] = field(default_factory=list)
+    """Answer once more about changed frames (black, in random order, backwards), for `eval/<set>/blank/accuracy` and
+    the like: what is left shows how much is answered without looking. Empty: not at all."""
+    blind_samples: int = 64
+    """The first so many of each set for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +230,7 @@ def validate(config: Config) -> None:
         "optim.warmup_steps": config.optim.warmup_steps,
         "optim.weight_decay": config.optim.weight_decay,
         "eval.every_steps": config.eval.every_steps,
+        "eval.blind_samples": config.eval.blind_samples,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "log.rollouts_every_steps": config.log.rollouts_every_steps,
     }

@@ -1,15 +1,22 @@
-"""Held-out questions: one greedy answer each, and one sampled as in training, scored by the run's rewards."""
+"""Held-out questions: one greedy answer each, and one sampled as in training, scored by the run's rewards.
+
+And one greedy answer about changed frames, judged by accuracy alone: how much of it needs no looking?
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
+from grpo.counterfactuals import Plan, add_counterfactuals, make_plan
 from grpo.feed import Batch, LostSample, Render, make_batch, rollout_seed
 from grpo.groups import Group, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.tally import Tally
+from rewards import Counterfactual, Frames
+from rewards.accuracy import accuracy
 from rewards.runner import RewardSet
 from rewards.specs import RewardFailure
 
@@ -22,6 +29,8 @@ class EvalSet:
 
     name: str
     samples: Sequence[Sample]
+    num_blind: int = 0
+    """The first so many are asked about changed frames too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +46,34 @@ class Evaluator:
     sampled: bool
     seed: int
     max_prompt_tokens: int
+    temporal_frames: int = 2
+    """Frames that the vision tower merges into one token in time."""
+    counterfactuals: Sequence[Counterfactual] = ()
+    """What the rewards declare; it is sampled beside both passes."""
+    blind: Sequence[Frames] = ()
+    """How frames are changed to see what is answered without them."""
 
     def run(self, engine: Engine, tally: Tally) -> tuple[list[LostSample], list[RewardFailure]]:
-        """Tally `eval/<set>/<reward>` (greedy) and `eval/<set>/sampled/<reward>`; what went wrong is returned."""
+        """Tally `eval/<set>/<reward>` (greedy), `eval/<set>/sampled/<reward>` and
+        `eval/<set>/<frames>/accuracy`; what went wrong is returned.
+        """
         lost: list[LostSample] = []
         failures: list[RewardFailure] = []
         greedy = replace(self.sampling, group_size=1, temperature=0.0)
         sampled = replace(self.sampling, group_size=1)
         for eval_set in self.sets:
+            prefix = f"eval/{eval_set.name}"
+            blind_ids = {sample.id for sample in eval_set.samples[: eval_set.num_blind]}
             for batch in self._batches(eval_set):
                 lost += batch.lost
-                prefix = f"eval/{eval_set.name}"
-                groups = engine.generate(batch.prompts, greedy, batch.seeds)
+                groups = self._generate(batch, greedy, engine)
                 failures += self._score(prefix, groups, tally)
                 if self.sampled:
-                    groups = engine.generate(batch.prompts, sampled, batch.seeds)
-                    failures += self._score(f"{prefix}/sampled", groups, tally)
+                    others = self._generate(batch, sampled, engine)
+                    failures += self._score(f"{prefix}/sampled", others, tally)
+                in_slice = [group.prompt.sample.id in blind_ids for group in groups]
+                few, few_seeds = [*compress(groups, in_slice)], [*compress(batch.seeds, in_slice)]
+                self._tally_blind(prefix, few, few_seeds, engine, tally)
                 tally.add(f"{prefix}/lost", len(batch.lost))
         tally.add("eval/reward_failures", len(failures))
         return lost, failures
@@ -67,6 +88,40 @@ class Evaluator:
                 self.loader.prefetch(ahead)
             seeds = [rollout_seed(self.seed, "eval", sample.id) for sample in chunk]
             yield make_batch(chunk, seeds, self.loader, self.render, self.max_prompt_tokens)
+
+    def _generate(self, batch: Batch, sampling: Sampling, engine: Engine) -> list[Group]:
+        """Groups of one, with what the rewards compare them with."""
+        groups = engine.generate(batch.prompts, sampling, batch.seeds)
+        return self._compare(groups, batch.seeds, make_plan(self.counterfactuals, sampling), engine)
+
+    def _compare(
+        self, groups: Sequence[Group], seeds: Sequence[int], plan: Plan, engine: Engine
+    ) -> list[Group]:
+        return add_counterfactuals(
+            groups,
+            seeds,
+            plan,
+            engine=engine,
+            render=self.render,
+            max_prompt_tokens=self.max_prompt_tokens,
+            temporal_frames=self.temporal_frames,
+        )
+
+    def _tally_blind(
+        self, prefix: str, groups: Sequence[Group], seeds: Sequence[int], engine: Engine, tally: Tally
+    ) -> None:
+        """`<prefix>/<frames>/accuracy`, and `/drop`: how far it is below that of the same questions' greedy
+        answers.
+
+        Questions without a clip have nothing to change and are left out.
+        """
+        plan = dict.fromkeys(self.blind, replace(self.sampling, group_size=1, temperature=0.0))
+        for group in self._compare(groups, seeds, plan, engine):
+            (seeing,) = group.rollouts
+            for frames, changed in seeing.counterfactuals.items():
+                left = [accuracy(each) for each in changed]
+                tally.mean(f"{prefix}/{frames}/accuracy", left)
+                tally.mean(f"{prefix}/{frames}/drop", [accuracy(seeing) - each for each in left])
 
     def _score(self, prefix: str, groups: Sequence[Group], tally: Tally) -> list[RewardFailure]:
         failures: list[RewardFailure] = []
