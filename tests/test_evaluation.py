@@ -1,0 +1,186 @@
+"""Held-out scores, and what is left of them about changed frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grpo.config import load_config
+from grpo.data import load_samples
+from grpo.evaluation import EvalSet, Evaluator
+from grpo.groups import Group, Prompt, Sample
+from grpo.media.loader import ClipLoader
+from grpo.media.sampling import MediaSettings
+from grpo.policy import Policy
+from grpo.rollout import Sampling
+from grpo.rollout.transformers_engine import TransformersEngine
+from grpo.tally import Tally
+from rewards import Counterfactual
+from rewards.runner import load_rewards
+from rewards.specs import RewardSpec
+from tests import scenes, tiny
+
+
+class RecordingEngine(TransformersEngine):
+    """The real engine; it remembers the prompts of each call."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self.calls: list[list[Prompt]] = []
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], **others: object
+    ) -> list[Group]:
+        self.calls.append(list(prompts))
+        return super().generate(prompts, sampling, seeds, **others)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    from grpo.data.synthetic import write_dataset
+
+    folder = write_dataset(tmp_path_factory.mktemp("data") / "clips", num_train=0, num_heldout=24, seed=3)
+    config = load_config(
+        [f"data.train=[{{path: {folder}/heldout.jsonl}}]", "run_dir=x", "num_steps=1", "model.path=x"]
+        + ["rewards={accuracy: {}}"]
+    )
+    return load_samples(config.data.train)
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[ClipLoader]:
+    settings = MediaSettings(max_frames=16, min_pixels=784, max_pixels=3136)
+    loader = ClipLoader(settings, cache_gib=1, num_workers=1, patches=tiny.family().patches)
+    yield loader
+    loader.close()
+
+
+@pytest.fixture
+def engine() -> RecordingEngine:
+    return RecordingEngine(tiny.policy())
+
+
+def evaluator(loader: ClipLoader, *sets: EvalSet, reward: str = "accuracy") -> Evaluator:
+    return Evaluator(
+        sets=sets,
+        loader=loader,
+        render=scenes.RENDER,
+        rewards=load_rewards({reward: RewardSpec()}),
+        sampling=Sampling(group_size=1, max_new_tokens=24, temperature=1.0),
+        sampled=False,
+        seed=0,
+        max_prompt_tokens=200,
+        blind=("blank", "shuffled"),
+    )
+
+
+def row_of(evaluator: Evaluator, engine: RecordingEngine) -> dict[str, float]:
+    tally = Tally()
+    lost, failures = evaluator.run(engine, tally)
+    assert lost == failures == []
+    return tally.reduced(lambda part: [part])
+
+
+def test_a_policy_that_looks_loses_its_accuracy_without_frames(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    row = row_of(evaluator(loader, EvalSet(name="held", samples=samples, num_blind=24)), engine)
+    assert row["eval/held/accuracy"] > 0.85
+    assert row["eval/held/blank/accuracy"] < 0.55  # chance is 0.25
+    assert row["eval/held/shuffled/accuracy"] < row["eval/held/accuracy"]
+    for frames in ("blank", "shuffled"):
+        left = row["eval/held/accuracy"] - row[f"eval/held/{frames}/drop"]
+        assert left == pytest.approx(row[f"eval/held/{frames}/accuracy"])
+
+
+def test_the_slice_is_asked_again_about_changed_frames_and_only_the_slice(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    row_of(evaluator(loader, EvalSet(name="held", samples=samples[:6], num_blind=2)), engine)
+    plain, changed = engine.calls
+    assert [prompt.sample.id for prompt in plain] == [sample.id for sample in samples[:6]]
+    assert [prompt.sample.id for prompt in changed] == [
+        samples[0].id,
+        samples[0].id,
+        samples[1].id,
+        samples[1].id,
+    ]
+    for index in (0, 1):
+        before, blank, shuffled = (
+            prompt.clip for prompt in (plain[index], changed[2 * index], changed[2 * index + 1])
+        )
+        assert before is not None and blank is not None and shuffled is not None
+        assert not blank.frames_FHWC.any()
+        assert not np.array_equal(shuffled.frames_FHWC, before.frames_FHWC)
+        assert sorted(frame.tobytes() for frame in shuffled.frames_FHWC) == sorted(
+            frame.tobytes() for frame in before.frames_FHWC
+        )
+
+
+def test_the_drop_is_that_of_the_same_questions(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    wrong = [replace(sample, answer="ABCD"[("ABCD".index(sample.answer) + 1) % 4]) for sample in samples[4:]]
+    mixed = [*samples[:4], *wrong]  # the policy is right on the first four, and wrong on all others
+    row = row_of(evaluator(loader, EvalSet(name="held", samples=mixed, num_blind=4)), engine)
+    assert row["eval/held/accuracy"] < 0.5
+    assert row["eval/held/blank/accuracy"] + row["eval/held/blank/drop"] == 1.0
+
+
+def test_accuracy_is_measured_blind_whatever_the_rewards(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    held = EvalSet(name="held", samples=samples[:4], num_blind=4)
+    row = row_of(evaluator(loader, held, reward="format"), engine)
+    assert "eval/held/accuracy" not in row and "eval/held/blank/accuracy" in row
+
+
+def test_questions_without_a_clip_are_left_out(loader: ClipLoader, engine: RecordingEngine) -> None:
+    text_only = EvalSet(name="text", samples=[tiny.sample("a"), tiny.sample("b")], num_blind=2)
+    row = row_of(evaluator(loader, text_only), engine)
+    assert "eval/text/accuracy" in row and not any("blank" in key for key in row)
+
+
+def test_nothing_more_is_asked_unless_it_is_configured(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    held = EvalSet(name="held", samples=samples[:4], num_blind=4)
+    row = row_of(replace(evaluator(loader, held), blind=()), engine)
+    assert len(engine.calls) == 1 and not any("blank" in key for key in row)
+
+
+def test_the_same_frames_are_shown_at_every_evaluation(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    """Otherwise a curve would move with the shuffling."""
+    held = evaluator(loader, EvalSet(name="held", samples=samples[:4], num_blind=4))
+    assert row_of(held, engine) == row_of(held, engine)
+    changed = [[p.clip.frames_FHWC.tobytes() for p in call if p.clip] for call in engine.calls]
+    assert changed[1] == changed[3]
+
+
+def test_rewards_that_compare_are_given_what_they_compare_with(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    held = EvalSet(name="held", samples=samples[:8])
+    compares = replace(
+        evaluator(loader, held, reward="blank_contrast"),
+        counterfactuals=(Counterfactual("blank"),),
+        sampled=True,
+    )
+    row = row_of(compares, engine)
+    assert row["eval/held/blank_contrast"] > 0.3 and "eval/held/sampled/blank_contrast" in row
+
+
+def test_an_unknown_way_of_changing_frames_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"eval\.blind.*'blnk'"):
+        load_config(["eval.blind=[blnk]", "run_dir=x", "num_steps=1", "model.path=x"])
+    with pytest.raises(ValueError, match=r"eval\.blind_samples must not be negative"):
+        load_config(
+            ["eval.blind_samples=-1", "run_dir=x", "num_steps=1", "model.path=x", "rewards={accuracy: {}}"]
+            + ["data.train=[{path: x}]"]
+        )
