@@ -18,30 +18,31 @@ from rewards.accuracy import accuracy
 @counterfactual("shuffled")
 @group_reward
 def t_grpo(
-    rollouts: Sequence[Rollout],
-    *,
-    slack: float = 0.8,
-    bonus: float = 0.3,
-    min_accuracy: float = 0.1,
-    tolerance: float = 0.0,
+    rollouts: Sequence[Rollout], *, slack: float = 0.8, bonus: float = 0.3, tolerance: float = 0.0
 ) -> list[float | None]:
     """Video-R1's temporal reward: `bonus` for each right completion, if the group does about as well as it
     would with its frames shuffled, else 0.
 
     That is: the group's mean accuracy is at least slack times that of half as many completions about shuffled
-    frames. Right is whose accuracy is above min_accuracy, which matters to graded tasks only. With slack=1 it
-    is nearer to the paper, which asks for more than the shuffled accuracy. A question whose answer does not
-    depend on the order pays the bonus as well, in about every group that has a right completion.
+    frames. With slack=1 it is nearer to the paper, which asks for more than the shuffled accuracy. Video-R1
+    grades some answers and calls one right whose accuracy is above 0.1; ours is 0 or 1. A question whose
+    answer does not depend on the order pays the bonus as well, in about every group that has a right
+    completion.
 
     Source: Video-R1's code, src/r1-v/src/open_r1/trainer/grpo_trainer.py; paper arXiv 2503.21776.
     """
-    changed = rollouts[0].counterfactuals["shuffled"]
-    if not changed:
-        return [None] * len(rollouts)
     ordered = [accuracy(each, tolerance=tolerance) for each in rollouts]
-    shuffled = fmean(accuracy(each, tolerance=tolerance) for each in changed)
-    passes = fmean(ordered) >= slack * shuffled
-    return [bonus if passes and each > min_accuracy else 0.0 for each in ordered]
+    mean_ordered = fmean(ordered)
+    values: list[float | None] = []
+    for rollout, own in zip(rollouts, ordered, strict=True):
+        changed = rollout.counterfactuals["shuffled"]
+        shuffled = [accuracy(each, tolerance=tolerance) for each in changed]
+        if not shuffled:
+            values.append(None)
+        else:
+            passes = mean_ordered >= slack * fmean(shuffled) - 1e-9  # 0.8 * 0.75 is a little more than 0.6
+            values.append(bonus if passes and own else 0.0)
+    return values
 
 
 @counterfactual("blank")
