@@ -158,7 +158,7 @@ def checked_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, fo
 def load_run_config(sweep: Sweep, changes: Sequence[str], *, key: str) -> Config:
     """The config of a run with these changes; ValueError begins with the key."""
     # A run_dir, because a config file need not name one: the sweep does.
-    argv = [*sweep.config, f"run_dir={sweep.out}", *sweep.overrides, *changes]
+    argv = [*sweep.config, f"run_dir={_quoted(sweep.out)}", *sweep.overrides, *changes]
     try:
         config = load_config(argv)
         load_rewards(config.rewards)
@@ -171,8 +171,7 @@ def load_run_config(sweep: Sweep, changes: Sequence[str], *, key: str) -> Config
 def arm_overrides(arm: str, changes: object) -> list[str]:
     """An arm's changes as key=value; ValueError if they are no such list or mapping."""
     if isinstance(changes, Mapping):
-        # JSON is YAML, and keeps a string a string: "012" stays one.
-        pairs = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+        pairs = [f"{key}={_quoted(value)}" for key, value in changes.items()]
     elif isinstance(changes, list | tuple):
         pairs = [str(each) for each in changes]
     elif changes is None:
@@ -193,6 +192,11 @@ def check_overrides(pairs: Iterable[str], *, key: str) -> None:
             raise ValueError(
                 f"{key}: {name} is set by the sweep, from {'out' if name == 'run_dir' else 'seeds'}"
             )
+
+
+def _quoted(value: object) -> str:
+    """A value as the right side of an override. JSON is YAML, and keeps a string a string: "012" stays one."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def check_folders(runs: Sequence[Run]) -> None:

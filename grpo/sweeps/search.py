@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from grpo.run_dir import write_text
 from grpo.sweeps.execute import Runner, with_retry
 from grpo.sweeps.plan import Run, SearchConfig, Sweep, checked_run, load_run_config, read_space
@@ -126,8 +128,9 @@ class Search:
         the first trials again."""
         from optuna.samplers import TPESampler
 
+        (seed,) = np.random.SeedSequence([self.search.seed, number]).generate_state(1)
         num_random = max(2, min(10, self.search.trials // 3))
-        return TPESampler(seed=self.search.seed + number, n_startup_trials=num_random, constant_liar=True)
+        return TPESampler(seed=int(seed), n_startup_trials=num_random, constant_liar=True)
 
     def _run_of(self, number: int, changes: Mapping[str, float]) -> Run:
         name = f"trial_{number:03d}"
