@@ -27,6 +27,7 @@ from rewards.matching import (
     word_error_rate,
 )
 from rewards.parsing import normalise
+from rewards.temporal import temporal_iou
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
@@ -174,10 +175,10 @@ def _regression_error(rollout: Rollout) -> Fraction | None:
 
 @reward
 def graded_accuracy(rollout: Rollout) -> float | None:
-    """The answer's value by the sample's own task, 0 to 1: `ocr`, `regression` and `open` are graded by the
-    rewards `ocr`, `regression` and `rouge`; the other tasks are right or wrong, by `accuracy`.
+    """The answer's value by the sample's own task, 0 to 1: `ocr`, `regression`, `open` and `span` are graded by the
+    rewards `ocr`, `regression`, `rouge` and `temporal_iou`; the others are right or wrong, by `accuracy`.
 
     For data sets of mixed tasks, as Video-R1 does it. None where the graded reward abstains.
     """
-    graded = {"ocr": ocr, "regression": regression, "open": rouge}
+    graded = {"ocr": ocr, "regression": regression, "open": rouge, "span": temporal_iou}
     return graded.get(rollout.sample.task, accuracy)(rollout)
