@@ -48,9 +48,13 @@ def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
             "num_tokens": len(rollout.token_ids),
             **_completion(rollout),
             "counterfactuals": [
-                {"frames": frames, "clip": _clip_facts(each.clip), **_completion(each)}
+                {
+                    "frames": frames,
+                    "completions": [
+                        {"clip": _clip_facts(each.clip), **_completion(each)} for each in several
+                    ],
+                }
                 for frames, several in rollout.counterfactuals.items()
-                for each in several
             ],
             **{REWARD + name: column[index] for name, column in scored.rewards.items()},
             **{PART + name: column[index] for name, column in scored.parts.items()},
@@ -98,6 +102,12 @@ def read_rollouts(
     starts = [row for row, index in enumerate(table.column("rollout").to_pylist()) if index == 0]
     for start, end in list(zip(starts, [*starts[1:], len(table)], strict=True))[first::every]:
         yield start, _read_group(table.slice(start, end - start), frames)
+
+
+def read_texts(file: Path, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """What a reader needs of some rows: the question, its answer, and what was said."""
+    columns = ["sample_id", "question", "options", "answer", "task", "completion"]
+    return _read_table(file, columns).take(list(rows)).to_pylist()
 
 
 def num_groups(file: Path) -> int:
@@ -161,6 +171,7 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
         "token_ids": pa.list_(pa.int32()),
         "logprobs": pa.list_(pa.float32()),
     }
+    changed = pa.struct({"clip": clip, **completion})
     types = {
         **dict.fromkeys(("step", "group", "rollout", "num_tokens"), pa.int32()),
         **dict.fromkeys(("sample_id", "question", "answer", "task", "source", "video", "columns"), text),
@@ -169,7 +180,7 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
         "keyframes_s": pa.list_(pa.list_(number)),
         "clip": clip,
         **completion,
-        "counterfactuals": pa.list_(pa.struct({"frames": text, "clip": clip, **completion})),
+        "counterfactuals": pa.list_(pa.struct({"frames": text, "completions": pa.list_(changed)})),
     }
     names = ["step", "group", *row]
     return pa.schema([(name, number if name.startswith((REWARD, PART)) else types[name]) for name in names])
@@ -222,9 +233,9 @@ def _read_group(rows: pa.Table, frames: FrameSource) -> ScoredGroup:
             token_ids=token_ids,
             logprobs=logprobs,
             stopped=has_stopped,
-            counterfactuals=_read_counterfactuals(several, prompt),
+            counterfactuals=_read_counterfactuals(kinds, prompt),
         )
-        for text, token_ids, logprobs, has_stopped, several in zip(
+        for text, token_ids, logprobs, has_stopped, kinds in zip(
             texts,
             _numbers(rows, "token_ids"),
             _numbers(rows, "logprobs"),
@@ -254,26 +265,28 @@ def _read_sample(row: Mapping[str, Any]) -> Sample:
 
 
 def _read_counterfactuals(
-    several: Sequence[Mapping[str, Any]], prompt: Prompt
+    kinds: Sequence[Mapping[str, Any]], prompt: Prompt
 ) -> dict[str, tuple[Rollout, ...]]:
-    """Completions about changed frames, by how these were changed. The changed frames themselves were not kept."""
-    found: dict[str, tuple[Rollout, ...]] = {}
-    for each in several:
-        kind, sample = each["frames"], prompt.sample
-        facts = each["clip"]
-        rollout = Rollout(
-            sample=sample,
-            clip=None
-            if facts is None
-            else stored_clip(sample, facts, partial(_refuse_frames, sample.id, kind)),
-            tags=prompt.tags,
-            text=each["completion"],
-            token_ids=tuple(each["token_ids"]),
-            logprobs=tuple(each["logprobs"]),
-            stopped=each["stopped"],
-        )
-        found[kind] = (*found.get(kind, ()), rollout)
-    return found
+    """Completions about changed frames, by how these were changed; the changed frames themselves were not kept."""
+    return {
+        kind["frames"]: tuple(_read_changed(each, prompt, kind["frames"]) for each in kind["completions"])
+        for kind in kinds
+    }
+
+
+def _read_changed(row: Mapping[str, Any], prompt: Prompt, frames: str) -> Rollout:
+    sample, facts = prompt.sample, row["clip"]
+    return Rollout(
+        sample=sample,
+        clip=None
+        if facts is None
+        else stored_clip(sample, facts, partial(_refuse_frames, sample.id, frames)),
+        tags=prompt.tags,
+        text=row["completion"],
+        token_ids=tuple(row["token_ids"]),
+        logprobs=tuple(row["logprobs"]),
+        stopped=row["stopped"],
+    )
 
 
 def stored_clip(sample: Sample, facts: Mapping[str, Any], load_frames: Callable[[], np.ndarray]) -> Clip:

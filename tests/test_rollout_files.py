@@ -116,10 +116,12 @@ def test_counterfactual_completions_come_back_by_kind(tmp_path: Path, cut: tuple
     contrast = {
         "shuffled": tuple(rollout(sample, None, text) for text in TEXTS),
         "blank": (rollout(sample, clip, "<answer>B</answer>"),),
+        "cited": (),  # asked for, but there was nothing to sample
     }
     (group,) = read(stored(tmp_path, scored(sample, None, counterfactuals=contrast)))
     found = group.group.rollouts[1].counterfactuals
-    assert list(found) == ["shuffled", "blank"] and found["shuffled"] == contrast["shuffled"]
+    assert list(found) == ["shuffled", "blank", "cited"] and found["cited"] == ()
+    assert found["shuffled"] == contrast["shuffled"]
     blank = found["blank"][0].clip
     assert blank is not None and blank.duration_s == clip.duration_s
     with pytest.raises(ValueError, match="the blank frames of a counterfactual are not stored"):
