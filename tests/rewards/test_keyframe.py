@@ -1,15 +1,33 @@
-"""The built-in `keyframe`."""
+"""Rewards of the cited moments."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.hostile import COMPLETIONS, black_clip, make_group, synthetic_samples
-from rewards.keyframe import Span, hits, keyframe
+from grpo.groups import Rollout
+from rewards import hostile
+from rewards.check import check_reward
+from rewards.hostile import COMPLETIONS, black_clip, make_group, synthetic_samples, with_counterfactuals
+from rewards.keyframe import (
+    Span,
+    few_moments,
+    hits,
+    keyframe,
+    keyframe_distance,
+    keyframe_hit,
+    keyframe_iou,
+    keyframe_scores,
+    self_evidence,
+    self_evidence_cut,
+)
+from rewards.loading import load_reward
+from rewards.specs import RewardSpec
 
 SAMPLE = synthetic_samples({})[0]
 CLIP = black_clip()  # 8 seconds
@@ -139,3 +157,246 @@ def test_the_order_of_citations_does_not_matter_and_a_miss_more_never_pays(cited
 def test_a_span_never_hits_where_its_middle_misses(cited: Span, annotated: Span, tolerance_s: float) -> None:
     middle_s = (cited[0] + cited[1]) / 2
     assert not hits(cited, annotated, tolerance_s) or hits((middle_s, middle_s), annotated, tolerance_s)
+
+
+def citing(cited: str, answer: str = "B", **fields: Any) -> Rollout:
+    sample = replace(SAMPLE, **fields)
+    text = f"<think>x</think><keyframes>{cited}</keyframes><answer>{answer}</answer>"
+    return make_group([text], sample, clip=CLIP).rollouts[0]
+
+
+@pytest.mark.parametrize(
+    ("cited", "annotated", "tolerance_s", "expected"),
+    [
+        ("3-4", ONE, 0.0, 1.0),
+        ("3-4", ONE, 0.5, 1.0),
+        ("3-5", ONE, 0.0, 1 / 2),
+        ("3.5-5", ONE, 0.0, 0.5 / 2),  # 3.5-4 of 3-5
+        ("3-3.5, 3.25-4", ONE, 0.0, 1.0),  # an overlap counts once
+        ("0-8", ONE, 0.0, 1 / 8),
+        ("3.5", ONE, 0.5, 1 / 2),  # 3-4 of 2.5-4.5
+        ("3.5, 3.5", ONE, 0.5, 1 / 2),
+        ("3.5, 7", ONE, 0.5, 1 / 3),  # 3-4 and 6.5-7.5 against 2.5-4.5: 1 of 3
+        ("5", ONE, 0.5, 0.0),  # 4.5-5.5 touches 2.5-4.5
+        ("1, 5-6", TWO, 0.5, 1.0),
+        ("1", TWO, 0.5, 1 / 3),  # 0.5-1.5 of these and 4.5-6.5
+        ("1", TWO, 0.0, 0.0),  # of no length
+        ("3-9", ONE, 0.0, 0.0),  # ends outside the clip, whatever lies inside
+        ("3-4, 9-10", ONE, 0.0, 1 / 2),
+    ],
+)
+def test_iou_is_what_is_cited_and_annotated_over_what_is_either(
+    cited: str, annotated: tuple[Span, ...], tolerance_s: float, expected: float
+) -> None:
+    value = keyframe_iou(citing(cited, keyframes_s=annotated), tolerance_s=tolerance_s)
+    assert value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("cited", "k", "expected"),
+    [
+        ("3.5", 1, 1.0),
+        ("7, 3.5", 1, 0.0),
+        ("7, 3.5", 2, 1.0),
+        ("7, 7, 3.5", 2, 0.0),
+        ("3.5, 0, 1, 2", 1, 1.0),  # what comes later does not matter
+        ("4.5", 1, 1.0),
+        ("4.6", 1, 0.0),
+        ("9, 3.5", 1, 0.0),  # a moment outside the clip takes its place
+        ("0-8", 1, 0.0),
+        ("3.5", 9, 1.0),
+    ],
+)
+def test_hit_looks_at_the_first_k_citations(cited: str, k: int, expected: float) -> None:
+    assert keyframe_hit(citing(cited, keyframes_s=ONE), k=k) == expected
+
+
+E = math.exp(-1)
+
+
+@pytest.mark.parametrize(
+    ("cited", "annotated", "expected"),
+    [
+        ("3.5", ONE, 1.0),
+        ("5", ONE, E),
+        ("2", ONE, E),
+        ("2-5", ONE, E),  # sticks out by 1 to either side
+        ("3.5, 5", ONE, (1 + E) / 2 * 1 * 2 / ((1 + E) / 2 + 1)),  # precision (1 + e^-1)/2, recall 1
+        ("1", TWO, 2 * (1 + math.exp(-4)) / 2 / (1 + (1 + math.exp(-4)) / 2)),  # the other is 4 s off
+        ("3.5, 9", ONE, 2 * 0.5 / 1.5),  # outside the clip: as if infinitely far
+        ("9", ONE, 0.0),
+    ],
+)
+def test_distance_grades_the_f1(cited: str, annotated: tuple[Span, ...], expected: float) -> None:
+    assert keyframe_distance(citing(cited, keyframes_s=annotated)) == pytest.approx(expected)
+
+
+def test_a_larger_scale_forgives_more() -> None:
+    assert keyframe_distance(citing("6", keyframes_s=ONE), scale_s=2) == pytest.approx(E)
+
+
+@pytest.mark.parametrize(
+    ("cited", "expected"),
+    [
+        ("3", 0.0),
+        ("1, 2, 3", 0.0),
+        ("1, 2, 3, 4", -1 / 3),
+        ("1, 1, 1, 1", -1 / 3),
+        ("1, 2, 3, 4, 5, 6", -1.0),
+        ("1, 2, 3, 4, 5, 6, 7, 8", -1.0),
+        ("1-3", 0.0),  # 2 of 8 s: a quarter
+        ("1-4", -1 / 2),
+        ("0-8", -1.0),
+        ("1-3, 2-3, 1-2", 0.0),  # the same seconds
+        ("x", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_few_moments_punishes_many_and_long_citations(cited: str, expected: float) -> None:
+    assert few_moments(citing(cited)) == pytest.approx(expected)
+
+
+def test_few_moments_abstains_where_no_moments_are_asked_for() -> None:
+    group = make_group([COMPLETIONS["every moment"]], SAMPLE, clip=CLIP, tags=("think", "answer"))
+    assert few_moments(group.rollouts[0]) is None
+
+
+SCORES = [[0, 0.2], [2, 0.6], [4, 1.0], [6, 0.2]]  # scaled: 0, 1/2, 1, 0
+
+
+@pytest.mark.parametrize(
+    ("cited", "expected"),
+    [
+        ("4", 1.0),
+        ("4.9", 1.0),  # the nearest
+        ("2", 1 / 2),
+        ("0", 0.0),
+        ("2, 4", 1.0),  # the best two
+        ("0, 4", 1 / 2 / (3 / 4)),
+        ("4, 4", 1 / 2 / (3 / 4)),  # once more is worth nothing
+        ("2-4", 1.0),
+        ("2.5-2.8", 1 / 2),  # none inside: the one nearest to the middle
+        ("4, 9", 1 / 2 / (3 / 4)),  # outside the clip
+        ("9", 0.0),
+        ("0-8", (1.5 / 4) / (1.5 / 3)),  # four frames against the best three
+        ("x", 0.0),
+    ],
+)
+def test_scores_are_compared_with_the_best_that_could_be_cited(cited: str, expected: float) -> None:
+    scored = citing(cited, columns={"frame_scores": SCORES})
+    assert keyframe_scores(scored) == pytest.approx(expected)
+
+
+def test_a_smaller_limit_makes_citing_everything_worth_less() -> None:
+    everything = citing("0-8", columns={"frame_scores": SCORES})
+    assert keyframe_scores(everything, max_moments=1) == pytest.approx(1.5 / 4)
+
+
+@pytest.mark.parametrize("scores", [None, [], [[1, 0.5]], [[1, 0.5], [2, 0.5]]])
+def test_without_scores_to_choose_by_there_is_no_value(scores: object) -> None:
+    assert keyframe_scores(citing("1", columns={"frame_scores": scores})) is None
+    assert keyframe_scores(citing("1")) is None
+
+
+@pytest.mark.parametrize(
+    "scores", [3, "high", [1, 2], [[1, 2, 3]], [[1, "x"]], [[1, float("nan")]], [[10**400, 1]]]
+)
+def test_scores_that_are_none_name_the_sample(scores: object) -> None:
+    with pytest.raises(ValueError, match=r"probe-choice \(probe:1\): frame_scores"):
+        keyframe_scores(citing("1", columns={"frame_scores": scores}))
+
+
+@pytest.mark.parametrize(
+    ("fn", "args"),
+    [
+        (keyframe_hit, {"k": 0}),
+        (keyframe_distance, {"scale_s": 0}),
+        (few_moments, {"max_moments": 0}),
+        (few_moments, {"max_frac": 0}),
+        (keyframe_scores, {"max_moments": 0}),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(fn, args: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(args))):
+        fn(citing("3"), **args)
+
+
+ANNOTATED = [keyframe_iou, keyframe_hit, keyframe_distance]
+
+
+@pytest.mark.parametrize("fn", ANNOTATED)
+def test_the_others_too_need_an_annotation_and_something_readable(fn) -> None:
+    assert fn(citing("3", keyframes_s=())) is None
+    assert fn(citing("three")) == fn(citing("")) == fn(citing("-3")) == 0.0
+
+
+@pytest.mark.parametrize("fn", ANNOTATED)
+@given(cited=st.lists(spans, min_size=1, max_size=5), annotated=annotations)
+@settings(max_examples=60, deadline=None)
+def test_values_lie_between_0_and_1_and_are_1_for_the_annotation_itself(fn, cited, annotated) -> None:
+    def cite(spans) -> Rollout:
+        return citing(", ".join(f"{start}-{end}" for start, end in spans), keyframes_s=annotated)
+
+    assert 0 <= fn(cite(cited)) <= 1 + 1e-9
+    assert fn(cite(annotated)) == pytest.approx(1)
+
+
+EVIDENCE = [(self_evidence, "cited_in_place"), (self_evidence_cut, "cited")]
+
+
+def with_answers(rollout: Rollout, frames: str, answers: str) -> Rollout:
+    again = make_group([f"<answer>{each}</answer>" for each in answers], rollout.sample, clip=CLIP).rollouts
+    return replace(rollout, counterfactuals={frames: again})
+
+
+@pytest.mark.parametrize(("fn", "frames"), EVIDENCE)
+@pytest.mark.parametrize(
+    ("cited", "answer", "again", "expected"),
+    [
+        ("3.5", "B", "B", 1.0),
+        ("3.5", "B", "A", 0.0),  # it does not hold
+        ("3.5", "A", "B", 0.0),  # the rollout's own is wrong
+        ("3.5", "A", "A", 0.0),  # it holds, and is wrong
+        ("3.5", "B", "BA", 0.5),
+        ("0-3.5", "B", "B", 1.0),  # 8 of 16 frames: half
+        ("0-4", "B", "B", 0.0),
+        ("0, 1, 2, 3, 4", "B", "B", 0.0),  # five moments are five pairs of frames
+        ("0, 0.5, 1, 1.5", "B", "B", 1.0),  # and these are two
+        ("x", "B", "", 0.0),
+        ("9", "B", "", 0.0),
+        ("3.5", "B", "", None),
+    ],
+)
+def test_self_evidence_is_a_right_answer_that_holds_from_few_frames(
+    fn, frames: str, cited: str, answer: str, again: str, expected: float | None
+) -> None:
+    assert fn(with_answers(citing(cited, answer), frames, again)) == expected
+
+
+@pytest.mark.parametrize(("fn", "frames"), EVIDENCE)
+def test_self_evidence_is_about_clips_and_needs_its_second_answers(fn, frames: str) -> None:
+    text_only = make_group([COMPLETIONS["right"]], replace(SAMPLE, video=None)).rollouts[0]
+    assert fn(replace(text_only, counterfactuals={frames: ()})) is None
+    with pytest.raises(KeyError):
+        fn(citing("3.5"))
+
+
+def test_the_share_that_may_be_cited_is_an_argument() -> None:
+    rollout = with_answers(citing("3.5"), "cited_in_place", "B")
+    assert self_evidence(rollout, max_frac=0.1) == 0.0  # 2 of 16 frames
+    assert self_evidence(rollout, max_frac=0.125) == 1.0
+    assert self_evidence(rollout, max_frac=0.125, temporal_frames=4) == 0.0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["keyframe_iou", "keyframe_hit", "keyframe_distance", "few_moments", "keyframe_scores", "self_evidence"]
+    + ["self_evidence_cut"],
+)
+def test_hostile_completions_get_a_finite_number_or_none(name: str) -> None:
+    reward = load_reward(name, RewardSpec())
+    groups = hostile.groups({"frame_scores": SCORES} if name == "keyframe_scores" else {})
+    findings, tracebacks = check_reward(
+        reward, [with_counterfactuals(each, reward.counterfactuals) for each in groups]
+    )
+    assert all(finding.ok for finding in findings), (findings, tracebacks)
