@@ -80,6 +80,12 @@ def test_text_is_compared_without_case_and_white_space(given: str, value: float)
         assert accuracy(rollout(f"<answer>{given}</answer>", of_task(task, "a red cup"))) == value
 
 
+def test_an_extra_answer_of_the_record_is_right_too() -> None:
+    sample = replace(of_task("open", "a red cup"), columns={"extra_answers": ["mug", "A beaker"]})
+    values = [accuracy(rollout(f"<answer>{given}</answer>", sample)) for given in ("mug", "a  beaker", "cup")]
+    assert values == [1, 1, 0]
+
+
 def test_a_letter_is_not_an_answer_to_an_open_question() -> None:
     assert accuracy(rollout("<answer>(B)</answer>", of_task("open", "B"))) == 0
 

@@ -73,6 +73,7 @@ def test_a_choice_is_read_whatever_its_wording_and_never_guessed(given: str, val
         ("50%", "50", {}, 1),  # the sign left out
         ("50%", "0.5", {}, 1),  # worked out
         ("0.5", r"50\%", {}, 1),
+        ("50%", "45%", {"abs_tolerance": 1}, 0),  # percent points, not 0.05
         ("50", "0.5", {}, 0),
         ("50%", "0.5%", {}, 0),
         ("1", "3-2", {}, 0),  # a span, not a difference
