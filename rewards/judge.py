@@ -17,14 +17,14 @@ request after the budget. Cached scores remain free.
 **Several processes**: each rank of a training run has a judge of its own, and `max_concurrent` and
 `requests_per_minute` are each judge's. For 8 ranks under an account's 480 requests a minute, set
 `requests_per_minute: 60`. The budgets `max_requests` and `max_tokens_total` are spent together by all that use the same
-`cache` file, resumed runs included; without a file each process has its own, which starts anew with it.
+`cache` file, resumed runs included; without a file each process has its own, and starts anew.
 
 **Cost**: a step makes at most `prompts_per_step x group_size` requests. Completions without an answer need none, equal
 answers to one question share one, and what is in the cache is free. A request takes the prompt's tokens (openeqa: about
 400, plus question and answers) and, for a number, under 10 of reply. So 1,000 steps of 8 prompts x 16 completions, half
-of them distinct, are 64,000 requests and 30 M tokens: 30 times the price of a million. At 60 requests a minute, a step's
-64 requests take about a minute, which the entry's `timeout_s` must allow, as it must allow retries. The budget in
-tokens is looked at before a request, so that those under way, at most `max_concurrent`, come on top of it, as may a
+of them distinct, are 64,000 requests and 30 M tokens: 30 times the price of a million. At 60 requests a minute, the 64
+requests of a step take about a minute, which the entry's `timeout_s` must allow, as it must allow retries. The budget
+in tokens is looked at before a request, so that those under way, at most `max_concurrent`, come on top of it, as may a
 request that timed out, which nobody counts.
 
 The start of a run probes its rewards with hostile completions. Those that hold an answer, about 50, cost a request each

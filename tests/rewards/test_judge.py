@@ -307,12 +307,13 @@ def test_equal_answers_share_one_request() -> None:
 
 
 def test_a_cancelled_rollout_does_not_cancel_its_equals() -> None:
-    with JudgeServer(lambda request, number: replace(says("5"), delay_s=0.1)) as server:
+    with JudgeServer(lambda request, number: replace(says("5"), delay_s=0.3)) as server:
         judge = Judge(**knobs(server.base_url))
 
         async def cancel_the_first() -> list[float | BaseException]:
             tasks = [asyncio.ensure_future(judge(rollout())) for _ in range(3)]
-            await asyncio.sleep(0.03)
+            while not server.requests:
+                await asyncio.sleep(0.01)
             tasks[0].cancel()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -322,19 +323,20 @@ def test_a_cancelled_rollout_does_not_cancel_its_equals() -> None:
 
 
 def test_after_the_last_cancelled_rollout_the_request_is_given_up() -> None:
-    with JudgeServer(lambda request, number: replace(says("5"), delay_s=0.2 if number == 0 else 0)) as server:
+    with JudgeServer(lambda request, number: replace(says("5"), delay_s=5 if number == 0 else 0)) as server:
         judge = Judge(**knobs(server.base_url, max_concurrent=1))
 
         async def cancel_then_ask() -> float:
             task = asyncio.ensure_future(judge(rollout()))
-            await asyncio.sleep(0.05)
+            while not server.requests:
+                await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.wait([task])
             return await judge(rollout())
 
         start_s = time.monotonic()
         assert asyncio.run(cancel_then_ask()) == 1.0
-        assert time.monotonic() - start_s < 0.2  # it did not wait for the first reply
+        assert time.monotonic() - start_s < 4  # it did not wait for the first reply
     assert len(server.requests) == 2
 
 
@@ -343,7 +345,7 @@ def test_requests_per_minute_are_spread_out() -> None:
         judge = Judge(**knobs(server.base_url, requests_per_minute=1200))  # one every 50 ms
         scores(judge, [rollout(f"3 {i}") for i in range(6)])
     at_s = sorted(request.at_s for request in server.requests)
-    assert at_s[-1] - at_s[0] > 5 * 0.05 - 0.03
+    assert at_s[-1] - at_s[0] > 5 * 0.05 - 0.1
 
 
 # Cache and budget
@@ -500,7 +502,7 @@ def test_a_429_storm_pauses_all_requests_as_long_as_the_endpoint_asks() -> None:
     with JudgeServer(
         lambda request, number: storm if number < 4 else digit_of_the_answer(request, 0)
     ) as server:
-        judge = Judge(**knobs(server.base_url, max_concurrent=4))
+        judge = Judge(**knobs(server.base_url, max_concurrent=4, retries=5))
         values = scores(judge, [rollout(f"4 {i}") for i in range(12)])
     assert values == [0.75] * 12
     at_s = [request.at_s for request in server.requests]
@@ -551,8 +553,8 @@ def test_a_server_that_hangs_up_is_retried() -> None:
 
 def test_a_slow_server_is_given_up_after_the_time_limit() -> None:
     start_s = time.monotonic()
-    message, _, requests = failing_with(replace(says("4"), delay_s=1.0), request_timeout_s=0.1, retries=1)
-    assert "no reply within 0.1 s (1 retries)" in message and len(requests) == 2
+    message, _, requests = failing_with(replace(says("4"), delay_s=2.0), request_timeout_s=0.3, retries=1)
+    assert "no reply within 0.3 s (1 retries)" in message and len(requests) == 2
     assert time.monotonic() - start_s < 3
 
 
