@@ -51,14 +51,12 @@ class Counterfactual(NamedTuple):
 
 def reward(fn: Function) -> Function:
     """Declare a reward of one rollout: `fn(rollout, **knobs) -> float | None`."""
-    fn.__dict__["reward_calling"] = "rollout"
-    return fn
+    return _mark(fn, "reward_calling", "rollout")
 
 
 def group_reward(fn: Function) -> Function:
     """Declare a reward of a sample's G rollouts: `fn(rollouts, **knobs) -> list[float | None]`."""
-    fn.__dict__["reward_calling"] = "group"
-    return fn
+    return _mark(fn, "reward_calling", "group")
 
 
 def counterfactual(
@@ -69,7 +67,11 @@ def counterfactual(
     wanted = Counterfactual(frames=frames, num_samples=num_samples, greedy=greedy)
 
     def declare(fn: Function) -> Function:
-        fn.__dict__["reward_counterfactuals"] = (*fn.__dict__.get("reward_counterfactuals", ()), wanted)
-        return fn
+        return _mark(fn, "reward_counterfactuals", (*vars(fn).get("reward_counterfactuals", ()), wanted))
 
     return declare
+
+
+def _mark(fn: Function, name: str, value: object) -> Function:
+    setattr(fn, name, value)  # also on a class, whose __dict__ can't be written
+    return fn

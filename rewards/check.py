@@ -22,15 +22,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo.groups import Group
 from rewards import hostile
-from rewards.loading import required_columns
-from rewards.runner import failures_in, load_reward, run
+from rewards.calling import failures_in, run
+from rewards.loading import load_reward, required_columns
 from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec
 
 LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
 CALLED = {
     "rollout": "with one rollout at a time (@reward)",
     "group": "with the rollouts of a sample (@group_reward)",
-    "columns": "as TRL calls rewards (no decorator)",
+    "columns": "as TRL calls rewards (no decorator), with plain texts",
+    "messages": "as TRL calls rewards (no decorator), with chat messages",
 }
 
 
@@ -55,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    placeholders = dict.fromkeys(required_columns(reward.fn, reward.args), "B")
-    findings, tracebacks = check_reward(reward, hostile.groups(placeholders | columns))
+    placeholders = dict.fromkeys(required_columns(reward.fn, reward.spec.args), "B")
+    groups = [
+        hostile.with_counterfactuals(group, reward.counterfactuals)
+        for group in hostile.groups(placeholders | columns)
+    ]
+    findings, tracebacks = check_reward(reward, groups)
     print(f"{options.fn}, called {CALLED[reward.calling]}\n")
     print(
         "\n".join(f"{'ok   ' if each.ok else 'WRONG'}  {each.check:<20}  {each.detail}" for each in findings)

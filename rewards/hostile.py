@@ -13,6 +13,7 @@ import numpy as np
 
 from grpo.groups import Group, Prompt, Rollout, Sample
 from grpo.media.clip import Clip
+from rewards import Counterfactual
 from rewards.parsing import TAGS
 
 COMPLETIONS: Mapping[str, str] = {
@@ -82,6 +83,23 @@ def make_group(
     """A group of completions of one sample, with stand-ins for tokens and log-probs."""
     prompt = Prompt(sample=sample, clip=clip, token_ids=(1, 2, 3), tags=tags)
     return Group(prompt=prompt, rollouts=tuple(_rollout(text, prompt) for text in texts))
+
+
+def with_counterfactuals(group: Group, declared: Sequence[Counterfactual]) -> Group:
+    """The group with what its reward declares: the same completions again, and none for the first one."""
+    if not declared:
+        return group
+    others = group.rollouts[:2]
+    rollouts = [
+        replace(rollout, counterfactuals={each.frames: others if index else () for each in declared})
+        for index, rollout in enumerate(group.rollouts)
+    ]
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def first_two(group: Group) -> Group:
+    """For a reward whose calls cost something."""
+    return replace(group, rollouts=group.rollouts[:2])
 
 
 def synthetic_samples(columns: Mapping[str, Any]) -> list[Sample]:

@@ -7,17 +7,22 @@ key is meant.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
-from rewards.specs import Calling
+from rewards import Counterfactual
+from rewards.specs import Calling, Reward, RewardSpec
 
 BUILTINS = {
     "accuracy": "rewards.accuracy:accuracy",
@@ -61,20 +66,22 @@ BUILTINS = {
     "blank_contrast": "rewards.contrast:blank_contrast",
     "other_clip_contrast": "rewards.contrast:other_clip_contrast",
     "t_grpo": "rewards.contrast:t_grpo",
+    "judge": "rewards.judge:Judge",
 }
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
 
 
 def find_function(fn: str, *, key: str) -> Callable[..., Any]:
-    """The function that `fn` names: a built-in, `package.module:function` or `path/to/file.py:function`.
+    """The function, object or class that `fn` names: a built-in, `package.module:function`,
+    `path/to/file.py:function`, or an installed entry point of the group `grpo.rewards`.
 
     Raises ValueError or FileNotFoundError, beginning with the config key, if there is none.
     """
-    place, colon, function = BUILTINS.get(fn, fn).rpartition(":")
+    place, colon, function = _known(fn).rpartition(":")
     if not colon:
         raise ValueError(
-            f"{key}: no built-in reward named {fn!r}{did_you_mean(fn, BUILTINS)}; "
+            f"{key}: no built-in reward named {fn!r}{did_you_mean(fn, [*BUILTINS, *_entry_points()])}; "
             "a reward of your own is package.module:function or path/to/file.py:function"
         )
     module = _module_of_file(place, key) if place.endswith(".py") else _module_of_name(place, key)
@@ -82,26 +89,95 @@ def find_function(fn: str, *, key: str) -> Callable[..., Any]:
         found = getattr(module, function)  # not vars(): some packages load their members when asked
     except AttributeError:
         raise ValueError(f"{key}: no {function!r} in {place}{did_you_mean(function, dir(module))}") from None
-    if inspect.iscoroutinefunction(found):
-        raise ValueError(f"{key}: {fn} is async, which is not supported")
     if callable(found):
         return found
     raise ValueError(f"{key}: {fn} is no function but a value of type {type(found).__name__}")
 
 
+def _known(fn: str) -> str:
+    """A built-in's or entry point's `module:function`; anything else as it is."""
+    return BUILTINS.get(fn) or _entry_points().get(fn, fn)
+
+
+@lru_cache
+def _entry_points() -> dict[str, str]:
+    """Rewards that installed packages offer by name."""
+    return {point.name: point.value for point in entry_points(group="grpo.rewards")}
+
+
+def load_reward(name: str, spec: RewardSpec) -> Reward:
+    """One reward, without a look at the others; ValueError or FileNotFoundError names the key."""
+    key = f"rewards.{name}"
+    fn = find_function(name if spec.fn is None else spec.fn, key=key)
+    check_signature(fn, spec.args, key=key)
+    declared: tuple[Counterfactual, ...] = getattr(_marked(fn), "reward_counterfactuals", ())
+    if spec.counterfactual_samples is not None:
+        if not declared or spec.counterfactual_samples < 1:
+            raise ValueError(f"{key}.counterfactual_samples: it declares no counterfactuals, or below 1")
+        declared = tuple(each._replace(num_samples=spec.counterfactual_samples) for each in declared)
+    return Reward(name=name, fn=fn, calling=calling_of(fn), spec=spec, counterfactuals=declared)
+
+
+def code_version(fn: Callable[..., Any]) -> str:
+    """A digest of the file that a reward comes from: another one means that cached values are stale."""
+    path = inspect.getsourcefile(inspect.unwrap(fn) if inspect.isroutine(fn) else _class_of(fn))
+    return hashlib.blake2b(Path(path).read_bytes() if path else b"", digest_size=16).hexdigest()
+
+
+def _class_of(fn: Callable[..., Any]) -> type:
+    return fn if isinstance(fn, type) else type(fn)
+
+
+def _marked(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """What carries the decorators' marks: the function, the class, or its `__call__`."""
+    if inspect.isroutine(fn) or hasattr(fn, "reward_calling"):
+        return fn
+    return _class_of(fn).__call__
+
+
 def calling_of(fn: Callable[..., Any]) -> Calling:
-    """What the function's decorator says; without one it is called as TRL calls rewards."""
-    return cast(Calling, getattr(fn, "reward_calling", "columns"))
+    """What the decorator says; without one it is called as TRL calls rewards."""
+    return getattr(_marked(fn), "reward_calling", None) or _trl_calling(fn)
+
+
+def _trl_calling(fn: Callable[..., Any]) -> Calling:
+    """Whether a TRL reward expects chat messages: its annotation says so, or it looks up their "content"."""
+    called = fn if inspect.isroutine(fn) else _class_of(fn).__call__
+    parameter = inspect.signature(called).parameters.get("completions")
+    if parameter is not None and parameter.annotation is not parameter.empty:
+        return "messages" if "dict" in str(parameter.annotation) else "columns"
+    try:
+        return "messages" if re.search(r"""\[["']content["']\]""", inspect.getsource(called)) else "columns"
+    except (OSError, TypeError):
+        return "columns"
 
 
 def check_signature(fn: Callable[..., Any], args: Mapping[str, Any], *, key: str) -> None:
-    """Raise ValueError unless the function can be called that way with these arguments."""
-    if calling_of(fn) == "columns":
+    """Raise ValueError unless it can be called that way with these arguments."""
+    if inspect.isclass(fn):
+        check_class(fn, args, key=key)
+        return
+    if calling_of(fn) in ("columns", "messages"):
         check_trl_signature(fn, args, key=key)
         return
     parameters = inspect.signature(fn).parameters.values()
     if len([each for each in parameters if each.kind in POSITIONAL]) != 1:
         raise ValueError(f"{key}: it must take one positional argument; knobs are keyword-only, after a *")
+    check_knobs(parameters, args, key=key)
+
+
+def check_class(cls: type, args: Mapping[str, Any], *, key: str) -> None:
+    """Raise ValueError unless the class can be made with these arguments, and its objects called."""
+    if "__call__" not in dir(cls):
+        raise ValueError(f"{key}: {cls.__name__} is a class whose objects can't be called")
+    made_with = [] if cls.__init__ is object.__init__ else [*inspect.signature(cls).parameters.values()]
+    if any(each.kind in POSITIONAL and each.default is each.empty for each in made_with):
+        raise ValueError(f"{key}: {cls.__name__} must take its knobs as keyword-only arguments, after a *")
+    check_knobs(made_with, args, key=key)
+
+
+def check_knobs(parameters: Iterable[inspect.Parameter], args: Mapping[str, Any], *, key: str) -> None:
+    """Raise ValueError for an argument that is not known, or one that is missing."""
     knobs = [each for each in parameters if each.kind == inspect.Parameter.KEYWORD_ONLY]
     check_names(args, [knob.name for knob in knobs], key=key)
     missing = [knob.name for knob in knobs if knob.default is knob.empty and knob.name not in args]
@@ -131,7 +207,7 @@ def check_names(args: Mapping[str, Any], known: Sequence[str], *, key: str) -> N
 
 def required_columns(fn: Callable[..., Any], args: Mapping[str, Any]) -> list[str]:
     """Dataset columns without which a function called as TRL does would raise."""
-    if calling_of(fn) != "columns":
+    if calling_of(fn) not in ("columns", "messages") or not inspect.isroutine(fn):
         return []
     needed = [each for each in inspect.signature(fn).parameters.values() if each.default is each.empty]
     given = {*TRL_ARGUMENTS, *args}

@@ -1,39 +1,76 @@
-"""Scores groups with the rewards that a config names.
+"""Scores groups with the rewards that a config names: the side of the rewards that the trainer sees.
+
+A step asks for a `Scoring`, adds groups as the engine finishes them, and takes their tables at the end. Rewards run
+meanwhile in worker processes (`pool.py`); `rewards_workers.max_workers=0` runs them here.
 
 A value that a reward returned on purpose is data, None included: "not applicable here", which adds
-nothing to the rollout's total. An exception, a value that is no finite number, or a list of the
-wrong length is a *failure*: never a 0, but a rollout without a total, which takes no part in the
-update. So a total is None exactly where some reward, of whatever weight, failed.
+nothing to the rollout's total. An exception, a value that is no finite number, a list of the
+wrong length, a time-out or a crash is a *failure*: never a 0, but a rollout without a total, which takes no part in
+the update. So a total is None exactly where some reward, of whatever weight, failed.
 """
 
 from __future__ import annotations
 
-import math
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+import threading
+import time
+from collections.abc import Mapping, Sequence
 
-from grpo.groups import Group, Rollout, Sample
-from rewards import hostile
+from grpo.groups import Group, Sample
+from rewards import Counterfactual, hostile
+from rewards.cache import SLOW_S, RewardCache
+from rewards.calling import call, failures_in, outcomes_of
 from rewards.compose import check_specs, parts_of, totals_of
-from rewards.loading import calling_of, check_signature, find_function, required_columns
-from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec, RewardTable
+from rewards.jobs import Job, Payload
+from rewards.loading import load_reward, required_columns
+from rewards.pool import Pool
+from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec, RewardTable, WorkerSettings
 
-# A plugin that calls sys.exit() must not end the run, let alone with status 0.
-FAILURES = (Exception, SystemExit)
+
+def load_rewards(
+    specs: Mapping[str, RewardSpec],
+    workers: WorkerSettings | None = None,
+    *,
+    normalise: bool = False,
+) -> RewardSet:
+    """Find and check the rewards of a config; ValueError or FileNotFoundError names the key.
+
+    workers: None scores in this process. normalise: see `compose.parts_of`.
+    """
+    check_specs(specs)
+    rewards = [load_reward(name, spec) for name, spec in specs.items()]
+    return RewardSet(rewards, workers or WorkerSettings(max_workers=0), normalise=normalise)
 
 
-@dataclass(frozen=True, slots=True)
 class RewardSet:
-    """The rewards of a run."""
+    """The rewards of a run. Close it, or its processes live as long as this one."""
 
-    rewards: tuple[Reward, ...]
+    def __init__(
+        self, rewards: Sequence[Reward], workers: WorkerSettings, *, normalise: bool = False
+    ) -> None:
+        self.rewards, self.normalise = tuple(rewards), normalise
+        self.specs = {reward.name: reward.spec for reward in rewards}
+        self.cache = RewardCache()
+        self._pool: Pool | None = None
+        self._settings = workers
 
-    def score(self, groups: Sequence[Group]) -> list[RewardTable]:
-        """A table for each group; groups are independent of each other."""
-        return [score_group(self.rewards, group) for group in groups]
+    @property
+    def counterfactuals(self) -> tuple[Counterfactual, ...]:
+        """What the engine has to sample beside each group."""
+        return tuple(dict.fromkeys(each for reward in self.rewards for each in reward.counterfactuals))
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """How long each reward's call took lately; only of rewards that ran in workers."""
+        measured = self._pool.seconds if self._pool else {}
+        return {self.rewards[index].name: seconds for index, seconds in measured.items()}
+
+    def scoring(self, step: int = 0) -> Scoring:
+        """A step's scoring, to which groups are added as they come."""
+        return Scoring(self, step)
+
+    def score(self, groups: Sequence[Group], step: int = 0) -> list[RewardTable]:
+        """A table for each group; groups are independent of each other. step: for schedules of weights."""
+        return self.scoring(step).tables(groups)
 
     def probe(self, samples: Sequence[Sample] | None = None) -> None:
         """Run every reward on hostile completions; ValueError names the first reward that fails.
@@ -41,138 +78,162 @@ class RewardSet:
         The samples are synthetic unless some of the run's own are given, which rewards that read
         dataset columns need; their clip is a synthetic one either way.
         """
-        for reward in self.rewards:
-            for group in probe_groups(reward, samples):
-                for failure in failures_in(run(reward, group)):
+        for index, reward in enumerate(self.rewards):
+            groups = probe_groups(reward, samples)
+            for group, outcomes in zip(groups, self._outcomes(index, groups), strict=True):
+                for failure in failures_in(outcomes):
                     text = group.rollouts[failure.rollout_index].text
                     raise ValueError(
                         f"rewards.{reward.name}: {failure.summary} (probed with sample {failure.sample_id}, "
                         f"completion {text[:60]!r}, {len(text)} characters)"
                     )
 
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
-def load_rewards(specs: Mapping[str, RewardSpec]) -> RewardSet:
-    """Find and check the rewards of a config; ValueError or FileNotFoundError names the key."""
-    check_specs(specs)
-    return RewardSet(tuple(load_reward(name, spec) for name, spec in specs.items()))
+    def pool(self) -> Pool | None:
+        """The worker processes, started on first use; None where rewards run in this one."""
+        if self._pool is None and self._settings.max_workers:
+            pool = Pool(self.rewards, self._settings)
+            pool.start()
+            self._pool = pool
+        return self._pool
+
+    def _outcomes(self, reward_index: int, groups: Sequence[Group]) -> list[list[Outcome]]:
+        scoring = self.scoring()
+        jobs = [scoring.start(reward_index, group) for group in groups]
+        scoring.wait()
+        name = self.rewards[reward_index].name
+        return [outcomes_of(name, group, job.results) for group, job in zip(groups, jobs, strict=True)]
 
 
-def load_reward(name: str, spec: RewardSpec) -> Reward:
-    """One reward, without a look at the others."""
-    key = f"rewards.{name}"
-    fn = find_function(name if spec.fn is None else spec.fn, key=key)
-    check_signature(fn, spec.args, key=key)
-    return Reward(name=name, fn=fn, calling=calling_of(fn), spec=spec)
+class Scoring:
+    """The rewards of one step's groups, under way."""
 
+    def __init__(self, rewards: RewardSet, step: int) -> None:
+        self._set, self._step = rewards, step
+        self._pool = rewards.pool()
+        self._finished = threading.Condition()
+        self._jobs: dict[tuple[int, int], Job] = {}
+        self._groups: list[Group] = []  # held, so that the ids above stay theirs
 
-def score_group(rewards: Sequence[Reward], group: Group, step: int = 0) -> RewardTable:
-    """Values, parts, totals and failures of one group."""
-    outcomes = {reward.name: run(reward, group) for reward in rewards}
-    return make_table({reward.name: reward.spec for reward in rewards}, outcomes, step)
+    def add(self, group: Group) -> None:
+        """Start the rewards that need nothing but the group itself; called while the engine samples others."""
+        early = [index for index, each in enumerate(self._set.rewards) if not each.counterfactuals]
+        self._start_all(early, group, key=id(group.prompt))
+
+    def tables(self, groups: Sequence[Group]) -> list[RewardTable]:
+        """Start what is left, wait, and put each group's table together.
+
+        The groups are those added before (told by their prompts), or the same with counterfactuals.
+        """
+        everything = range(len(self._set.rewards))
+        for group in groups:
+            self._start_all(everything, group, key=id(group.prompt))
+        self.wait()
+        return [self._table(group) for group in groups]
+
+    def start(self, reward_index: int, group: Group) -> Job:
+        """A job of one reward, for those who want no table."""
+        self._start_all([reward_index], group, key=id(group))
+        return self._jobs[id(group), reward_index]
+
+    def wait(self) -> None:
+        """Until every job is done, or its reward's time limit from now is over."""
+        if self._pool is not None:
+            self._pool.expire([*self._jobs.values()], time.monotonic())
+            with self._finished:
+                self._finished.wait_for(
+                    lambda: not any(job.missing for job in self._jobs.values()) or self._broken
+                )
+            if self._pool.error is not None:
+                raise RuntimeError("the reward workers' own thread died") from self._pool.error
+        for (_, reward_index), job in self._jobs.items():
+            self._remember(self._set.rewards[reward_index], reward_index, job)
+
+    @property
+    def _broken(self) -> bool:
+        return self._pool is not None and self._pool.error is not None
+
+    def _start_all(self, reward_indices: Sequence[int], group: Group, *, key: int) -> None:
+        payload = Payload(group)
+        new = [index for index in reward_indices if (key, index) not in self._jobs]
+        jobs = [Job(index, payload, self._notify) for index in new]
+        self._groups.append(group)
+        self._jobs.update({(key, index): job for index, job in zip(new, jobs, strict=True)})
+        for index, job in zip(new, jobs, strict=True):
+            self._answer_without_a_call(self._set.rewards[index], index, job)
+        if self._pool is not None:
+            self._pool.submit([job for job in jobs if job.missing])
+            return
+        for index, job in zip(new, jobs, strict=True):
+            if job.missing:
+                job.fill(range(len(job.results)), call(self._set.rewards[index], group.rollouts))
+
+    def _notify(self) -> None:
+        with self._finished:
+            self._finished.notify()
+
+    def _is_cached(self, reward: Reward, reward_index: int) -> bool:
+        if reward.spec.cache is not None:
+            return reward.spec.cache
+        seconds = self._pool.seconds.get(reward_index, 0.0) if self._pool else 0.0
+        return seconds > SLOW_S and not reward.has_state
+
+    def _answer_without_a_call(self, reward: Reward, reward_index: int, job: Job) -> None:
+        """A reward of other tasks abstains; what was scored before is known."""
+        sample = job.payload.group.prompt.sample
+        if sample.task not in (reward.spec.tasks or [sample.task]):
+            job.fill(range(len(job.results)), [None] * len(job.results))
+        if not job.missing or not self._is_cached(reward, reward_index):
+            return
+        for index, key in enumerate(self._set.cache.keys(reward, job.payload.group.rollouts)):
+            try:
+                job.fill([index], [self._set.cache.get(key)])
+            except KeyError:
+                continue
+
+    def _remember(self, reward: Reward, reward_index: int, job: Job) -> None:
+        if self._is_cached(reward, reward_index):
+            for key, result in zip(
+                self._set.cache.keys(reward, job.payload.group.rollouts), job.results, strict=True
+            ):
+                self._set.cache.put(key, result)
+
+    def _table(self, group: Group) -> RewardTable:
+        outcomes = {
+            reward.name: outcomes_of(reward.name, group, self._jobs[id(group.prompt), index].results)
+            for index, reward in enumerate(self._set.rewards)
+        }
+        return make_table(self._set.specs, outcomes, self._step, normalise=self._set.normalise)
 
 
 def make_table(
-    specs: Mapping[str, RewardSpec], outcomes: Mapping[str, Sequence[Outcome]], step: int
+    specs: Mapping[str, RewardSpec],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    step: int,
+    *,
+    normalise: bool = False,
 ) -> RewardTable:
     """A group's table from what its rewards came to."""
-    failures = [failure for column in outcomes.values() for failure in failures_in(column)]
     columns = {
         name: tuple(None if isinstance(each, RewardFailure) else each for each in column)
         for name, column in outcomes.items()
     }
-    num_rollouts = len(next(iter(columns.values())))
+    failures = [failure for column in outcomes.values() for failure in failures_in(column)]
     failed = {failure.rollout_index for failure in failures}
-    parts = parts_of(specs, columns, step)
-    totals = totals_of(parts, [index in failed for index in range(num_rollouts)])
+    parts = parts_of(specs, columns, step, normalise=normalise)
+    totals = totals_of(parts, [index in failed for index in range(len(next(iter(columns.values()))))])
     return RewardTable(columns=columns, parts=parts, totals=totals, failures=tuple(failures))
-
-
-def run(reward: Reward, group: Group) -> list[Outcome]:
-    """A reward's values for a group, with a failure where there is no value."""
-    if reward.calling == "rollout":
-        results = [value_or_traceback(reward, rollout) for rollout in group.rollouts]
-    else:
-        results = values_or_tracebacks(reward, group.rollouts)
-    return [
-        RewardFailure(
-            reward=reward.name, sample_id=group.prompt.sample.id, rollout_index=index, traceback=result
-        )
-        if isinstance(result, str)
-        else result
-        for index, result in enumerate(results)
-    ]
-
-
-def value_or_traceback(reward: Reward, rollout: Rollout) -> float | None | str:
-    """Value of a reward that looks at one rollout."""
-    try:
-        return as_value(reward.fn(rollout, **reward.args))
-    except FAILURES:
-        return traceback.format_exc()
-
-
-def values_or_tracebacks(reward: Reward, rollouts: Sequence[Rollout]) -> list[float | None | str]:
-    """Values of a reward that looks at a sample's rollouts together; it fails for all of them or for some."""
-    try:
-        values = (
-            reward.fn(rollouts, **reward.args)
-            if reward.calling == "group"
-            else reward.fn(**{**trl_arguments(rollouts), **reward.args})
-        )
-        if not isinstance(values, list | tuple) or len(values) != len(rollouts):
-            length = f" of {len(values)}" if isinstance(values, list | tuple) else ""
-            raise TypeError(f"returned {type(values).__name__}{length} for a list of {len(rollouts)}")
-    except FAILURES:
-        return [traceback.format_exc()] * len(rollouts)
-    return [checked_value(value) for value in values]
-
-
-def checked_value(raw: object) -> float | None | str:
-    try:
-        return as_value(raw)
-    except FAILURES:
-        return traceback.format_exc()
-
-
-def as_value(raw: object) -> float | None:
-    """A returned value as a float, None as None; raises if it is no finite number."""
-    if raw is None:
-        return None
-    if not isinstance(raw, Real):
-        raise TypeError(f"returned {type(raw).__name__}, not a number or None")
-    value = float(raw)
-    if not math.isfinite(value):
-        raise ValueError(f"returned {value}, not a finite number")
-    return value
-
-
-def trl_arguments(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
-    """The lists that a TRL reward is called with, one entry per completion.
-
-    `prompts` holds the question texts and `completions` plain texts, as for TRL's non-conversational
-    data sets. https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function
-    """
-    sample = rollouts[0].sample
-    columns = {
-        **sample.columns,
-        "question": sample.question,
-        "answer": sample.answer,
-        "options": list(sample.options),
-        "task": sample.task,
-        "prompts": sample.question,
-    }
-    return {name: [value] * len(rollouts) for name, value in columns.items()} | {
-        "completions": [rollout.text for rollout in rollouts],
-        "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
-    }
-
-
-def failures_in(outcomes: Iterable[Outcome]) -> list[RewardFailure]:
-    return [outcome for outcome in outcomes if isinstance(outcome, RewardFailure)]
 
 
 def probe_groups(reward: Reward, samples: Sequence[Sample] | None) -> list[Group]:
     """What a reward is probed with. A TRL reward gets a string in each column that it cannot do without."""
     if samples is not None:
-        return [group for sample in samples for group in hostile.groups_of(sample)]
-    return hostile.groups(dict.fromkeys(required_columns(reward.fn, reward.args), "B"))
+        groups = [group for sample in samples for group in hostile.groups_of(sample)]
+    else:
+        groups = hostile.groups(dict.fromkeys(required_columns(reward.fn, reward.spec.args), "B"))
+    groups = [hostile.with_counterfactuals(group, reward.counterfactuals) for group in groups]
+    return [hostile.first_two(groups[0])] if reward.is_expensive else groups

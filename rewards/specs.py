@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, cast
 
 from rewards import Counterfactual
 
-Calling = Literal["rollout", "group", "columns"]
-"""How a reward is called: with one rollout, with a sample's rollouts, or as TRL does, with columns."""
+Calling = Literal["rollout", "group", "columns", "messages"]
+"""How a reward is called: with one rollout, with a sample's rollouts, or as TRL does, with columns, its completions
+as plain texts or as chat messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +47,51 @@ class RewardSpec:
     """How many completions are sampled for each set that it declares; None: as it declares."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """The processes that rewards run in."""
+
+    max_workers: int = 64
+    """At most so many at once; more than a few only while they all wait for something. 0: rewards run in the trainer's
+    own process, one after another and without time limits, where a debugger can follow them."""
+    memory_gib: float = 4.0
+    """A worker that holds more is killed, and what it did counts as failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reward:
     """A reward ready to run."""
 
     name: str
     fn: Callable[..., Any]
+    """What the config names: a function, an object that can be called, or a class of such objects."""
     calling: Calling
     spec: RewardSpec
     counterfactuals: tuple[Counterfactual, ...] = ()
 
     @property
-    def args(self) -> Mapping[str, Any]:
-        return self.spec.args
+    def has_state(self) -> bool:
+        """It is an object, or a class of objects, with a state of its own: made once, never in two places."""
+        return not inspect.isroutine(self.fn) and not isinstance(self.fn, partial)
+
+    @property
+    def is_async(self) -> bool:
+        return any(map(inspect.iscoroutinefunction, (self.fn, self.fn.__call__)))
+
+    @property
+    def is_expensive(self) -> bool:
+        """It says that its calls cost money or minutes: it is probed with two completions, not with hundreds."""
+        return vars(self.fn).get("expensive", False) if self.has_state else False
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        """What is called. A class is made into an object here, on first use, with the arguments as its knobs."""
+        return cast(Any, self.fn)(**self.spec.args) if inspect.isclass(self.fn) else self.fn
+
+    @property
+    def knobs(self) -> Mapping[str, Any]:
+        """The arguments of a call; an object has had them when it was made."""
+        return {} if inspect.isclass(self.fn) else self.spec.args
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,3 +42,35 @@ class Clip:
     @property
     def width_px(self) -> int:
         return self.frames_FHWC.shape[2]
+
+
+class LazyClip:
+    """A clip whose frames are fetched when somebody looks at them, if anybody does.
+
+    Rewards get one: most read only times, and frames are all but the whole of a rollout's bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        times_s: tuple[float, ...],
+        sample_fps: float,
+        duration_s: float,
+        height_px: int,
+        width_px: int,
+        load_frames: Callable[[], np.ndarray],
+    ) -> None:
+        self.path, self.times_s = path, times_s
+        self.sample_fps, self.duration_s = sample_fps, duration_s
+        self.height_px, self.width_px = height_px, width_px
+        self._load_frames = load_frames
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.times_s)
+
+    @cached_property
+    def frames_FHWC(self) -> np.ndarray:
+        """As in `Clip`; raises what the loading raises."""
+        return self._load_frames()

@@ -52,10 +52,6 @@ def forgot_the_decorator(rollout):
     return 0.0
 
 
-async def asynchronous(completions, **kwargs):
-    return [0.0] * len(completions)
-
-
 number = 3
 """
 
@@ -135,7 +131,6 @@ def errors_of(specs: dict[str, RewardSpec]) -> str:
         ("nowhere.py:fn", {}, r"rewards\.mine.* no file nowhere\.py"),
         ("{file}:constnat", {}, r"no 'constnat' in .*my_rewards\.py \(did you mean 'constant'\?\)"),
         ("{file}:number", {}, r"number is no function but a value of type int"),
-        ("{file}:asynchronous", {}, r"async"),
         ("{file}:constant", {}, r"rewards\.mine\.args: value missing"),
         ("{file}:constant", {"value": 1, "scael": 2}, r"no argument 'scael' \(did you mean 'scale'\?\)"),
         ("{file}:rarity", {"value": 1}, r"no argument 'value'; it takes none"),

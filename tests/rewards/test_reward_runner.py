@@ -17,7 +17,7 @@ from rewards import group_reward, reward
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.loading import calling_of
 from rewards.runner import RewardSet, load_rewards
-from rewards.specs import Reward, RewardSpec
+from rewards.specs import Reward, RewardSpec, WorkerSettings
 
 SAMPLE = replace(synthetic_samples({})[0], columns={"solution": "red", "weights": [1, 2]})
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
@@ -26,10 +26,11 @@ GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
 def set_of(*fns: Callable[..., Any], weight: float = 1.0, **args: Any) -> RewardSet:
     """A reward set of functions of this file, without their way through a config."""
     return RewardSet(
-        tuple(
+        [
             Reward(name=fn.__name__, fn=fn, calling=calling_of(fn), spec=RewardSpec(weight=weight, args=args))
             for fn in fns
-        )
+        ],
+        WorkerSettings(max_workers=0),
     )
 
 

@@ -1,0 +1,430 @@
+"""The trainer's side of the reward workers: hands out calls, gathers results, and survives whatever happens there.
+
+One thread does it all, so that rewards run while the engine still samples. Calls of unknown or long duration go out
+one by one, short ones in bundles of about `BUNDLE_S`. Workers are added while all of them wait (for a network, a
+lock, a clock), and removed when they hang, die or grow too large; what else a lost worker had to do is done again,
+one call at a time, so that the guilty call is known.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import send_handle
+from socket import socketpair
+from typing import Any
+
+import psutil
+
+from rewards.calling import Result
+from rewards.jobs import CallOut, Job, WorkerHandle
+from rewards.specs import Reward, WorkerSettings
+from rewards.worker import kill_group, rss_bytes
+
+BUNDLE_S = 0.01
+TICK_S = 0.02
+SILENCE_S = 0.5
+"""How long a worker may be silent over a bundle before others get the rest of it."""
+MAX_ASYNC_CALLS = 64
+"""Of an async reward at a time; it may set itself a lower limit."""
+START_S = 120.0
+"""For the imports of all rewards."""
+LOOK_S = 0.25
+"""How often memory is looked at."""
+IDLE_S = 60.0
+MAX_PRINTED_CHARS = 20_000
+"""Of what rewards print, in a run."""
+
+
+class Pool:
+    """Workers for the rewards of a run. Start it in the main thread, close it at the end."""
+
+    def __init__(self, rewards: Sequence[Reward], settings: WorkerSettings) -> None:
+        self.rewards, self.settings = rewards, settings
+        self.seconds: dict[int, float] = {}
+        """How long a reward takes for a rollout, or for a group if it looks at one as a whole; smoothed."""
+        self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
+        self.error: BaseException | None = None
+        self._print_room = MAX_PRINTED_CHARS
+        self._inbox: deque[tuple[Any, ...]] = deque()
+        self._woken, self._wake = os.pipe()
+        self._queues: dict[int | None, deque[CallOut]] = {}
+        self._workers: list[WorkerHandle] = []
+        self._unborn: deque[WorkerHandle] = deque()
+        self._jobs: set[Job] = set()
+        self._read_frames: set[int] = set()
+        self._ids = count()
+        self._looked_at = 0.0
+        self._grown_at = 0.0
+        self._num_base = min(settings.max_workers, max(2, min(4, os.cpu_count() or 1)))
+        self._nursery: subprocess.Popen[bytes] | None = None
+        self._control: Connection
+        self._thread = threading.Thread(target=self._live, name="rewards", daemon=True)
+
+    def start(self) -> None:
+        """Load the rewards in a process of their own; ValueError if that does not work there."""
+        self._start_nursery()
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self._tell(("jobs", jobs))
+
+    def expire(self, jobs: Sequence[Job], now: float) -> None:
+        """From now on each job has its reward's time limit left."""
+        self._tell(("expire", jobs, now))
+
+    def close(self) -> None:
+        self._tell(("close",))
+        self._thread.join(timeout=5)
+        if self._nursery is not None:
+            self._control.close()  # the nursery then ends every worker, and itself
+            try:
+                self._nursery.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._nursery.kill()
+
+    def _tell(self, message: tuple[Any, ...]) -> None:
+        self._inbox.append(message)
+        os.write(self._wake, b"x")
+
+    def _start_nursery(self) -> None:
+        ours, theirs = socketpair()
+        with theirs:
+            environment = {"OMP_NUM_THREADS": "1", **os.environ}
+            self._nursery = subprocess.Popen(
+                # Not -m: a module that runs as __main__ is another one than what pickles refer to.
+                [sys.executable, "-c", "from rewards.worker import main; main()", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**environment, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the trainer, which then ends them
+            )
+        self._control = Connection(ours.detach())
+        specs = {reward.name: reward.spec for reward in self.rewards}
+        self._control.send((sys.path, specs, int(self.settings.memory_gib * 2**30)))
+        kind, content = self._control.recv() if self._control.poll(START_S) else ("error", "no start in time")
+        if kind == "error":
+            raise ValueError(f"rewards: in their own process: {content}")
+
+    def _live(self) -> None:
+        try:
+            while not self._is_closing():
+                busy = self._jobs or any(worker.lost_at for worker in self._workers)
+                self._hear(wait(self._sources(), TICK_S if busy else None))
+                self._look_after()
+                self._grow()
+                self._dispatch()
+        except BaseException as error:  # a bug of ours: whoever waits has to know
+            self.error = error
+            for job in self._jobs:
+                job.on_done()
+
+    def _is_closing(self) -> bool:
+        while self._inbox:
+            kind, *content = self._inbox.popleft()
+            if kind == "close":
+                return True
+            if kind == "jobs":
+                for job in content[0]:
+                    self._jobs.add(job)
+                    self._enqueue(job, range(len(job.results)))
+            elif kind == "expire":
+                jobs, now = content
+                for job in jobs:
+                    job.deadline = now + self.rewards[job.reward_index].spec.timeout_s
+        return False
+
+    def _sources(self) -> list[Any]:
+        alive = [worker.connection for worker in self._workers if worker.lost_at is None]
+        return [self._woken, self._control, *alive]
+
+    def _enqueue(self, job: Job, missing: Sequence[int], *, alone: bool = False) -> None:
+        """Queue what a job lacks: in one call, or one per rollout where that is slow or to be done alone."""
+        reward = self.rewards[job.reward_index]
+        is_slow = self.seconds.get(job.reward_index, 0.0) > BUNDLE_S
+        parts = [tuple(range(len(job.results)))]
+        if reward.calling == "rollout":
+            parts = [(i,) for i in missing] if alone or is_slow or reward.is_async else [tuple(missing)]
+        queue = self._queue_of(job.reward_index)
+        for indices in parts:
+            queue.append(CallOut(id=next(self._ids), job=job, indices=indices, alone=alone))
+
+    def _queue_of(self, reward_index: int) -> deque[CallOut]:
+        resident = reward_index if self._is_resident(reward_index) else None
+        return self._queues.setdefault(resident, deque())
+
+    def _is_resident(self, reward_index: int) -> bool:
+        reward = self.rewards[reward_index]
+        return reward.has_state or reward.is_async
+
+    def _hear(self, ready: Sequence[Any]) -> None:
+        if self._woken in ready:
+            os.read(self._woken, 4096)
+        if self._control in ready:
+            self._hear_nursery()
+        for worker in [*self._workers]:
+            if worker.connection in ready:
+                self._hear_worker(worker)
+
+    def _hear_nursery(self) -> None:
+        try:
+            kind, pid, *status = self._control.recv()
+        except (EOFError, OSError):
+            self._restart()
+            return
+        if kind == "forked":
+            self._unborn.popleft().pid = pid
+            return
+        for worker in [each for each in self._workers if each.pid == pid]:
+            while worker in self._workers and worker.lost_at is None and worker.connection.poll():
+                self._hear_worker(worker)  # its last words
+            if worker in self._workers:
+                died = (
+                    f"was killed by signal {-status[0]}"
+                    if status[0] < 0
+                    else f"exited with status {status[0]}"
+                )
+                self._lose(worker, worker.why_lost or died)
+
+    def _restart(self) -> None:
+        """The nursery is gone, and with it the workers."""
+        for worker in [*self._workers]:
+            self._lose(worker, "was lost with the process that it was forked from")
+        self._unborn.clear()
+        self._control.close()
+        self._start_nursery()
+
+    def _hear_worker(self, worker: WorkerHandle) -> None:
+        try:
+            kind, *content = worker.connection.recv()
+        except (EOFError, OSError):
+            worker.lost_at = worker.lost_at or time.monotonic()  # the nursery will say why
+            return
+        worker.heard_at = time.monotonic()
+        if kind == "results":
+            results, printed = content
+            for call_id, start, values, seconds in results:
+                self._take(worker, call_id, start, values, seconds)
+            self._print(printed)
+        elif kind == "frames":
+            if (call := worker.calls.pop(content[0], None)) is not None:
+                self._read_frames.add(call.job.reward_index)
+                self._queue_of(call.job.reward_index).appendleft(call)
+        elif kind == "done":
+            worker.calls.clear()
+            worker.is_running = worker.has_been_split = False
+        elif kind == "cancelled":
+            worker.cancelled_at = None
+        elif kind == "bug":
+            self._print(content[0])
+        elif kind == "retired":  # it has grown too large
+            self._workers.remove(worker)
+            worker.close()
+
+    def _take(
+        self, worker: WorkerHandle, call_id: int, start: int, values: Sequence[Result], seconds: float
+    ) -> None:
+        call = worker.calls.get(call_id)
+        if call is None:  # cancelled meanwhile
+            return
+        reward_index = call.job.reward_index
+        old = self.seconds.get(reward_index, seconds)
+        self.seconds[reward_index] = 0.8 * old + 0.2 * seconds
+        call.job.fill(call.indices[start : start + len(values)], values)
+        if not call.job.missing:
+            self._jobs.discard(call.job)
+        if worker.is_async:
+            del worker.calls[call_id]
+
+    def _print(self, text: str) -> None:
+        if text and self._print_room > 0:
+            self.printed(text[: self._print_room])
+            self._print_room -= len(text)
+            if self._print_room <= 0:
+                self.printed("\n(what rewards print from here on is dropped)\n")
+
+    def _lose(self, worker: WorkerHandle, why: str) -> None:
+        """Take a dead worker out; its calls are made again, alone, and one that was alone has failed."""
+        self._workers.remove(worker)
+        worker.close()
+        for call in worker.calls.values():
+            if call.alone and call.missing:
+                text = f"RewardProcessError: the process of the reward {why}"
+                self._fail(call.job, call.missing, text)
+            elif call.missing:
+                self._enqueue(call.job, call.missing, alone=True)
+        worker.calls.clear()
+
+    def _fail(self, job: Job, indices: Sequence[int], text: str) -> None:
+        job.fill(indices, [text] * len(indices))
+        if not job.missing:
+            self._jobs.discard(job)
+
+    def _look_after(self) -> None:
+        """Time limits, hanging workers, memory."""
+        now = time.monotonic()
+        for job in [job for job in self._jobs if job.deadline is not None and now > job.deadline]:
+            limit_s = self.rewards[job.reward_index].spec.timeout_s
+            text = f"TimeoutError: no value {limit_s:g} s after the last rollout was sampled (timeout_s)"
+            self._fail(job, sorted(job.missing), text)
+        check_memory = now - self._looked_at > LOOK_S
+        self._looked_at = now if check_memory else self._looked_at
+        for worker in [*self._workers]:
+            if worker.lost_at is not None:
+                if now - worker.lost_at > SILENCE_S:
+                    self._lose(worker, worker.why_lost or "ended")
+            elif worker.is_async:
+                self._cancel_expired(worker, now)
+            elif worker.is_running:
+                self._unblock(worker, now)
+            elif worker.resident is None and now - worker.heard_at > IDLE_S:
+                self._dismiss(worker)
+            if check_memory and worker.calls:
+                self._check_memory(worker)
+
+    def _unblock(self, worker: WorkerHandle, now: float) -> None:
+        """Kill a worker that is busy with what nobody waits for; give others the rest of a bundle that hangs."""
+        silent_s = now - worker.heard_at
+        wanted = [call for call in worker.calls.values() if call.missing]
+        late = [call for call in worker.calls.values() if call.job.deadline and now > call.job.deadline]
+        if silent_s > 5 * TICK_S and (late or not wanted):
+            for call in wanted:
+                self._enqueue(call.job, call.missing, alone=True)
+            worker.calls.clear()
+            self._kill(worker, "was killed: over its time limit")
+        elif silent_s > SILENCE_S and self._can_be_split(worker):
+            worker.has_been_split = True
+            worker.send(("stop",))
+            for call in wanted:
+                self._enqueue(call.job, call.missing, alone=True)
+
+    def _can_be_split(self, worker: WorkerHandle) -> bool:
+        num_missing = sum(len(call.missing) for call in worker.calls.values())
+        return worker.resident is None and not worker.has_been_split and num_missing > 1
+
+    def _cancel_expired(self, worker: WorkerHandle, now: float) -> None:
+        late = [id for id, call in worker.calls.items() if not call.missing]
+        if late:
+            worker.send(("cancel", late))
+            worker.cancelled_at = worker.cancelled_at or now
+            for call_id in late:
+                del worker.calls[call_id]
+        if worker.cancelled_at is not None and now - worker.cancelled_at > 2 * SILENCE_S:
+            self._kill(worker, "was killed: it blocks its event loop")
+
+    def _check_memory(self, worker: WorkerHandle) -> None:
+        limit_gib = self.settings.memory_gib
+        if worker.pid and rss_bytes(worker.pid) > limit_gib * 2**30:
+            self._kill(worker, f"was killed: more than rewards_workers.memory_gib={limit_gib:g}")
+
+    def _kill(self, worker: WorkerHandle, why: str) -> None:
+        worker.why_lost, worker.lost_at = why, time.monotonic()
+        if worker.pid:
+            kill_group(worker.pid)
+
+    def _dismiss(self, worker: WorkerHandle) -> None:
+        """End an idle worker that is one too many."""
+        if len(self._elastic()) > self._num_base:
+            self._workers.remove(worker)
+            worker.close()
+
+    def _elastic(self) -> list[WorkerHandle]:
+        return [each for each in self._workers if each.resident is None and each.lost_at is None]
+
+    def _grow(self) -> None:
+        """Fork workers where calls wait and nobody is free: up to a base number, more if all of them are waiting."""
+        queue = self._queues.get(None)
+        workers = self._elastic()
+        if not queue or not all(worker.is_running for worker in workers):
+            return
+        room = self._num_base - len(workers)
+        if room <= 0 and self._are_waiting(workers):
+            room = min(len(workers), self.settings.max_workers - len(workers))
+        for _ in range(min(room, len(queue))):
+            self._fork(None)
+
+    def _are_waiting(self, workers: Sequence[WorkerHandle]) -> bool:
+        """Whether busy workers use less than half of the cores, or say nothing for long; looked at now and then."""
+        now = time.monotonic()
+        elapsed_s = now - self._grown_at
+        if elapsed_s < 2 * TICK_S or not all(worker.pid for worker in workers):
+            return False
+        used_s = 0.0
+        for worker in workers:
+            with suppress(psutil.Error):
+                times = psutil.Process(worker.pid).cpu_times()
+                used_s += times.user + times.system - worker.cpu_s
+                worker.cpu_s = times.user + times.system
+        is_first_look, self._grown_at = self._grown_at == 0.0, now
+        is_silent = all(now - worker.heard_at > 2 * SILENCE_S for worker in workers)
+        return not is_first_look and (used_s < 0.5 * elapsed_s * (os.cpu_count() or 1) or is_silent)
+
+    def _fork(self, resident: int | None) -> WorkerHandle:
+        ours, theirs = socketpair()
+        assert self._nursery is not None
+        is_async = resident is not None and self.rewards[resident].is_async
+        worker = WorkerHandle(Connection(ours.detach()), resident, is_async=is_async)
+        self._workers.append(worker)
+        self._unborn.append(worker)
+        with theirs, suppress(OSError):  # a nursery that is gone is noticed elsewhere
+            self._control.send(resident)
+            send_handle(self._control, theirs.fileno(), self._nursery.pid)
+        return worker
+
+    def _dispatch(self) -> None:
+        for resident, queue in self._queues.items():
+            workers = self._elastic() if resident is None else self._home_of(resident, queue)
+            for worker in workers:
+                while queue and self._has_room(worker, queue[0]):
+                    if bundle := self._bundle(queue):
+                        self._send(worker, bundle)
+
+    def _home_of(self, resident: int, queue: deque[CallOut]) -> list[WorkerHandle]:
+        found = [each for each in self._workers if each.resident == resident]
+        return found or ([self._fork(resident)] if queue else [])
+
+    def _has_room(self, worker: WorkerHandle, call: CallOut) -> bool:
+        if worker.lost_at is not None:
+            return False
+        if not worker.is_async or call.alone:
+            return not worker.calls and not worker.is_running
+        return len(worker.calls) < MAX_ASYNC_CALLS and not any(each.alone for each in worker.calls.values())
+
+    def _bundle(self, queue: deque[CallOut]) -> list[CallOut]:
+        """The next calls that belong together; those that nobody waits for any more are dropped."""
+        bundle: list[CallOut] = []
+        expected_s = 0.0
+        while queue:
+            call = queue[0]
+            if call.missing:
+                per_call_s = self.seconds.get(call.job.reward_index, BUNDLE_S)
+                is_single = self.rewards[call.job.reward_index].calling == "rollout"
+                expected_s += per_call_s * (len(call.indices) if is_single else 1)
+                if bundle and (call.alone or expected_s > BUNDLE_S):
+                    break
+                bundle.append(call)
+            queue.popleft()
+            if call.missing and call.alone:
+                break
+        return bundle
+
+    def _send(self, worker: WorkerHandle, bundle: Sequence[CallOut]) -> None:
+        payloads: dict[tuple[int, bool], bytes] = {}
+        calls = []
+        for call in bundle:
+            with_frames = call.job.reward_index in self._read_frames
+            key = (id(call.job.payload), with_frames)
+            if key not in payloads:
+                payloads[key] = call.job.payload.dump(with_frames=with_frames)
+            calls.append((call.id, call.job.reward_index, [*payloads].index(key), call.indices))
+            worker.calls[call.id] = call
+        worker.heard_at, worker.is_running = time.monotonic(), not worker.is_async
+        worker.send(("run", calls, [*payloads.values()]))

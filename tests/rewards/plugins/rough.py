@@ -1,0 +1,146 @@
+"""Rewards that behave as rewards do sooner or later, for the tests of their containment."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grpo.groups import Rollout
+from rewards import group_reward, reward
+
+
+@reward
+def length(rollout: Rollout) -> float:
+    return float(len(rollout.text))
+
+
+@reward
+def sleeps(rollout: Rollout, *, seconds: float) -> float:
+    time.sleep(seconds)
+    return 1.0
+
+
+@reward
+def hangs_on(rollout: Rollout, *, word: str, busy: bool = False) -> float:
+    while word in rollout.text:
+        if not busy:
+            time.sleep(0.05)
+    return 1.0
+
+
+@reward
+def exits_on(rollout: Rollout, *, word: str) -> float:
+    if word in rollout.text:
+        os._exit(3)
+    return 1.0
+
+
+@reward
+def crashes_on(rollout: Rollout, *, word: str) -> float:
+    if word in rollout.text:
+        ctypes.string_at(0)
+    return 1.0
+
+
+@reward
+def forks(rollout: Rollout) -> float:
+    os.fork()
+    return 1.0
+
+
+@reward
+def starts_a_process(rollout: Rollout, *, pid_file: str) -> float:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(pid_file).write_text(str(child.pid))
+    return 1.0
+
+
+@reward
+def prints_megabytes(rollout: Rollout) -> float:
+    print("x" * 5_000_000)
+    os.write(1, b"y" * 1_000_000)
+    return 1.0
+
+
+@reward
+def leaks(rollout: Rollout, *, kept: list[Any] = []) -> float:  # noqa: B006
+    kept.append(np.ones(30_000_000))  # 240 MB
+    time.sleep(0.5)
+    return 1.0
+
+
+@reward
+def changes_its_arguments(rollout: Rollout) -> float:
+    rollout.sample.columns["weights"].append(3)
+    return float(len(rollout.sample.columns["weights"]))
+
+
+@reward
+def counts_weights(rollout: Rollout) -> float:
+    return float(len(rollout.sample.columns["weights"]))
+
+
+@reward
+def brightness(rollout: Rollout) -> float:
+    assert rollout.clip is not None
+    return float(rollout.clip.frames_FHWC.mean())
+
+
+@reward
+async def waits(rollout: Rollout, *, seconds: float, word: str = "") -> float:
+    if word and word in rollout.text:
+        time.sleep(600)  # blocks the event loop
+    await asyncio.sleep(seconds)
+    return 1.0
+
+
+@group_reward
+async def ranks(rollouts: tuple[Rollout, ...]) -> list[float]:
+    await asyncio.sleep(0)
+    texts = sorted(rollout.text for rollout in rollouts)
+    return [float(texts.index(rollout.text)) for rollout in rollouts]
+
+
+class Counter:
+    """Numbers its calls; a second object of it would start again at 1."""
+
+    def __init__(self, *, start: float = 0.0) -> None:
+        self.count = start
+
+    @reward
+    def __call__(self, rollout: Rollout) -> float:
+        self.count += 1
+        return self.count
+
+
+class AsyncCounter:
+    def __init__(self) -> None:
+        self.running = self.most = 0
+
+    @reward
+    async def __call__(self, rollout: Rollout) -> float:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.2)
+        self.running -= 1
+        return float(self.most)
+
+
+def chat(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float]:
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def reads_content(completions, **kwargs):  # type: ignore[no-untyped-def]
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def plain(completions, **kwargs):  # type: ignore[no-untyped-def]
+    return [float(len(completion)) for completion in completions]
