@@ -55,9 +55,8 @@ def video_r1_format(rollout: Rollout) -> float:
     Anything may stand inside the blocks, further blocks too; a line break at the end is too much.
     """
     text = rollout.text
-    end = len(text) - len("</answer>")
     whole = text.startswith("<think>") and text.endswith("</answer>")
-    return float(whole and _BETWEEN_BLOCKS.search(text, len("<think>"), max(end, 0)) is not None)
+    return float(whole and _BETWEEN_BLOCKS.search(text) is not None)
 
 
 def problem_type(sample: Sample) -> str | None:

@@ -90,6 +90,8 @@ def test_without_a_think_block_only_a_prompt_that_asks_for_none_has_a_language()
         ("So the answer is B, not A.", "B"),
         ("The answer is not B.", None),
         ("It isn't blue.", None),
+        ("It would be wrong to say that the answer is B.", None),
+        ("A hand takes it.", None),
         ("B fits. Option A is wrong.", "B"),
         ("C is wrong, so B", None),  # would need to be understood
         ("I think (a) or (b).", None),
@@ -107,6 +109,7 @@ def test_options_of_the_same_text_go_by_letter_only() -> None:
     assert concluded_option("It is red.", ("red", "Red")) is None
     assert concluded_option("It is (b).", ("red", "Red")) == "B"
     assert concluded_option("It is Z.", ()) == "Z"
+    assert concluded_option("It is the red cup.", ("red", "red cup")) == "B"
     assert concluded_option("B is what I see.", ("red",)) is None
 
 
