@@ -1,7 +1,8 @@
-"""Servers for tests of the judge: one on loopback that answers as a test says, and vLLM's own."""
+"""For tests of the judge: a server on loopback that answers as a test says, vLLM's own, and what is asked of them."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,13 +13,28 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from grpo.groups import Rollout, Sample
+from rewards.hostile import make_group
+from rewards.judge import Judge
+
 VLLM_START_S = 240
+SAMPLE = Sample(
+    id="open-1",
+    question="What is on the chair?",
+    answer="a cat",
+    task="open",
+    source="made-up:1",
+    columns={"extra_answers": ["a grey cat", "the cat"]},
+)
+
+for _name in ("NO_PROXY", "no_proxy"):  # a developer's proxy does not know this machine's loopback
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +149,46 @@ def says(
     if tokens is not None:
         completion["usage"] = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
     return Answer(body=json.dumps(completion))
+
+
+def rollout(answer: str = "a cat", sample: Sample = SAMPLE) -> Rollout:
+    return make_group([f"<think>I look.</think><answer>{answer}</answer>"], sample).rollouts[0]
+
+
+def knobs(base_url: str, **changed: Any) -> dict[str, Any]:
+    return {"base_url": base_url, "model": "tiny", "backoff_s": 0.01, "retries": 2, **changed}
+
+
+def scores(judge: Judge, rollouts: Sequence[Rollout]) -> list[float | BaseException]:
+    """What all of them come to, asked at once in one event loop."""
+
+    async def score_all() -> list[float | BaseException]:
+        try:
+            return await asyncio.gather(*map(judge, rollouts), return_exceptions=True)
+        finally:
+            await judge.close()
+
+    return asyncio.run(score_all())
+
+
+def score(judge: Judge, of: Rollout) -> float:
+    value = scores(judge, [of])[0]
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+def digit_of_the_answer(request: Request, number: int) -> Answer:
+    """Marks with the digit that the response holds."""
+    response = request.prompt.rsplit("[begin response", 1)[1]
+    return says(next(char for char in response.split("]", 1)[1] if char in "12345"))
+
+
+@contextlib.contextmanager
+def recorded(**changed: Any) -> Iterator[tuple[Judge, list[Request]]]:
+    """A judge whose server always says 4, and what the server was sent."""
+    with JudgeServer(lambda request, number: says("4")) as server:
+        yield Judge(**knobs(server.base_url, **changed)), server.requests
 
 
 def free_port() -> int:
