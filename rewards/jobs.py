@@ -1,15 +1,9 @@
-"""What the pool of reward workers keeps of its work: jobs, the calls they come down to, and who is at them."""
+"""What the pool of reward workers keeps of its work: jobs, and the calls they come down to."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from typing import Any
 
 from grpo.groups import Group
 from rewards.calling import Result
@@ -71,39 +65,3 @@ class CallOut:
     @property
     def missing(self) -> tuple[int, ...]:
         return tuple(index for index in self.indices if index in self.job.missing)
-
-
-class WorkerHandle:
-    """A worker as the trainer sees it."""
-
-    def __init__(self, connection: Connection, resident: int | None, *, is_async: bool) -> None:
-        self.connection, self.resident, self.is_async = connection, resident, is_async
-        self.pid = 0  # until the nursery has told it
-        self.calls: dict[int, CallOut] = {}
-        self.is_running = False
-        """Has not yet said that it is done with what it was sent; an async worker takes more at any time."""
-        self.heard_at = time.monotonic()
-        self.has_been_split = False
-        self.cancelled_at: float | None = None
-        self.cpu_s = 0.0
-        self.lost_at: float | None = None
-        self.why_lost = ""
-        self._outbox: SimpleQueue[Any] = SimpleQueue()
-        if resident is not None:  # it may not be reading, and nobody else shall wait for it
-            threading.Thread(target=self._send_all, daemon=True).start()
-
-    def send(self, message: tuple[Any, ...]) -> None:
-        if self.resident is not None:
-            self._outbox.put(message)
-            return
-        with suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed elsewhere
-            self.connection.send(message)
-
-    def _send_all(self) -> None:
-        with suppress(OSError):
-            while (message := self._outbox.get()) is not None:
-                self.connection.send(message)
-
-    def close(self) -> None:
-        self._outbox.put(None)
-        self.connection.close()

@@ -9,7 +9,6 @@ one call at a time, so that the guilty call is known.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -17,15 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
-from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import send_handle
-from socket import socketpair
+from multiprocessing.connection import wait
 from typing import Any
 
 import psutil
 
 from rewards.calling import Result
-from rewards.jobs import CallOut, Job, WorkerHandle
+from rewards.handles import NurseryHandle, WorkerHandle
+from rewards.jobs import CallOut, Job
 from rewards.specs import Reward, WorkerSettings
 from rewards.worker import kill_group, rss_bytes
 
@@ -35,8 +33,6 @@ SILENCE_S = 0.5
 """How long a worker may be silent over a bundle before others get the rest of it."""
 MAX_ASYNC_CALLS = 64
 """Of an async reward at a time; it may set itself a lower limit."""
-START_S = 120.0
-"""For the imports of all rewards."""
 LOOK_S = 0.25
 """How often memory is looked at."""
 IDLE_S = 60.0
@@ -58,20 +54,18 @@ class Pool:
         self._woken, self._wake = os.pipe()
         self._queues: dict[int | None, deque[CallOut]] = {}
         self._workers: list[WorkerHandle] = []
-        self._unborn: deque[WorkerHandle] = deque()
         self._jobs: set[Job] = set()
         self._read_frames: set[int] = set()
         self._ids = count()
         self._looked_at = 0.0
         self._grown_at = 0.0
         self._num_base = min(settings.max_workers, max(2, min(4, os.cpu_count() or 1)))
-        self._nursery: subprocess.Popen[bytes] | None = None
-        self._control: Connection
+        self._nursery: NurseryHandle
         self._thread = threading.Thread(target=self._live, name="rewards", daemon=True)
 
     def start(self) -> None:
         """Load the rewards in a process of their own; ValueError if that does not work there."""
-        self._start_nursery()
+        self._nursery = NurseryHandle(self.rewards, self.settings)
         self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -84,35 +78,11 @@ class Pool:
     def close(self) -> None:
         self._tell(("close",))
         self._thread.join(timeout=5)
-        if self._nursery is not None:
-            self._control.close()  # the nursery then ends every worker, and itself
-            try:
-                self._nursery.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self._nursery.kill()
+        self._nursery.close()
 
     def _tell(self, message: tuple[Any, ...]) -> None:
         self._inbox.append(message)
         os.write(self._wake, b"x")
-
-    def _start_nursery(self) -> None:
-        ours, theirs = socketpair()
-        with theirs:
-            environment = {"OMP_NUM_THREADS": "1", **os.environ}
-            self._nursery = subprocess.Popen(
-                # Not -m: a module that runs as __main__ is another one than what pickles refer to.
-                [sys.executable, "-c", "from rewards.worker import main; main()", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**environment, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the trainer, which then ends them
-            )
-        self._control = Connection(ours.detach())
-        specs = {reward.name: reward.spec for reward in self.rewards}
-        self._control.send((sys.path, specs, int(self.settings.memory_gib * 2**30)))
-        kind, content = self._control.recv() if self._control.poll(START_S) else ("error", "no start in time")
-        if kind == "error":
-            raise ValueError(f"rewards: in their own process: {content}")
 
     def _live(self) -> None:
         try:
@@ -144,7 +114,7 @@ class Pool:
 
     def _sources(self) -> list[Any]:
         alive = [worker.connection for worker in self._workers if worker.lost_at is None]
-        return [self._woken, self._control, *alive]
+        return [self._woken, self._nursery.connection, *alive]
 
     def _enqueue(self, job: Job, missing: Sequence[int], *, alone: bool = False) -> None:
         """Queue what a job lacks: in one call, or one per rollout where that is slow or to be done alone."""
@@ -168,7 +138,7 @@ class Pool:
     def _hear(self, ready: Sequence[Any]) -> None:
         if self._woken in ready:
             os.read(self._woken, 4096)
-        if self._control in ready:
+        if self._nursery.connection in ready:
             self._hear_nursery()
         for worker in [*self._workers]:
             if worker.connection in ready:
@@ -176,31 +146,26 @@ class Pool:
 
     def _hear_nursery(self) -> None:
         try:
-            kind, pid, *status = self._control.recv()
+            news = self._nursery.hear()
         except (EOFError, OSError):
             self._restart()
             return
-        if kind == "forked":
-            self._unborn.popleft().pid = pid
+        if news is None:
             return
+        pid, status = news
         for worker in [each for each in self._workers if each.pid == pid]:
             while worker in self._workers and worker.lost_at is None and worker.connection.poll():
                 self._hear_worker(worker)  # its last words
             if worker in self._workers:
-                died = (
-                    f"was killed by signal {-status[0]}"
-                    if status[0] < 0
-                    else f"exited with status {status[0]}"
-                )
+                died = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
                 self._lose(worker, worker.why_lost or died)
 
     def _restart(self) -> None:
         """The nursery is gone, and with it the workers."""
         for worker in [*self._workers]:
             self._lose(worker, "was lost with the process that it was forked from")
-        self._unborn.clear()
-        self._control.close()
-        self._start_nursery()
+        self._nursery.close()
+        self._nursery = NurseryHandle(self.rewards, self.settings)
 
     def _hear_worker(self, worker: WorkerHandle) -> None:
         try:
@@ -368,16 +333,8 @@ class Pool:
         return not is_first_look and (used_s < 0.5 * elapsed_s * (os.cpu_count() or 1) or is_silent)
 
     def _fork(self, resident: int | None) -> WorkerHandle:
-        ours, theirs = socketpair()
-        assert self._nursery is not None
-        is_async = resident is not None and self.rewards[resident].is_async
-        worker = WorkerHandle(Connection(ours.detach()), resident, is_async=is_async)
-        self._workers.append(worker)
-        self._unborn.append(worker)
-        with theirs, suppress(OSError):  # a nursery that is gone is noticed elsewhere
-            self._control.send(resident)
-            send_handle(self._control, theirs.fileno(), self._nursery.pid)
-        return worker
+        self._workers.append(self._nursery.fork(resident))
+        return self._workers[-1]
 
     def _dispatch(self) -> None:
         for resident, queue in self._queues.items():

@@ -249,7 +249,7 @@ scoring = rewards.scoring()
 scoring.add(groups(1, 1)[0])
 time.sleep(3)
 workers = [worker.pid for worker in rewards.pool()._workers]
-open({str(tmp_path / "pids")!r}, "w").write(" ".join(map(str, [rewards.pool()._nursery.pid, *workers])))
+open({str(tmp_path / "pids")!r}, "w").write(" ".join(map(str, [rewards.pool()._nursery._process.pid, *workers])))
 time.sleep(600)
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=tiny.ROOT)

@@ -1,0 +1,114 @@
+"""The trainer's ends of the reward processes: the one that forks, and its forks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+from queue import SimpleQueue
+from socket import socketpair
+from typing import Any
+
+from rewards.jobs import CallOut
+from rewards.specs import Reward, WorkerSettings
+
+START_S = 120.0
+"""For the imports of all rewards."""
+
+
+class WorkerHandle:
+    """A worker as the trainer sees it."""
+
+    def __init__(self, connection: Connection, resident: int | None, *, is_async: bool) -> None:
+        self.connection, self.resident, self.is_async = connection, resident, is_async
+        self.pid = 0  # until the nursery has told it
+        self.calls: dict[int, CallOut] = {}
+        self.is_running = False
+        """Has not yet said that it is done with what it was sent; an async worker takes more at any time."""
+        self.heard_at = time.monotonic()
+        self.has_been_split = False
+        self.cancelled_at: float | None = None
+        self.cpu_s = 0.0
+        self.lost_at: float | None = None
+        self.why_lost = ""
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
+        if resident is not None:  # it may not be reading, and nobody else shall wait for it
+            threading.Thread(target=self._send_all, daemon=True).start()
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        if self.resident is not None:
+            self._outbox.put(message)
+            return
+        with suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed elsewhere
+            self.connection.send(message)
+
+    def _send_all(self) -> None:
+        with suppress(OSError):
+            while (message := self._outbox.get()) is not None:
+                self.connection.send(message)
+
+    def close(self) -> None:
+        self._outbox.put(None)
+        self.connection.close()
+
+
+class NurseryHandle:
+    """The process that has loaded the rewards and forks workers. ValueError if they don't load there."""
+
+    def __init__(self, rewards: Sequence[Reward], settings: WorkerSettings) -> None:
+        self.rewards = rewards
+        self._unborn: deque[WorkerHandle] = deque()
+        ours, theirs = socketpair()
+        with theirs:
+            paths = [path or os.getcwd() for path in sys.path]
+            self._process = subprocess.Popen(
+                # Not -m: a module that runs as __main__ is another one than what pickles refer to.
+                [sys.executable, "-c", "from rewards.worker import main; main()", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the trainer, which then ends them
+            )
+        self.connection = Connection(ours.detach())
+        specs = {reward.name: reward.spec for reward in rewards}
+        self.connection.send((sys.path, specs, int(settings.memory_gib * 2**30)))
+        kind, content = (
+            self.connection.recv() if self.connection.poll(START_S) else ("error", "no start in time")
+        )
+        if kind == "error":
+            raise ValueError(f"rewards: in their own process: {content}")
+
+    def fork(self, resident: int | None) -> WorkerHandle:
+        """One more worker; resident: the index of the one reward that lives in it."""
+        ours, theirs = socketpair()
+        is_async = resident is not None and self.rewards[resident].is_async
+        worker = WorkerHandle(Connection(ours.detach()), resident, is_async=is_async)
+        self._unborn.append(worker)
+        with theirs, suppress(OSError):  # a nursery that is gone is noticed elsewhere
+            self.connection.send(resident)
+            send_handle(self.connection, theirs.fileno(), self._process.pid)
+        return worker
+
+    def hear(self) -> tuple[int, int] | None:
+        """Process id and exit status of a worker that has ended, if that is the news; EOFError or OSError if the
+        nursery is gone."""
+        kind, pid, *status = self.connection.recv()
+        if kind == "ended":
+            return pid, status[0]
+        self._unborn.popleft().pid = pid  # forked, in the order of asking
+        return None
+
+    def close(self) -> None:
+        """End every worker, and itself."""
+        self.connection.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
