@@ -110,13 +110,10 @@ def distribution(values_PG: np.ndarray) -> dict[str, Any]:
 def histograms(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Shares of completions in bins that all the named matrices have in common."""
     present = {name: values_PG[~np.isnan(values_PG)] for name, values_PG in named.items()}
-    everything_N = np.concatenate([*present.values(), np.zeros(0)])
+    everything_N = np.concatenate([*present.values()])
     low, high = (float(everything_N.min()), float(everything_N.max())) if len(everything_N) else (0.0, 0.0)
-    # A range that is no wider than its numbers' rounding has no bins.
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = low - 0.5, high + 0.5
     shares = {
-        name: (np.histogram(values_N, NUM_BINS, (low, high))[0] / max(len(values_N), 1)).tolist()
+        name: (np.bincount(_bins(values_N, low, high), minlength=NUM_BINS) / max(len(values_N), 1)).tolist()
         for name, values_N in present.items()
     }
     return {"low": low, "high": high, "shares": shares}
@@ -189,6 +186,14 @@ def _distances(values_PG: np.ndarray, both_PG: np.ndarray, *, within: bool) -> n
     count_P1 = both_PG.sum(axis=1, keepdims=True).clip(min=1)
     means_P1 = np.where(both_PG, values_PG, 0.0).sum(axis=1, keepdims=True) / count_P1
     return (values_PG - means_P1)[both_PG]
+
+
+def _bins(values_N: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The bin of each value; the middle one for all if they differ by no more than rounding."""
+    half_range = high / 2 - low / 2  # halves, because the range of two large floats may be infinite
+    if half_range <= 1e-9 * max(abs(low), abs(high)):
+        return np.full(len(values_N), NUM_BINS // 2)
+    return ((values_N / 2 - low / 2) / half_range * NUM_BINS).astype(int).clip(0, NUM_BINS - 1)
 
 
 def _mean(values_N: np.ndarray) -> float | None:

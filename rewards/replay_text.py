@@ -28,8 +28,8 @@ ADVANTAGES = (
 def markdown(report: Mapping[str, Any], *, num_examples: int) -> str:
     """The report with some examples of each kind."""
     parts = [
-        f"# Replay of {report['run_dir']}",
-        headline(report),
+        f"# Replay of {cell(report['run_dir'])}",
+        cell(headline(report)),
         table(REWARD_HEAD, reward_rows(report)),
         "\n".join(failure_lines(report)),
         "\n\n".join(sentences(report)),
