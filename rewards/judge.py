@@ -59,7 +59,22 @@ class _Asking:
 
 
 class Judge:
-    """A judge model's score of a completion, from 0 to 1."""
+    """A judge model's score of a completion, from 0 to 1.
+
+    base_url: the address up to `/v1`. model: the name that it knows the model by.
+    prompt: a built-in prompt's name or a file; scale and pattern win over what the file states.
+    api_key_env: the environment variable that holds the key. None: the endpoint asks for none.
+    max_tokens: of a reply. One that is cut off there is not read: a model that thinks first needs more.
+    retries: after failed connections, time-outs, 429 and 5xx, waiting backoff_s, twice that, and so on, or as
+        long as the endpoint asks.
+    max_requests, max_tokens_total: the budget; what would go beyond it fails. 0 requests: the cache alone.
+    cache: a file for the replies, on a disk of this machine. None: in memory.
+    needs_answer: a completion without an answer block gets 0 and costs no request. False, for a prompt that
+        looks at `{completion}`: all are judged.
+    max_chars: of a completion or an answer; longer ones lose their middle.
+    extra_body: more fields of the request, such as vLLM's `structured_outputs: {choice: ["1", "2"]}`; a null
+        takes a field out (`{max_tokens: null, max_completion_tokens: 500}`).
+    """
 
     def __init__(
         self,
@@ -84,21 +99,6 @@ class Judge:
         max_chars: int = 4000,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        """
-        base_url: the address up to `/v1`. model: the name that it knows the model by.
-        prompt: a built-in prompt's name or a file; scale and pattern win over what the file states.
-        api_key_env: the environment variable that holds the key. None: the endpoint asks for none.
-        max_tokens: of a reply. One that is cut off there is not read: a model that thinks first needs more.
-        retries: after failed connections, time-outs, 429 and 5xx, waiting backoff_s, twice that, and so on, or as
-            long as the endpoint asks.
-        max_requests, max_tokens_total: the budget; what would go beyond it fails. 0 requests: the cache alone.
-        cache: a file for the replies, on a disk of this machine. None: in memory.
-        needs_answer: a completion without an answer block gets 0 and costs no request. False, for a prompt that
-            looks at `{completion}`: all are judged.
-        max_chars: of a completion or an answer; longer ones lose their middle.
-        extra_body: more fields of the request, such as vLLM's `structured_outputs: {choice: ["1", "2"]}`; a null
-            takes a field out (`{max_tokens: null, max_completion_tokens: 500}`).
-        """
         _check_numbers(
             max_tokens=max_tokens, max_concurrent=max_concurrent, requests_per_minute=requests_per_minute,
             request_timeout_s=request_timeout_s, max_chars=max_chars,
