@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     try:
         sweep = load_sweep(args.file, args.overrides)
-        runs = plan_runs(sweep)
+        runs = [] if args.search else plan_runs(sweep)
         if args.table:
             write_results(sweep, runs, {})
             return show(Path(sweep.out) / "results.md", {})

@@ -123,7 +123,14 @@ def plan_runs(sweep: Sweep) -> list[Run]:
     """
     load_run_config(sweep, (), key="config")  # what is wrong in all arms is not the first arm's fault
     runs = [
-        make_run(sweep, arm=arm, changes=arm_overrides(arm, changes), seed=seed, key=f"arms.{arm}")
+        make_run(
+            sweep,
+            arm=arm,
+            changes=arm_overrides(arm, changes),
+            seed=seed,
+            folder=Path(sweep.out) / arm / f"seed_{seed}",
+            key=f"arms.{arm}",
+        )
         for seed in sweep.seeds
         for arm, changes in sweep.arms.items()
     ]
@@ -131,20 +138,11 @@ def plan_runs(sweep: Sweep) -> list[Run]:
     return runs
 
 
-def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, key: str) -> Run:
-    """A checked run; ValueError begins with the key."""
-    folder = Path(sweep.out) / arm / f"seed_{seed}"
-    return checked_run(sweep, arm=arm, changes=changes, seed=seed, folder=folder, key=key)
-
-
-def checked_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folder: Path, key: str) -> Run:
-    """A run whose config and rewards load, and whose folder is free or holds the same run."""
-    own = [f"seed={seed}", f"run_dir={folder}"]
+def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folder: Path, key: str) -> Run:
+    """A run whose config and rewards load, and whose folder is free or holds the same run; ValueError begins with the
+    key."""
+    own = [f"seed={seed}", f"run_dir={_quoted(str(folder))}"]
     config = load_run_config(sweep, [*changes, *own], key=key)
-    if config.run_dir != str(folder):
-        raise ValueError(
-            f"out: the folder {str(folder)!r} can't be given as run_dir=...; choose a plainer one"
-        )
     run_dir = RunDir(folder)
     if run_dir.metrics_file.exists():
         try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from grpo.run_dir import write_text
 from grpo.sweeps.execute import Runner, with_retry
-from grpo.sweeps.plan import Run, SearchConfig, Sweep, checked_run, load_run_config, read_space
+from grpo.sweeps.plan import Run, SearchConfig, Sweep, load_run_config, make_run, read_space
 from grpo.sweeps.results import read_result
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def run_search(sweep: Sweep, runner: Runner, *, jobs: int, say: Callable[[str], 
 
 def check_space(sweep: Sweep, search: SearchConfig) -> None:
     """Raise ValueError, naming the key, if the config does not take an end of a range."""
+    load_run_config(sweep, (), key="config")  # what is wrong without the range is not the range's fault
     for key, limits in read_space(search).items():
         for end in (limits.low, limits.high):
             load_run_config(sweep, [f"{key}={end}"], key=f"search.space.{key}")
@@ -134,7 +135,7 @@ class Search:
 
     def _run_of(self, number: int, changes: Mapping[str, float]) -> Run:
         name = f"trial_{number:03d}"
-        return checked_run(
+        return make_run(
             self.sweep,
             arm=name,
             changes=[f"{key}={value!r}" for key, value in changes.items()],

@@ -83,9 +83,11 @@ class ClusterRunner:
             run.folder.mkdir(parents=True, exist_ok=True)
             _job_file(run).write_text(job.job_id)
         while not self._is_done(job):
+            if self.is_stopped:
+                return "stopped"
             time.sleep(POLL_S)
         outcome = self._outcome(job)
-        _job_file(run).unlink()
+        _job_file(run).unlink(missing_ok=True)  # another command may have waited for the same job
         return outcome
 
     def stop(self) -> None:
