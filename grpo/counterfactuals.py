@@ -84,8 +84,6 @@ def add_counterfactuals(
     With the same groups and seeds the completions are the same; only which clip is "another" depends on the
     batch.
     """
-    if not plan:
-        return list(groups)
     asked = [_questions(index, group, plan, temporal_frames) for index, group in enumerate(groups)]
     prompts: dict[_Question, Prompt] = {}
     for question in _distinct(asked):

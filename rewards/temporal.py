@@ -61,12 +61,12 @@ def event_order(rollout: Rollout, *, exact: bool = False) -> float | None:
 
     0 is the reverse order, 1/2 what chance earns on average; with exact=True only the whole order counts, 1
     or 0. The sample's answer is the order, as `B, A, D, C`, `BADC` or words between commas; the completion
-    may use letters or the options' texts. 0 if it does not name each event once. None for a choice (whose
-    orders are options: take `accuracy`) and where the answer lists fewer than two events, or one twice.
+    may use letters or the options' texts. 0 if it does not name each event once. None where the sample's
+    answer lists fewer than two events, as the letter of a choice does (take `accuracy`), or one twice.
     """
     sample = rollout.sample
     truth = read_order(sample.answer, sample.options)
-    if sample.task == "choice" or len(truth) < 2 or len(set(truth)) < len(truth):
+    if len(truth) < 2 or len(set(truth)) < len(truth):
         return None
     got = read_order(only_block(rollout.text, ANSWER) or "", sample.options)
     if sorted(got) != sorted(truth):

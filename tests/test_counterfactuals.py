@@ -169,7 +169,7 @@ def test_the_same_seeds_give_the_same_completions_in_any_batch(engine: Recording
     part = add(engine, groups()[2:0:-1], seeds=SEEDS[2:0:-1])
     assert all_texts(part, frames) == all_texts([whole[2], whole[1]], frames)
     other = add(engine, groups(), seeds=[seed + 1 for seed in SEEDS])
-    assert all_texts(other, WHOLE) != all_texts(whole, WHOLE)
+    assert all_texts(other, ["blank"]) != all_texts(whole, ["blank"])
     assert not np.array_equal(
         clip_of(other[0], 0, "shuffled").frames_FHWC, clip_of(whole[0], 0, "shuffled").frames_FHWC
     )

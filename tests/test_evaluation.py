@@ -26,16 +26,18 @@ from tests import scenes, tiny
 
 
 class RecordingEngine(TransformersEngine):
-    """The real engine; it remembers the prompts of each call."""
+    """The real engine; it remembers the prompts and temperature of each call."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
         self.calls: list[list[Prompt]] = []
+        self.temperatures: list[float] = []
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], **others: object
     ) -> list[Group]:
         self.calls.append(list(prompts))
+        self.temperatures.append(sampling.temperature)
         return super().generate(prompts, sampling, seeds, **others)  # pyright: ignore[reportArgumentType]
 
 
@@ -102,6 +104,7 @@ def test_the_slice_is_asked_again_about_changed_frames_and_only_the_slice(
 ) -> None:
     row_of(evaluator(loader, EvalSet(name="held", samples=samples[:6], num_blind=2)), engine)
     plain, changed = engine.calls
+    assert engine.temperatures == [0.0, 0.0]
     assert [prompt.sample.id for prompt in plain] == [sample.id for sample in samples[:6]]
     assert [prompt.sample.id for prompt in changed] == [
         samples[0].id,

@@ -109,6 +109,11 @@ def test_a_point_lies_in_the_span_or_not(content: str, tolerance_s: float, expec
     assert point_in_span(answering(content, SPAN), tolerance_s=tolerance_s) == expected
 
 
+def test_the_edge_of_the_tolerance_does_not_depend_on_rounding() -> None:
+    sample = replace(SPAN, answer="0.8-0.9")  # 0.8 - 0.1 is 0.7000000000000001
+    assert point_in_span(answering("0.7", sample), tolerance_s=0.1) == 1.0
+
+
 def test_a_point_may_lie_in_any_key_moment() -> None:
     values = [point_in_span(answering(each, SPAN), against="keyframes") for each in ("1.5", "6", "4")]
     assert values == [1.0, 1.0, 0.0]
@@ -192,7 +197,7 @@ def test_a_random_order_earns_a_half_on_average() -> None:
         ("0", "0", 0.5, 1.0),
         ("0", "1", 2.0, 1 / 2),  # relative to 1
         ("4", "4.5", 1.0, 0.0),  # no count
-        ("4", "-4", 1.0, 0.0),
+        ("4", "-1", 2.0, 0.0),
         ("4", "four", 1.0, 0.0),
         ("4", "4 or 5", 1.0, 0.0),
         ("4", "٤", 1.0, 0.0),
@@ -207,7 +212,9 @@ def test_counting_is_exact_or_graded_by_the_relative_error(
     assert value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("sample", [CHOICE, replace(NUMBER, answer="4.5"), replace(NUMBER, answer="four")])
+@pytest.mark.parametrize(
+    "sample", [CHOICE, *(replace(NUMBER, answer=each) for each in ("4.5", "-4", "four"))]
+)
 def test_counting_abstains_where_there_is_nothing_to_count(sample: Sample) -> None:
     assert counting(answering("4", sample)) is None
 
