@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from grpo.data.synthetic import FPS, NUM_FRAMES, NUM_SECONDS, scene_at
 from grpo.feed import Render
 from grpo.groups import Group, Prompt, Rollout
 from grpo.media.clip import Clip
+from grpo.policy import Policy
+from grpo.rollout import OnGroup, Sampling
+from grpo.rollout.transformers_engine import TransformersEngine
 from tests import tiny
 
 EXPLAIN = "{question} Explain.\n{options}"
 RENDER: Render = partial(tiny.family().render, template=EXPLAIN, option="{letter} {text}", tags=tiny.TAGS)
+
+
+class RecordingEngine(TransformersEngine):
+    """The real engine; it remembers what it was asked."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self.calls: list[tuple[list[Prompt], Sampling]] = []
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> list[Group]:
+        self.calls.append((list(prompts), sampling))
+        return super().generate(prompts, sampling, seeds, on_group)
 
 
 def prompts(count: int) -> list[Prompt]:

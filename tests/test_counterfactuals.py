@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from grpo.counterfactuals import Plan, add_counterfactuals, make_plan
-from grpo.groups import Group, Prompt
+from grpo.groups import Group
 from grpo.media.clip import Clip
-from grpo.policy import Policy
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
 from rewards import Counterfactual, Frames
@@ -20,6 +19,7 @@ from rewards.accuracy import accuracy
 from rewards.contrast import blank_contrast, t_grpo
 from rewards.keyframe import self_evidence, self_evidence_cut
 from tests import scenes, tiny
+from tests.scenes import RecordingEngine
 
 SAMPLING = Sampling(group_size=4, max_new_tokens=24, temperature=1.0)
 WHOLE: tuple[Frames, ...] = ("shuffled", "reversed", "blank", "other_clip")
@@ -30,20 +30,6 @@ PLAN = make_plan(
 )
 EVERY: tuple[Frames, ...] = (*WHOLE, *CITED)
 SEEDS = [100, 200, 300]
-
-
-class RecordingEngine(TransformersEngine):
-    """The real engine; it remembers what it was asked."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__(policy)
-        self.calls: list[tuple[list[Prompt], Sampling]] = []
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], **others: object
-    ) -> list[Group]:
-        self.calls.append((list(prompts), sampling))
-        return super().generate(prompts, sampling, seeds, **others)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture

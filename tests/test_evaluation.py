@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,33 +12,16 @@ import pytest
 from grpo.config import load_config
 from grpo.data import load_samples
 from grpo.evaluation import EvalSet, Evaluator
-from grpo.groups import Group, Prompt, Sample
+from grpo.groups import Sample
 from grpo.media.loader import ClipLoader
 from grpo.media.sampling import MediaSettings
-from grpo.policy import Policy
 from grpo.rollout import Sampling
-from grpo.rollout.transformers_engine import TransformersEngine
 from grpo.tally import Tally
 from rewards import Counterfactual
 from rewards.runner import load_rewards
 from rewards.specs import RewardSpec
 from tests import scenes, tiny
-
-
-class RecordingEngine(TransformersEngine):
-    """The real engine; it remembers the prompts and temperature of each call."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__(policy)
-        self.calls: list[list[Prompt]] = []
-        self.temperatures: list[float] = []
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], **others: object
-    ) -> list[Group]:
-        self.calls.append(list(prompts))
-        self.temperatures.append(sampling.temperature)
-        return super().generate(prompts, sampling, seeds, **others)  # pyright: ignore[reportArgumentType]
+from tests.scenes import RecordingEngine
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +86,8 @@ def test_the_slice_is_asked_again_about_changed_frames_and_only_the_slice(
     samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
 ) -> None:
     row_of(evaluator(loader, EvalSet(name="held", samples=samples[:6], num_blind=2)), engine)
-    plain, changed = engine.calls
-    assert engine.temperatures == [0.0, 0.0]
+    (plain, how), (changed, how_changed) = engine.calls
+    assert how.temperature == how_changed.temperature == 0
     assert [prompt.sample.id for prompt in plain] == [sample.id for sample in samples[:6]]
     assert [prompt.sample.id for prompt in changed] == [
         samples[0].id,
@@ -162,7 +145,7 @@ def test_the_same_frames_are_shown_at_every_evaluation(
     """Otherwise a curve would move with the shuffling."""
     held = evaluator(loader, EvalSet(name="held", samples=samples[:4], num_blind=4))
     assert row_of(held, engine) == row_of(held, engine)
-    changed = [[p.clip.frames_FHWC.tobytes() for p in call if p.clip] for call in engine.calls]
+    changed = [[p.clip.frames_FHWC.tobytes() for p in asked if p.clip] for asked, _ in engine.calls]
     assert changed[1] == changed[3]
 
 
