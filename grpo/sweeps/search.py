@@ -81,26 +81,27 @@ class Search:
             load_if_exists=True,
         )
         self._check_same()
-        # What a killed command left half done comes first: its run resumes.
-        self._interrupted = [each.number for each in self.study.trials if each.state.name == "RUNNING"]
+        # What an earlier command left open, because it was killed or the run failed, comes first: the run resumes.
+        self._open = [each.number for each in self.study.trials if each.state.name == "RUNNING"]
 
     def num_missing(self) -> int:
-        ended = sum(trial.state.is_finished() for trial in self.study.trials)
-        return max(self.search.trials - ended, 0)
+        done = sum(trial.state.name == "COMPLETE" for trial in self.study.trials)
+        return max(self.search.trials - done, 0)
 
     def next_trial(self) -> None:
-        """Take the next proposal, run it and tell the study what came of it."""
+        """Run the next proposal and tell the study its value. Without one it stays open for the next command."""
         with self._lock:
             number, changes = self._propose()
         run = self._run_of(number, changes)
         reason = None if run.is_finished() else with_retry(run, self.runner, self.say)
-        if self.runner.is_stopped:  # stays open, and resumes
+        if self.runner.is_stopped:
             return
         value = None if reason else self._value_of(run)
         if value is None:
             self.failures[run.label] = reason or f"has no finite {self.search.metric}"
+            return
         with self._lock:
-            self._tell(number, value)
+            self.study.tell(number, value)
 
     def write_table(self) -> None:
         with self._lock:
@@ -109,12 +110,13 @@ class Search:
     def _propose(self) -> tuple[int, Mapping[str, float]]:
         """A trial's number and its values by config key."""
         from optuna.distributions import FloatDistribution
+        from optuna.trial import TrialState
 
-        if self._interrupted:
-            trial = self.study.trials[self._interrupted.pop(0)]
+        if self._open:
+            trial = self.study.trials[self._open.pop(0)]
             if trial.params.keys() == read_space(self.search).keys():
                 return trial.number, trial.params
-            self._tell(trial.number, None)  # killed while it was being proposed
+            self.study.tell(trial.number, state=TrialState.FAIL)  # killed while it was being proposed
         self.study.sampler = self._sampler(len(self.study.trials))
         asked = self.study.ask(
             {
@@ -149,11 +151,6 @@ class Search:
         found = read_result(run, [metric], last=self.sweep.last).values.get(metric)
         return found.value if found and math.isfinite(found.value) else None
 
-    def _tell(self, number: int, value: float | None) -> None:
-        from optuna.trial import TrialState
-
-        self.study.tell(number, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
-
     def _check_same(self) -> None:
         """Trials are comparable only if all else is equal."""
         now = {
@@ -173,12 +170,13 @@ class Search:
 def as_markdown(sweep: Sweep, search: SearchConfig, trials: list[optuna.trial.FrozenTrial]) -> str:
     """The trials as a table, the best one in bold."""
     keys = [*search.space]
+    trials = [trial for trial in trials if trial.state.name != "FAIL"]  # a proposal that was never made
     done = [trial for trial in trials if trial.state.name == "COMPLETE"]
     choose = max if search.direction == "maximize" else min
     best = choose(done, key=lambda trial: cast(float, trial.value)).number if done else None
     lines = [f"| trial | {search.metric} | {' | '.join(keys)} |", "| --- " * (len(keys) + 2) + "|"]
     for trial in trials:
-        value = trial.state.name.lower() if trial.value is None else f"{trial.value:.4f}"
+        value = "open" if trial.value is None else f"{trial.value:.4f}"
         cells = [f"**{value}**" if trial.number == best else value]
         cells += [f"{trial.params[key]:.4g}" if key in trial.params else "–" for key in keys]
         lines.append(f"| {trial.number} | {' | '.join(cells)} |")

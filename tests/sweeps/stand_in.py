@@ -17,7 +17,7 @@ SCRIPT = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 given = dict(text.split("=", 1) for text in sys.argv[1:] if "=" in text)
-folder, behaviour = Path(given["run_dir"].strip(chr(34))), given.get("behaviour", "fine")
+folder, behaviour = Path(given["run_dir"].strip(chr(34))), given.get("behaviour", given.get("model.path"))
 attempts = folder / "attempts"
 attempts.write_text((attempts.read_text() if attempts.exists() else "") + "x")
 (folder / "environment.json").write_text(json.dumps(dict(os.environ)))

@@ -75,17 +75,26 @@ def test_a_trial_that_was_stopped_is_finished_first(tmp_path: Path, monkeypatch:
     runner = LocalRunner(LaunchConfig(), [None])
     runner.stop()
     search(sweep, runner=runner)
-    assert [value for _, value, _ in trials(sweep)] == ["running"] * 3
+    assert [value for _, value, _ in trials(sweep)] == ["open"] * 3
     proposed = [weight for _, _, weight in trials(sweep)]
     search(sweep)
     assert [weight for _, _, weight in trials(sweep)] == proposed
-    assert "running" not in str(trials(sweep))
+    assert "open" not in str(trials(sweep))
 
 
-def test_a_failed_trial_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failed_trial_is_named_and_the_next_command_tries_it_again(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path, "model.path=fails")  # what the stand-in takes for its behaviour
+    assert set(search(sweep).values()) == {"exit status 1: error: data.train: no such file"}
+    assert [value for _, value, _ in trials(sweep)] == ["open"] * 3
+    attempts = Path(sweep.out) / "search" / "trial_000" / "attempts"
+    assert attempts.read_text() == "xx"
+    search(sweep)
+    assert attempts.read_text() == "xxxx" and len(trials(sweep)) == 3
+
+
+def test_a_trial_without_the_metric_is_named(tmp_path: Path) -> None:
     sweep = sweep_in(tmp_path, "search.metric=nothing")
     assert search(sweep) == {f"trial_00{n} seed 0": "has no finite nothing" for n in range(3)}
-    assert [value for _, value, _ in trials(sweep)] == ["fail"] * 3
 
 
 def test_trials_in_parallel_are_all_run(tmp_path: Path) -> None:
