@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from rewards.replay_report import make_report
 from rewards.replay_table import Replayed, ReplayTable
 from rewards.replay_text import markdown
 from rewards.runner import RewardSet, load_rewards
+from rewards.specs import WorkerSettings
 
 GROUPS_AT_ONCE = 64
 REPLAYED_KEYS = ("rewards", "advantages")
@@ -72,9 +74,9 @@ def replay(
     run = RunDir(folder)
     config, own = read_configs(run, configs)
     files = chosen_files(run, steps)
-    rewards = load_rewards(config.rewards)
     frames = FrameSource(settings=own.media, model_path=own.model.path)
-    replayed = score_files(rewards, files, frames, scale=config.advantages.scale, limit=limit)
+    with closing(load_rewards(config.rewards, WorkerSettings())) as rewards:
+        replayed = score_files(rewards, files, frames, scale=config.advantages.scale, limit=limit)
     about = {"run_dir": str(folder), "configs": list(configs), "advantage_scale": config.advantages.scale}
     return make_report(replayed, config.rewards, files, about)
 

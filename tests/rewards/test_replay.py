@@ -41,6 +41,12 @@ def broken_by_b(rollout) -> float:
 def brightness(rollout) -> float:
     return float(rollout.clip.frames_FHWC.mean())
 
+@reward
+def endless(rollout) -> float:
+    while "B" in rollout.text:
+        pass
+    return 1.0
+
 @counterfactual("blank")
 @reward
 def blind(rollout) -> float:
@@ -192,22 +198,32 @@ def test_a_reward_that_fails_sometimes_is_counted_and_its_completions_have_no_to
     assert report["totals"]["replay"]["num"] == 2
 
 
-def test_a_reward_that_looks_at_frames_gets_those_of_the_run(tmp_path: Path, clips: Path) -> None:
-    sample = read_jsonl(clips / "train.jsonl")[0]
-    video = tmp_path / "clip.mp4"
-    assert sample.video is not None
-    video.write_bytes(Path(sample.video).read_bytes())
-    sample = tiny.sample("seen", video=str(video), start_s=2.0, end_s=5.0)
+def test_a_reward_that_hangs_costs_its_time_limit_and_no_more(folder: Path) -> None:
+    report = replay.replay(folder, [*plugin(folder, "endless"), "rewards.endless.timeout_s=1"])
+    assert (
+        report["failures"]["endless"]["count"] >= 2
+    )  # two wrong answers; others may have waited behind them
+    assert by_name(report)["accuracy"]["failed_frac"] == 0
+
+
+def test_a_reward_that_looks_at_frames_gets_those_of_the_run_while_the_video_is_there(
+    tmp_path: Path, clips: Path
+) -> None:
+    video = read_jsonl(clips / "train.jsonl")[0].video
+    assert video is not None
     settings = replay.read_configs(RunDir(write_run(tmp_path / "empty", {})), [])[1].media
-    clip = read_clip(str(video), start_s=2.0, end_s=5.0, settings=settings)
-    folder = write_run(tmp_path / "run", {1: [scored([RIGHT, WRONG], [1.0, 0.0], sample, clip)]})
+    clip = read_clip(video, start_s=2.0, end_s=5.0, settings=settings)
+    samples = [tiny.sample(path, video=path, start_s=2.0, end_s=5.0) for path in (video, "gone.mp4")]
+    folder = write_run(
+        tmp_path / "run", {1: [scored([RIGHT, WRONG], [1.0, 0.0], sample, clip) for sample in samples]}
+    )
     report = replay.replay(folder, plugin(folder, "brightness"))
-    assert by_name(report)["brightness"]["values"]["mean"] == pytest.approx(float(clip.frames_FHWC.mean()))
-    video.unlink()
-    report = replay.replay(folder, plugin(folder, "brightness"))
-    (reason,) = report["failures"]["brightness"]["reasons"]
-    assert reason.endswith(f"{video}: no such file") and report["failures"]["brightness"]["count"] == 2
-    assert by_name(report)["accuracy"]["values"]["mean"] == 0.5
+    values = by_name(report)["brightness"]["values"]
+    assert values["num"] == 2 and values["mean"] == pytest.approx(float(clip.frames_FHWC.mean()))
+    failures = report["failures"]["brightness"]
+    assert failures["count"] == 2
+    assert [*failures["reasons"]] == ["grpo.media.decode.MediaError: gone.mp4: no such file"]
+    assert by_name(report)["accuracy"]["values"]["num"] == 4
 
 
 def test_a_reward_without_its_counterfactuals_is_refused(folder: Path) -> None:
