@@ -120,7 +120,7 @@ def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.2
     excess = len(cited) / max_moments - 1
     if rollout.clip is not None:
         excess = max(excess, length_s(cited) / (max_frac * rollout.clip.duration_s) - 1)
-    return -min(max(excess, 0.0), 1.0)
+    return max(0.0 - max(excess, 0.0), -1.0)  # 0.0 -: not -0
 
 
 @reward
