@@ -1,8 +1,8 @@
 """Scores a run's stored rollouts under any reward set, without a GPU.
 
 The set is the `rewards` of the config files; without a file that has any, the run's own. Overrides (key=value) go
-on top. Only `rewards` and `advantages` count; all else is as it was in the run. Prints what was found and leaves it
-as replay.md, replay.json and replay.html.
+on top. Only `rewards`, `rewards_workers` and `advantages` count; all else is as it was in the run. Prints what was
+found and leaves it as replay.md, replay.json and replay.html.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -28,13 +29,16 @@ from grpo.rollout_files import FrameSource, num_groups, read_rollouts, rollout_f
 from grpo.run_dir import RunDir, write_text
 from rewards.replay_page import page
 from rewards.replay_report import make_report
+from rewards.replay_stats import Scale
 from rewards.replay_table import Replayed, ReplayTable
 from rewards.replay_text import markdown
-from rewards.runner import RewardSet, load_rewards
-from rewards.specs import WorkerSettings
+from rewards.runner import RewardSet, Scoring, load_rewards
 
 GROUPS_AT_ONCE = 64
-REPLAYED_KEYS = ("rewards", "advantages")
+REPLAYED_KEYS = ("rewards", "rewards_workers", "advantages")
+
+Batch = list[tuple[int, ScoredGroup]]
+"""Groups of one step, each behind its first row in the step's file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,9 +79,10 @@ def replay(
     config, own = read_configs(run, configs)
     files = chosen_files(run, steps)
     frames = FrameSource(settings=own.media, model_path=own.model.path)
-    with closing(load_rewards(config.rewards, WorkerSettings())) as rewards:
+    normalise = config.advantages.multi_objective_aggregation == "normalize_then_sum"
+    with closing(load_rewards(config.rewards, config.rewards_workers, normalise=normalise)) as rewards:
         replayed = score_files(rewards, files, frames, scale=config.advantages.scale, limit=limit)
-    about = {"run_dir": str(folder), "configs": list(configs), "advantage_scale": config.advantages.scale}
+    about = {"run_dir": str(folder), "configs": list(configs), "advantages": asdict(config.advantages)}
     return make_report(replayed, config.rewards, files, about)
 
 
@@ -138,31 +143,44 @@ def score_files(
     files: Mapping[int, Path],
     frames: FrameSource,
     *,
-    scale: Any,
+    scale: Scale,
     limit: int | None = None,
 ) -> Replayed:
     """Score the groups of these files; only a few of them are in memory at a time."""
     table = ReplayTable()
-    for step, several in read_groups(files, frames, limit=limit):
-        check_counterfactuals(rewards, several[0][1].group.rollouts[0])
-        scores = rewards.score([scored.group for _, scored in several], step)
-        for (first_row, scored), score in zip(several, scores, strict=True):
-            table.add(step, first_row, scored, score)
-    return table.matrices(scale=scale)
+    underway: list[tuple[int, Batch, Scoring]] = []
+    for step, batch in read_groups(files, frames, limit=limit):
+        check_counterfactuals(rewards, batch[0][1].group.rollouts[0])
+        scoring = rewards.scoring(step)
+        for _, scored in batch:
+            scoring.add(scored.group)
+        underway.append((step, batch, scoring))
+        if len(underway) > 1:  # while one batch is scored, the next one is read
+            add_scores(table, *underway.pop(0))
+    for one in underway:
+        add_scores(table, *one)
+    return table.matrices(scale=scale, normalised=rewards.normalise)
+
+
+def add_scores(table: ReplayTable, step: int, batch: Batch, scoring: Scoring) -> None:
+    """Wait for the scores of a batch and take them."""
+    scores = scoring.tables([scored.group for _, scored in batch])
+    for (first_row, scored), score in zip(batch, scores, strict=True):
+        table.add(step, first_row, scored, score)
 
 
 def read_groups(
     files: Mapping[int, Path], frames: FrameSource, *, limit: int | None
-) -> Iterator[tuple[int, list[tuple[int, ScoredGroup]]]]:
-    """Some groups of a step at a time, with that step; each group behind its first row."""
+) -> Iterator[tuple[int, Batch]]:
+    """Some groups of a step at a time, with that step."""
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: must be at least 1, not {limit}")
     sizes = {step: num_groups(file) for step, file in files.items()} if limit else {}
     every, seen = math.ceil(sum(sizes.values()) / limit) if limit else 1, 0
     for step, file in files.items():
         groups = read_rollouts(file, frames, every=every, first=-seen % every)
-        while several := list(islice(groups, GROUPS_AT_ONCE)):
-            yield step, several
+        while batch := list(islice(groups, GROUPS_AT_ONCE)):
+            yield step, batch
         seen += sizes.get(step, 0)
 
 

@@ -13,20 +13,29 @@ import numpy as np
 
 NUM_BINS = 20
 
+Scale = Literal["group_std", "batch", "none"]
 
-def group_advantages(
-    totals_PG: np.ndarray, *, scale: Literal["group_std", "none"], eps: float = 1e-4
+
+def advantages_of(
+    totals_PG: np.ndarray, steps_P: np.ndarray, *, scale: Scale, normalised: bool = False, eps: float = 1e-4
 ) -> np.ndarray:
-    """`grpo.advantages.group_advantages`, to the same values without torch, which takes seconds to import."""
-    present_PG = ~np.isnan(totals_PG)
-    count_P1 = present_PG.sum(axis=1, keepdims=True).clip(min=1)
-    filled_PG = np.where(present_PG, totals_PG, 0.0)
-    advantages_PG = filled_PG - filled_PG.sum(axis=1, keepdims=True) / count_P1
-    if scale == "group_std":
-        squares_PG = np.where(present_PG, advantages_PG**2, 0.0)
-        advantages_PG = advantages_PG / (np.sqrt(squares_PG.sum(axis=1, keepdims=True) / count_P1) + eps)
+    """What `grpo.advantages.score_groups` gives for each step's groups, without torch, which takes seconds to import.
+
+    normalised: the totals are sums of normalised rewards, so that only the batch's mean and std are left to take.
+    """
+    if normalised:
+        means_P1, stds_P1 = _moments(totals_PG, steps_P)
+        advantages_PG = (totals_PG - means_P1) / (stds_P1 + eps)
+    else:
+        means_P1, group_stds_P1 = _moments(totals_PG, np.arange(len(totals_PG)))
+        divisors = {
+            "group_std": group_stds_P1 + eps,
+            "batch": _moments(totals_PG, steps_P)[1] + eps,
+            "none": np.ones_like(means_P1),
+        }
+        advantages_PG = (totals_PG - means_P1) / divisors[scale]
     advantages_PG[flat_groups(totals_PG)] = 0.0
-    return np.where(present_PG, advantages_PG, np.nan)
+    return np.where(np.isnan(totals_PG), np.nan, advantages_PG)
 
 
 def flat_groups(values_PG: np.ndarray) -> np.ndarray:
@@ -186,6 +195,19 @@ def _distances(values_PG: np.ndarray, both_PG: np.ndarray, *, within: bool) -> n
     count_P1 = both_PG.sum(axis=1, keepdims=True).clip(min=1)
     means_P1 = np.where(both_PG, values_PG, 0.0).sum(axis=1, keepdims=True) / count_P1
     return (values_PG - means_P1)[both_PG]
+
+
+def _moments(values_PG: np.ndarray, batches_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (population) std of each group's batch, over the values that are there; two of (P, 1)."""
+    _, batch_of_P = np.unique(batches_P, return_inverse=True)
+
+    def batch_means_P1(of_PG: np.ndarray) -> np.ndarray:
+        sums = np.bincount(batch_of_P, weights=np.nansum(of_PG, axis=1))
+        counts = np.bincount(batch_of_P, weights=(~np.isnan(of_PG)).sum(axis=1))
+        return (sums / counts.clip(min=1))[batch_of_P][:, None]
+
+    means_P1 = batch_means_P1(values_PG)
+    return means_P1, np.sqrt(batch_means_P1((values_PG - means_P1) ** 2))
 
 
 def _bins(values_N: np.ndarray, low: float, high: float) -> np.ndarray:

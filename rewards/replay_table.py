@@ -7,13 +7,12 @@ from array import array
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from grpo.groups import ScoredGroup
 from rewards.keyframe import cited_moments
-from rewards.replay_stats import group_advantages
+from rewards.replay_stats import Scale, advantages_of
 from rewards.specs import RewardFailure, RewardTable
 
 MAX_REASONS = 3
@@ -102,7 +101,7 @@ class ReplayTable:
         for failure in table.failures:
             self._add_failure(step, failure)
 
-    def matrices(self, *, scale: Literal["group_std", "none"]) -> Replayed:
+    def matrices(self, *, scale: Scale, normalised: bool) -> Replayed:
         """All groups, with the advantages that the replayed totals would have had."""
         matrices = self._as_matrices()
         totals_PG = matrices["totals"]
@@ -115,7 +114,7 @@ class ReplayTable:
             rewards=_starting_with("rewards/", matrices),
             parts=_starting_with("parts/", matrices),
             totals_PG=totals_PG,
-            advantages_PG=group_advantages(totals_PG, scale=scale),
+            advantages_PG=advantages_of(totals_PG, np.array(self._steps), scale=scale, normalised=normalised),
             tokens_PG=matrices["tokens"],
             moments_PG=matrices["moments"],
             stopped_PG=matrices["stopped"],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from grpo.advantages import group_advantages as torch_advantages
+from grpo.advantages import batch_advantages, group_advantages
 from rewards import replay_stats as stats
 
 NAN = math.nan
@@ -28,13 +29,24 @@ def random_groups(seed: int, *, num_values: int = 4) -> np.ndarray:
     return values_PG
 
 
-@pytest.mark.parametrize("scale", ["group_std", "none"])
+@pytest.mark.parametrize("scale", ["group_std", "batch", "none", "normalised"])
 def test_advantages_are_those_of_the_training(scale: str) -> None:
-    totals_PG = random_groups(0) * 0.7
-    expected = torch_advantages(torch.from_numpy(totals_PG), scale=scale).numpy()  # pyright: ignore
-    found = stats.group_advantages(totals_PG, scale=scale)  # pyright: ignore
+    totals_PG, steps_P = random_groups(0) * 0.7, np.arange(60) // 25
+    expected = np.concatenate([trained(totals_PG[steps_P == step], scale) for step in range(3)])
+    options: dict[str, Any] = (
+        {"scale": "none", "normalised": True} if scale == "normalised" else {"scale": scale}
+    )
+    found = stats.advantages_of(totals_PG, steps_P, **options)
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
     assert (found[1] == 0).all()
+
+
+def trained(totals_PG: np.ndarray, scale: str) -> np.ndarray:
+    """The advantages of one step, as the trainer computes them."""
+    totals = torch.from_numpy(totals_PG)
+    if scale == "normalised":
+        return batch_advantages(totals, totals.flatten()).numpy()
+    return group_advantages(totals, scale=scale).numpy()  # pyright: ignore[reportArgumentType]
 
 
 def test_a_group_is_flat_if_its_values_are_equal_or_missing() -> None:
@@ -92,7 +104,7 @@ def test_the_best_has_changed_if_no_best_completion_is_best_again() -> None:
 def test_ranking_by_hand() -> None:
     before = matrix([1, 0], [1, 0], [0, 0])
     after = matrix([0, 1], [3, 0], [1, 0])
-    advantages = [stats.group_advantages(totals, scale="none") for totals in (before, after)]
+    advantages = [stats.advantages_of(totals, np.zeros(3), scale="none") for totals in (before, after)]
     # Before: 0.5 -0.5, 0.5 -0.5, 0 0. After: -0.5 0.5, 1.5 -1.5, 0.5 -0.5. The third group was flat.
     found = stats.ranking(before, after, *advantages)
     assert found["groups_compared"] == 2 and found["kendall_tau"] == 0 and found["best_changed_frac"] == 0.5
