@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo.media.sampling import MediaSettings
 from rewards.parsing import TAGS
-from rewards.specs import RewardSpec
+from rewards.specs import RewardSpec, WorkerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,11 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageConfig:
-    scale: Literal["group_std", "none"] = "group_std"
-    """What a reward's distance from its group's mean is divided by."""
+    scale: Literal["group_std", "batch", "none"] = "group_std"
+    """What a total's distance from its group's mean is divided by: its group's std, the whole batch's, or nothing."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """normalize_then_sum (GDPO): each reward is normalised within its group before the weighted sum, and the sums by
+    the batch; `scale` has no effect then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,7 @@ class Config:
     media: MediaConfig = field(default_factory=MediaConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: dict[str, RewardSpec] = field(default_factory=dict)
+    rewards_workers: WorkerSettings = field(default_factory=WorkerSettings)
     advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -272,7 +276,8 @@ def to_yaml(config: Config) -> str:
 
 
 FREE_TO_CHANGE = (
-    "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "data.eval", "data.probe_clips",
+    "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "rewards_workers",
+    "data.eval", "data.probe_clips",
     "media.num_workers", "media.cache_gib", "media.prefetch_steps", "model.gradient_checkpointing",
     "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
 )  # fmt: skip

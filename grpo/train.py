@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
         finally:
             trainer.engine.close()
             trainer.feed.loader.close()
+            trainer.rewards.close()
     trainer.accelerator.print(f"done: {run_dir.path}/ (metrics.jsonl, curves.png, rollouts/, final/)")
     trainer.accelerator.end_training()
 
@@ -74,7 +75,11 @@ def quiet_libraries() -> None:
 def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     """Everything up to the first step. ValueError or OSError in one line for a user's mistake."""
     family = load_family(config.model.path)
-    rewards = load_rewards(config.rewards)
+    rewards = load_rewards(
+        config.rewards,
+        config.rewards_workers,
+        normalise=config.advantages.multi_objective_aggregation == "normalize_then_sum",
+    )
     check_engine(config.rollout.engine)
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
@@ -170,7 +175,11 @@ def build_trainer(
     )
     evaluator = Evaluator(
         sets=[
-            EvalSet(name=name, samples=samples[: config.eval.max_samples][rank :: accelerator.num_processes])
+            EvalSet(
+                name=name,
+                samples=samples[: config.eval.max_samples][rank :: accelerator.num_processes],
+                num_blind=len(range(rank, config.eval.blind_samples, accelerator.num_processes)),
+            )
             for name, samples in held_out.items()
         ],
         loader=loader,
@@ -182,6 +191,9 @@ def build_trainer(
         sampled=config.eval.sampled,
         seed=config.seed,
         max_prompt_tokens=max_prompt_tokens(config),
+        temporal_frames=policy.family.temporal_patch,
+        counterfactuals=rewards.counterfactuals,
+        blind=config.eval.blind,
     )
     return GRPOTrainer(
         config,

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from grpo import checkpoint
 from grpo.advantages import score_groups
 from grpo.config import Config
+from grpo.counterfactuals import add_counterfactuals, make_plan
 from grpo.evaluation import Evaluator
 from grpo.feed import Feed, LostSample
-from grpo.groups import ScoredGroup
+from grpo.groups import Group, ScoredGroup
 from grpo.learner import Learner, StepCounts
 from grpo.packing import pack, padding_row
 from grpo.policy import Policy
@@ -55,6 +56,7 @@ class GRPOTrainer:
             max_new_tokens=config.rollout.max_new_tokens,
             temperature=config.rollout.temperature,
         )
+        self.counterfactual_plan = make_plan(rewards.counterfactuals, self.sampling)
         self.media_counters = feed.loader.counters()
         self.lost_steps = 0
         family = policy.family
@@ -63,11 +65,19 @@ class GRPOTrainer:
     def step(self, step: int, tally: Tally) -> None:
         """Sample a group per question, score it, and move the policy towards its better half."""
         batch = self.feed.batch(step)
+        scoring = self.rewards.scoring(step)
         with tally.timed("time/rollout"):
-            groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds)
+            groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=scoring.add)
+            groups = self._with_counterfactuals(groups, batch.seeds)
         with tally.timed("time/reward"):
-            tables = self.rewards.score(groups)
-        scored = score_groups(groups, tables, scale=self.config.advantages.scale)
+            tables = scoring.tables(groups)
+        scored = score_groups(
+            groups,
+            tables,
+            scale=self.config.advantages.scale,
+            normalised=self.rewards.normalise,
+            gather=gather_object,
+        )
         rows = pack(
             scored,
             tokens_per_row=self.config.optim.tokens_per_row,
@@ -83,6 +93,18 @@ class GRPOTrainer:
             self.engine.sync()
         self._record(
             step, scored, batch.lost, [failure for table in tables for failure in table.failures], tally
+        )
+
+    def _with_counterfactuals(self, groups: Sequence[Group], seeds: Sequence[int]) -> list[Group]:
+        """What rewards compare with, sampled beside the groups and never trained on."""
+        return add_counterfactuals(
+            groups,
+            seeds,
+            self.counterfactual_plan,
+            engine=self.engine,
+            render=self.feed.render,
+            max_prompt_tokens=self.feed.max_prompt_tokens,
+            temporal_frames=self.policy.family.temporal_patch,
         )
 
     def run(self) -> None:
@@ -146,6 +168,8 @@ class GRPOTrainer:
     ) -> None:
         """The step's figures, its rollouts and what went wrong."""
         tally_groups(scored, tally)
+        for name, seconds in self.rewards.seconds.items():
+            tally.highest(f"time/rewards/{name}", seconds)
         tally.add("groups/lost", len(lost))
         num_scores = sum(len(group.totals) * len(group.rewards) for group in scored)
         tally.mean_of("rewards/error_frac", len(failures), num_scores)
@@ -245,6 +269,11 @@ def tally_groups(scored: Sequence[ScoredGroup], tally: Tally) -> None:
         tally.mean("groups/no_signal", [float(not any(group.advantages))])
         tally.add("tokens/prompt", len(group.group.prompt.token_ids))
         tally.add("tokens/completion", sum(len(rollout.token_ids) for rollout in rollouts))
+        others = {
+            id(other): other for each in rollouts for some in each.counterfactuals.values() for other in some
+        }
+        if others:
+            tally.add("tokens/counterfactual", sum(len(other.token_ids) for other in others.values()))
 
 
 def progress(row: dict[str, float]) -> str:

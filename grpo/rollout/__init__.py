@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,9 +20,21 @@ class Sampling:
     """0: greedy."""
 
 
+OnGroup = Callable[[Group], None]
+
+
 class Engine(Protocol):
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
-        """One group per prompt; the same seed gives the same group, whatever else is in the batch."""
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> list[Group]:
+        """One group per prompt; the same seed gives the same group, whatever else is in the batch.
+
+        on_group: told of each group as soon as it is complete, in any order, while others are still sampled.
+        """
         ...
 
     def sync(self) -> None:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from grpo.groups import Group, Prompt
 from grpo.packing import Segment, build_row
 from grpo.policy import Policy
-from grpo.rollout import Sampling, as_rollout
+from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
 class TransformersEngine:
@@ -25,7 +25,13 @@ class TransformersEngine:
         self.max_sequences = max_sequences
         """Completions decoded together."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> list[Group]:
         """See `Engine.generate`."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
@@ -38,6 +44,9 @@ class TransformersEngine:
                 batch = indices[start : start + step]
                 made = self._generate([prompts[i] for i in batch], sampling, [seeds[i] for i in batch])
                 groups.update(zip(batch, made, strict=True))
+                if on_group is not None:
+                    for group in made:
+                        on_group(group)
         return [groups[index] for index in range(len(prompts))]
 
     def sync(self) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from grpo.groups import Group, Prompt, Rollout
 from grpo.policy import SUPPRESSED_BIAS, Policy
-from grpo.rollout import Sampling, as_rollout
+from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
 class VLLMEngine:
@@ -45,18 +45,37 @@ class VLLMEngine:
         )
         torch.set_num_threads(num_threads)  # vLLM changes it on CPU
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> list[Group]:
         """See `Engine.generate`. ValueError if vLLM expanded a prompt to other tokens than ours."""
         if not prompts:
             return []
         for prompt in prompts:
             self.family.check_vision_tokens(prompt)
-        outputs = self.llm.generate(
+        ids = self.llm.enqueue(
             [self._request(prompt) for prompt in prompts],
             [self._sampling_params(sampling, seed) for seed in seeds],
             use_tqdm=False,
         )
-        return [self._group(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+        # It gives ids with a random tail and answers under the number before it.
+        asked = {id.partition("-")[0]: prompt for id, prompt in zip(ids, prompts, strict=True)}
+        groups: dict[str, Group] = {}
+        for output in self._finished():
+            group = groups[output.request_id] = self._group(asked[output.request_id], output)
+            if on_group is not None:
+                on_group(group)
+        return [groups[number] for number in asked]
+
+    def _finished(self) -> Iterator[Any]:
+        """Requests as they come to their end: what `LLM.generate` does, without waiting for the last one."""
+        engine = self.llm.llm_engine
+        while engine.has_unfinished_requests():
+            yield from (output for output in engine.step() if output.finished)
 
     def sync(self) -> None:
         """Load the policy's weights, then drop what the old ones left: prefixes, vision features, inputs.
