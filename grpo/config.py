@@ -17,6 +17,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grpo.media.sampling import MediaSettings
+from rewards.loading import reads_cited_moments
 from rewards.parsing import TAGS
 from rewards.specs import RewardSpec, WorkerSettings
 
@@ -38,7 +39,7 @@ class PromptConfig:
     option: str = "{letter}. {text}"
     """One line of `{options}`."""
     tags: list[str] | None = None
-    """Output tags to ask for, in order; None: think, keyframes (if a keyframe reward is configured), answer."""
+    """Output tags to ask for, in order; None: think, keyframes (for built-ins that read them), answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +186,8 @@ class Config:
         """The output tags that prompts ask for."""
         if self.prompt.tags is not None:
             return tuple(self.prompt.tags)
-        names = {reward.fn or name for name, reward in self.rewards.items()}
-        return ("think", "keyframes", "answer") if "keyframe" in names else ("think", "answer")
+        cites = any(reads_cited_moments(reward.fn or name) for name, reward in self.rewards.items())
+        return ("think", "keyframes", "answer") if cites else ("think", "answer")
 
 
 def load_config(argv: Sequence[str]) -> Config:

@@ -85,7 +85,7 @@ class Evaluator:
         ]
         for index, chunk in enumerate(chunks):
             for ahead in chunks[index : index + 2]:
-                self.loader.prefetch(sample for sample in ahead if sample.video is not None)
+                self.loader.prefetch(ahead)
             seeds = [rollout_seed(self.seed, "eval", sample.id) for sample in chunk]
             yield make_batch(chunk, seeds, self.loader, self.render, self.max_prompt_tokens)
 

@@ -22,6 +22,7 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils import logging as transformers_logging
 
 from grpo.config import Config, check_same_run, load_config, to_yaml
+from grpo.counterfactuals import make_plan
 from grpo.data import check_media, load_samples
 from grpo.evaluation import EvalSet, Evaluator
 from grpo.families import Qwen25VL, load_family
@@ -80,6 +81,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
         config.rewards_workers,
         normalise=config.advantages.multi_objective_aggregation == "normalize_then_sum",
     )
+    make_plan(rewards.counterfactuals, sampling_of(config))  # its errors belong here
     check_engine(config.rollout.engine)
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
@@ -140,6 +142,13 @@ def prompt_renderer(config: Config, family: Qwen25VL) -> Render:
     return partial(family.render, template=prompt.template, option=prompt.option, tags=config.tags)
 
 
+def sampling_of(config: Config) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        group_size=rollout.group_size, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature
+    )
+
+
 def max_prompt_tokens(config: Config) -> int:
     return config.rollout.max_model_tokens - config.rollout.max_new_tokens
 
@@ -154,7 +163,7 @@ def build_trainer(
     run_dir: RunDir,
 ) -> GRPOTrainer:
     """Put the parts together."""
-    policy, rollout, rank = learner.policy, config.rollout, accelerator.process_index
+    policy, rank = learner.policy, accelerator.process_index
     render = prompt_renderer(config, policy.family)
     loader = ClipLoader(
         config.media,
@@ -185,9 +194,7 @@ def build_trainer(
         loader=loader,
         render=render,
         rewards=rewards,
-        sampling=Sampling(
-            group_size=1, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature
-        ),
+        sampling=sampling_of(config),
         sampled=config.eval.sampled,
         seed=config.seed,
         max_prompt_tokens=max_prompt_tokens(config),
@@ -201,6 +208,7 @@ def build_trainer(
         policy=policy,
         learner=learner,
         engine=build_engine(config, policy),
+        sampling=sampling_of(config),
         feed=feed,
         rewards=rewards,
         evaluator=evaluator,

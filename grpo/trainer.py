@@ -42,6 +42,7 @@ class GRPOTrainer:
         policy: Policy,
         learner: Learner,
         engine: Engine,
+        sampling: Sampling,
         feed: Feed,
         rewards: RewardSet,
         evaluator: Evaluator,
@@ -51,11 +52,7 @@ class GRPOTrainer:
         self.accelerator = accelerator
         self.policy, self.learner, self.engine = policy, learner, engine
         self.feed, self.rewards, self.evaluator, self.run_dir = feed, rewards, evaluator, run_dir
-        self.sampling = Sampling(
-            group_size=config.rollout.group_size,
-            max_new_tokens=config.rollout.max_new_tokens,
-            temperature=config.rollout.temperature,
-        )
+        self.sampling = sampling
         self.counterfactual_plan = make_plan(rewards.counterfactuals, self.sampling)
         self.media_counters = feed.loader.counters()
         self.lost_steps = 0

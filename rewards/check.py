@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hostile.with_counterfactuals(group, reward.counterfactuals)
         for group in hostile.groups(placeholders | columns)
     ]
+    groups = [hostile.first_two(groups[0])] if reward.is_expensive else groups
     findings, tracebacks = check_reward(reward, groups)
     print(f"{options.fn}, called {CALLED[reward.calling]}\n")
     print(
@@ -89,6 +90,7 @@ def read_dotlist(arguments: list[str]) -> dict[str, Any]:
 
 def check_reward(reward: Reward, groups: Sequence[Group]) -> tuple[list[Finding], list[str]]:
     """The table, and the traceback of the first failure if there is one."""
+    run(reward, groups[0])  # what is loaded on first use is not what a call takes
     first, seconds = timed_run(reward, groups)
     second = [run(reward, group) for group in groups]
     backward = [run_permuted(reward, group, reversed_order) for group in groups]
@@ -162,6 +164,8 @@ def sameness(
     others: Sequence[Sequence[Sequence[Outcome]]],
 ) -> Finding:
     """Whether every rollout got the same value again."""
+    if not any(isinstance(each, float) for column in first for each in column):
+        return Finding(check, False, "no value to compare")
     for other in others:
         for group, column, again in zip(groups, first, other, strict=True):
             for index, (a, b) in enumerate(zip(column, again, strict=True)):
@@ -187,7 +191,10 @@ def value_range(outcomes: Sequence[Sequence[Outcome]]) -> Finding:
     values = [each for each in flat if isinstance(each, float)]
     abstained = f"None for {flat.count(None)} of {len(flat)}"
     if not values:
-        return Finding("range", False, f"no value at all, {abstained}")
+        hint = (
+            "; does it read columns? give them as column.NAME=VALUE" if flat.count(None) == len(flat) else ""
+        )
+        return Finding("range", False, f"no value at all, {abstained}{hint}")
     note = ", the same everywhere: no signal here" if min(values) == max(values) else ""
     return Finding("range", True, f"{min(values):g} to {max(values):g}{note}; {abstained}")
 

@@ -79,11 +79,17 @@ class NurseryHandle:
         self.connection = Connection(ours.detach())
         specs = {reward.name: reward.spec for reward in rewards}
         self.connection.send((sys.path, specs, int(settings.memory_gib * 2**30)))
-        kind, content = (
-            self.connection.recv() if self.connection.poll(START_S) else ("error", "no start in time")
-        )
+        kind, content = self._first_word()
         if kind == "error":
             raise ValueError(f"rewards: in their own process: {content}")
+
+    def _first_word(self) -> tuple[str, Any]:
+        if not self.connection.poll(START_S):
+            return "error", f"not loaded within {START_S:g} s"
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            return "error", f"it ended with status {self._process.wait()}; its output is above"
 
     def fork(self, resident: int | None) -> WorkerHandle:
         """One more worker; resident: the index of the one reward that lives in it."""

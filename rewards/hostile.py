@@ -20,6 +20,10 @@ COMPLETIONS: Mapping[str, str] = {
     "right": "<think>It is red.</think><keyframes>3.5</keyframes><answer>B</answer>",
     "right, no moments": "<think>It is red.</think>\n<answer>B</answer>",
     "wrong": "<think>Blue?</think><keyframes>0.0-8.0</keyframes><answer>A</answer>",
+    "long reasoning": "<think>At first the hand rests on the table, beside the plate. Then it moves to the shelf, "
+    "takes the red cup and puts it down. So the answer is B.</think><keyframes>3.5</keyframes><answer>B</answer>",
+    "span": "<think>x</think><keyframes>3.5</keyframes><answer>3.0-4.5</answer>",
+    "order": "<think>x</think><keyframes>3.5</keyframes><answer>B, A, C</answer>",
     "empty": "",
     "one space": " ",
     "plain text": "The hand takes the red object after about three seconds.",
@@ -122,6 +126,8 @@ def synthetic_samples(columns: Mapping[str, Any]) -> list[Sample]:
         replace(choice, id="probe-text-only", source="probe:3", video=None, keyframes_s=()),
         replace(choice, id="probe-number", source="probe:4", task="number", answer="42", **without),
         replace(choice, id="probe-text", source="probe:5", task="text", answer="a red cup", **without),
+        replace(choice, id="probe-span", source="probe:7", task="span", answer="3.0-4.5", **without),
+        replace(choice, id="probe-order", source="probe:8", task="text", answer="A, B, C", **without),
         replace(choice, id="probe-open", source="probe:6", task="open", answer="It falls.", **without),
     ]
 

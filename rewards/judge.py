@@ -76,6 +76,8 @@ class Judge:
         takes a field out (`{max_tokens: null, max_completion_tokens: 500}`).
     """
 
+    expensive = True  # for the probe and the checker, which then send two completions instead of hundreds
+
     def __init__(
         self,
         *,

@@ -25,29 +25,24 @@ from rewards import Counterfactual
 from rewards.specs import Calling, Reward, RewardSpec
 
 BUILTINS = {
+    # answers
     "accuracy": "rewards.accuracy:accuracy",
-    "brevity": "rewards.length:brevity",
     "choice": "rewards.answers:choice",
-    "consistency": "rewards.reasoning:consistency",
-    "cosine_length": "rewards.length:cosine_length",
     "exact_set": "rewards.answers:exact_set",
-    "format_lenient": "rewards.format:format_lenient",
     "graded_accuracy": "rewards.answers:graded_accuracy",
-    "language": "rewards.reasoning:language",
-    "length_window": "rewards.length:length_window",
     "number": "rewards.answers:number",
     "ocr": "rewards.answers:ocr",
-    "overlong": "rewards.length:overlong",
     "regression": "rewards.answers:regression",
     "relative_accuracy": "rewards.answers:relative_accuracy",
-    "repetition": "rewards.reasoning:repetition",
     "rouge": "rewards.answers:rouge",
-    "tag_order": "rewards.format:tag_order",
-    "tags_once": "rewards.format:tags_once",
     "text": "rewards.answers:text",
     "video_r1_accuracy": "rewards.video_r1:video_r1_accuracy",
-    "video_r1_format": "rewards.video_r1:video_r1_format",
-    "format": "rewards.format:format",
+    "judge": "rewards.judge:Judge",
+    # answers about time
+    "counting": "rewards.temporal:counting",
+    "event_order": "rewards.temporal:event_order",
+    "point_in_span": "rewards.temporal:point_in_span",
+    "temporal_iou": "rewards.temporal:temporal_iou",
     # cited moments
     "few_moments": "rewards.keyframe:few_moments",
     "keyframe": "rewards.keyframe:keyframe",
@@ -57,16 +52,24 @@ BUILTINS = {
     "keyframe_scores": "rewards.keyframe:keyframe_scores",
     "self_evidence": "rewards.keyframe:self_evidence",
     "self_evidence_cut": "rewards.keyframe:self_evidence_cut",
-    # answers about time
-    "counting": "rewards.temporal:counting",
-    "event_order": "rewards.temporal:event_order",
-    "point_in_span": "rewards.temporal:point_in_span",
-    "temporal_iou": "rewards.temporal:temporal_iou",
     # against completions about changed frames
     "blank_contrast": "rewards.contrast:blank_contrast",
     "other_clip_contrast": "rewards.contrast:other_clip_contrast",
     "t_grpo": "rewards.contrast:t_grpo",
-    "judge": "rewards.judge:Judge",
+    # form
+    "format": "rewards.format:format",
+    "format_lenient": "rewards.format:format_lenient",
+    "tag_order": "rewards.format:tag_order",
+    "tags_once": "rewards.format:tags_once",
+    "video_r1_format": "rewards.video_r1:video_r1_format",
+    # length and reasoning
+    "brevity": "rewards.length:brevity",
+    "consistency": "rewards.reasoning:consistency",
+    "cosine_length": "rewards.length:cosine_length",
+    "language": "rewards.reasoning:language",
+    "length_window": "rewards.length:length_window",
+    "overlong": "rewards.length:overlong",
+    "repetition": "rewards.reasoning:repetition",
 }
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
@@ -92,6 +95,11 @@ def find_function(fn: str, *, key: str) -> Callable[..., Any]:
     if callable(found):
         return found
     raise ValueError(f"{key}: {fn} is no function but a value of type {type(found).__name__}")
+
+
+def reads_cited_moments(fn: str) -> bool:
+    """Whether a reward of that name reads the keyframes tag, as far as its name says."""
+    return _known(fn).startswith("rewards.keyframe:")
 
 
 def _known(fn: str) -> str:

@@ -67,8 +67,10 @@ class ClipLoader:
         self._cache_hits = 0
 
     def prefetch(self, samples: Iterable[Sample]) -> None:
-        """Start to decode these samples' clips in the background, in this order."""
+        """Start to decode these samples' clips in the background, in this order; a sample may have none."""
         for sample in samples:
+            if sample.video is None:
+                continue
             key = _key(sample)
             with self._lock:
                 if key not in self._cache and key not in self._failures:
