@@ -3,6 +3,9 @@
 The set is the `rewards` of the config files; without a file that has any, the run's own. Overrides (key=value) go
 on top. Only `rewards`, `rewards_workers` and `advantages` count; all else is as it was in the run. Prints what was
 found and leaves it as replay.md, replay.json and replay.html.
+
+A reward that looks at frames decodes the clips again, within its time limit: it may need a longer `timeout_s` here
+than in training, where they are decoded ahead.
 """
 
 from __future__ import annotations

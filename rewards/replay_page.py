@@ -64,7 +64,11 @@ def page(report: Mapping[str, Any]) -> str:
         "<p>A kind whose share of what is raised exceeds its share of completions is what the policy is pushed to.</p>",
         _table(WHERE_HEAD, where_rows(report)),
         "<h2>Texts that came more than once, by their share of all that is raised</h2>",
-        *map(_repeated, report["examples"]["repeated"]),
+        *(
+            map(_repeated, report["examples"]["repeated"])
+            if report["examples"]["repeated"]
+            else ["<p>None.</p>"]
+        ),
         *(_examples(title, report["examples"].get(kind, ())) for kind, title in EXAMPLES.items()),
     ]
     head = (

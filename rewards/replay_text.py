@@ -37,7 +37,7 @@ def markdown(report: Mapping[str, Any], *, num_examples: int) -> str:
         "## Correlation over all completions\n\n" + correlation_table(report, "overall"),
         "## Where the advantage goes\n\n" + table(WHERE_HEAD, where_rows(report)),
         "## Texts that came more than once, by their share of all that is raised\n\n"
-        + "\n".join(repeated_lines(report["examples"]["repeated"][:num_examples])),
+        + ("\n".join(repeated_lines(report["examples"]["repeated"][:num_examples])) or "None."),
         *(
             f"## {title}\n\n" + "\n".join(example_lines(report["examples"][kind][:num_examples]))
             for kind, title in EXAMPLES.items()

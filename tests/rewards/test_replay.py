@@ -206,6 +206,7 @@ def test_a_reward_that_hangs_costs_its_time_limit_and_no_more(folder: Path) -> N
     assert by_name(report)["accuracy"]["failed_frac"] == 0
 
 
+@pytest.mark.slow  # its workers import transformers, for the shape of a patch
 def test_a_reward_that_looks_at_frames_gets_those_of_the_run_while_the_video_is_there(
     tmp_path: Path, clips: Path
 ) -> None:

@@ -76,7 +76,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             ["nothing", text],
             [0.0, 1.0],
             tiny.sample(
-                f"<i id=x>{number}", question="<script>q</script>", options=("<b>", "&amp;"), answer="A"
+                f"<i id=x>{number}", question="<script>q</script>", options=("<q>", "&amp;"), answer="<q>A"
             ),
         )
         for number, text in enumerate(texts)
@@ -89,7 +89,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "    if 'hacked' in rollout.text:\n        raise ValueError('<script>alert(1)</script>')\n"
         "    return float(rollout.text != 'nothing')\n"
     )
-    return replay.replay(folder, [f"rewards.<b>x|y</b>.fn={folder.parent}/plugin.py:long"])
+    return replay.replay(folder, [f"rewards.<q>x|y</q>.fn={folder.parent}/plugin.py:long"])
 
 
 def read(report: dict[str, Any]) -> Reader:

@@ -114,9 +114,9 @@ def test_ranking_by_hand() -> None:
 
 
 def test_the_shares_of_a_step_add_up_to_one() -> None:
-    advantages = matrix([1, -1, NAN], [3, -1, -2], [0, 0, 0])
-    shares = stats.shares_of_step(advantages, np.array([7, 7, 9]))
-    assert shares == pytest.approx(matrix([0.25, 0, NAN], [0.75, 0, 0], [0, 0, 0]), nan_ok=True)
+    advantages = matrix([1, -1, NAN], [3, -1, -2], [2, -2, 0], [0, 0, 0])
+    shares = stats.shares_of_step(advantages, np.array([7, 7, 9, 8]))
+    assert shares == pytest.approx(matrix([0.25, 0, NAN], [0.75, 0, 0], [1, 0, 0], [0, 0, 0]), nan_ok=True)
 
 
 def test_where_the_advantage_goes_by_hand() -> None:
@@ -140,6 +140,7 @@ def test_the_highest_are_found_in_order_and_only_above_the_limit() -> None:
 )
 def test_every_value_is_in_one_bin(values: list[float]) -> None:
     shares = stats.histograms({"x": matrix(values)})["shares"]["x"]
+    assert len(shares) == stats.NUM_BINS
     assert sum(shares) == pytest.approx(float(any(not math.isnan(value) for value in values)))
 
 
