@@ -163,8 +163,7 @@ def build_trainer(
     run_dir: RunDir,
 ) -> GRPOTrainer:
     """Put the parts together."""
-    policy, rank = learner.policy, accelerator.process_index
-    render = prompt_renderer(config, policy.family)
+    policy = learner.policy
     loader = ClipLoader(
         config.media,
         cache_gib=config.media.cache_gib,
@@ -174,33 +173,13 @@ def build_trainer(
     feed = Feed(
         train,
         loader,
-        render,
+        prompt_renderer(config, policy.family),
         seed=config.seed,
         prompts_per_step=config.optim.prompts_per_step,
         max_prompt_tokens=max_prompt_tokens(config),
         prefetch_steps=config.media.prefetch_steps,
-        rank=rank,
+        rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
-    )
-    evaluator = Evaluator(
-        sets=[
-            EvalSet(
-                name=name,
-                samples=samples[: config.eval.max_samples][rank :: accelerator.num_processes],
-                num_blind=len(range(rank, config.eval.blind_samples, accelerator.num_processes)),
-            )
-            for name, samples in held_out.items()
-        ],
-        loader=loader,
-        render=render,
-        rewards=rewards,
-        sampling=sampling_of(config),
-        sampled=config.eval.sampled,
-        seed=config.seed,
-        max_prompt_tokens=max_prompt_tokens(config),
-        temporal_frames=policy.family.temporal_patch,
-        counterfactuals=rewards.counterfactuals,
-        blind=config.eval.blind,
     )
     return GRPOTrainer(
         config,
@@ -211,8 +190,40 @@ def build_trainer(
         sampling=sampling_of(config),
         feed=feed,
         rewards=rewards,
-        evaluator=evaluator,
+        evaluator=build_evaluator(config, accelerator, feed, rewards, held_out, policy.family),
         run_dir=run_dir,
+    )
+
+
+def build_evaluator(
+    config: Config,
+    accelerator: Accelerator,
+    feed: Feed,
+    rewards: RewardSet,
+    held_out: dict[str, list[Sample]],
+    family: Qwen25VL,
+) -> Evaluator:
+    """With this process's share of the held-out samples; it decodes and renders as the feed does."""
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    return Evaluator(
+        sets=[
+            EvalSet(
+                name=name,
+                samples=samples[: config.eval.max_samples][rank::num_processes],
+                num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
+            )
+            for name, samples in held_out.items()
+        ],
+        loader=feed.loader,
+        render=feed.render,
+        rewards=rewards,
+        sampling=sampling_of(config),
+        sampled=config.eval.sampled,
+        seed=config.seed,
+        max_prompt_tokens=feed.max_prompt_tokens,
+        temporal_frames=family.temporal_patch,
+        counterfactuals=rewards.counterfactuals,
+        blind=config.eval.blind,
     )
 
 

@@ -34,13 +34,16 @@ CALLED = {
     "messages": "as TRL calls rewards (no decorator), with chat messages",
 }
 
+MARKS = {True: "ok   ", False: "WRONG", None: "-    "}
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the table."""
 
     check: str
-    ok: bool
+    ok: bool | None
+    """None: there was nothing to check."""
     detail: str
 
 
@@ -64,11 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = [hostile.first_two(groups[0])] if reward.is_expensive else groups
     findings, tracebacks = check_reward(reward, groups)
     print(f"{options.fn}, called {CALLED[reward.calling]}\n")
-    print(
-        "\n".join(f"{'ok   ' if each.ok else 'WRONG'}  {each.check:<20}  {each.detail}" for each in findings)
-    )
+    print("\n".join(f"{MARKS[each.ok]}  {each.check:<20}  {each.detail}" for each in findings))
     print("".join(f"\n{text}" for text in tracebacks), end="")
-    return 0 if all(finding.ok for finding in findings) else 1
+    return 1 if any(finding.ok is False for finding in findings) else 0
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -165,7 +166,7 @@ def sameness(
 ) -> Finding:
     """Whether every rollout got the same value again."""
     if not any(isinstance(each, float) for column in first for each in column):
-        return Finding(check, False, "no value to compare")
+        return Finding(check, None, "no value to compare")
     for other in others:
         for group, column, again in zip(groups, first, other, strict=True):
             for index, (a, b) in enumerate(zip(column, again, strict=True)):

@@ -97,4 +97,12 @@ def test_a_blank_answer_is_never_right() -> None:
 def test_of_the_hostile_completions_only_the_right_ones_are_right() -> None:
     sample = synthetic_samples({})[0]
     right = {label for label, text in COMPLETIONS.items() if accuracy(rollout(text, sample)) == 1}
-    assert right == {"right", "right, no moments", "no think", "reversed", "every moment", "code"}
+    assert right == {
+        "right",
+        "right, no moments",
+        "long reasoning",
+        "no think",
+        "reversed",
+        "every moment",
+        "code",
+    }

@@ -233,7 +233,7 @@ def test_a_reward_that_can_not_be_made_is_named(load: Load) -> None:
 
 
 def test_the_probe_names_a_reward_that_hangs(load: Load) -> None:
-    rewards = load({"hangs": spec("hangs_on", args={"word": "hand"}, timeout_s=1.0)})
+    rewards = load({"hangs": spec("hangs_on", args={"word": "The hand takes"}, timeout_s=1.0)})
     with pytest.raises(ValueError, match=r"rewards\.hangs: TimeoutError: .*The hand takes the red object"):
         rewards.probe()
 
