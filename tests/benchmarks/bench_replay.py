@@ -141,6 +141,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             pool.apply(write_run, write)
         size_mib = sum(file.stat().st_size for file in (folder / "rollouts").iterdir()) / 2**20
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # for the replay and its workers
         start = time.perf_counter()
         command = [sys.executable, "-m", "rewards.replay", str(folder)]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | ONE_CORE, stdout=subprocess.DEVNULL)
@@ -154,7 +155,7 @@ def main() -> None:
         "mean_tokens": args.tokens,
         "files_mib": size_mib,
         "seconds": seconds,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "own_cpu_seconds": used.ru_utime + used.ru_stime,
         "peak_memory_mib": used.ru_maxrss / 1024,
     }
     print(json.dumps(result, indent=2))
