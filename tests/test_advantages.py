@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.advantages import group_advantages
+from grpo.advantages import batch_advantages, group_advantages
+from rewards.compose import parts_of
+from rewards.specs import RewardSpec
 
 
 def test_a_group_by_hand() -> None:
@@ -40,3 +42,55 @@ def test_equals_numpy_on_random_groups() -> None:
     expected = (totals - totals.mean(1, keepdims=True)) / (totals.std(1, keepdims=True) + 1e-4)
     advantages = group_advantages(torch.from_numpy(totals), scale="group_std")
     np.testing.assert_allclose(advantages.numpy(), expected, atol=1e-12)
+
+
+def test_batch_scaling_divides_by_the_std_of_all_totals() -> None:
+    # totals of the batch 1, 0, 3, 1: mean 1.25, population std sqrt((1 + 25 + 49 + 1) / 64) = 1.08972
+    totals = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
+    advantages = group_advantages(totals, scale="batch")
+    assert advantages.tolist() == [
+        pytest.approx([0.45879, -0.45879], abs=1e-4),
+        pytest.approx([0.91759, -0.91759], abs=1e-4),
+    ]
+    # A process that has only the first group divides by the same std.
+    alone = group_advantages(totals[:1], scale="batch", all_totals_B=totals.flatten())
+    assert torch.equal(alone, advantages[:1])
+
+
+def test_sums_of_normalised_rewards_are_normalised_by_the_batch_as_numpy_does() -> None:
+    totals = torch.tensor(np.random.default_rng(0).normal(size=(3, 4)))
+    totals[0, 1] = math.nan
+    totals[2] = 0.5
+    expected = (totals.numpy() - np.nanmean(totals)) / (np.nanstd(totals) + 1e-4)
+    expected[2] = 0.0  # a flat group teaches nothing
+    found = batch_advantages(totals, totals.flatten()).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_batch_without_any_total_has_no_advantage() -> None:
+    totals = torch.full((2, 2), math.nan)
+    assert group_advantages(totals, scale="batch").isnan().all()
+    assert batch_advantages(totals, totals.flatten()).isnan().all()
+
+
+def test_gdpo_equals_trls_on_the_same_rewards() -> None:
+    """trl's formula: sums of rewards normalised within groups, normalised by the batch; with population stds."""
+    rewards = np.random.default_rng(1).normal(size=(2, 4, 2))  # prompts, completions, rewards
+    weights = np.array([1.0, 0.5])
+    specs = {name: RewardSpec(weight=weight) for name, weight in zip("ab", weights, strict=True)}
+    totals = torch.tensor(
+        [
+            [
+                sum(column)
+                for column in zip(
+                    *parts_of(specs, {"a": group[:, 0], "b": group[:, 1]}, 0, normalise=True).values(),
+                    strict=True,
+                )
+            ]
+            for group in rewards
+        ]
+    )
+    normalised = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-4)
+    sums = (normalised * weights).sum(-1)
+    expected = (sums - sums.mean()) / (sums.std() + 1e-4)
+    np.testing.assert_allclose(batch_advantages(totals, totals.flatten()).numpy(), expected, rtol=1e-9)

@@ -1,0 +1,102 @@
+"""Scoring: what the rewards cost a step.
+
+    python -m tests.benchmarks.bench_rewards
+
+Prints JSON, in milliseconds: 512 completions (64 groups of 8, each with a clip) with the three default rewards, in
+worker processes and in this one; eight rewards that sleep 100 ms for each of 64 completions, the first time and later;
+and what `import rewards` takes, beside an interpreter that imports nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from grpo.groups import Group
+from rewards.hostile import black_clip, make_group, synthetic_samples
+from rewards.runner import RewardSet, load_rewards
+from rewards.specs import RewardSpec, WorkerSettings
+
+COMPLETION = (
+    f"<think>{'The hand moves to the shelf and takes the red cup. ' * 8}</think>"
+    "<keyframes>3.5, {moment}</keyframes><answer>{letter}</answer>"
+)
+DEFAULTS = {name: RewardSpec() for name in ("accuracy", "format", "keyframe")}
+SLEEPER = """
+import time
+from rewards import reward
+
+@reward
+def sleeper(rollout):
+    time.sleep(0.1)
+    return 1.0
+"""
+
+
+def groups(num_groups: int, group_size: int) -> list[Group]:
+    """Completions that differ, about 130 tokens each."""
+    sample = synthetic_samples({})[0]
+    texts = [
+        [COMPLETION.format(moment=(p + g) % 8, letter="ABCD"[g % 4]) for g in range(group_size)]
+        for p in range(num_groups)
+    ]
+    return [make_group(column, sample, clip=black_clip()) for column in texts]
+
+
+def milliseconds(rewards: RewardSet, many: list[Group]) -> float:
+    start = perf_counter()
+    rewards.score(many)
+    return round(1000 * (perf_counter() - start), 1)
+
+
+def default_rewards() -> Mapping[str, float]:
+    """The median of twenty steps, after one to start the processes."""
+    many = groups(64, 8)
+    result = {}
+    for name, settings in (("workers", WorkerSettings()), ("own process", WorkerSettings(max_workers=0))):
+        rewards = load_rewards(DEFAULTS, settings)
+        milliseconds(rewards, many)
+        result[name] = median(milliseconds(rewards, many) for _ in range(20))
+        rewards.close()
+    return result
+
+
+def sleeping_rewards(folder: Path) -> Mapping[str, float]:
+    plugin = folder / "sleeper.py"
+    plugin.write_text(SLEEPER)
+    specs = {f"sleeper_{n}": RewardSpec(fn=f"{plugin}:sleeper", cache=False) for n in range(8)}
+    rewards = load_rewards(specs, WorkerSettings())
+    rewards.pool()  # the processes of a run are there before its first step
+    times = [milliseconds(rewards, groups(8, 8)) for _ in range(4)]
+    rewards.close()
+    return {"first step": times[0], "later": median(times[1:])}
+
+
+def start_ms(code: str) -> float:
+    def once() -> float:
+        start = perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return 1000 * (perf_counter() - start)
+
+    return median(once() for _ in range(9))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        result: dict[str, Any] = {
+            "512 completions, 3 default rewards, ms": default_rewards(),
+            "64 completions, 8 rewards of 100 ms each, ms": sleeping_rewards(Path(folder)),
+            "import rewards, ms": round(start_ms("import rewards") - start_ms("pass"), 1),
+        }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
