@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Protocol
 
 from grpo.data.check import check_media
+from grpo.data.ego4d_nlq import read_ego4d_nlq
+from grpo.data.egocross import read_egocross, read_egocross_open
+from grpo.data.egoplan import read_egoplan
+from grpo.data.egoschema import read_egoschema
+from grpo.data.egotempo import read_egotempo
+from grpo.data.hf_datasets import read_huggingface
 from grpo.data.jsonl import read_jsonl
+from grpo.data.llava import read_llava
+from grpo.data.openeqa import read_openeqa
+from grpo.data.qaego4d import read_qaego4d
+from grpo.data.sharegpt import read_sharegpt
+from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
 
 __all__ = ["READERS", "check_media", "load_samples"]
@@ -24,7 +35,22 @@ def read_synthetic(path: str, media_root: str | None) -> list[Sample]:
     return read_jsonl(path, media_root)
 
 
-READERS: dict[str, Reader] = {"jsonl": read_jsonl, "synthetic": read_synthetic}
+READERS: dict[str, Reader] = {
+    "jsonl": read_jsonl,
+    "synthetic": read_synthetic,
+    "ego4d_nlq": read_ego4d_nlq,
+    "egocross": read_egocross,
+    "egocross_open": read_egocross_open,
+    "egoplan": read_egoplan,
+    "egoschema": read_egoschema,
+    "egotempo": read_egotempo,
+    "huggingface": read_huggingface,
+    "llava": read_llava,
+    "openeqa": read_openeqa,
+    "qaego4d": read_qaego4d,
+    "sharegpt": read_sharegpt,
+    "video_r1": read_video_r1,
+}
 
 
 class Dataset(Protocol):

@@ -1,0 +1,95 @@
+"""Conversations as LLaVA and ShareGPT files hold them: turns, which become questions with answers.
+
+Each question becomes a sample of its own, without the turns before it. EVUD's authors put the turns about a
+clip into random order, so that none of theirs leans on another; and with them in the prompt, the right
+answers to the same clip's other questions would stand there for the policy to read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from grpo.data.fields import LETTERED, LETTERS, Record, as_text, shown, text
+from grpo.data.records import Place
+from grpo.groups import Sample
+
+MEDIA = re.compile(r"<(?:video|image)>\s*")
+"""Where in a question the clip stands. It always comes first in our prompts."""
+LETTER = re.compile(r"\s*\(?([A-Z])[.)]?\)?\s*")
+"""A reply that is an option's letter and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """What the parts of a turn are called."""
+
+    role: str = "from"
+    content: str = "value"
+    user: str = "human"
+    assistant: str = "gpt"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    question: str
+    reply: str
+
+
+def exchanges(turns: Sequence[Record], tags: Tags) -> list[Exchange]:
+    """Question and reply, question and reply: any other order is refused."""
+    if not turns or len(turns) % 2:
+        raise ValueError(f"a conversation is pairs of question and reply, not {len(turns)} turns")
+    for number, turn in enumerate(turns, start=1):
+        wanted = tags.user if number % 2 else tags.assistant
+        if turn.get(tags.role) != wanted:
+            raise ValueError(f"turn {number} must be from {wanted!r}, not {shown(turn.get(tags.role))}")
+    contents = [text(turn, tags.content) for turn in turns]
+    return [Exchange(*pair) for pair in zip(contents[::2], contents[1::2], strict=True)]
+
+
+def without_media(turns: Sequence[Exchange]) -> tuple[list[Exchange], list[int]]:
+    """The exchanges without their media tokens, and how many of these each question had."""
+    plain = [Exchange(MEDIA.sub("", turn.question), turn.reply) for turn in turns]
+    return plain, [len(MEDIA.findall(turn.question)) for turn in turns]
+
+
+def samples_of(
+    turns: Sequence[Exchange],
+    place: Place,
+    *,
+    name: str,
+    video: str | None,
+    clip_s: tuple[float, float | None],
+    columns: Record,
+) -> Iterator[Sample]:
+    """A sample for each exchange; with several, their names get the number of theirs."""
+    for number, turn in enumerate(turns, start=1):
+        question, choices = split_options(as_text(turn.question, "question"))
+        letter = LETTER.fullmatch(turn.reply)
+        is_choice = letter is not None and letter[1] in LETTERS[: len(choices)]
+        yield Sample(
+            id=place.id(name if len(turns) == 1 else f"{name}#{number}"),
+            question=question if is_choice else turn.question.strip(),
+            answer=letter[1] if is_choice and letter else turn.reply.strip(),
+            task="choice" if is_choice else "open",
+            source=place.source,
+            options=choices if is_choice else (),
+            video=video,
+            start_s=clip_s[0],
+            end_s=clip_s[1],
+            columns=columns,
+        )
+
+
+def split_options(question: str) -> tuple[str, tuple[str, ...]]:
+    """A question and the options that its last lines list as A, B, ...; without two of these, as it is."""
+    lines = question.strip().splitlines()
+    listed = [LETTERED.fullmatch(line.strip()) for line in lines]
+    for first in range(len(lines) - 2, 0, -1):
+        found = [match for match, letter in zip(listed[first:], LETTERS, strict=False)
+                 if match and match[1] == letter and match[2].strip()]  # fmt: skip
+        if len(found) == len(lines) - first:
+            return "\n".join(lines[:first]).strip(), tuple(match[2].strip() for match in found)
+    return question, ()

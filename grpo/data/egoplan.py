@@ -1,0 +1,131 @@
+"""EgoPlan-Bench, EgoPlan-IT and EgoPlan-Bench2: what should I do next?
+
+(https://github.com/ChenYi99/EgoPlan, https://github.com/qiulu66/EgoPlan-Bench2.) The clip runs from the task's
+start to the current observation, which is thus its last frame; what was done in it (`task_progress_metadata`)
+becomes its key moments. With nothing done before it, the clip is the last second. EgoPlan-IT has
+`negative_answers` in place of choices: three of these and the answer, in an order that the id decides.
+
+Under the media root, as the data sets' READMEs lay them out: `Ego4D/v1_288p/<video>.mp4`, and EPIC-KITCHENS' videos
+(in place of its frames) as `EPIC-KITCHENS/P01/videos/P01_13.MP4`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterator
+
+from grpo.data.fields import (
+    LETTERS,
+    Record,
+    Span,
+    as_text,
+    check_bounds,
+    check_letter,
+    name,
+    number,
+    objects,
+    on_clips_clock,
+    options,
+    shown,
+    text,
+    without,
+)
+from grpo.data.records import Place, read_samples
+from grpo.groups import Sample
+
+EGO4D_FPS = 30
+EPIC_VIDEO = re.compile(r"(P\d\d)_(\d\d\d?)")
+NUM_NEGATIVES = 3
+LAST_S = 1.0
+QUESTION = (
+    "Considering the progress shown in the video and my current observation in the last frame, "
+    "what action should I take next in order to {goal}?"
+)
+"""The question of EgoPlan's records, and of EgoPlan-Bench2's README; its records have none."""
+CHOICE_KEYS = ("choice_a", "choice_b", "choice_c", "choice_d")
+OWN_KEYS = ("question", *CHOICE_KEYS, "golden_choice_idx", "answer", "negative_answers")
+
+
+def read_egoplan(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    return read_samples(path, media_root, translate)
+
+
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    own_id = name(record, "sample_id")
+    choices, answer = _choices(record, own_id)
+    video, fps = _video(record, own_id)
+    start_s, end_s, progress_s = _clip(record, fps)
+    has_question = record.get("question") is not None
+    yield Sample(
+        id=place.id(own_id),
+        question=text(record, "question")
+        if has_question
+        else QUESTION.format(goal=text(record, "task_goal")),
+        answer=answer,
+        task="choice",
+        source=place.source,
+        options=choices,
+        video=place.media(video),
+        start_s=start_s,
+        end_s=end_s,
+        keyframes_s=on_clips_clock(progress_s, start_s, end_s, key="task_progress_metadata"),
+        columns=without(record, *OWN_KEYS),
+    )
+
+
+def _choices(record: Record, own_id: str) -> tuple[tuple[str, ...], str]:
+    """The options and the right one's letter."""
+    if record.get("negative_answers") is None:
+        choices = options([record.get(key) for key in CHOICE_KEYS], "choice_a to choice_d")
+        return choices, check_letter(text(record, "golden_choice_idx"), len(choices))
+    right = text(record, "answer")
+    wrong = [other for other in dict.fromkeys(_negatives(record)) if other != right]
+    if not wrong:
+        raise ValueError(f"'negative_answers' has none that differs from the answer {right!r}")
+    # The id as a seed: the order depends neither on other records nor, as a hash would, on the process.
+    shuffled = random.Random(own_id)
+    choices = [right, *shuffled.sample(wrong, min(NUM_NEGATIVES, len(wrong)))]
+    shuffled.shuffle(choices)
+    return tuple(choices), LETTERS[choices.index(right)]
+
+
+def _negatives(record: Record) -> list[str]:
+    value = record["negative_answers"]
+    if type(value) is not list:
+        raise ValueError(f"'negative_answers' must be a list of texts, not {shown(value)}")
+    return [as_text(each, "negative_answers") for each in value]
+
+
+def _video(record: Record, own_id: str) -> tuple[str, float]:
+    """Its path, and frames per second as the annotations count them."""
+    source = record.get("video_source", "Ego4D")
+    video = text(record, "video_id") if record.get("video_id") is not None else own_id.rpartition("_")[0]
+    if source == "Ego4D":
+        return f"Ego4D/v1_288p/{video}.mp4", EGO4D_FPS
+    match = EPIC_VIDEO.fullmatch(video)
+    if source != "EpicKitchens" or match is None:
+        raise ValueError(f"no video {shown(video)} of the 'video_source' {shown(source)} is known")
+    # EPIC-KITCHENS-55's (two digits) frames were taken at 60 per second, the extension's at 50:
+    # https://github.com/epic-kitchens/epic-kitchens-100-annotations.
+    return f"EPIC-KITCHENS/{match[1]}/videos/{video}.MP4", 60 if len(match[2]) == 2 else 50
+
+
+def _clip(record: Record, fps: float) -> tuple[float, float, list[Span]]:
+    """The clip's bounds and what was done up to its end, on the file's clock."""
+    end_s = number(record, "current_observation_frame") / fps
+    done = [
+        (number(step, "start_frame") / fps, number(step, "stop_frame") / fps)
+        for step in objects(record, "task_progress_metadata")
+    ]
+    # The published lists may go on behind the observation: that is the future.
+    done = [(first_s, min(last_s, end_s)) for first_s, last_s in done if first_s < end_s]
+    starts_s = [first_s for first_s, _ in done]
+    if record.get("task_start_frame") is not None:
+        starts_s.append(number(record, "task_start_frame") / fps)
+    start_s = min(starts_s) if done else max(end_s - LAST_S, 0.0)
+    check_bounds(start_s, end_s, keys=("task's start", "current_observation_frame"))
+    return start_s, end_s, done

@@ -1,0 +1,58 @@
+"""EgoSchema (https://github.com/egoschema/EgoSchema, arXiv 2308.09126): `questions.json`.
+
+The answers lie beside it in `subset_answers.json`, for 500 of the 5,031 questions; the others' are not
+published, so they are left out. `uid_to_ego4d.json`, if it is there too, says which three minutes of Ego4D a
+clip is: it becomes the column `ego4d`, by which overlap with other data can be found. Videos are
+`videos/<q_uid>.mp4`, as the data set's download script puts them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from grpo.data.fields import LETTERS, Record, options, shown, text, without
+from grpo.data.records import Place, load_object, read_samples
+from grpo.groups import Sample
+
+logger = logging.getLogger(__name__)
+
+OPTION_KEYS = tuple(f"option {number}" for number in range(5))
+
+
+def read_egoschema(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    folder = Path(path).parent
+    answers = load_object(folder / "subset_answers.json")
+    origins = folder / "uid_to_ego4d.json"
+    ego4d = load_object(origins) if origins.is_file() else {}
+    samples = read_samples(path, media_root, partial(translate, answers=answers, ego4d=ego4d))
+    logger.info("%s: %d questions have a published answer", path, len(samples))
+    return samples
+
+
+def translate(record: Record, place: Place, *, answers: Record, ego4d: Record) -> Iterator[Sample]:
+    uid = text(record, "q_uid")
+    choices = options([record.get(key) for key in OPTION_KEYS], "option 0 to 4")
+    if uid not in answers:
+        return
+    answer = answers[uid]
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise ValueError(
+            f"its answer in subset_answers.json must be 0 to {len(choices) - 1}, not {shown(answer)}"
+        )
+    origin = {"ego4d": ego4d[uid]} if uid in ego4d else {}
+    yield Sample(
+        id=place.id(uid),
+        question=text(record, "question"),
+        answer=LETTERS[answer],
+        task="choice",
+        source=place.source,
+        options=choices,
+        video=place.media(f"videos/{uid}.mp4"),
+        columns=without(record, "question", *OPTION_KEYS) | origin,
+    )

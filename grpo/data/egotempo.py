@@ -1,0 +1,31 @@
+"""EgoTempo (https://github.com/google-research-datasets/egotempo): `egotempo_openQA.json`.
+
+Videos are the clips that its notebook cuts out of Ego4D, `<clip_id>.mp4`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from grpo.data.fields import Record, text, without
+from grpo.data.records import Place, read_samples
+from grpo.groups import Sample
+
+
+def read_egotempo(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    return read_samples(path, media_root, translate, key="annotations")
+
+
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    yield Sample(
+        id=place.id(text(record, "question_id")),
+        question=text(record, "question"),
+        answer=text(record, "answer"),
+        task="open",
+        source=place.source,
+        video=place.media(f"{text(record, 'clip_id').removesuffix('.mp4')}.mp4"),
+        columns=without(record, "question", "answer"),
+    )

@@ -1,0 +1,131 @@
+"""Strict access to the fields of a record: what is not of the expected kind raises ValueError with the key's name.
+
+Nothing is guessed or converted. The readers (`jsonl.py` is the one to read first) are made of these.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard, get_args
+
+from grpo.groups import Task
+
+Record = Mapping[str, Any]
+Span = tuple[float, float]
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TASKS: tuple[str, ...] = get_args(Task)
+LETTERED = re.compile(r"\(?([A-Z])[.:)]\)?\s*(.*)", re.DOTALL)
+"""An option as data sets write it: `A. text`, `A: text`, `A) text`, `(A) text`."""
+
+
+def text(record: Record, key: str) -> str:
+    return as_text(present(record, key), key)
+
+
+def as_text(value: object, key: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key!r} must be a text that is not empty, not {shown(value)}")
+    # JSON can spell half of a surrogate pair, which no tokenizer or file system takes.
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{key!r} is not valid Unicode: {shown(value)}")
+    return value
+
+
+def name(record: Record, key: str) -> str:
+    """What a record is called: a text, or a whole number as one."""
+    value = present(record, key)
+    return str(value) if type(value) is int else as_text(value, key)
+
+
+def number(record: Record, key: str) -> float:
+    """A finite number, 0 or more: a frame's, or frames per second."""
+    value = present(record, key)
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{key!r} must be a number, 0 or more, not {shown(value)}")
+    return float(value)
+
+
+def seconds(value: object, key: str) -> float:
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{key!r} must be in seconds, 0 or more, not {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{key!r} is too large: {shown(value)}") from None
+
+
+def objects(record: Record, key: str) -> list[Record]:
+    """A list of objects, maybe empty."""
+    value = present(record, key)
+    if type(value) is not list or not all(type(item) is dict for item in value):
+        raise ValueError(f"{key!r} must be a list of objects, not {shown(value)}")
+    return value
+
+
+def present(record: Record, key: str) -> object:
+    """The value; a null counts as missing."""
+    if record.get(key) is None:
+        raise ValueError(f"{key!r} is missing")
+    return record[key]
+
+
+def without(record: Record, *keys: str) -> dict[str, Any]:
+    """The record's other fields: a sample's columns."""
+    return {key: value for key, value in record.items() if key not in keys}
+
+
+def options(value: object, key: str = "options") -> tuple[str, ...]:
+    """The texts to choose from, 2 to 26 of them."""
+    if not isinstance(value, list | tuple) or not 2 <= len(value) <= len(LETTERS):
+        raise ValueError(f"{key!r} must be a list of 2 to {len(LETTERS)} texts, not {shown(value)}")
+    return tuple(as_text(option, key) for option in value)
+
+
+def without_letters(texts: Sequence[str]) -> tuple[str, ...]:
+    """Options whose texts begin with their own letters, without these; options without any, as they are."""
+    found = [LETTERED.fullmatch(option.strip()) for option in texts]
+    own = [match for match, letter in zip(found, LETTERS, strict=False) if match and match[1] == letter]
+    if not own:
+        return tuple(texts)
+    if len(own) < len(texts):
+        raise ValueError(f"of the options only {len(own)} begin with their letters: {shown(list(texts))}")
+    return tuple(as_text(match[2], "options") for match in own)
+
+
+def check_letter(answer: str, num_options: int) -> str:
+    if answer not in list(LETTERS[:num_options]):
+        raise ValueError(f"answer {answer!r} is not one of the options A to {LETTERS[num_options - 1]}")
+    return answer
+
+
+def on_clips_clock(
+    spans_s: Iterable[Span], start_s: float, end_s: float | None, *, key: str
+) -> tuple[Span, ...]:
+    """Spans of the file's clock counted from the clip's start, each of which must lie inside the clip."""
+    spans_s = list(spans_s)
+    for first_s, last_s in spans_s:
+        if last_s < first_s:
+            raise ValueError(f"{key!r}: {first_s:g} to {last_s:g} s ends before it starts")
+        if first_s < start_s or (end_s is not None and last_s > end_s):
+            until = "the file's end" if end_s is None else f"{end_s:g} s"
+            raise ValueError(
+                f"{key!r}: {first_s:g} to {last_s:g} s lies outside the clip, {start_s:g} s to {until}"
+            )
+    return tuple((first_s - start_s, last_s - start_s) for first_s, last_s in spans_s)
+
+
+def check_bounds(start_s: float, end_s: float, *, keys: tuple[str, str]) -> None:
+    if end_s <= start_s:
+        raise ValueError(f"{keys[1]!r} ({end_s:g}) must lie behind {keys[0]!r} ({start_s:g})")
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def shown(value: object) -> str:
+    as_ascii = ascii(value)
+    return as_ascii if len(as_ascii) <= 80 else f"{as_ascii[:77]}..."

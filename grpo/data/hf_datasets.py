@@ -1,0 +1,60 @@
+"""Hugging Face data sets on disk: parquet files, a folder of them, or what `Dataset.save_to_disk` wrote.
+
+Their rows are records like those of any other file, so every reader takes them; the reader `huggingface` expects the
+columns of the native record (`jsonl.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grpo.data.jsonl import translate
+from grpo.data.records import read_samples
+from grpo.groups import Sample
+
+SAVED = ("state.json", "dataset_dict.json")
+"""What `save_to_disk` leaves in the folder of a data set, and of several splits."""
+
+
+def read_huggingface(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    return read_samples(path, media_root, translate)
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file or a data set's folder, in order. Raises ValueError with the path."""
+    if path.is_dir() and any((path / name).is_file() for name in SAVED):
+        return _saved(path)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path}: no parquet files in this folder, and no data set written by save_to_disk")
+    return (row for file in files for row in _parquet(file))
+
+
+def _parquet(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file}: not readable as parquet: {' '.join(str(error).split())}") from None
+
+
+def _saved(folder: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{folder}: needs the package datasets: pip install datasets") from None
+
+    data = datasets.load_from_disk(str(folder))
+    if isinstance(data, datasets.DatasetDict):
+        raise ValueError(f"{folder}: holds several splits: name one, {folder}/{next(iter(data))}")
+    # As Arrow tables: rows would come with their media decoded.
+    for table in data.with_format("arrow").iter(batch_size=1000):
+        yield from table.to_pylist()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,78 @@
+"""LLaVA's conversation JSON: EVUD (https://huggingface.co/datasets/AlanaAI/EVUD), EgoIT-99K and their like.
+
+`{"id", "video", "conversations": [{"from": "human", "value": "<video>\\n..."}, {"from": "gpt", "value": ...}]}`.
+EgoIT-99K (https://huggingface.co/datasets/lmms-lab/EgoIT-99K) adds a clip's bounds: `start_time` and
+`end_time`, or `start_frame`, `end_frame` and `current_observation_frame` (which comes last) with `fps`.
+It calls its video `<image>`, and marks with `<speech>` where the sound would go, which no model here hears.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from grpo.data.conversations import Exchange, Tags, exchanges, samples_of, without_media
+from grpo.data.fields import Record, check_bounds, name, number, objects, seconds, shown, text, without
+from grpo.data.records import Place, read_samples, refuse_images
+from grpo.groups import Sample
+
+SPEECH = re.compile(r"<speech>\s*")
+CLOCK = re.compile(r"(?:(?:([0-9]+):)?([0-9]+):)?([0-9]+(?:\.[0-9]*)?)")
+"""`75.5`, `1:15.5` or `0:01:15.5`."""
+
+
+def read_llava(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    return read_samples(path, media_root, translate)
+
+
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    if record.get("image") is not None:
+        refuse_images()
+    video = None if record.get("video") is None else place.media(text(record, "video"))
+    turns, num_media = without_media(exchanges(objects(record, "conversations"), Tags()))
+    if max(num_media) > (video is not None):
+        what = "several clips in a question are not supported" if video else "a media token without a 'video'"
+        raise ValueError(f"{what}: {shown(record['conversations'])}")
+    yield from samples_of(
+        [Exchange(SPEECH.sub("", turn.question), turn.reply) for turn in turns],
+        place,
+        name=name(record, "id"),
+        video=video,
+        clip_s=_bounds(record),
+        columns=without(record, "conversations", "video", "image"),
+    )
+
+
+def _bounds(record: Record) -> tuple[float, float | None]:
+    end_frame = (
+        "end_frame" if record.get("current_observation_frame") is None else "current_observation_frame"
+    )
+    start_s = _seconds(record, "start_time", "start_frame")
+    end_s = _seconds(record, "end_time", end_frame)
+    if end_s is not None:
+        check_bounds(start_s or 0.0, end_s, keys=("start_time", "end_time"))
+    return start_s or 0.0, end_s
+
+
+def _seconds(record: Record, time_key: str, frame_key: str) -> float | None:
+    """The time, or else the frame's; None where the record has neither."""
+    time = record.get(time_key)
+    if time is not None:
+        return _clock(time, time_key) if isinstance(time, str) else seconds(time, time_key)
+    if record.get(frame_key) is None:
+        return None
+    fps = number(record, "fps")
+    if fps == 0:
+        raise ValueError("'fps' must be above 0")
+    return number(record, frame_key) / fps
+
+
+def _clock(time: str, key: str) -> float:
+    match = CLOCK.fullmatch(time.strip())
+    if match is None:
+        raise ValueError(f"{key!r} must be seconds or hours:minutes:seconds, not {shown(time)}")
+    hours, minutes, rest = (float(part or 0) for part in match.groups())
+    return seconds(3600 * hours + 60 * minutes + rest, key)

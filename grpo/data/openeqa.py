@@ -1,0 +1,37 @@
+"""OpenEQA (https://github.com/facebookresearch/open-eqa): `open-eqa-v0.json`.
+
+The question counts as answered by `answer` or by one of the column `extra_answers`. An episode is a folder of frames
+under the media root (`hm3d-v0/000-hm3d-...`), which has to be joined into a video beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from grpo.data.fields import Record, as_text, shown, text, without
+from grpo.data.records import Place, read_samples
+from grpo.groups import Sample
+
+
+def read_openeqa(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    return read_samples(path, media_root, translate)
+
+
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    extra = record.get("extra_answers", [])
+    if type(extra) is not list:
+        raise ValueError(f"'extra_answers' must be a list of texts, not {shown(extra)}")
+    for other in extra:
+        as_text(other, "extra_answers")
+    yield Sample(
+        id=place.id(text(record, "question_id")),
+        question=text(record, "question"),
+        answer=text(record, "answer"),
+        task="open",
+        source=place.source,
+        video=place.video_of_frames(text(record, "episode_history")),
+        columns=without(record, "question", "answer"),
+    )

@@ -1,0 +1,36 @@
+"""QaEgo4D (https://github.com/lbaermann/qaego4d): `annotations.{train,val,test}.json`.
+
+Videos are Ego4D's canonical clips, `<video_id>.mp4`. The moment that shows the answer becomes a key moment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from grpo.data.fields import Record, number, on_clips_clock, text, without
+from grpo.data.records import Place, read_samples
+from grpo.groups import Sample
+
+FPS = 30
+"""Of all canonical clips; the data set counts the moments in these frames, and parts of them."""
+
+
+def read_qaego4d(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    return read_samples(path, media_root, translate)
+
+
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    moment_s = (number(record, "moment_start_frame") / FPS, number(record, "moment_end_frame") / FPS)
+    yield Sample(
+        id=place.id(text(record, "sample_id")),
+        question=text(record, "question"),
+        answer=text(record, "answer"),
+        task="open",
+        source=place.source,
+        video=place.media(f"{text(record, 'video_id')}.mp4"),
+        keyframes_s=on_clips_clock([moment_s], 0.0, None, key="moment_start_frame"),
+        columns=without(record, "question", "answer", "moment_start_frame", "moment_end_frame"),
+    )

@@ -1,0 +1,229 @@
+"""From a data set's file to its samples: what the readers share.
+
+A reader is one function from a record to samples (`Translate`). The file's form is found by its name:
+`.jsonl` holds a record in each line, `.json` a list of them, `.parquet` (or a folder) a table, see
+`hf_datasets.py`. Every error names the file and the line or, counted from 1, the record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Never
+
+from grpo.data.fields import Record, shown
+from grpo.groups import Sample
+
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record comes from and what its names are relative to."""
+
+    source: str
+    """File and line or record, for messages."""
+    file: Path
+    root: Path
+    """The folder that media paths start from."""
+    number: int
+    """Of the line or record, from 1."""
+
+    def id(self, own: str) -> str:
+        """The record's name, under the file's: data sets count from 0, and several are mixed."""
+        return f"{self.file.stem}/{own}"
+
+    def media(self, path: str) -> str:
+        """A path as the record has it, joined to the root; ValueError if it leads out of there."""
+        joined, root = os.path.normpath(self.root / path), os.path.normpath(self.root)
+        if root == ".":
+            is_inside = not os.path.isabs(joined) and joined.split(os.sep)[0] != ".."
+        else:
+            is_inside = joined.startswith(os.path.join(root, ""))
+        if not is_inside:
+            raise ValueError(f"{shown(path)} leads out of the media root {root}")
+        return joined
+
+    def video_of_frames(self, folder: str) -> str:
+        """The video that stands for a folder of frames: `frames.mp4` beside `frames`."""
+        frames = Path(self.media(folder))
+        video = frames.with_name(f"{frames.name}.mp4")
+        if not video.is_file():
+            raise ValueError(
+                f"images are not supported yet: join the frames of {frames} into {video.name} beside it"
+            )
+        return str(video)
+
+
+Translate = Callable[[Record, Place], Iterable[Sample]]
+
+
+def read_samples(
+    path: str | os.PathLike[str],
+    media_root: str | os.PathLike[str] | None,
+    translate: Translate,
+    *,
+    key: str | None = None,
+    lines: bool = False,
+) -> list[Sample]:
+    """The samples of all records, in order; an id that comes twice is refused.
+
+    media_root None: the file's folder. key: the records are the list under this key of one JSON object.
+    lines: JSON Lines, whatever the file is called. Raises FileNotFoundError, and ValueError as `place: what`.
+    """
+    file = Path(path)
+    if not (file.is_file() or file.is_dir() and not lines):
+        raise FileNotFoundError(f"{path}: no such dataset file")
+    root = file.parent if media_root is None else Path(media_root)
+    samples: dict[str, Sample] = {}
+    for number, source, record in _records(file, key=key, lines=lines):
+        try:
+            if type(record) is not dict:
+                raise ValueError(f"a record is a JSON object, not {shown(record)}")
+            for sample in translate(record, Place(source, file, root, number)):
+                if sample.id in samples:
+                    raise ValueError(f"id {sample.id!r} was already used in {samples[sample.id].source}")
+                samples[sample.id] = sample
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+    if not samples:
+        raise ValueError(f"{path}: no records")
+    return list(samples.values())
+
+
+def load_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        value = parse(path.read_bytes())
+        if type(value) is not dict:
+            raise ValueError(f"expected a JSON object, not {shown(value)}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return value
+
+
+def parse(content: bytes) -> Any:
+    """JSON without what Python adds to it (NaN, keys that are there twice); ValueError in one line."""
+    return _decoded(_DECODER.decode, _text(content))
+
+
+def refuse_images() -> Never:
+    raise ValueError("images are not supported yet; keep the records with a video")
+
+
+def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[tuple[int, str, Any]]:
+    """Number, source and value of each record."""
+    if lines or file.suffix == ".jsonl":
+        yield from _of_lines(file)
+        return
+    if file.is_dir() or file.suffix == ".parquet":
+        from grpo.data.hf_datasets import rows  # late: pyarrow, and datasets for folders
+
+        values: Iterable[Any] = rows(file)
+    elif key is not None:
+        values = _listed(file, key)
+    else:
+        yield from _of_list(file)
+        return
+    for number, value in enumerate(values, start=1):
+        yield number, f"{file}: record {number}", value
+
+
+def _listed(file: Path, key: str) -> list[Any]:
+    values = load_object(file).get(key)
+    if type(values) is not list:
+        raise ValueError(f"{file}: {key!r} must be a list of records, not {shown(values)}")
+    return values
+
+
+def _of_lines(file: Path) -> Iterator[tuple[int, str, Any]]:
+    # Read as bytes: a line ends at \n and nowhere else, and broken text is one line's fault.
+    with open(file, "rb") as opened:
+        for number, line in enumerate(opened, start=1):
+            if not line.strip():
+                continue
+            source = f"{file}:{number}"
+            try:
+                value = parse(line)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from None
+            yield number, source, value
+
+
+def _of_list(file: Path) -> Iterator[tuple[int, str, Any]]:
+    """Record by record, so that what is wrong with one is said with its number."""
+    try:
+        content = _text(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    at, number = _after(content, 0, "[", file), 0
+    if content[at : at + 1] != "]":
+        while True:
+            number += 1
+            source = f"{file}: record {number}"
+            try:
+                value, at = _decoded(_DECODER.raw_decode, content, at)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from None
+            yield number, source, value
+            at = _skip(content, at)
+            if content[at : at + 1] == "]":
+                break
+            at = _after(content, at, ",", file)
+    if (end := _skip(content, at + 1)) != len(content):
+        raise ValueError(f"{file}: not readable as JSON: text behind the list, {shown(content[end:])}")
+
+
+def _after(content: str, at: int, mark: str, file: Path) -> int:
+    at = _skip(content, at)
+    if content[at : at + 1] != mark:
+        line = content.count("\n", 0, at) + 1
+        raise ValueError(
+            f"{file}: expected a JSON list of records: {mark!r} at line {line}, not {shown(content[at : at + 20])}"
+        )
+    return _skip(content, at + 1)
+
+
+def _skip(content: str, at: int) -> int:
+    match = SPACE.match(content, at)
+    assert match is not None
+    return match.end()
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+
+
+def _decoded(decode: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return decode(*arguments)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not readable as JSON: {error.msg} at {line}column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not readable as JSON: nested too deeply") from None
+
+
+def _refuse_constant(constant: str) -> Never:
+    raise ValueError(f"not readable as JSON: {constant} is no JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return record
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)

@@ -1,0 +1,104 @@
+"""ShareGPT conversations as LLaMA-Factory reads them (https://github.com/hiyouga/LLaMA-Factory, data/README.md).
+
+`{"messages": [{"role": "user", "content": "<video>..."}, {"role": "assistant", ...}], "videos": ["a.mp4"]}`,
+or `conversations` of `from` and `value`. A `dataset_info.json` in the file's folder or the one above it that
+lists the file says what its columns and tags are called. Frames (`images`, an `<image>` each), as in EgoCross's
+support set, are refused until images are supported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from grpo.data.conversations import Tags, exchanges, samples_of, without_media
+from grpo.data.fields import Record, as_text, objects, shown, without
+from grpo.data.records import Place, load_object, read_samples, refuse_images
+from grpo.groups import Sample
+
+INFO_FILE = "dataset_info.json"
+OPENAI = Tags(role="role", content="content", user="user", assistant="assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a file's columns and the parts of its turns are called; None: the usual names, by what is there."""
+
+    messages: str | None = None
+    images: str = "images"
+    videos: str = "videos"
+    audios: str = "audios"
+    system: str = "system"
+    tags: Tags | None = None
+
+
+def read_sharegpt(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    return read_samples(path, media_root, partial(translate, layout=_layout(Path(path))))
+
+
+def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sample]:
+    if record.get(layout.images):
+        refuse_images()
+    for key in (layout.audios, layout.system):
+        if record.get(key):
+            raise ValueError(f"{key!r} is not supported: {shown(record[key])}")
+    messages = layout.messages or ("messages" if "messages" in record else "conversations")
+    turns = objects(record, messages)
+    tags = layout.tags or (OPENAI if turns and OPENAI.role in turns[0] else Tags())
+    plain, num_media = without_media(exchanges(turns, tags))
+    videos = record.get(layout.videos) or []
+    if type(videos) is not list or len(videos) > 1:
+        raise ValueError(f"{layout.videos!r} must be a list of one path: {shown(videos)}")
+    if sum(num_media) != len(videos):
+        raise ValueError(f"{sum(num_media)} media tokens for {len(videos)} videos")
+    yield from samples_of(
+        plain,
+        place,
+        name=str(place.number),  # such records have no names of their own
+        video=place.media(as_text(videos[0], layout.videos)) if videos else None,
+        clip_s=(0.0, None),
+        columns=without(record, messages, layout.videos, layout.images, layout.audios, layout.system),
+    )
+
+
+def _layout(file: Path) -> Layout:
+    """What a `dataset_info.json` beside the file, or one folder above, says of it."""
+    for folder in (file.parent, file.parent.parent):
+        info = folder / INFO_FILE
+        if info.is_file():
+            for name, entry in load_object(info).items():
+                if type(entry) is dict and _names(entry.get("file_name"), folder, file):
+                    try:
+                        return _read_entry(entry)
+                    except ValueError as error:
+                        raise ValueError(f"{info}: {name}: {error}") from None
+    return Layout()
+
+
+def _names(file_name: object, folder: Path, file: Path) -> bool:
+    return isinstance(file_name, str) and os.path.normpath(folder / file_name) == os.path.normpath(file)
+
+
+def _read_entry(entry: Record) -> Layout:
+    if entry.get("formatting") not in ("sharegpt", "openai"):
+        raise ValueError(f"'formatting' must be sharegpt, not {shown(entry.get('formatting', 'alpaca'))}")
+    columns, tags = (_texts(entry, key) for key in ("columns", "tags"))
+    own = {
+        key: columns[key] for key in ("messages", "images", "videos", "audios", "system") if key in columns
+    }
+    defaults = OPENAI if entry["formatting"] == "openai" else Tags()
+    names = {part: tags.get(f"{part}_tag", getattr(defaults, part)) for part in Tags.__slots__}
+    return Layout(**own, tags=Tags(**names) if tags or entry["formatting"] == "openai" else None)
+
+
+def _texts(entry: Record, key: str) -> dict[str, Any]:
+    value = entry.get(key) or {}
+    if type(value) is not dict:
+        raise ValueError(f"{key!r} must be an object, not {shown(value)}")
+    return {name: as_text(text, name) for name, text in value.items() if text is not None}
