@@ -13,13 +13,22 @@ from grpo.groups import Group, ScoredGroup
 from rewards.specs import RewardTable
 
 Scale = Literal["group_std", "batch", "none"]
+Baseline = Literal["mean", "loo"]
 
 
 def group_advantages(
-    totals_PG: Tensor, *, scale: Scale, all_totals_B: Tensor | None = None, eps: float = 1e-4
+    totals_PG: Tensor,
+    *,
+    scale: Scale,
+    baseline: Baseline = "mean",
+    all_totals_B: Tensor | None = None,
+    eps: float = 1e-4,
 ) -> Tensor:
     """Reward relative to the group's mean, over its (population) std, over that of the whole batch
     (`all_totals_B`; None: `totals_PG` is the batch), or over nothing.
+
+    baseline: "loo" compares with the mean of the *other* totals (RLOO, arXiv 2402.14740), which is
+    n / (n - 1) times as far away.
 
     NaN is an abstention: it stays NaN and takes no part in its group's mean and std.
     A flat group (all rewards equal) teaches nothing and gets exact zeros: its rounding errors would
@@ -31,8 +40,10 @@ def group_advantages(
     count_P1 = present_PG.sum(dim=1, keepdim=True).clamp(min=1)
     mean_P1 = filled_PG.sum(dim=1, keepdim=True) / count_P1
     advantages_PG = filled_PG - mean_P1
+    squares_PG = (advantages_PG**2).masked_fill(~present_PG, 0.0)
+    if baseline == "loo":
+        advantages_PG = advantages_PG * count_P1 / (count_P1 - 1).clamp(min=1)
     if scale == "group_std":
-        squares_PG = (advantages_PG**2).masked_fill(~present_PG, 0.0)
         std_P1 = (squares_PG.sum(dim=1, keepdim=True) / count_P1).sqrt()
         advantages_PG = advantages_PG / (std_P1 + eps)
     elif scale == "batch":
@@ -59,12 +70,15 @@ def score_groups(
     tables: Sequence[RewardTable],
     *,
     scale: Scale,
+    baseline: Baseline = "mean",
     normalised: bool = False,
+    mask_truncated: bool = False,
     gather: Callable[[list[float]], list[float]] = list,
 ) -> list[ScoredGroup]:
     """Groups with their rewards and advantages; a rollout without a total has no advantage.
 
-    normalised: the tables' totals are sums of normalised rewards. gather: puts the totals of all processes together.
+    normalised: the tables' totals are sums of normalised rewards. mask_truncated: completions that hit the token
+    limit have no advantage, but count in those of their group. gather: puts the totals of all processes together.
     """
     totals = [[math.nan if total is None else total for total in table.totals] for table in tables]
     # float64: the rewards come as Python floats, and equal totals must stay equal.
@@ -75,7 +89,10 @@ def score_groups(
     if normalised:
         advantages_PG = batch_advantages(totals_PG, all_totals_B)
     else:
-        advantages_PG = group_advantages(totals_PG, scale=scale, all_totals_B=all_totals_B)
+        advantages_PG = group_advantages(totals_PG, scale=scale, baseline=baseline, all_totals_B=all_totals_B)
+    if mask_truncated:
+        cut_off = [[not rollout.stopped for rollout in group.rollouts] for group in groups]
+        advantages_PG = advantages_PG.masked_fill(torch.tensor(cut_off), torch.nan)
     return [
         ScoredGroup(
             group=group,

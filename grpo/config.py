@@ -16,6 +16,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from grpo.learner_settings import LossConfig, OptimConfig, validate_loss, validate_robust
 from grpo.media.sampling import MediaSettings
 from rewards.loading import reads_cited_moments
 from rewards.parsing import TAGS
@@ -91,44 +92,13 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageConfig:
+    baseline: Literal["mean", "loo"] = "mean"
+    """What a total is compared with: the mean of its group, or of the group's other totals (leave-one-out, RLOO)."""
     scale: Literal["group_std", "batch", "none"] = "group_std"
-    """What a total's distance from its group's mean is divided by: its group's std, the whole batch's, or nothing."""
+    """What a total's distance from its baseline is divided by: its group's std, the whole batch's, or nothing."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """normalize_then_sum (GDPO): each reward is normalised within its group before the weighted sum, and the sums by
     the batch; `scale` has no effect then."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    type: Literal["grpo", "dapo"] = "dapo"
-    """`dapo`: the mean over all completion tokens of the step; `grpo`: the mean over completions of
-    their token means."""
-    epsilon: float = 0.2
-    epsilon_high: float = 0.2
-    """Upper clip of the probability ratio; larger than `epsilon`: asymmetric, as in DAPO."""
-    beta: float = 0.0
-    """Weight of the KL divergence to the frozen start; 0 loads no second copy of the model."""
-    use_bias_correction_kl: bool = True
-    """Multiply the KL estimate by the probability ratio, which makes its gradient unbiased."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    lr: float = 1e-6
-    schedule: Literal["constant", "cosine"] = "cosine"
-    min_lr_frac: float = 0.0
-    """Where the cosine ends, as a share of `lr`."""
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    num_iterations: int = 1
-    """Updates per batch of rollouts; from the second on, the ratio to the first one's log-probs is clipped."""
-    prompts_per_step: int = 8
-    """Over all processes."""
-    tokens_per_row: int = 16384
-    """Tokens of one forward pass. Several groups share a row where they fit; a group that does not fit
-    is split between completions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +217,9 @@ def validate(config: Config) -> None:
             "config: rollout.max_new_tokens leaves no room for a prompt in rollout.max_model_tokens"
         )
     _validate_prompt(config)
+    _validate_aggregation(config)
+    validate_loss(config.loss)
+    validate_robust(config.optim)
     if config.rollout.group_size < 2:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
     if not config.data.train:
@@ -269,6 +242,20 @@ def _validate_prompt(config: Config) -> None:
             raise ValueError(
                 f"config: prompt.{key}: {error} in {text!r}; it may use {{{'}, {'.join(names)}}}, and {{{{ for a brace"
             ) from error
+
+
+def _validate_aggregation(config: Config) -> None:
+    if config.loss.kl_in_reward and "kl" in config.rewards:
+        raise ValueError(
+            "config: rewards.kl: loss.kl_in_reward takes that name; call the reward something else"
+        )
+    if config.advantages.multi_objective_aggregation == "normalize_then_sum":
+        for key, is_set in {
+            "loss.kl_in_reward": config.loss.kl_in_reward,
+            "advantages.baseline=loo": config.advantages.baseline == "loo",
+        }.items():
+            if is_set:
+                raise ValueError(f"config: {key} does not go with advantages.multi_objective_aggregation")
 
 
 def to_yaml(config: Config) -> str:

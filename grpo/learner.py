@@ -15,23 +15,40 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from grpo.config import LossConfig, OptimConfig
-from grpo.losses import clipped_loss_T, clipped_T, kl_T, token_weights_T
+from grpo.importance import importance_ratio_T, sampler_correction
+from grpo.learner_settings import LossConfig, OptimConfig
+from grpo.losses import LOSSES, StepCounts, kl_T
 from grpo.packing import PackedRow
 from grpo.policy import Policy, TokenScores
+from grpo.robust import SPD, make_optimizer
 from grpo.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepCounts:
-    """What the loss is divided by: counts over all processes, groups without signal included."""
+class Focus:
+    """Which tokens the policy loss and the entropy bonus act on."""
 
-    num_completions: int
-    num_tokens: int
+    kept_rows: list[Tensor]
+    """For each row 1 or 0 per token."""
+    num_tokens: float
+    """The ones over all processes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Behind:
+    """What a row's tokens are compared with, fixed before the first update: all of shape (T,)."""
+
+    old_logps_T: Tensor
+    """The policy's own, before the update."""
+    policy_weight_T: Tensor
+    """What the policy loss is multiplied by: the importance weight to the engine, 0 for tokens out of focus."""
+    kept_T: Tensor
+    reference_logps_T: Tensor | None
+    """None without a KL term in the loss."""
 
 
 class Learner:
-    """The policy with its optimizer and, with a KL term, its frozen start."""
+    """The policy with its optimizer and, with a KL term, its reference."""
 
     def __init__(
         self,
@@ -47,18 +64,19 @@ class Learner:
         self.accelerator = accelerator
         self.loss, self.optim, self.num_steps = loss, optim, num_steps
         self.policy = policy
+        if optim.robust.method != "none":
+            policy.to(accelerator.device)  # the optimizer copies the weights, and has to find them there
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-        )
         set_deepspeed(accelerator, optim.max_grad_norm)
-        self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
+        self.wrapped, self.optimizer = accelerator.prepare(policy, make_optimizer(trainable, optim))
         self.reference: Policy | None = None
         if load_reference is not None:
             # DeepSpeed has made the policy bf16 by now. With another precision than the policy's, the divergence
             # of equal weights would not be 0.
             self.reference = load_reference(policy.model.dtype).requires_grad_(False).eval()
             self.reference.to(accelerator.device)
+        if loss.sync_ref_model:  # a reference that moves is part of a checkpoint
+            accelerator.register_for_checkpointing(self.reference)
 
     def update(
         self, rows: Sequence[PackedRow], padding_row: PackedRow, counts: StepCounts, step: int, tally: Tally
@@ -67,6 +85,111 @@ class Learner:
 
         padding_row: forwarded with zero loss where another process has more rows.
         """
+        self._set_lr(step, tally)
+        num_rows = self._most(len(rows))
+        padded = [*rows, *[padding_row] * (num_rows - len(rows))]
+        focus = self._focus(padded, len(rows), counts)
+        behind: list[Behind] = []
+        for iteration in range(self.optim.num_iterations if num_rows else 0):
+            for index, row in enumerate(padded):
+                row = row.to(self.policy.device)
+                with self._exchange(index == num_rows - 1):
+                    scores = self.wrapped(row, entropy_gradient=self.loss.entropy_coef != 0)
+                    if index >= len(rows):
+                        loss = 0.0 * (scores.logps_T.sum() + scores.entropy_T.sum())
+                    else:
+                        if iteration == 0:
+                            behind.append(self._behind(row, scores, focus.kept_rows[index], tally))
+                        loss = self._row_loss(row, scores, behind[index], counts, focus.num_tokens, tally)
+                    # DDP and DeepSpeed average over processes; the counts are already global.
+                    self.accelerator.backward(loss * self.accelerator.num_processes)
+            self._step(tally)
+        if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
+            self._move_reference()
+
+    def reference_logps_T(self, row: PackedRow) -> Tensor:
+        """The reference's log-probs in the precision of the policy's pass."""
+        assert self.reference is not None
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.reference(row.to(self.policy.device)).logps_T
+
+    def _focus(self, rows: Sequence[PackedRow], num_real: int, counts: StepCounts) -> Focus:
+        """All tokens, or those of highest entropy among the tokens of all rows of all processes."""
+        quantile = self.loss.top_entropy_quantile
+        if quantile == 1 or not rows:
+            ones = [torch.ones(len(row.target_T), device=self.policy.device) for row in rows]
+            return Focus(kept_rows=ones, num_tokens=counts.num_tokens)
+        with torch.no_grad():  # one pass over all rows: the threshold must not depend on how they are packed
+            entropies = [self.wrapped(row.to(self.policy.device)).entropy_T for row in rows][:num_real]
+        own = torch.cat([torch.zeros(0, device=self.policy.device), *entropies])
+        padded = self.accelerator.pad_across_processes(own, pad_index=-1)  # entropies are not negative
+        everyone = self.accelerator.gather(padded)
+        everyone = everyone[everyone >= 0]  # pyright: ignore
+        threshold = torch.quantile(everyone, 1 - quantile)
+        kept = [(entropy_T >= threshold).float() for entropy_T in entropies]
+        return Focus(kept_rows=kept, num_tokens=float((everyone >= threshold).sum()))
+
+    def _behind(self, row: PackedRow, scores: TokenScores, kept_T: Tensor, tally: Tally) -> Behind:
+        old_logps_T = scores.logps_T.detach()
+        _tally_row(row, scores, tally)
+        weight_T = kept_T
+        if self.loss.vllm_importance_sampling_correction:
+            correction = sampler_correction(
+                old_logps_T,
+                row.sampler_logps_T,
+                row.completion_T,
+                mode=self.loss.vllm_importance_sampling_mode,
+                clip_min=self.loss.vllm_importance_sampling_clip_min,
+                clip_max=self.loss.vllm_importance_sampling_clip_max,
+            )
+            weight_T = kept_T * correction.weight_T
+            tally.mean_of("sampler/ratio_mean", correction.ratio_T.sum().item(), len(kept_T))
+            tally.highest("sampler/ratio_max", correction.ratio_T.max().item())
+            tally.mean_of("sampler/outside_frac", correction.outside_T.sum().item(), len(kept_T))
+        in_loss = self.loss.beta > 0 and not self.loss.kl_in_reward
+        return Behind(
+            old_logps_T=old_logps_T,
+            policy_weight_T=weight_T,
+            kept_T=kept_T,
+            reference_logps_T=self.reference_logps_T(row) if in_loss else None,
+        )
+
+    def _row_loss(
+        self,
+        row: PackedRow,
+        scores: TokenScores,
+        behind: Behind,
+        counts: StepCounts,
+        num_kept_tokens: float,
+        tally: Tally,
+    ) -> Tensor:
+        settings, kind = self.loss, LOSSES[self.loss.type]
+        ratio_T = importance_ratio_T(
+            scores.logps_T,
+            behind.old_logps_T,
+            completion_T=row.completion_T,
+            lengths_T=row.lengths_T,
+            level=settings.level,
+        )
+        loss_T = kind.token_T(ratio_T, scores.logps_T, row.advantages_T, settings) * behind.policy_weight_T
+        if behind.reference_logps_T is not None:
+            divergence_T = kl_T(
+                scores.logps_T,
+                behind.reference_logps_T,
+                estimator=settings.kl_estimator,
+                ratio_T=ratio_T if settings.use_bias_correction_kl else None,
+            )
+            loss_T = loss_T + settings.beta * divergence_T
+            tally.mean_of("policy/kl", divergence_T.sum().item(), len(divergence_T))
+        loss = (kind.weights_T(row.lengths_T, counts) * loss_T).sum()
+        if settings.entropy_coef:
+            loss = loss - settings.entropy_coef * (scores.entropy_T * behind.kept_T).sum() / num_kept_tokens
+        tally.add("loss", loss.item() / self.optim.num_iterations)
+        clipped = kind.clipped_T(ratio_T, row.advantages_T, settings)
+        tally.mean_of("policy/clip_fraction", clipped.sum().item(), len(clipped))
+        return loss
+
+    def _set_lr(self, step: int, tally: Tally) -> None:
         factor = lr_factor(
             step,
             num_steps=self.num_steps,
@@ -77,52 +200,6 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * factor
         tally.highest("optim/lr", self.optim.lr * factor)
-        num_rows = self._most(len(rows))
-        if num_rows == 0:
-            return
-        old_logps: list[Tensor] = []
-        for iteration in range(self.optim.num_iterations):
-            first = iteration == 0
-            for index in range(num_rows):
-                is_padding = index >= len(rows)
-                row = (padding_row if is_padding else rows[index]).to(self.policy.device)
-                with self._exchange(index == num_rows - 1):
-                    scores = self.wrapped(row)
-                    if first:
-                        old_logps.append(scores.logps_T.detach())
-                        if not is_padding:
-                            _tally_row(row, scores, tally)
-                    if is_padding:
-                        loss = 0.0 * scores.logps_T.sum()
-                    else:
-                        loss = self._row_loss(row, scores.logps_T, old_logps[index], counts, tally)
-                    # DDP and DeepSpeed average over processes; the counts are already global.
-                    self.accelerator.backward(loss * self.accelerator.num_processes)
-            self._step(tally)
-
-    def _row_loss(
-        self, row: PackedRow, logps_T: Tensor, old_logps_T: Tensor, counts: StepCounts, tally: Tally
-    ) -> Tensor:
-        clip = {"epsilon": self.loss.epsilon, "epsilon_high": self.loss.epsilon_high}
-        loss_T = clipped_loss_T(logps_T, old_logps_T, row.advantages_T, **clip)
-        if self.reference is not None:
-            with torch.no_grad(), self.accelerator.autocast():  # the precision of the policy's pass
-                reference_logps_T = self.reference(row).logps_T
-            behind_T = old_logps_T if self.loss.use_bias_correction_kl else None
-            divergence_T = kl_T(logps_T, reference_logps_T, behind_T)
-            loss_T = loss_T + self.loss.beta * divergence_T
-            tally.mean_of("policy/kl", divergence_T.sum().item(), len(divergence_T))
-        weights_T = token_weights_T(
-            row.lengths_T,
-            loss_type=self.loss.type,
-            num_completions=counts.num_completions,
-            num_tokens=counts.num_tokens,
-        )
-        loss = (weights_T * loss_T).sum()
-        tally.add("loss", loss.item() / self.optim.num_iterations)
-        clipped = clipped_T(logps_T, old_logps_T, row.advantages_T, **clip)
-        tally.mean_of("policy/clip_fraction", clipped.sum().item(), len(clipped))
-        return loss
 
     def _exchange(self, last: bool) -> Any:
         """Gradients are exchanged between processes in the last backward pass only."""
@@ -134,7 +211,15 @@ class Learner:
         if norm is not None:
             tally.highest("optim/grad_norm", float(norm))
         self.optimizer.step()
+        if isinstance(self.optimizer.optimizer, SPD):
+            tally.mean_of("optim/projected_frac", self.optimizer.optimizer.projected_frac, 1)
         self.optimizer.zero_grad()
+
+    def _move_reference(self) -> None:
+        assert self.reference is not None
+        with torch.no_grad():
+            for old, new in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+                old.lerp_(new.to(old.dtype), self.loss.ref_model_mixup_alpha)
 
     def _most(self, count: int) -> int:
         counts = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))
@@ -167,16 +252,19 @@ def _tally_row(row: PackedRow, scores: TokenScores, tally: Tally) -> None:
     tally.add("tokens/computed", len(row.input_ids_N))
 
 
-def check_launch(accelerator: Accelerator, prompts_per_step: int) -> None:
+def check_launch(accelerator: Accelerator, optim: OptimConfig) -> None:
     """Raise ValueError if this update can't run in the processes that were launched."""
-    if prompts_per_step % accelerator.num_processes:
+    if optim.prompts_per_step % accelerator.num_processes:
         raise ValueError(
-            f"optim.prompts_per_step ({prompts_per_step}) must be a multiple of the "
+            f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
             f"{accelerator.num_processes} processes"
         )
     plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
     if plugin is not None and plugin.zero_stage == 3:
         raise ValueError("ZeRO-3 is not supported yet: use ZeRO-2 (launch/accelerate/zero2.yaml)")
+    if plugin is not None and optim.robust.method != "none":
+        # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
+        raise ValueError(f"optim.robust.method={optim.robust.method} is not supported with DeepSpeed yet")
 
 
 def set_deepspeed(accelerator: Accelerator, max_grad_norm: float) -> None:

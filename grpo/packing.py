@@ -72,6 +72,8 @@ class PackedRow:
     """That token's id."""
     lengths_T: Tensor
     """Length of the completion that it belongs to."""
+    completion_T: Tensor
+    """Which of the row's completions it belongs to. A completion is never split over rows."""
     advantages_T: Tensor
     sampler_logps_T: Tensor
 
@@ -149,6 +151,7 @@ def build_row(
         source_T=torch.tensor(source, dtype=torch.long),
         target_T=torch.tensor([t for rollout in rollouts for t in rollout.token_ids], dtype=torch.long),
         lengths_T=lengths.repeat_interleave(lengths),
+        completion_T=torch.arange(len(rollouts)).repeat_interleave(lengths),
         advantages_T=advantages.repeat_interleave(lengths),
         sampler_logps_T=torch.tensor(
             [value for rollout in rollouts for value in rollout.logprobs], dtype=torch.float32

@@ -28,7 +28,7 @@ SUPPRESSED_BIAS = -100.0
 class TokenScores(NamedTuple):
     logps_T: Tensor
     entropy_T: Tensor
-    """Of the whole next-token distribution, in nats; without gradient."""
+    """Of the whole next-token distribution, in nats; with gradient only where that was asked for."""
 
 
 class Policy(nn.Module):
@@ -59,8 +59,11 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
-    def forward(self, row: PackedRow) -> TokenScores:
-        """Log-probs and entropies of the row's completion tokens, shape (T,)."""
+    def forward(self, row: PackedRow, *, entropy_gradient: bool = False) -> TokenScores:
+        """Log-probs and entropies of the row's completion tokens, shape (T,).
+
+        entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
+        """
         hidden_ND = self.model.model.language_model(
             inputs_embeds=self.embed(row.input_ids_N, row)[None],
             position_ids=row.positions_3N[:, None],
@@ -70,7 +73,7 @@ class Policy(nn.Module):
         ).last_hidden_state[0]
         hidden_TD = hidden_ND[row.source_T]
         parts = [
-            checkpoint(self._head, hidden, target, use_reentrant=False)
+            checkpoint(self._head, hidden, target, entropy_gradient, use_reentrant=False)
             for hidden, target in zip(
                 hidden_TD.split(HEAD_CHUNK_TOKENS), row.target_T.split(HEAD_CHUNK_TOKENS), strict=True
             )
@@ -116,9 +119,9 @@ class Policy(nn.Module):
         bias_V[list(self.family.suppressed_ids)] = SUPPRESSED_BIAS
         return (logits_TV + bias_V) / self.temperature
 
-    def _head(self, hidden_TD: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
+    def _head(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         logps_TV = torch.log_softmax(self.logits(hidden_TD), dim=-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
             entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)
         return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T
 

@@ -85,7 +85,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     check_engine(config.rollout.engine)
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
-    check_launch(accelerator, config.optim.prompts_per_step)
+    check_launch(accelerator, config.optim)
     accelerator.print("reading the data (a demo's clips are rendered on first use)", flush=True)
     with accelerator.main_process_first():  # a reader may render its clips on first use
         train, held_out = read_data(config)

@@ -19,7 +19,9 @@ from grpo.counterfactuals import add_counterfactuals, make_plan
 from grpo.evaluation import Evaluator
 from grpo.feed import Feed, LostSample
 from grpo.groups import Group, ScoredGroup
-from grpo.learner import Learner, StepCounts
+from grpo.kl_reward import subtract_divergences
+from grpo.learner import Learner
+from grpo.losses import StepCounts
 from grpo.packing import pack, padding_row
 from grpo.policy import Policy
 from grpo.report.curves import draw_curves
@@ -27,7 +29,7 @@ from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, read_rows, rollout_rows
 from grpo.tally import Tally
 from rewards.runner import RewardSet
-from rewards.specs import RewardFailure
+from rewards.specs import RewardFailure, RewardTable
 
 MAX_LOST_STEPS = 3
 """Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""
@@ -68,11 +70,15 @@ class GRPOTrainer:
             groups = self._with_counterfactuals(groups, batch.seeds)
         with tally.timed("time/reward"):
             tables = scoring.tables(groups)
+        if self.config.loss.kl_in_reward:
+            tables = self._less_kl(groups, tables, tally)
         scored = score_groups(
             groups,
             tables,
             scale=self.config.advantages.scale,
+            baseline=self.config.advantages.baseline,
             normalised=self.rewards.normalise,
+            mask_truncated=self.config.loss.mask_truncated_completions,
             gather=gather_object,
         )
         rows = pack(
@@ -80,7 +86,7 @@ class GRPOTrainer:
             tokens_per_row=self.config.optim.tokens_per_row,
             positions=self.policy.family.positions,
             vision_token_id=self.policy.family.vision_token_id,
-            drop_flat=self.config.loss.beta == 0,
+            drop_flat=not self.config.loss.needs_flat_groups,
         )
         with tally.timed("time/update"):
             self.engine.sleep()
@@ -102,6 +108,19 @@ class GRPOTrainer:
             render=self.feed.render,
             max_prompt_tokens=self.feed.max_prompt_tokens,
             temporal_frames=self.policy.family.temporal_patch,
+        )
+
+    def _less_kl(
+        self, groups: Sequence[Group], tables: Sequence[RewardTable], tally: Tally
+    ) -> list[RewardTable]:
+        return subtract_divergences(
+            groups,
+            tables,
+            self.learner.reference_logps_T,
+            self.config.loss,
+            positions=self.policy.family.positions,
+            vision_token_id=self.policy.family.vision_token_id,
+            tally=tally,
         )
 
     def run(self) -> None:
@@ -207,9 +226,14 @@ class GRPOTrainer:
             for rollout, advantage in zip(group.group.rollouts, group.advantages, strict=True)
             if advantage is not None
         ]
-        own = torch.tensor([[len(lengths), sum(lengths)]], device=self.accelerator.device)
+        num_completions = sum(total is not None for group in scored for total in group.totals)
+        own = torch.tensor([[num_completions, sum(lengths)]], device=self.accelerator.device)
         num_completions, num_tokens = self.accelerator.gather(own).sum(0).tolist()  # pyright: ignore
-        return StepCounts(num_completions=num_completions, num_tokens=num_tokens)
+        return StepCounts(
+            num_completions=num_completions,
+            num_tokens=num_tokens,
+            max_new_tokens=self.sampling.max_new_tokens,
+        )
 
     def _check(self, step: int, row: dict[str, float]) -> None:
         """Stop when figures are not finite, rewards fail too often, nothing can be read any more, or the engine

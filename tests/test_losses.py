@@ -1,6 +1,10 @@
 """Losses by hand, and against trl's GRPOTrainer on the same numbers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,43 +14,136 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo.families import Qwen25VL
-from grpo.groups import ScoredGroup
-from grpo.losses import clipped_loss_T, clipped_T, kl_T, token_weights_T
-from grpo.packing import pack
+from grpo.groups import Rollout, ScoredGroup
+from grpo.importance import completion_sums_T, importance_ratio_T, sampler_correction
+from grpo.learner_settings import LossConfig
+from grpo.losses import LOSSES, StepCounts, kl_T
+from grpo.packing import PackedRow, pack
 from grpo.policy import Policy
 from tests import tiny
+from tests.learners import Fixed, updated
+
+MAX_NEW_TOKENS = 24
+
+
+def loss_of(kind: str, ratios: list[float], advantages: list[float], **settings: Any) -> list[float]:
+    config = LossConfig(type=kind, **settings)  # pyright: ignore[reportArgumentType]
+    ratio = torch.tensor(ratios)
+    return LOSSES[kind].token_T(ratio, ratio.log(), torch.tensor(advantages), config).tolist()
+
+
+def clipped_in(kind: str, ratios: list[float], advantages: list[float], **settings: Any) -> list[bool]:
+    config = LossConfig(type=kind, **settings)  # pyright: ignore[reportArgumentType]
+    return LOSSES[kind].clipped_T(torch.tensor(ratios), torch.tensor(advantages), config).tolist()
+
+
+def test_every_loss_type_of_the_config_is_there() -> None:
+    assert set(LOSSES) == set(get_args(get_type_hints(LossConfig)["type"]))
 
 
 def test_the_clip_takes_the_pessimistic_side() -> None:
     # ratios 1.5 and 0.5; advantage +1: min(1.5, 1.28) and min(0.5, 0.8); advantage -1: -1.5 and -0.8
-    logps = torch.tensor([1.5, 0.5, 1.5, 0.5]).log()
-    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    clip = {"epsilon": 0.2, "epsilon_high": 0.28}
-    loss = clipped_loss_T(logps, torch.zeros(4), advantages, **clip)
-    assert loss.tolist() == pytest.approx([-1.28, -0.5, 1.5, 0.8])
-    assert clipped_T(logps, torch.zeros(4), advantages, **clip).tolist() == [True, False, False, True]
+    case = [1.5, 0.5, 1.5, 0.5], [1.0, 1.0, -1.0, -1.0]
+    assert loss_of("grpo", *case, epsilon_high=0.28) == pytest.approx([-1.28, -0.5, 1.5, 0.8])
+    assert clipped_in("grpo", *case, epsilon_high=0.28) == [True, False, False, True]
+
+
+def test_delta_bounds_the_ratio_of_a_negative_advantage() -> None:
+    case = [1.5, 9.0, 9.0], [-1.0, -1.0, 1.0]
+    assert loss_of("dapo", *case, delta=4.0) == pytest.approx([1.5, 4.0, -1.2])
+    assert clipped_in("dapo", *case, delta=4.0) == [False, True, True]
 
 
 def test_a_clipped_token_has_no_gradient() -> None:
-    logps = torch.tensor([1.5, 1.2]).log().requires_grad_()
-    clipped_loss_T(logps, torch.zeros(2), torch.ones(2), epsilon=0.2, epsilon_high=0.28).sum().backward()
-    assert logps.grad is not None and logps.grad.tolist() == pytest.approx([0.0, -1.2])
+    logps = torch.tensor([1.5, 1.2, 9.0]).log().requires_grad_()
+    settings = LossConfig(epsilon_high=0.28, delta=4.0)
+    advantages = torch.tensor([1.0, 1.0, -1.0])
+    LOSSES["grpo"].token_T(logps.exp(), logps, advantages, settings).sum().backward()
+    assert logps.grad is not None and logps.grad.tolist() == pytest.approx([0.0, -1.2, 0.0])
 
 
-def test_kl_is_zero_at_equality_and_positive_elsewhere() -> None:
-    # exp(0.5) - 0.5 - 1 = 0.14872
-    assert kl_T(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -0.5])).tolist() == pytest.approx(
-        [0.0, 0.14872], abs=1e-5
+def test_cispo_bounds_the_weight_and_keeps_the_gradient() -> None:
+    logps = torch.tensor([1.5, 9.0]).log().requires_grad_()
+    settings = LossConfig(type="cispo", epsilon_high=5.0)
+    LOSSES["cispo"].token_T(logps.exp(), logps, torch.tensor([1.0, -2.0]), settings).sum().backward()
+    assert logps.grad is not None and logps.grad.tolist() == pytest.approx([-1.5, 10.0])
+    assert clipped_in("cispo", [1.5, 9.0], [1.0, -2.0], epsilon_high=5.0) == [False, True]
+
+
+def test_sapo_has_the_plain_gradient_on_policy_and_less_far_from_it() -> None:
+    # d/dr of 4/t * sigmoid(t * (r - 1)) is 4 * s * (1 - s): 1 at r = 1; at r = 3 and t = 2: s = 0.98201, 0.07065
+    ratio = torch.tensor([1.0, 1.0, 3.0]).requires_grad_()
+    settings = LossConfig(type="sapo", sapo_temperature_pos=2.0, sapo_temperature_neg=3.0)
+    LOSSES["sapo"].token_T(ratio, ratio.log(), torch.tensor([1.0, -1.0, 1.0]), settings).sum().backward()
+    assert ratio.grad is not None and ratio.grad.tolist() == pytest.approx([-1.0, 1.0, -0.07065], abs=1e-5)
+
+
+def test_weights_divide_by_the_steps_counts() -> None:
+    lengths = torch.tensor([2, 2, 5, 5, 5, 5, 5])
+    counts = StepCounts(num_completions=4, num_tokens=20, max_new_tokens=10)
+    assert LOSSES["grpo"].weights_T(lengths, counts)[0].item() == pytest.approx(1 / 8)
+    assert LOSSES["grpo"].weights_T(lengths, counts).sum().item() == pytest.approx(2 / 4)
+    assert LOSSES["dapo"].weights_T(lengths, counts).tolist() == pytest.approx([1 / 20] * 7)
+    assert LOSSES["dr_grpo"].weights_T(lengths, counts).tolist() == pytest.approx([1 / 40] * 7)
+
+
+def test_divergences_by_hand() -> None:
+    # d = reference - policy = 0.5: k1 = -0.5, k2 = 0.125, k3 = exp(0.5) - 0.5 - 1 = 0.14872; 0 at equality
+    policy, reference = torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -0.5])
+    for estimator, expected in {"k1": -0.5, "k2": 0.125, "k3": 0.14872}.items():
+        found = kl_T(policy, reference, estimator=estimator)  # pyright: ignore[reportArgumentType]
+        assert found.tolist() == pytest.approx([0.0, expected], abs=1e-5)
+        doubled = kl_T(policy, reference, estimator=estimator, ratio_T=torch.tensor([1.0, 2.0]))  # pyright: ignore
+        assert doubled.tolist() == pytest.approx([0.0, 2 * expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(("estimator", "corrected"), [("k1", True), ("k2", False), ("k3", True)])
+def test_the_gradient_of_a_divergence_is_that_of_the_exact_one(estimator: str, corrected: bool) -> None:
+    """Averaged over all of a small vocabulary with its probabilities, on-policy."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=generator, dtype=torch.float64).requires_grad_()
+    logps = logits.log_softmax(-1)
+    reference = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    ratio = torch.exp(logps - logps.detach()) if corrected else None
+    estimate = kl_T(logps, reference, estimator=estimator, ratio_T=ratio)  # pyright: ignore[reportArgumentType]
+    (found,) = torch.autograd.grad((logps.detach().exp() * estimate).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad((logps.exp() * (logps - reference)).sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_completions_ratio_is_the_geometric_mean_of_its_tokens() -> None:
+    # completions of 2, 1 and 2 tokens: (2 * 8)^(1/2) = 4, 3, (1 * 0.25)^(1/2) = 0.5
+    ratios, old = torch.tensor([2.0, 8.0, 3.0, 1.0, 0.25]), torch.full((5,), -1.0)
+    axes = {"completion_T": torch.tensor([0, 0, 1, 2, 2]), "lengths_T": torch.tensor([2, 2, 1, 2, 2])}
+    found = importance_ratio_T(old + ratios.log(), old, **axes, level="sequence")
+    assert found.tolist() == pytest.approx([4, 4, 3, 0.5, 0.5])
+    assert importance_ratio_T(old + ratios.log(), old, **axes, level="token").tolist() == pytest.approx(
+        ratios.tolist()
     )
 
 
-def text_groups() -> list[ScoredGroup]:
-    """Two groups of three about text alone, with prompts and completions of ragged length."""
-    prompts = [tiny.prompt(tiny.sample(f"s{i}", question="Which" + " red" * i), None) for i in range(2)]
-    return [
-        tiny.ragged_group(prompt, lengths, seed=i)
-        for i, (prompt, lengths) in enumerate(zip(prompts, ([3, 11, 1], [7, 9, 5]), strict=True))
-    ]
+@pytest.mark.parametrize(
+    ("mode", "weights", "outside"),
+    [
+        ("token_truncate", [2, 3, 2.5, 1, 0.5], [False, True, False, False, True]),
+        ("token_mask", [2, 0, 2.5, 1, 0], [False, True, False, False, True]),
+        ("sequence_truncate", [3, 3, 2.5, 0.5, 0.5], [True, True, False, True, True]),  # 16, 2.5 and 0.25
+        ("sequence_mask", [0, 0, 2.5, 0, 0], [True, True, False, True, True]),
+    ],
+)
+def test_the_sampler_correction_by_hand(mode: Any, weights: list[float], outside: list[bool]) -> None:
+    sampler = torch.full((5,), -2.0)
+    learner = sampler + torch.tensor([2.0, 8.0, 2.5, 1.0, 0.25]).log()
+    completion_T = torch.tensor([0, 0, 1, 2, 2])
+    found = sampler_correction(learner, sampler, completion_T, mode=mode, clip_min=0.5, clip_max=3.0)
+    assert found.weight_T.tolist() == pytest.approx(weights)
+    assert found.outside_T.tolist() == outside
+    unbounded = sampler_correction(learner, sampler, completion_T, mode=mode, clip_min=None, clip_max=None)
+    torch.testing.assert_close(unbounded.weight_T, unbounded.ratio_T)
+    assert not unbounded.outside_T.any()
+
+
+# Against trl: one step of the real Learner on one packed row, and trl's loss on one padded row per completion.
 
 
 class EveryTokenSampled(Qwen25VL):
@@ -61,77 +158,78 @@ def plain_policy() -> Policy:
     return policy
 
 
-def our_loss(
-    groups: list[ScoredGroup],
-    old_B: list[Tensor] | None,
-    reference: Policy,
-    *,
-    loss_type: str,
-    beta: float,
-    correct_kl: bool,
-) -> tuple[Tensor, Tensor]:
-    """The loss of one packed row, and its gradient."""
+def reference_policy() -> Policy:
     policy = plain_policy()
+    with torch.no_grad():  # near enough that exp(difference) does not blow up fp32's rounding
+        policy.model.lm_head.weight *= 1.02
+    return policy
+
+
+def rollouts_of(groups: Sequence[ScoredGroup]) -> list[Rollout]:
+    return [rollout for scored in groups for rollout in scored.group.rollouts]
+
+
+def packed(groups: Sequence[ScoredGroup]) -> PackedRow:
+    family = tiny.family()
     (row,) = pack(
         groups,
         tokens_per_row=10_000,
-        positions=policy.family.positions,
-        vision_token_id=policy.family.vision_token_id,
+        positions=family.positions,
+        vision_token_id=family.vision_token_id,
+        drop_flat=False,
     )
-    logps_T = policy(row).logps_T
-    old_T = torch.cat(old_B) if old_B is not None else logps_T.detach()
-    loss_T = clipped_loss_T(logps_T, old_T, row.advantages_T, epsilon=0.2, epsilon_high=0.28)
-    behind_T = old_T if correct_kl else None
-    loss_T = loss_T + beta * kl_T(logps_T, reference(row).logps_T.detach(), behind_T)
-    lengths = [len(r.token_ids) for scored in groups for r in scored.group.rollouts]
-    weights_T = token_weights_T(
-        row.lengths_T,
-        loss_type=loss_type,  # pyright: ignore[reportArgumentType]
-        num_completions=len(lengths),
-        num_tokens=sum(lengths),
-    )
-    loss = (weights_T * loss_T).sum()
-    loss.backward()
-    return loss.detach(), language_gradient(policy.model)
+    return row
 
 
-def trl_loss(
-    groups: list[ScoredGroup],
-    old_B: list[Tensor] | None,
-    reference_B: list[Tensor],
-    tmp_path: Path,
-    *,
-    loss_type: str,
-    beta: float,
-    correct_kl: bool,
-) -> tuple[Tensor, Tensor]:
-    """The same from trl's GRPOTrainer, with one padded row per completion."""
+def noise_like(values: Tensor, scale: float, seed: int) -> Tensor:
+    return scale * torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@lru_cache
+def batch() -> tuple[list[ScoredGroup], Tensor]:
+    """Two groups of three about text alone, in a row's order, with ragged prompts and completions, and the policy's
+    log-probs. The engine's differ from them by up to some 30 %, token by token."""
+    prompts = [tiny.prompt(tiny.sample(f"s{i}", question="Which" + " red" * i), None) for i in range(2)]
+    groups = [
+        tiny.ragged_group(prompt, lengths, seed=i)
+        for i, (prompt, lengths) in enumerate(zip(prompts, ([3, 11, 1], [7, 9, 5]), strict=True))
+    ]
+    groups.sort(key=lambda scored: len(scored.group.prompt.token_ids))
+    logps_T = plain_policy()(packed(groups)).logps_T.detach()
+    sampler_T = logps_T - noise_like(logps_T, 0.15, seed=1)
+    logprobs = iter(sampler_T.split([len(rollout.token_ids) for rollout in rollouts_of(groups)]))
+    sampled = []
+    for scored in groups:
+        rollouts = tuple(replace(r, logprobs=tuple(next(logprobs).tolist())) for r in scored.group.rollouts)
+        sampled.append(replace(scored, group=replace(scored.group, rollouts=rollouts)))
+    return sampled, logps_T
+
+
+def our_loss(settings: LossConfig, old_T: Tensor | None) -> tuple[float, Tensor]:
+    """The learner's loss, and its gradient on the language model."""
+    groups, _ = batch()
+    row = packed(groups)
+    counts = StepCounts(
+        num_completions=len(rollouts_of(groups)), num_tokens=len(row.target_T), max_new_tokens=MAX_NEW_TOKENS
+    )
+    policy = plain_policy()
+    behind = Fixed(old_logps_T=old_T) if old_T is not None else None
+    figures = updated(policy, [row], counts, loss=settings, reference=reference_policy(), behind=behind)
+    return figures["loss"], language_gradient(policy.model)
+
+
+def trl_loss(settings: LossConfig, old_T: Tensor | None, tmp_path: Path) -> tuple[float, Tensor]:
+    """The same from trl's GRPOTrainer."""
+    groups, logps_T = batch()
+    rollouts = rollouts_of(groups)
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
     model = plain_policy().model
     model.model.language_model.config._attn_implementation = "sdpa"
-    args = GRPOConfig(
-        output_dir=str(tmp_path),
-        loss_type=loss_type,
-        beta=beta,
-        use_bias_correction_kl=correct_kl,
-        epsilon=0.2,
-        epsilon_high=0.28,
-        num_generations=3,
-        per_device_train_batch_size=6,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-    )
-    trainer = GRPOTrainer(
-        model=model,
-        args=args,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        train_dataset=Dataset.from_list([{"prompt": "x"}]),
-        processing_class=tiny.family().processor.tokenizer,
-    )
-    trainer.current_gradient_accumulation_steps = 1
-    pairs = [(scored.group.prompt, rollout) for scored in groups for rollout in scored.group.rollouts]
-    prompt_ids, prompt_mask = padded([torch.tensor(prompt.token_ids) for prompt, _ in pairs], left=True)
-    completion_ids, completion_mask = padded([torch.tensor(rollout.token_ids) for _, rollout in pairs])
+    trainer = trl_trainer(settings, model, tmp_path)
+    prompts = [torch.tensor(s.group.prompt.token_ids) for s in groups for _ in s.group.rollouts]
+    prompt_ids, prompt_mask = padded(prompts, left=True)
+    completion_ids, completion_mask = padded([torch.tensor(rollout.token_ids) for rollout in rollouts])
+    sampler_T = packed(groups).sampler_logps_T
     inputs = {
         "prompt_ids": prompt_ids,
         "prompt_mask": prompt_mask,
@@ -139,17 +237,67 @@ def trl_loss(
         "completion_mask": completion_mask,
         "advantages": torch.tensor([a for scored in groups for a in scored.advantages]),
         "num_items_in_batch": completion_mask.sum(),
-        "ref_per_token_logps": padded(reference_B)[0],
-    } | ({"old_per_token_logps": padded(old_B)[0]} if old_B is not None else {})
+        "ref_per_token_logps": padded(reference_policy()(packed(groups)).logps_T.detach().split(lengths))[0],
+    }
+    if settings.vllm_importance_sampling_correction:
+        before_T = logps_T if old_T is None else old_T
+        inputs["importance_sampling_ratio"] = trl_correction(
+            settings, padded((before_T - sampler_T).split(lengths))[0], completion_mask
+        )
+        trainer.use_vllm = True
+    if old_T is not None:
+        inputs["old_per_token_logps"] = padded(old_T.split(lengths))[0]
     loss = trainer._compute_loss(trainer.model, inputs)
     loss.backward()
-    return loss.detach(), language_gradient(model)
+    return loss.item(), language_gradient(model)
 
 
-def padded(values: list[Tensor], *, left: bool = False) -> tuple[Tensor, Tensor]:
+def trl_trainer(settings: LossConfig, model: nn.Module, tmp_path: Path) -> Any:
+    same = ("epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg", "beta",
+            "use_bias_correction_kl", "entropy_coef", "top_entropy_quantile",
+            "vllm_importance_sampling_correction")  # fmt: skip
+    args = GRPOConfig(
+        output_dir=str(tmp_path),
+        loss_type="grpo" if settings.type == "gspo" else settings.type,
+        importance_sampling_level=settings.level,
+        max_completion_length=MAX_NEW_TOKENS,
+        **{name: getattr(settings, name) for name in same},
+        num_generations=3,
+        per_device_train_batch_size=6,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+    )
+    trainer = GRPOTrainer(
+        model=model,  # pyright: ignore[reportArgumentType]
+        args=args,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        train_dataset=Dataset.from_list([{"prompt": "x"}]),
+        processing_class=tiny.family().processor.tokenizer,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def trl_correction(settings: LossConfig, difference_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The lines of trl's `_generate_and_score_completions` between its passes, which need a running vLLM."""
+    mode, high = settings.vllm_importance_sampling_mode, settings.vllm_importance_sampling_clip_max
+    low = settings.vllm_importance_sampling_clip_min
+    difference_BT = difference_BT * mask_BT
+    if mode.startswith("sequence"):
+        difference_BT = difference_BT.sum(-1, keepdim=True)
+    ratio_BT = torch.exp(difference_BT)
+    if mode.endswith("truncate"):
+        return torch.clamp(ratio_BT, min=low, max=high)
+    assert high is not None
+    invalid_BT = ratio_BT > high
+    return ratio_BT.masked_fill(invalid_BT if low is None else invalid_BT | (ratio_BT < low), 0.0)
+
+
+def padded(values: Sequence[Tensor], *, left: bool = False) -> tuple[Tensor, Tensor]:
     side = "left" if left else "right"
     ones = [torch.ones(len(value), dtype=torch.long) for value in values]
-    return tuple(pad_sequence(x, batch_first=True, padding_side=side) for x in (values, ones))  # pyright: ignore
+    return tuple(pad_sequence(list(x), batch_first=True, padding_side=side) for x in (values, ones))  # pyright: ignore
 
 
 def language_gradient(model: nn.Module) -> Tensor:
@@ -158,31 +306,72 @@ def language_gradient(model: nn.Module) -> Tensor:
     )
 
 
+PLAIN: dict[str, Any] = {"epsilon_high": 0.28, "vllm_importance_sampling_correction": False}
+TYPES: dict[str, dict[str, Any]] = {name: PLAIN for name in LOSSES} | {"cispo": PLAIN | {"epsilon_high": 1.3}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "kl": {"beta": 0.04, "use_bias_correction_kl": False},
+    "unbiased kl": {"beta": 0.04},
+    "delta": {"type": "bnpo", "delta": 1.35},
+    "sapo": {"type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0},
+    "gspo, kl": {"type": "gspo", "beta": 0.04, "epsilon": 0.02, "epsilon_high": 0.03},
+    "dapo by sequence": {"type": "dapo", "importance_sampling_level": "sequence", "epsilon": 0.02},
+    "entropy": {"type": "grpo", "entropy_coef": 0.03},
+    "top entropy": {"top_entropy_quantile": 0.3},
+    "top entropy, bonus, kl": {"top_entropy_quantile": 0.3, "entropy_coef": 0.03, "beta": 0.04},
+    **{
+        mode: {
+            "vllm_importance_sampling_correction": True,
+            "vllm_importance_sampling_mode": mode,
+            "vllm_importance_sampling_clip_max": high,
+            "vllm_importance_sampling_clip_min": low,
+            "beta": 0.04,
+        }
+        for mode, low, high in [
+            ("token_truncate", None, 1.1), ("token_mask", 0.9, 1.1), ("sequence_truncate", 0.9, 1.2),
+            ("sequence_mask", None, 1.2),
+        ]
+    },
+}  # fmt: skip
+CASES: dict[str, dict[str, Any]] = {name: {"type": name, **settings} for name, settings in TYPES.items()} | {
+    name: PLAIN | {"type": "dapo"} | settings for name, settings in OPTIONS.items()
+}
+
+
 @pytest.mark.parametrize("with_old", [False, True])
-@pytest.mark.parametrize(("beta", "correct_kl"), [(0.0, False), (0.04, False), (0.04, True)])
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_loss_and_gradient_equal_trls(
-    loss_type: str, beta: float, correct_kl: bool, with_old: bool, tmp_path: Path
-) -> None:
-    groups = text_groups()
-    groups.sort(key=lambda scored: len(scored.group.prompt.token_ids))  # the order of a packed row
-    lengths = [len(r.token_ids) for scored in groups for r in scored.group.rollouts]
-    reference = plain_policy()
-    with torch.no_grad():  # near enough that exp(difference) does not blow up fp32's rounding
-        reference.model.lm_head.weight *= 1.02
-    (row,) = pack(
-        groups,
-        tokens_per_row=10_000,
-        positions=reference.family.positions,
-        vision_token_id=reference.family.vision_token_id,
-    )
-    start_T = plain_policy()(row).logps_T.detach()
-    noise_T = 0.5 * torch.randn(len(start_T), generator=torch.Generator().manual_seed(0))
-    old_B = list((start_T + noise_T).split(lengths)) if with_old else None
-    reference_B = list(reference(row).logps_T.detach().split(lengths))
-    loss, gradient = our_loss(groups, old_B, reference, loss_type=loss_type, beta=beta, correct_kl=correct_kl)
-    expected, expected_gradient = trl_loss(
-        groups, old_B, reference_B, tmp_path, loss_type=loss_type, beta=beta, correct_kl=correct_kl
-    )
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)  # fp32; log-probs differ by 1e-6
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_equal_trls(case: str, with_old: bool, tmp_path: Path) -> None:
+    settings = LossConfig(**CASES[case])
+    logps_T = batch()[1]
+    old_T = logps_T + noise_like(logps_T, 0.5, seed=0) if with_old else None
+    loss, gradient = our_loss(settings, old_T)
+    expected, expected_gradient = trl_loss(settings, old_T, tmp_path)
+    assert loss == pytest.approx(expected, abs=1e-5)  # fp32; log-probs differ by 1e-6
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-4
+
+
+def test_the_corrections_of_the_oracle_do_something() -> None:
+    """Every bound of the cases above is met by some tokens and not by others."""
+    groups, logps_T = batch()
+    row = packed(groups)
+    for case in CASES.values():
+        settings = LossConfig(**case)
+        if settings.vllm_importance_sampling_correction:
+            found = sampler_correction(
+                logps_T,
+                row.sampler_logps_T,
+                row.completion_T,
+                mode=settings.vllm_importance_sampling_mode,
+                clip_min=settings.vllm_importance_sampling_clip_min,
+                clip_max=settings.vllm_importance_sampling_clip_max,
+            )
+            assert 0 < found.outside_T.sum() < len(found.outside_T)
+
+
+def test_a_row_knows_which_completion_a_token_belongs_to() -> None:
+    groups, _ = batch()
+    row = packed(groups)
+    lengths = [len(rollout.token_ids) for rollout in rollouts_of(groups)]
+    expected = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    assert torch.equal(row.completion_T, expected)
+    counted = completion_sums_T(torch.ones(len(expected)), row.completion_T)
+    assert torch.equal(counted.long(), row.lengths_T)

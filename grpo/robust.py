@@ -1,0 +1,90 @@
+"""AdamW that keeps weights near where they began: Selective Projection Decay and L2-SP. Per tensor, in fp32.
+
+The start is what the weights are when the optimizer is made, before a checkpoint is loaded into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grpo.learner_settings import OptimConfig
+
+
+class SPD(torch.optim.AdamW):
+    """Adam with Selective Projection Decay (Tian et al. 2024, arXiv 2411.01713; code GT-RIPL, b377695).
+
+    Where the gradient points away from the start (descent wants to go back) and the step moved a tensor
+    outward all the same, driven by its momentum, the tensor is pulled back: `strength` 1 puts it at its previous
+    distance. The published code's condition looks at the current step alone, without accumulation.
+    """
+
+    projected_frac: float = 0.0
+    """Share of the tensors that the last step pulled back."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], *, strength: float, **options: Any) -> None:
+        super().__init__(weights, **options)
+        self.strength = strength
+        self.starts = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
+        moved = [pair for pair in zip(_weights(self), self.starts, strict=True) if pair[0].grad is not None]
+        before = [self._before(weight, start) for weight, start in moved]
+        loss = super().step(closure)
+        projected = [
+            self._project(weight, start, *was) for (weight, start), was in zip(moved, before, strict=True)
+        ]
+        self.projected_frac = float(torch.stack(projected).float().mean()) if projected else 0.0
+        return loss
+
+    @staticmethod
+    def _before(weight: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether descent leads back to the start, and the distance from it."""
+        assert weight.grad is not None
+        deviation = weight.float() - start.float()
+        return (weight.grad.float() * deviation).sum() > 0, deviation.norm()
+
+    def _project(self, weight: Tensor, start: Tensor, leads_back: Tensor, previous: Tensor) -> Tensor:
+        """Pull a tensor back; whether there was something to pull."""
+        deviation = weight.float() - start.float()
+        distance = deviation.norm()
+        # Never moved: 0 / 0.
+        ratio = ((distance - previous) / distance.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+        ratio = torch.where(leads_back, ratio, 0.0)
+        weight.sub_((self.strength * ratio * deviation).to(weight.dtype))
+        return ratio > 0
+
+
+class L2SP(torch.optim.AdamW):
+    """AdamW whose decoupled decay leads to the start in place of zero (Li et al. 2018, arXiv 1802.01483)."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], *, strength: float, **options: Any) -> None:
+        super().__init__(weights, **options)
+        self.strength = strength
+        self.starts = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
+        lr = self.param_groups[0]["lr"]
+        for weight, start in zip(_weights(self), self.starts, strict=True):
+            if weight.grad is not None:
+                weight.sub_(lr * self.strength * (weight - start))
+        return super().step(closure)
+
+
+def make_optimizer(weights: Sequence[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW, or one that keeps weights near their start."""
+    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
+    if optim.robust.method == "spd":
+        return SPD(weights, strength=optim.robust.strength, **options)
+    if optim.robust.method == "l2_sp":
+        return L2SP(weights, strength=optim.robust.strength, **options)
+    return torch.optim.AdamW(weights, **options)
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
