@@ -1,7 +1,7 @@
 """Scores groups with the rewards that a config names: the side of the rewards that the trainer sees.
 
 A step asks for a `Scoring`, adds groups as the engine finishes them, and takes their tables at the end. Rewards run
-meanwhile in worker processes (`pool.py`); `rewards_workers.max_workers=0` runs them here.
+meanwhile in worker processes (`workers/`); `rewards_workers.max_workers=0` runs them here.
 
 A value that a reward returned on purpose is data, None included: "not applicable here", which adds
 nothing to the rollout's total. An exception, a value that is no finite number, a list of the
@@ -20,10 +20,10 @@ from rewards import Counterfactual, hostile
 from rewards.cache import SLOW_S, RewardCache
 from rewards.calling import call, failures_in, outcomes_of
 from rewards.compose import check_specs, parts_of, totals_of
-from rewards.jobs import Job, Payload
 from rewards.loading import load_reward, required_columns
-from rewards.pool import Pool
 from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec, RewardTable, WorkerSettings
+from rewards.workers.jobs import Job, Payload
+from rewards.workers.pool import Pool
 
 
 def load_rewards(

@@ -14,8 +14,8 @@ import pytest
 
 from rewards.hostile import COMPLETIONS, groups, make_group
 from rewards.judge import Judge
-from rewards.judge_client import JudgeError
-from rewards.judge_store import JudgeStore
+from rewards.judge.client import JudgeError
+from rewards.judge.store import JudgeStore
 from tests.judge_server import (
     SAMPLE,
     Answer,
@@ -217,7 +217,7 @@ def test_another_model_or_request_is_asked_anew(tmp_path: Path, changed: dict[st
 PROCESS = """
 import asyncio, sys
 sys.path.insert(0, ".")
-from rewards.judge_store import JudgeStore
+from rewards.judge.store import JudgeStore
 store = JudgeStore(sys.argv[1])
 taken = 0
 for i in range(200):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rewards.judge import Judge
-from rewards.judge_client import JudgeError, retry_after_s
+from rewards.judge.client import JudgeError, retry_after_s
 from tests.judge_server import (
     Answer,
     JudgeServer,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.judge_prompt import fenced, load_prompt, shortened
+from rewards.judge.prompt import fenced, load_prompt, shortened
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from grpo.groups import ScoredGroup
 from grpo.media.decode import read_clip
 from grpo.rollout_files import FrameSource, rollout_files
 from grpo.run_dir import RunDir
-from rewards import replay
+from rewards.replay import command as replay
 from rewards.runner import load_rewards
 from tests import runs, tiny
 from tests.stored_runs import scored, write_run
@@ -233,7 +233,8 @@ def test_a_reward_without_its_counterfactuals_is_refused(folder: Path) -> None:
 
 
 def test_string_rewards_need_no_torch(folder: Path) -> None:
-    code = f"import sys; from rewards import replay; replay.main([{str(folder)!r}]); print('torch' in sys.modules)"
+    code = "import sys; from rewards.replay.command import main; "
+    code += f"main([{str(folder)!r}]); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True
     )

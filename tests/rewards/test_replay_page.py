@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from rewards import replay
 from rewards.hostile import COMPLETIONS
-from rewards.replay_page import MAX_CHARACTERS, esc, page
-from rewards.replay_text import cell, markdown, shown
+from rewards.replay import command as replay
+from rewards.replay.page import MAX_CHARACTERS, esc, page
+from rewards.replay.text import cell, markdown, shown
 from tests import tiny
 from tests.stored_runs import scored, write_run
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grpo.advantages import batch_advantages, group_advantages
-from rewards import replay_stats as stats
+from rewards.replay import stats
 
 NAN = math.nan
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from grpo.groups import Group
 from rewards.calling import Result
-from rewards.worker import dump_group
+from rewards.workers.worker import dump_group
 
 
 class Payload:

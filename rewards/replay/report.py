@@ -12,7 +12,7 @@ import numpy as np
 
 from grpo.rollout_files import read_texts
 from rewards.compose import weight_at
-from rewards.replay_stats import (
+from rewards.replay.stats import (
     bucket_rows,
     correlation,
     distribution,
@@ -22,7 +22,7 @@ from rewards.replay_stats import (
     ranking,
     shares_of_step,
 )
-from rewards.replay_table import Replayed
+from rewards.replay.table import Replayed
 from rewards.specs import RewardSpec
 
 NUM_EXAMPLES = 12

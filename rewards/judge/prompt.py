@@ -89,7 +89,9 @@ def load_prompt(
 
 def find_prompt(prompt: str) -> tuple[str, str]:
     """Where a prompt lies and its text."""
-    files = [each for each in resources.files("rewards").joinpath("prompts").iterdir() if each.is_file()]
+    files = [
+        each for each in resources.files("rewards.judge").joinpath("prompts").iterdir() if each.is_file()
+    ]
     built_in = {each.name.removesuffix(".txt"): each for each in files if each.name.endswith(".txt")}
     if prompt in built_in:
         return f"prompt {prompt}", built_in[prompt].read_text("utf-8")

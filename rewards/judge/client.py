@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rewards.judge_store import JudgeStore
+from rewards.judge.store import JudgeStore
 
 if TYPE_CHECKING:
     import httpx

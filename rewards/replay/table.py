@@ -12,7 +12,7 @@ import numpy as np
 
 from grpo.groups import ScoredGroup
 from rewards.keyframe import cited_moments
-from rewards.replay_stats import Scale, advantages_of
+from rewards.replay.stats import Scale, advantages_of
 from rewards.specs import RewardFailure, RewardTable
 
 MAX_REASONS = 3

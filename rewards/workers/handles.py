@@ -16,8 +16,8 @@ from queue import SimpleQueue
 from socket import socketpair
 from typing import Any
 
-from rewards.jobs import CallOut
 from rewards.specs import Reward, WorkerSettings
+from rewards.workers.jobs import CallOut
 
 START_S = 120.0
 """For the imports of all rewards."""
@@ -70,7 +70,12 @@ class NurseryHandle:
             paths = [path or os.getcwd() for path in sys.path]
             self._process = subprocess.Popen(
                 # Not -m: a module that runs as __main__ is another one than what pickles refer to.
-                [sys.executable, "-c", "from rewards.worker import main; main()", str(theirs.fileno())],
+                [
+                    sys.executable,
+                    "-c",
+                    "from rewards.workers.worker import main; main()",
+                    str(theirs.fileno()),
+                ],
                 pass_fds=[theirs.fileno()],
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.DEVNULL,

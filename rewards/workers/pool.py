@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 
 from rewards.calling import Result
-from rewards.handles import NurseryHandle, WorkerHandle
-from rewards.jobs import CallOut, Job
 from rewards.specs import Reward, WorkerSettings
-from rewards.worker import kill_group, rss_bytes
+from rewards.workers.handles import NurseryHandle, WorkerHandle
+from rewards.workers.jobs import CallOut, Job
+from rewards.workers.worker import kill_group, rss_bytes
 
 BUNDLE_S = 0.01
 TICK_S = 0.02

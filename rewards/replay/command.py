@@ -30,11 +30,11 @@ from grpo.config import Config
 from grpo.groups import Rollout, ScoredGroup
 from grpo.rollout_files import FrameSource, num_groups, read_rollouts, rollout_files
 from grpo.run_dir import RunDir, write_text
-from rewards.replay_page import page
-from rewards.replay_report import make_report
-from rewards.replay_stats import Scale
-from rewards.replay_table import Replayed, ReplayTable
-from rewards.replay_text import markdown
+from rewards.replay.page import page
+from rewards.replay.report import make_report
+from rewards.replay.stats import Scale
+from rewards.replay.table import Replayed, ReplayTable
+from rewards.replay.text import markdown
 from rewards.runner import RewardSet, Scoring, load_rewards
 
 GROUPS_AT_ONCE = 64
@@ -219,7 +219,3 @@ def _load(path: str) -> DictConfig:
 def _one_line(error: OmegaConfBaseException) -> str:
     first = str(error).splitlines()[0]
     return f"{error.full_key}: {first}" if error.full_key and error.full_key not in first else first
-
-
-if __name__ == "__main__":
-    sys.exit(main())

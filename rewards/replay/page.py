@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rewards.replay_text import (
+from rewards.replay.text import (
     EXAMPLES,
     REWARD_HEAD,
     WHERE_HEAD,

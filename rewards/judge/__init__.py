@@ -7,7 +7,7 @@
         args:
           base_url: http://127.0.0.1:8000/v1    # vLLM, or any other
           model: Qwen/Qwen2.5-7B-Instruct
-          prompt: openeqa                       # built in, or a file: rewards/judge_prompt.py says how it reads
+          prompt: openeqa                       # built in, or a file: prompt.py says how it reads
           cache: ${run_dir}/judge.sqlite
 
 A score on the prompt's scale counts as a value from 0 to 1. There is no score without one: a reply that holds no
@@ -42,9 +42,9 @@ from typing import Any
 
 from grpo.groups import Rollout
 from rewards import reward
-from rewards.judge_client import ChatClient, JudgeCounts, JudgeError, Reply
-from rewards.judge_prompt import fields_of, load_prompt
-from rewards.judge_store import JudgeStore
+from rewards.judge.client import ChatClient, JudgeCounts, JudgeError, Reply
+from rewards.judge.prompt import fields_of, load_prompt
+from rewards.judge.store import JudgeStore
 from rewards.parsing import ANSWER, is_blank, only_block
 
 OWN_FIELDS = ("messages", "model", "stream", "n")

@@ -1,0 +1,5 @@
+import sys
+
+from rewards.replay.command import main
+
+sys.exit(main())
