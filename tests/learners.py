@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from grpo.groups import ScoredGroup
 from grpo.learner import Behind, Learner
 from grpo.learner_settings import LossConfig, OptimConfig
 from grpo.losses import StepCounts
-from grpo.packing import PackedRow, padding_row
+from grpo.packing import PackedRow, pack, padding_row
 from grpo.policy import Policy
 from grpo.tally import Tally
 from tests import tiny
@@ -80,3 +82,59 @@ def updated(
 def padding() -> PackedRow:
     family = tiny.family()
     return padding_row(family.eos_ids[0], positions=family.positions)
+
+
+def text_groups(seed: int = 0) -> list[ScoredGroup]:
+    """Three ragged groups about text alone, the second without signal, whose engine was a little off the policy."""
+    policy = tiny.policy(seed=1)
+    groups = []
+    for i, lengths in enumerate(([3, 11, 1], [7, 9, 5], [2, 2, 14])):
+        prompt = tiny.prompt(tiny.sample(f"s{i}", question="Which" + " red" * i), None)
+        scored = tiny.ragged_group(prompt, lengths, seed=seed + i)
+        advantages = (0.0,) * len(lengths) if i == 1 else scored.advantages
+        logps_T = policy(packed([scored])[0]).logps_T.detach()
+        noise_T = 0.15 * torch.randn(len(logps_T), generator=torch.Generator().manual_seed(i))
+        logprobs = (logps_T + noise_T).split(lengths)
+        rollouts = tuple(
+            replace(rollout, logprobs=tuple(values.tolist()))
+            for rollout, values in zip(scored.group.rollouts, logprobs, strict=True)
+        )
+        group = replace(scored.group, rollouts=rollouts)
+        groups.append(replace(scored, group=group, advantages=advantages, totals=advantages))
+    return groups
+
+
+def packed(
+    groups: Sequence[ScoredGroup], *, tokens_per_row: int = 10_000, drop_flat: bool = False
+) -> list[PackedRow]:
+    family = tiny.family()
+    return pack(
+        groups,
+        tokens_per_row=tokens_per_row,
+        positions=family.positions,
+        vision_token_id=family.vision_token_id,
+        drop_flat=drop_flat,
+    )
+
+
+def counts_of(groups: Sequence[ScoredGroup]) -> StepCounts:
+    lengths = [len(rollout.token_ids) for scored in groups for rollout in scored.group.rollouts]
+    return StepCounts(num_completions=len(lengths), num_tokens=sum(lengths), max_new_tokens=24)
+
+
+def moved_policy() -> Policy:
+    """A reference near the policy of the tests, but not equal to it."""
+    policy = tiny.policy(seed=1)
+    with torch.no_grad():
+        policy.model.lm_head.weight *= 1.02
+    return policy
+
+
+def gradient_of(policy: Policy) -> Tensor:
+    return torch.cat(
+        [
+            (torch.zeros_like(w) if w.grad is None else w.grad).flatten()
+            for w in policy.parameters()
+            if w.requires_grad
+        ]
+    )

@@ -1,6 +1,7 @@
 """Group-relative advantages against numbers worked out by hand and against numpy."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +95,30 @@ def test_gdpo_equals_trls_on_the_same_rewards() -> None:
     sums = (normalised * weights).sum(-1)
     expected = (sums - sums.mean()) / (sums.std() + 1e-4)
     np.testing.assert_allclose(batch_advantages(totals, totals.flatten()).numpy(), expected, rtol=1e-9)
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
+    # 1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2
+    found = group_advantages(torch.tensor([[1.0, 2.0, 6.0]]), scale="none", baseline="loo")
+    assert found[0].tolist() == pytest.approx([-3.0, -1.5, 4.5])
+
+
+@pytest.mark.parametrize("scale", ["none", "group_std", "batch"])
+def test_leave_one_out_equals_numpy_with_abstentions(scale: Any) -> None:
+    totals = np.random.default_rng(0).normal(size=(5, 8))
+    totals[0, 3] = totals[1, :6] = totals[2, 1:] = np.nan
+    found = group_advantages(torch.from_numpy(totals), scale=scale, baseline="loo").numpy()
+    for row, values in zip(found, totals, strict=True):
+        present = values[~np.isnan(values)]
+        for i, value in enumerate(values):
+            others = np.delete(values, i)
+            others = others[~np.isnan(others)]
+            if np.isnan(value):
+                assert np.isnan(row[i])
+            elif not len(others):
+                assert row[i] == 0.0  # alone in its group: nothing to compare with
+            else:
+                std = {"none": 1.0, "group_std": present.std() + 1e-4, "batch": np.nanstd(totals) + 1e-4}[
+                    scale
+                ]
+                assert row[i] == pytest.approx((value - others.mean()) / std)

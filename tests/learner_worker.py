@@ -1,0 +1,31 @@
+"""One update in each of the processes of torchrun, with all rows on the first; the first one stores the gradient.
+
+torchrun --nproc_per_node 2 tests/learner_worker.py CASE OUT.pt
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+from tests import tiny
+from tests.learners import counts_of, gradient_of, moved_policy, packed, text_groups, updated
+from tests.test_learner_options import CASES
+
+
+def main(case: str, out: str) -> None:
+    groups, policy = text_groups(), tiny.policy(seed=1)
+    settings = CASES[case]
+    dist.init_process_group("gloo")
+    rows = packed(groups, tokens_per_row=60, drop_flat=not settings.needs_flat_groups)
+    own = rows if dist.get_rank() == 0 else rows[:0]
+    figures = updated(policy, own, counts_of(groups), loss=settings, reference=moved_policy())
+    if dist.get_rank() == 0:
+        torch.save((figures["loss"], gradient_of(policy)), out)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
