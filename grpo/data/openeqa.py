@@ -21,11 +21,9 @@ def read_openeqa(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    extra = record.get("extra_answers", [])
-    if type(extra) is not list:
-        raise ValueError(f"'extra_answers' must be a list of texts, not {shown(extra)}")
-    for other in extra:
-        as_text(other, "extra_answers")
+    columns = without(record, "question", "answer")
+    if record.get("extra_answers") is not None:
+        columns["extra_answers"] = _extra(record["extra_answers"])
     yield Sample(
         id=place.id(text(record, "question_id")),
         question=text(record, "question"),
@@ -33,5 +31,12 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         task="open",
         source=place.source,
         video=place.video_of_frames(text(record, "episode_history")),
-        columns=without(record, "question", "answer"),
+        columns=columns,
     )
+
+
+def _extra(answers: object) -> list[str]:
+    """The answers but for blank ones, which no completion should match; the published file has one."""
+    if type(answers) is not list or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"'extra_answers' must be a list of texts, not {shown(answers)}")
+    return [as_text(answer, "extra_answers") for answer in answers if answer.strip()]

@@ -8,6 +8,7 @@ A reader is one function from a record to samples (`Translate`). The file's form
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -39,13 +40,9 @@ class Place:
 
     def media(self, path: str) -> str:
         """A path as the record has it, joined to the root; ValueError if it leads out of there."""
-        joined, root = os.path.normpath(self.root / path), os.path.normpath(self.root)
-        if root == ".":
-            is_inside = not os.path.isabs(joined) and joined.split(os.sep)[0] != ".."
-        else:
-            is_inside = joined.startswith(os.path.join(root, ""))
-        if not is_inside:
-            raise ValueError(f"{shown(path)} leads out of the media root {root}")
+        joined = os.path.normpath(self.root / path)
+        if os.path.relpath(joined, self.root).split(os.sep)[0] in ("..", "."):
+            raise ValueError(f"{shown(path)} leads out of the media root {self.root}")
         return joined
 
     def video_of_frames(self, folder: str) -> str:
@@ -121,18 +118,26 @@ def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[tuple[int,
     """Number, source and value of each record."""
     if lines or file.suffix == ".jsonl":
         yield from _of_lines(file)
-        return
-    if file.is_dir() or file.suffix == ".parquet":
+    elif file.is_dir() or file.suffix == ".parquet":
         from grpo.data.hf_datasets import rows  # late: pyarrow, and datasets for folders
 
-        values: Iterable[Any] = rows(file)
+        for number, row in enumerate(rows(file), start=1):
+            source = f"{file}: record {number}"
+            _check_plain(row, source)
+            yield number, source, row
     elif key is not None:
-        values = _listed(file, key)
+        for number, value in enumerate(_listed(file, key), start=1):
+            yield number, f"{file}: record {number}", value
     else:
         yield from _of_list(file)
-        return
-    for number, value in enumerate(values, start=1):
-        yield number, f"{file}: record {number}", value
+
+
+def _check_plain(row: dict[str, Any], source: str) -> None:
+    """Columns are stored with the rollouts as JSON: bytes, dates and NaN are found now and not then."""
+    try:
+        json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: holds what JSON cannot: {error}") from None
 
 
 def _listed(file: Path, key: str) -> list[Any]:
@@ -226,4 +231,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"not readable as JSON: {shown(digits)} is too large a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(
+    parse_float=_finite, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
+)
