@@ -116,13 +116,14 @@ class Scoring:
         self._set, self._step = rewards, step
         self._pool = rewards.pool()
         self._finished = threading.Condition()
+        self._num_left = 0
         self._jobs: dict[tuple[int, int], Job] = {}
         self._groups: list[Group] = []  # held, so that the ids above stay theirs
 
     def add(self, group: Group) -> None:
         """Start the rewards that need nothing but the group itself; called while the engine samples others."""
         early = [index for index, each in enumerate(self._set.rewards) if not each.counterfactuals]
-        self._start_all(early, group, key=id(group.prompt))
+        self._submit(self._start_all(early, group, key=id(group.prompt)))
 
     def tables(self, groups: Sequence[Group]) -> list[RewardTable]:
         """Start what is left, wait, and put each group's table together.
@@ -130,14 +131,14 @@ class Scoring:
         The groups are those added before (told by their prompts), or the same with counterfactuals.
         """
         everything = range(len(self._set.rewards))
-        for group in groups:
-            self._start_all(everything, group, key=id(group.prompt))
+        started = [self._start_all(everything, group, key=id(group.prompt)) for group in groups]
+        self._submit([job for jobs in started for job in jobs])
         self.wait()
         return [self._table(group) for group in groups]
 
     def start(self, reward_index: int, group: Group) -> Job:
         """A job of one reward, for those who want no table."""
-        self._start_all([reward_index], group, key=id(group))
+        self._submit(self._start_all([reward_index], group, key=id(group)))
         return self._jobs[id(group), reward_index]
 
     def wait(self) -> None:
@@ -145,9 +146,7 @@ class Scoring:
         if self._pool is not None:
             self._pool.expire([*self._jobs.values()], time.monotonic())
             with self._finished:
-                self._finished.wait_for(
-                    lambda: not any(job.missing for job in self._jobs.values()) or self._broken
-                )
+                self._finished.wait_for(lambda: not self._num_left or self._broken)
             if self._pool.error is not None:
                 raise RuntimeError("the reward workers' own thread died") from self._pool.error
         for (_, reward_index), job in self._jobs.items():
@@ -157,24 +156,37 @@ class Scoring:
     def _broken(self) -> bool:
         return self._pool is not None and self._pool.error is not None
 
-    def _start_all(self, reward_indices: Sequence[int], group: Group, *, key: int) -> None:
+    def _start_all(self, reward_indices: Sequence[int], group: Group, *, key: int) -> list[Job]:
+        """Jobs that are not there yet; those that need a call are returned."""
         payload = Payload(group)
-        new = [index for index in reward_indices if (key, index) not in self._jobs]
-        jobs = [Job(index, payload, self._notify) for index in new]
+        new = {
+            index: Job(index, payload, self._count_down)
+            for index in reward_indices
+            if (key, index) not in self._jobs
+        }
         self._groups.append(group)
-        self._jobs.update({(key, index): job for index, job in zip(new, jobs, strict=True)})
-        for index, job in zip(new, jobs, strict=True):
-            self._answer_without_a_call(self._set.rewards[index], index, job)
-        if self._pool is not None:
-            self._pool.submit([job for job in jobs if job.missing])
-            return
-        for index, job in zip(new, jobs, strict=True):
-            if job.missing:
-                job.fill(range(len(job.results)), call(self._set.rewards[index], group.rollouts))
-
-    def _notify(self) -> None:
+        self._jobs.update({(key, index): job for index, job in new.items()})
         with self._finished:
-            self._finished.notify()
+            self._num_left += len(new)
+        for index, job in new.items():
+            self._answer_without_a_call(self._set.rewards[index], index, job)
+        return [job for job in new.values() if job.missing]
+
+    def _submit(self, jobs: Sequence[Job]) -> None:
+        if self._pool is not None:
+            self._pool.submit(jobs)
+            return
+        for job in jobs:
+            results = call(self._set.rewards[job.reward_index], job.payload.group.rollouts)
+            job.fill(range(len(job.results)), results)
+
+    def _count_down(self) -> None:
+        """Told by each job when it is done. Whoever waits is woken once, at the end: threads that take turns over every
+        job would spend more time on that than on the jobs."""
+        with self._finished:
+            self._num_left -= 1
+            if self._num_left <= 0 or self._broken:
+                self._finished.notify()
 
     def _is_cached(self, reward: Reward, reward_index: int) -> bool:
         if reward.spec.cache is not None:

@@ -312,7 +312,7 @@ class Pool:
             return
         room = self._num_base - len(workers)
         if room <= 0 and self._are_waiting(workers):
-            room = min(len(workers), self.settings.max_workers - len(workers))
+            room = min(3 * len(workers), self.settings.max_workers - len(workers))
         for _ in range(min(room, len(queue))):
             self._fork(None)
 
