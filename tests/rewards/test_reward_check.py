@@ -149,3 +149,9 @@ def test_a_mistake_is_one_line_and_status_1(
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == (1 if message else 0)
+
+
+@pytest.mark.parametrize("fn", ["sees_motion", "rarity", "Novelty", "needs_eyes", "trl_style"])
+def test_the_plugin_of_every_kind_passes(fn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{ROOT}/configs/plugins/kinds.py:{fn}"]) == 0
+    assert wrong_lines(capsys.readouterr().out) == []

@@ -1,0 +1,94 @@
+"""Rewards inside training runs: every kind of plugin, counterfactuals, hangs, and where the total comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from grpo.run_dir import read_rows
+from tests import runs, tiny
+
+KINDS = tiny.ROOT / "configs" / "plugins" / "kinds.py"
+ROUGH = tiny.ROOT / "tests" / "rewards" / "plugins" / "rough.py"
+EVERY_KIND = [
+    f"rewards.{name}={{fn: {KINDS}:{name}, weight: 0.1}}"
+    for name in ("sees_motion", "rarity", "Novelty", "remote", "needs_eyes", "trl_style")
+]
+NO_EVAL = ["eval.every_steps=0", "checkpoint.every_steps=0", "num_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def every_kind(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "kinds"
+    twice = [
+        f"rewards.again_{seconds}={{fn: '{KINDS}:remote', weight: 0.1, args: {{seconds: 0.0{seconds}}}}}"
+        for seconds in (1, 2)
+    ]
+    scheduled = ["rewards.format.schedule=[[1, 0], [2, 1]]"]
+    runs.run(run_dir, clips, *NO_EVAL, *EVERY_KIND, *twice, *scheduled)
+    return run_dir
+
+
+def test_every_kind_of_reward_trains(every_kind: Path) -> None:
+    rows = read_rows(every_kind / "metrics.jsonl")
+    names = {"sees_motion", "rarity", "Novelty", "remote", "needs_eyes", "trl_style", "again_1", "again_2"}
+    for row in rows[-2:]:
+        assert all(f"rewards/{name}/mean" in row for name in names)
+        assert row["rewards/error_frac"] == 0.0
+        assert row["tokens/counterfactual"] > 0
+    assert not (every_kind / "failures.jsonl").exists()
+
+
+def test_the_rollouts_file_explains_the_total_column_by_column(every_kind: Path) -> None:
+    for step, factor in ((1, 0.0), (2, 1.0)):
+        rows = pq.read_table(every_kind / "rollouts" / f"step_{step:06d}.parquet").to_pylist()
+        assert rows
+        for row in rows:
+            parts = [value for key, value in row.items() if key.startswith("parts/")]
+            assert len(parts) == 11 and sum(parts) == pytest.approx(row["total"])
+            assert row["parts/format"] == pytest.approx(0.5 * factor * row["rewards/format"])
+            assert row["parts/rarity"] == pytest.approx(0.1 * row["rewards/rarity"])
+
+
+def test_where_rewards_run_changes_nothing(clips: Path, tmp_path: Path) -> None:
+    overrides = [*NO_EVAL, EVERY_KIND[1], EVERY_KIND[4]]
+    apart = runs.run(tmp_path / "apart", clips, *overrides)
+    here = runs.run(tmp_path / "here", clips, *overrides, "rewards_workers.max_workers=0")
+    assert runs.repeatable(apart) == runs.repeatable(here)
+
+
+def test_a_reward_that_hangs_costs_its_own_completions(clips: Path, tmp_path: Path) -> None:
+    hangs = (
+        f"rewards.hangs={{fn: '{ROUGH}:hangs_on', weight: 0.1, timeout_s: 1.0, args: {{word: not sure}}}}"
+    )
+    rows = runs.run(tmp_path / "run", clips, *NO_EVAL, hangs, "rewards_max_error_frac=1.0")
+    failures = read_rows(tmp_path / "run" / "failures.jsonl")
+    assert {(each["kind"], each["reward"]) for each in failures} == {("reward", "hangs")}
+    assert all("no value 1 s after" in each["reason"] for each in failures)
+    stored = [
+        row
+        for step in (1, 2)
+        for row in pq.read_table(tmp_path / "run" / "rollouts" / f"step_{step:06d}.parquet").to_pylist()
+    ]
+    assert [row["total"] is None for row in stored] == ["not sure" in row["completion"] for row in stored]
+    assert 0 < sum("not sure" in row["completion"] for row in stored) < len(stored)
+    assert rows[-1]["step"] == 2
+
+
+def test_a_reward_that_fails_too_often_stops_the_run_by_name(clips: Path, tmp_path: Path) -> None:
+    exits = f"rewards.exits={{fn: '{ROUGH}:exits_on', weight: 0.0, args: {{word: not sure}}}}"
+    with pytest.raises(
+        RuntimeError, match=r"step 1: .* of the scores failed, .*: exits; see .*failures\.jsonl"
+    ):
+        runs.run(tmp_path / "run", clips, *NO_EVAL, exits)
+    runs.reset_process_state()
+
+
+def test_normalise_then_sum_trains(clips: Path, tmp_path: Path) -> None:
+    rows = runs.run(
+        tmp_path / "run", clips, *NO_EVAL, "advantages.multi_objective_aggregation=normalize_then_sum"
+    )
+    assert abs(rows[-1]["reward/mean"]) < 1e-6  # every reward's mean in its group is 0
+    assert rows[-1]["reward/std"] > 0
