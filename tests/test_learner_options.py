@@ -42,7 +42,8 @@ CASES = {
     "sapo": LossConfig(type="sapo", vllm_importance_sampling_clip_max=1.2),
     "entropy": LossConfig(top_entropy_quantile=0.3, entropy_coef=0.03),
     "top entropy": LossConfig(type="bnpo", top_entropy_quantile=0.3),
-    "kl": LossConfig(type="cispo", epsilon_high=5.0, beta=0.04, kl_estimator="k1"),
+    "k1": LossConfig(type="cispo", epsilon_high=5.0, beta=0.04, kl_estimator="k1"),
+    "k2": LossConfig(beta=0.04, kl_estimator="k2", use_bias_correction_kl=False),
 }
 
 
