@@ -56,7 +56,7 @@ def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
 
 def translate_open(record: Record, place: Place) -> Iterator[Sample]:
     yield Sample(
-        id=place.id(name(record, "id")),
+        id=place.id(f"{name(record, 'id')}#open"),  # both sets may be in one mixture
         question=text(record, "question_text"),
         answer=text(record, "answer_text"),
         task="open",

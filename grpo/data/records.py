@@ -69,13 +69,16 @@ def read_samples(
 ) -> list[Sample]:
     """The samples of all records, in order; an id that comes twice is refused.
 
-    media_root None: the file's folder. key: the records are the list under this key of one JSON object.
-    lines: JSON Lines, whatever the file is called. Raises FileNotFoundError, and ValueError as `place: what`.
+    media_root None: the file's folder, or the data set's own where it is one.
+    key: the records are the list under this key of one JSON object.
+    lines: JSON Lines, whatever the file is called.
+    Raises FileNotFoundError, and ValueError as `place: what`.
     """
     file = Path(path)
     if not (file.is_file() or file.is_dir() and not lines):
         raise FileNotFoundError(f"{path}: no such dataset file")
-    root = file.parent if media_root is None else Path(media_root)
+    own_folder = file if file.is_dir() else file.parent
+    root = own_folder if media_root is None else Path(media_root)
     samples: dict[str, Sample] = {}
     for number, source, record in _records(file, key=key, lines=lines):
         try:

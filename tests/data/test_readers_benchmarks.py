@@ -89,6 +89,7 @@ def test_egocross_is_a_choice_or_open(tmp_path: Path) -> None:
     assert read_egocross(path) == [closed]
     [opened] = read_egocross_open(path)
     assert (opened.task, opened.answer, opened.options) == ("open", "Dog", ())
+    assert opened.id == "egocross_testbed_answers/7#open"
     assert (opened.video, opened.columns, opened.question) == (closed.video, columns, closed.question)
 
 

@@ -52,7 +52,7 @@ def test_each_turn_is_a_sample_without_the_turns_before_it(tmp_path: Path) -> No
     ("bounds", "expected"),
     [
         ({"start_time": "12.5", "end_time": "20"}, (12.5, 20.0)),
-        ({"start_time": "00:01:02.5", "end_time": "1:03"}, (62.5, 63.0)),
+        ({"start_time": "1:02.5", "end_time": "01:01:03"}, (62.5, 3663.0)),
         ({"start_time": 3, "end_time": 4.5}, (3.0, 4.5)),
         ({"start_frame": 60, "end_frame": 90, "fps": 20.0}, (3.0, 4.5)),
         # The observation is the last frame, whether the progress ends before or behind it.

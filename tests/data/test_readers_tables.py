@@ -45,7 +45,7 @@ def test_a_saved_data_set_is_read_with_its_rows_order(tmp_path: Path) -> None:
     data.select([3, 1]).save_to_disk(str(tmp_path / "mine"))
     samples = read_huggingface(tmp_path / "mine")
     assert [sample.id for sample in samples] == ["3", "1"]
-    assert samples[0].video == str(tmp_path / "clips/one.mp4")
+    assert samples[0].video == str(tmp_path / "mine/clips/one.mp4")
 
 
 def test_of_several_splits_one_has_to_be_named(tmp_path: Path) -> None:
