@@ -157,6 +157,15 @@ def _version(package: str) -> str | None:
 
 
 def _fingerprint(path: str) -> str:
+    """A digest of a file, or of all files of a folder with their names."""
+    if not os.path.isdir(path):
+        return _file_digest(path)
+    files = sorted(each for each in Path(path).rglob("*") if each.is_file())
+    lines = [f"{each.relative_to(path)} {_file_digest(each)}" for each in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _file_digest(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
