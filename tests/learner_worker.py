@@ -15,12 +15,12 @@ from tests.learners import counts_of, gradient_of, moved_policy, packed, text_gr
 from tests.test_learner_options import CASES
 
 
-def main(case: str, out: str) -> None:
+def main(case: str, second: str, out: str) -> None:
     groups, policy = text_groups(), tiny.policy(seed=1)
     settings = CASES[case]
     dist.init_process_group("gloo")
     rows = packed(groups, tokens_per_row=60, drop_flat=not settings.needs_flat_groups)
-    own = rows if dist.get_rank() == 0 else rows[:0]
+    own = rows[int(second) :] if dist.get_rank() == 0 else rows[: int(second)]
     figures = updated(policy, own, counts_of(groups), loss=settings, reference=moved_policy())
     if dist.get_rank() == 0:
         torch.save((figures["loss"], gradient_of(policy)), out)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo.groups import ScoredGroup
@@ -76,7 +77,7 @@ def updated(
     learner.behind = behind
     tally = Tally()
     learner.update(rows, padding(), counts, 1, tally)
-    return tally.reduced(lambda part: [part])
+    return tally.reduced(lambda part: gather_object([part]))
 
 
 def padding() -> PackedRow:

@@ -318,6 +318,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "entropy": {"type": "grpo", "entropy_coef": 0.03},
     "top entropy": {"top_entropy_quantile": 0.3},
     "top entropy, bonus, kl": {"top_entropy_quantile": 0.3, "entropy_coef": 0.03, "beta": 0.04},
+    "top entropy, correction": {
+        "top_entropy_quantile": 0.5,
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "token_mask",
+        "vllm_importance_sampling_clip_max": 1.1,
+    },
     **{
         mode: {
             "vllm_importance_sampling_correction": True,
