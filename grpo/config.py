@@ -66,6 +66,11 @@ class DataConfig:
 class MediaConfig(MediaSettings):
     cache_gib: float = 4.0
     """Decoded frames kept in memory, per process."""
+    cache_dir: str | None = None
+    """Folder of decoded frames on disk, shared by processes and runs. None: `clip_cache` beside the run's folder, on
+    the disk that was chosen for checkpoints, so that all runs there share it. A node's own disk is faster."""
+    cache_disk_gib: float = 16.0
+    """Limit of that folder, beyond which the clips used longest ago are removed; 0: no frames on disk."""
     num_workers: int = 2
     """Decoding threads, per process."""
     prefetch_steps: int = 2
@@ -159,6 +164,11 @@ class Config:
         cites = any(reads_cited_moments(reward.fn or name) for name, reward in self.rewards.items())
         return ("think", "keyframes", "answer") if cites else ("think", "answer")
 
+    @property
+    def clip_cache(self) -> Path:
+        """The folder of decoded frames."""
+        return Path(self.media.cache_dir or Path(self.run_dir).absolute().parent / "clip_cache")
+
 
 def load_config(argv: Sequence[str]) -> Config:
     """Layer YAML files, then key=value overrides, on the defaults; later ones win.
@@ -199,6 +209,8 @@ def validate(config: Config) -> None:
         if value <= 0:
             raise ValueError(f"config: {key} must be above 0, not {value}")
     not_negative = {
+        "media.cache_gib": config.media.cache_gib,
+        "media.cache_disk_gib": config.media.cache_disk_gib,
         "loss.beta": config.loss.beta,
         "loss.epsilon": config.loss.epsilon,
         "loss.epsilon_high": config.loss.epsilon_high,
@@ -266,7 +278,8 @@ def to_yaml(config: Config) -> str:
 FREE_TO_CHANGE = (
     "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "rewards_workers",
     "data.eval", "data.probe_clips",
-    "media.num_workers", "media.cache_gib", "media.prefetch_steps", "model.gradient_checkpointing",
+    "media.num_workers", "media.cache_gib", "media.cache_dir", "media.cache_disk_gib",
+    "media.prefetch_steps", "model.gradient_checkpointing",
     "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
 )  # fmt: skip
 """What a resumed run may set anew: how it is run and watched, and how long. (Another `num_steps` stretches the rest

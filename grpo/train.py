@@ -29,6 +29,7 @@ from grpo.families import Qwen25VL, load_family
 from grpo.feed import Feed, Render, make_batch
 from grpo.groups import Sample
 from grpo.learner import Learner, check_launch
+from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
 from grpo.policy import Policy
 from grpo.rollout import Engine, Sampling
@@ -169,6 +170,7 @@ def build_trainer(
         cache_gib=config.media.cache_gib,
         num_workers=config.media.num_workers,
         patches=policy.family.patches,
+        disk=clip_cache(config),
     )
     feed = Feed(
         train,
@@ -193,6 +195,12 @@ def build_trainer(
         evaluator=build_evaluator(config, accelerator, feed, rewards, held_out, policy.family),
         run_dir=run_dir,
     )
+
+
+def clip_cache(config: Config) -> DiskCache | None:
+    if not config.media.cache_disk_gib:
+        return None
+    return DiskCache(config.clip_cache, max_gib=config.media.cache_disk_gib)
 
 
 def build_evaluator(

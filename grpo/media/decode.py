@@ -109,7 +109,7 @@ def read_clip(
 
 def frame_table(path: str) -> FrameTable:
     """The file's frames, remembered until the file changes: many clips may come from one long video."""
-    _check_exists(path)
+    check_exists(path)
     stat = os.stat(path)
     return _frame_table(path, stat.st_mtime_ns, stat.st_size)
 
@@ -275,7 +275,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
 
 @contextmanager
 def _open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    _check_exists(path)
+    check_exists(path)
     with (
         _blamed_on(f"{path}: cannot be read as a video", FFmpegError),
         # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
@@ -311,7 +311,7 @@ def _blamed_on(where: str, *kinds: type[Exception]) -> Iterator[None]:
         raise MediaError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _check_exists(path: str) -> None:
+def check_exists(path: str) -> None:
     if not os.path.isfile(path):
         raise MediaError(f"{path}: no such file")
 

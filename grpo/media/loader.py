@@ -1,7 +1,8 @@
 """Clips decoded ahead of their use by a pool of threads (PyAV and torch let go of Python's lock), and kept.
 
-What happens to the cache, and what is counted, depends on the order of `prefetch` and `get` calls alone and
-never on which thread finishes first, so that the same run counts the same.
+A clip comes from memory, else from the disk, else from its video. What happens to the cache in memory, and
+what is counted, depends on the order of `prefetch` and `get` calls alone and never on which thread finishes
+first: from the same disk cache, the same run counts the same.
 """
 
 from __future__ import annotations
@@ -15,31 +16,43 @@ from threading import Lock
 from grpo.groups import Sample
 from grpo.media.clip import Clip
 from grpo.media.decode import MediaError, read_clip
+from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
 
 _Key = tuple[str, float, float | None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    clip: Clip
+    is_decoded: bool
+    """Otherwise it comes from the disk cache."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaCounters:
-    """What the loader has done; every `get` adds one to one of the first two, or raises."""
+    """What the loader has done; every `get` adds one to one of the first three, or raises."""
 
     decoded: int = 0
     """Clips handed over for the first time after they were decoded."""
+    disk_hits: int = 0
+    """Clips handed over for the first time after they were read from the disk cache."""
     cache_hits: int = 0
+    """Clips that were in memory."""
     failed: int = 0
     """Clips that could not be read, each counted once."""
 
     def __sub__(self, earlier: MediaCounters) -> MediaCounters:
         return MediaCounters(
             decoded=self.decoded - earlier.decoded,
+            disk_hits=self.disk_hits - earlier.disk_hits,
             cache_hits=self.cache_hits - earlier.cache_hits,
             failed=self.failed - earlier.failed,
         )
 
 
 class ClipLoader:
-    """Gives each sample's clip, decoded at most once while it stays in the cache.
+    """Gives each sample's clip, read at most once while it stays in memory.
 
     A clip is *pending* from the first time that it is asked for until `get` hands it over; then it counts
     against cache_gib, and the clips handed over longest ago make room. Pending clips don't count: their
@@ -53,17 +66,20 @@ class ClipLoader:
         cache_gib: float,
         num_workers: int,
         patches: PatchShape = QWEN2_5_VL,
+        disk: DiskCache | None = None,
     ) -> None:
         self._settings = settings
         self._patches = patches
+        self._disk = disk
         self._max_bytes = int(cache_gib * 2**30)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="clip")
         self._lock = Lock()
-        self._pending: dict[_Key, Future[Clip]] = {}
+        self._pending: dict[_Key, Future[_Read]] = {}
         self._cache: OrderedDict[_Key, Clip] = OrderedDict()
         self._cached_bytes = 0
         self._failures: dict[_Key, str] = {}
         self._decoded = 0
+        self._disk_hits = 0
         self._cache_hits = 0
 
     def prefetch(self, samples: Iterable[Sample]) -> None:
@@ -95,42 +111,53 @@ class ClipLoader:
         """Totals so far; a step's share is the difference of two of them."""
         with self._lock:
             return MediaCounters(
-                decoded=self._decoded, cache_hits=self._cache_hits, failed=len(self._failures)
+                decoded=self._decoded,
+                disk_hits=self._disk_hits,
+                cache_hits=self._cache_hits,
+                failed=len(self._failures),
             )
 
     def close(self) -> None:
         """Drop what has not been started and wait for the rest."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _request(self, key: _Key) -> Future[Clip]:
+    def _request(self, key: _Key) -> Future[_Read]:
         if key not in self._pending:
-            path, start_s, end_s = key
-            self._pending[key] = self._pool.submit(
-                read_clip,
-                path,
-                start_s=start_s,
-                end_s=end_s,
-                settings=self._settings,
-                patches=self._patches,
-            )
+            self._pending[key] = self._pool.submit(self._read, key)
         return self._pending[key]
 
-    def _hand_over(self, key: _Key, future: Future[Clip]) -> Clip:
+    def _read(self, key: _Key) -> _Read:
+        path, start_s, end_s = key
+        if self._disk is None:
+            return _Read(self._decode(key), is_decoded=True)
+        name = entry_name(path, start_s, end_s, self._settings, self._patches)
+        if (stored := self._disk.load(name, path)) is not None:
+            return _Read(stored, is_decoded=False)
+        clip = self._decode(key)
+        self._disk.store(name, clip)
+        return _Read(clip, is_decoded=True)
+
+    def _decode(self, key: _Key) -> Clip:
+        path, start_s, end_s = key
+        return read_clip(path, start_s=start_s, end_s=end_s, settings=self._settings, patches=self._patches)
+
+    def _hand_over(self, key: _Key, future: Future[_Read]) -> Clip:
         """Settle a finished clip: the first of several who waited for it moves it into the cache."""
         is_first = self._pending.get(key) is future
         if is_first:
             del self._pending[key]
         try:
-            clip = future.result()
+            read = future.result()
         except MediaError as error:
             self._failures[key] = str(error)
             raise MediaError(str(error)) from error
         if is_first:
-            self._decoded += 1
-            self._store(key, clip)
+            self._decoded += read.is_decoded
+            self._disk_hits += not read.is_decoded
+            self._store(key, read.clip)
         else:
             self._cache_hits += 1
-        return clip
+        return read.clip
 
     def _store(self, key: _Key, clip: Clip) -> None:
         if clip.frames_FHWC.nbytes > self._max_bytes:

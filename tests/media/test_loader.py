@@ -14,6 +14,7 @@ import pytest
 from grpo.groups import Sample
 from grpo.media import loader as loader_module
 from grpo.media.decode import MediaError, read_clip
+from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
 from grpo.media.sampling import MediaSettings
 from tests.videos import write_video
@@ -47,8 +48,9 @@ def make_sample(video: str, start_s: float = 0.0) -> Sample:
 def make_loader() -> Iterator[MakeLoader]:
     made: list[ClipLoader] = []
 
-    def make(num_clips: float = 100, num_workers: int = 2) -> ClipLoader:
-        made.append(ClipLoader(SETTINGS, cache_gib=num_clips * CLIP_BYTES / 2**30, num_workers=num_workers))
+    def make(num_clips: float = 100, num_workers: int = 2, disk: DiskCache | None = None) -> ClipLoader:
+        cache_gib = num_clips * CLIP_BYTES / 2**30
+        made.append(ClipLoader(SETTINGS, cache_gib=cache_gib, num_workers=num_workers, disk=disk))
         return made[-1]
 
     yield make
@@ -277,6 +279,57 @@ def test_closing_drops_what_was_not_started(samples: list[Sample], monkeypatch: 
     assert read == [samples[0].video]
 
 
+def test_a_clip_is_decoded_once_for_all_loaders_of_a_disk_cache(
+    make_loader: MakeLoader, samples: list[Sample], reads: list[str], tmp_path: Path
+) -> None:
+    disk = DiskCache(tmp_path / "cache", max_gib=1)
+    first, second = (make_loader(disk=disk), make_loader(disk=DiskCache(disk.folder, max_gib=1)))
+    for loader in (first, second, second):
+        loader.prefetch(samples)
+        clips = [loader.get(sample) for sample in samples]
+    assert len(reads) == 6
+    assert first.counters() == MediaCounters(decoded=6)
+    assert second.counters() == MediaCounters(disk_hits=6, cache_hits=6)
+    assert samples[0].video is not None
+    plain = read_clip(samples[0].video, settings=SETTINGS)
+    assert np.array_equal(clips[0].frames_FHWC, plain.frames_FHWC) and clips[0].path == plain.path
+
+
+def test_a_changed_or_damaged_clip_is_decoded_again(
+    make_loader: MakeLoader, reads: list[str], tmp_path: Path
+) -> None:
+    disk = DiskCache(tmp_path / "cache", max_gib=1)
+    sample = make_sample(write_video(tmp_path / "a.mp4", num_frames=30))
+    assert make_loader(disk=disk).get(sample).duration_s == pytest.approx(1)
+    write_video(tmp_path / "a.mp4", num_frames=60)
+    assert make_loader(disk=disk).get(sample).duration_s == pytest.approx(2)
+    assert len(reads) == 2
+    for file in disk.folder.glob("*/*"):
+        file.write_bytes(file.read_bytes()[:100])
+    loader = make_loader(disk=disk)
+    assert loader.get(sample).duration_s == pytest.approx(2)
+    assert loader.counters() == MediaCounters(decoded=1)
+    assert make_loader(disk=disk).get(sample).duration_s == pytest.approx(2)
+    assert len(reads) == 3
+
+
+def test_a_disk_that_takes_nothing_leaves_the_loader_as_it_is_without_one(
+    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    loader = make_loader(disk=DiskCache(tmp_path / "file", max_gib=1))
+    for _ in range(2):
+        assert [loader.get(sample).num_frames for sample in samples] == [4] * 6
+    assert loader.counters() == MediaCounters(decoded=6, cache_hits=6)
+    assert sum("going on without storing" in message for message in caplog.messages) == 1
+    gone = make_sample(str(tmp_path / "gone.mp4"))
+    with pytest.raises(MediaError, match="no such file"):
+        loader.get(gone)
+
+
 def test_counters_of_a_step_are_a_difference() -> None:
-    before, after = MediaCounters(decoded=3, failed=1), MediaCounters(decoded=5, cache_hits=2, failed=1)
-    assert after - before == MediaCounters(decoded=2, cache_hits=2)
+    before, after = (
+        MediaCounters(decoded=3, failed=1),
+        MediaCounters(decoded=5, disk_hits=4, cache_hits=2, failed=1),
+    )
+    assert after - before == MediaCounters(decoded=2, disk_hits=4, cache_hits=2)

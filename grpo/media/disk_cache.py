@@ -1,0 +1,226 @@
+"""Decoded clips on disk, for all processes and runs that share a folder: a clip is decoded once in its life.
+
+An entry is one safetensors file, named by all that went into it (`entry_name`). It is written under another
+name and then renamed, so that nobody meets half of one, whoever is killed when; a checksum finds what the disk
+damaged. The sum of all sizes is kept in a file, which is also the lock; a writer that would exceed the limit
+lists the entries and removes those used longest ago.
+
+The cache is never worth a run: what it can't read is decoded again, and after the first write that fails it
+goes on without writing. Not diskcache: that keeps its index in SQLite, which network file systems break, and
+its values as pickles, which run code when they are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+import av
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from grpo.media.clip import Clip
+from grpo.media.decode import MediaError, check_exists
+from grpo.media.sampling import MediaSettings, PatchShape
+
+VERSION = 1
+"""To be raised with every change of what `read_clip` returns."""
+SUFFIX = ".clip"
+KEPT_FRAC = 0.9
+"""Of the limit, after making room: listing all entries for every single new one would be slow."""
+MIN_FREE_GIB = 1.0
+"""Left on the disk: metrics and logs have to go somewhere."""
+ABANDONED_AFTER_S = 3600.0
+"""An unfinished file this old belongs to a writer that was killed."""
+IDENTITY_BYTES = 64 * 1024
+"""Of a video's start and of its end."""
+
+logger = logging.getLogger(__name__)
+
+
+def entry_name(
+    path: str, start_s: float, end_s: float | None, settings: MediaSettings, patches: PatchShape
+) -> str:
+    """The same for the same clip of the same file, wherever that lies; MediaError if there is no file."""
+    check_exists(path)
+    try:
+        stat = os.stat(path)
+        content = _ends_digest(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
+    recipe = {
+        "version": VERSION,
+        # Another decoder or another resize may round differently.
+        "libraries": [av.__version__, sorted(av.library_versions.items()), torch.__version__],
+        "file": [stat.st_size, stat.st_mtime_ns, content],
+        "part_s": [float(start_s), None if end_s is None else float(end_s)],
+        "settings": {field.name: getattr(settings, field.name) for field in fields(MediaSettings)},
+        "patches": asdict(patches),
+    }
+    return hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=20).hexdigest()
+
+
+class DiskCache:
+    """At most max_gib of clips in a folder. Any thread, process or run may use it at once."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, max_gib: float) -> None:
+        self.folder = Path(folder)
+        self.max_bytes = int(max_gib * 2**30)
+        self.is_writing = True
+        """False after a write that failed."""
+
+    def __contains__(self, name: str) -> bool:
+        return self._file(name).is_file()
+
+    def load(self, name: str, path: str) -> Clip | None:
+        """The entry as a clip of the file at path; None if there is none. A damaged one is removed."""
+        file = self._file(name)
+        try:
+            # No memory map: the page of an entry that another machine removes would end this process.
+            clip = _unpack(load(file.read_bytes()), path)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            logger.warning("%s: damaged (%s), decoding again", file, error)
+            with suppress(OSError):
+                file.unlink()
+            return None
+        with suppress(OSError):  # the folder of somebody else may be read, if not marked
+            os.utime(file)
+        return clip
+
+    def store(self, name: str, clip: Clip) -> None:
+        """Keep the clip, if it can be. What the disk says against it is said once, as a warning."""
+        content = save(_pack(clip))
+        if not self.is_writing or len(content) > KEPT_FRAC * self.max_bytes:
+            return
+        try:
+            self._write(self._file(name), content)
+        except OSError as error:
+            if self.is_writing:
+                logger.warning(
+                    "media.cache_dir: %s: %s; going on without storing clips",
+                    self.folder,
+                    error.strerror or error,
+                )
+            self.is_writing = False
+
+    def num_bytes(self) -> int:
+        """Of all entries, as found on the disk."""
+        return sum(size for _, size, _ in self._entries())
+
+    def _write(self, file: Path, content: bytes) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.folder).free - len(content) < MIN_FREE_GIB * 2**30:
+            raise OSError(errno.ENOSPC, f"less than {MIN_FREE_GIB:g} GiB of the disk are free")
+        unfinished = file.with_name(
+            f".{uuid4().hex}{SUFFIX}"
+        )  # not tempfile's: its files are for one user only
+        try:
+            unfinished.write_bytes(content)
+            self._admit(unfinished, file, len(content))
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _admit(self, unfinished: Path, file: Path, num_bytes: int) -> None:
+        """Make room and give the entry its name."""
+        with self._locked_total() as total:
+            if file.exists():  # somebody else was faster
+                return
+            before = _read_number(total)
+            if before is None or before + num_bytes > self.max_bytes:
+                before = self._make_room(num_bytes)
+            # The sum first: a kill in between leaves it too large, which the next listing puts right.
+            total.seek(0)
+            total.write(b"%20d" % (before + num_bytes))
+            total.flush()
+            os.replace(unfinished, file)
+
+    def _make_room(self, num_bytes: int) -> int:
+        """Remove entries used longest ago until so many bytes fit; what the rest takes."""
+        entries = sorted(self._entries())
+        kept_bytes = sum(size for _, size, _ in entries)
+        limit = self.max_bytes if kept_bytes + num_bytes <= self.max_bytes else KEPT_FRAC * self.max_bytes
+        for _, size, file in entries:
+            if kept_bytes + num_bytes <= limit:
+                break
+            file.unlink(missing_ok=True)
+            kept_bytes -= size
+        return kept_bytes
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        """When each was used last, its size and its file; abandoned files are removed on the way."""
+        for file in self.folder.glob(f"*/*{SUFFIX}"):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                stat = file.stat()
+                if not file.name.startswith("."):
+                    yield stat.st_mtime, stat.st_size, file
+                elif stat.st_mtime < time.time() - ABANDONED_AFTER_S:
+                    file.unlink()
+
+    @contextmanager
+    def _locked_total(self) -> Iterator[BinaryIO]:
+        with open(os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed, or its process dies
+            yield file
+
+    def _file(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}{SUFFIX}"
+
+
+def _pack(clip: Clip) -> dict[str, np.ndarray]:
+    numbers = np.array([*clip.times_s, clip.sample_fps, clip.duration_s])
+    frames_FHWC = np.ascontiguousarray(clip.frames_FHWC)
+    return {"frames": frames_FHWC, "numbers": numbers, "checksum": _checksum(frames_FHWC, numbers)}
+
+
+def _unpack(entry: dict[str, np.ndarray], path: str) -> Clip:
+    frames_FHWC, numbers = entry["frames"], entry["numbers"]
+    if entry["checksum"] != _checksum(frames_FHWC, numbers):
+        raise ValueError("its checksum is another")
+    *times_s, sample_fps, duration_s = numbers.tolist()
+    return Clip(
+        path=path,
+        frames_FHWC=frames_FHWC,
+        times_s=tuple(times_s),
+        sample_fps=sample_fps,
+        duration_s=duration_s,
+    )
+
+
+def _checksum(frames_FHWC: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return np.array([zlib.crc32(numbers.tobytes(), zlib.crc32(frames_FHWC.data))], np.uint32)
+
+
+def _read_number(file: BinaryIO) -> int | None:
+    """None for a file that is new or damaged."""
+    try:
+        return int(file.read(100))
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _ends_digest(path: str, mtime_ns: int, size_bytes: int) -> str:
+    """Of the file's first and last bytes: with time and size, as good as all of them, and fast for a long video."""
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(file.read(IDENTITY_BYTES), digest_size=16)
+        file.seek(max(0, size_bytes - IDENTITY_BYTES))
+        digest.update(file.read(IDENTITY_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,257 @@
+"""Clips on disk: what is found again, what makes room, and what happens when disks and processes fail."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grpo.media import disk_cache
+from grpo.media.clip import Clip
+from grpo.media.decode import MediaError, read_clip
+from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
+from tests.tiny import ROOT
+from tests.videos import write_video
+
+SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
+ENTRY_BYTES = 4 * 56 * 56 * 3 + 6 * 8 + 4 + 300
+"""A little more than an entry of `made_up` takes: frames, times, rate, length, checksum, header."""
+
+
+def made_up(number: int) -> Clip:
+    frames = np.random.default_rng(number).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
+    return Clip(
+        path="a.mp4", frames_FHWC=frames, times_s=(0.0, 0.1, 1 / 3, 0.7), sample_fps=4.1, duration_s=1.1
+    )
+
+
+def name_of(number: int) -> str:
+    return f"{number:040x}"[::-1]
+
+
+def cache_of(folder: Path, num_entries: float) -> DiskCache:
+    return DiskCache(folder, max_gib=num_entries * ENTRY_BYTES / 2**30)
+
+
+def held(cache: DiskCache, count: int) -> list[int]:
+    return [number for number in range(count) if name_of(number) in cache]
+
+
+def assert_equal(clip: Clip | None, other: Clip) -> None:
+    assert clip is not None
+    assert np.array_equal(clip.frames_FHWC, other.frames_FHWC)
+    assert (clip.times_s, clip.sample_fps, clip.duration_s) == (
+        other.times_s,
+        other.sample_fps,
+        other.duration_s,
+    )
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> str:
+    return write_video(tmp_path / "clip.mp4", num_frames=30)
+
+
+def test_a_clip_comes_back_as_it_was(tmp_path: Path, video: str) -> None:
+    clip = read_clip(video, start_s=0.1, settings=SETTINGS)
+    DiskCache(tmp_path / "cache", max_gib=1).store("abc", clip)
+    other = DiskCache(tmp_path / "cache", max_gib=1)
+    back = other.load("abc", "elsewhere.mp4")
+    assert_equal(back, clip)
+    assert back is not None and back.path == "elsewhere.mp4" and not back.frames_FHWC.flags.writeable
+    assert other.load("abd", video) is None
+
+
+def test_everything_that_shapes_a_clip_is_in_its_name(video: str) -> None:
+    def name(
+        start_s: float = 0.0, end_s: float | None = None, patches: PatchShape = QWEN2_5_VL, **changes
+    ) -> str:
+        return entry_name(video, start_s, end_s, replace(SETTINGS, **changes), patches)
+
+    variants = [
+        name(),
+        name(start_s=0.5),
+        name(end_s=0.5),
+        name(patches=PatchShape(patch_px=16)),
+        *(name(**{key: value}) for key, value in {
+            "fps": 1.0, "min_frames": 6, "max_frames": 8, "min_pixels": 999, "max_pixels": 9999, "total_pixels": 99999,
+        }.items()),
+    ]  # fmt: skip
+    assert len(set(variants)) == len(variants) == 10
+    assert name() == name(start_s=0, fps=2.0)
+
+
+def test_a_copy_is_the_same_file_and_a_changed_one_is_not(tmp_path: Path, video: str) -> None:
+    def name(path: str | Path) -> str:
+        return entry_name(str(path), 0.0, None, SETTINGS, QWEN2_5_VL)
+
+    original = name(video)
+    assert name(shutil.copy2(video, tmp_path / "copy.mp4")) == original
+    (tmp_path / "link.mp4").symlink_to(video)
+    assert name(tmp_path / "link.mp4") == original
+    stat = os.stat(video)
+    with open(video, "r+b") as file:  # as long and as old as before
+        file.seek(40)
+        file.write(b"changed")
+    os.utime(video, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    disk_cache._ends_digest.cache_clear()  # another process has not seen the file before
+    assert name(video) != original
+    with pytest.raises(MediaError, match="gone.mp4: no such file"):
+        name(tmp_path / "gone.mp4")
+
+
+def test_the_clips_used_longest_ago_make_room(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 20)
+    for number in range(20):
+        cache.store(name_of(number), made_up(number))
+    assert held(cache, 21) == [*range(20)]
+    cache.load(name_of(0), "")
+    cache.store(name_of(20), made_up(20))
+    # 21 would be too many: down to 18, the new one and the one just looked at among them
+    assert held(cache, 21) == [0, *range(4, 21)]
+    assert cache.num_bytes() <= cache.max_bytes
+
+
+def test_a_clip_larger_than_the_cache_displaces_nothing(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 4)
+    cache.store(name_of(0), made_up(0))
+    frames = np.zeros((40, 56, 56, 3), np.uint8)
+    cache.store(name_of(1), replace(made_up(1), frames_FHWC=frames, times_s=(0.0,) * 40))
+    assert held(cache, 2) == [0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "header", "other file"])
+def test_a_damaged_entry_is_dropped_and_can_be_stored_again(damage: str, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 4)
+    cache.store(name_of(0), made_up(0))
+    (file,) = tmp_path.glob("*/*.clip")
+    content = bytearray(file.read_bytes())
+    content[-2000 if damage == "flipped" else 4] ^= 1
+    file.write_bytes(
+        {"cut": content[:-9], "empty": b"", "other file": b"text" * 99}.get(damage, bytes(content))
+    )
+    assert cache.load(name_of(0), "") is None
+    assert not file.exists()
+    cache.store(name_of(0), made_up(0))
+    assert_equal(cache.load(name_of(0), ""), made_up(0))
+
+
+def store_many(folder: Path, seed: int) -> None:
+    cache = cache_of(folder, 30)
+    for number in np.random.default_rng(seed).permutation(60).tolist():
+        if cache.load(name_of(number), "") is None:
+            cache.store(name_of(number), made_up(number))
+
+
+def test_processes_that_write_at_once_keep_to_the_limit_and_harm_no_entry(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=store_many, args=(tmp_path, seed)) for seed in range(3)]
+    for writer in writers:
+        writer.start()
+    cache, largest = cache_of(tmp_path, 30), 0
+    cache.store(name_of(0), made_up(0))
+    while any(writer.is_alive() for writer in writers):
+        with cache._locked_total():  # nothing comes or goes while the sum is taken
+            largest = max(largest, cache.num_bytes())
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert 0 < largest <= cache.max_bytes
+    for number in held(cache, 60):
+        assert_equal(cache.load(name_of(number), ""), made_up(number))
+    assert len(held(cache, 60)) >= 20
+    assert int((tmp_path / "bytes").read_text()) == cache.num_bytes()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.media.test_disk_cache import cache_of, made_up, name_of
+cache = cache_of(Path(sys.argv[1]), 8)
+print("ready", flush=True)
+for number in range(10**9):
+    cache.store(name_of(number), made_up(number))
+"""
+
+
+def test_writers_killed_at_any_moment_leave_whole_entries_and_no_lock(tmp_path: Path) -> None:
+    for delay_s in (0.001, 0.0047, 0.0123, 0.0351):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+            time.sleep(delay_s)
+            writer.send_signal(signal.SIGKILL)
+    cache = cache_of(tmp_path, 8)
+    for file in tmp_path.glob("*/[!.]*.clip"):
+        number = int(file.stem[::-1], 16)
+        assert_equal(cache.load(file.stem, ""), made_up(number))
+    cache.store(name_of(10**9), made_up(0))
+    assert name_of(10**9) in cache and cache.num_bytes() <= cache.max_bytes
+
+
+def test_what_killed_writers_left_unfinished_is_removed_in_time(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 4)
+    (tmp_path / "ab").mkdir()
+    old, recent = tmp_path / "ab" / ".old.clip", tmp_path / "ab" / ".recent.clip"
+    for file in (old, recent):
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    cache.store(name_of(0), made_up(0))  # the first entry of a folder lists what is there
+    assert not old.exists() and recent.exists()
+    assert 0 < cache.num_bytes() < ENTRY_BYTES
+
+
+@contextmanager
+def files_limited_to(num_bytes: int) -> Iterator[None]:
+    """Writes behind that fail, as on a full disk: in the middle of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_no_more_is_said_once_and_what_is_there_stays_usable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = cache_of(tmp_path, 20)
+    cache.store(name_of(0), made_up(0))
+    with caplog.at_level(logging.WARNING), files_limited_to(ENTRY_BYTES // 2):
+        for number in range(1, 5):
+            cache.store(name_of(number), made_up(number))
+    (warning,) = caplog.messages
+    assert str(tmp_path) in warning and "File too large; going on without storing clips" in warning
+    assert held(cache, 5) == [0] and not [*tmp_path.glob("*/.*")]
+    assert_equal(cache.load(name_of(0), ""), made_up(0))
+
+
+@pytest.mark.parametrize("obstacle", ["a file in the way", "an almost full disk"])
+def test_a_folder_that_cannot_be_used_is_said_once(
+    obstacle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "file"
+    if obstacle == "a file in the way":
+        folder.write_text("")
+    else:
+        monkeypatch.setattr(disk_cache, "MIN_FREE_GIB", 1e9)
+    cache = cache_of(folder, 4)
+    with caplog.at_level(logging.WARNING):
+        assert cache.load(name_of(0), "") is None
+        for number in range(3):
+            cache.store(name_of(number), made_up(number))
+    assert sum("going on without storing clips" in message for message in caplog.messages) == 1
+    assert held(cache, 3) == []
