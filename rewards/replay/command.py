@@ -32,7 +32,7 @@ from grpo.rollout_files import FrameSource, num_groups, read_rollouts, rollout_f
 from grpo.run_dir import RunDir, write_text
 from rewards.replay.page import page
 from rewards.replay.report import make_report
-from rewards.replay.stats import Scale
+from rewards.replay.stats import Learning
 from rewards.replay.table import Replayed, ReplayTable
 from rewards.replay.text import markdown
 from rewards.runner import RewardSet, Scoring, load_rewards
@@ -82,11 +82,28 @@ def replay(
     config, own = read_configs(run, configs)
     files = chosen_files(run, steps)
     frames = FrameSource(settings=own.media, model_path=own.model.path)
-    normalise = config.advantages.multi_objective_aggregation == "normalize_then_sum"
-    with closing(load_rewards(config.rewards, config.rewards_workers, normalise=normalise)) as rewards:
-        replayed = score_files(rewards, files, frames, scale=config.advantages.scale, limit=limit)
+    learning = learning_of(config, own)
+    with closing(
+        load_rewards(config.rewards, config.rewards_workers, normalise=learning.normalised)
+    ) as rewards:
+        replayed = score_files(rewards, files, frames, learning, limit=limit)
     about = {"run_dir": str(folder), "configs": list(configs), "advantages": asdict(config.advantages)}
     return make_report(replayed, config.rewards, files, about)
+
+
+def learning_of(config: Config, own: Config) -> Learning:
+    """How the replayed totals become advantages: by the replay's `advantages`, and the run's own `loss`."""
+    if own.loss.kl_in_reward and "kl" in config.rewards:
+        raise ValueError(
+            "config: rewards.kl: the run's loss.kl_in_reward has that name; call it something else"
+        )
+    return Learning(
+        scale=config.advantages.scale,
+        baseline=config.advantages.baseline,
+        normalised=config.advantages.multi_objective_aggregation == "normalize_then_sum",
+        kl_in_reward=own.loss.kl_in_reward,
+        mask_truncated=own.loss.mask_truncated_completions,
+    )
 
 
 def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:
@@ -145,12 +162,12 @@ def score_files(
     rewards: RewardSet,
     files: Mapping[int, Path],
     frames: FrameSource,
+    learning: Learning,
     *,
-    scale: Scale,
     limit: int | None = None,
 ) -> Replayed:
     """Score the groups of these files; only a few of them are in memory at a time."""
-    table = ReplayTable()
+    table = ReplayTable(learning)
     underway: list[tuple[int, Batch, Scoring]] = []
     for step, batch in read_groups(files, frames, limit=limit):
         check_counterfactuals(rewards, batch[0][1].group.rollouts[0])
@@ -162,7 +179,7 @@ def score_files(
             add_scores(table, *underway.pop(0))
     for one in underway:
         add_scores(table, *one)
-    return table.matrices(scale=scale, normalised=rewards.normalise)
+    return table.matrices()
 
 
 def add_scores(table: ReplayTable, step: int, batch: Batch, scoring: Scoring) -> None:

@@ -7,23 +7,41 @@ than the largest one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 NUM_BINS = 20
 
-Scale = Literal["group_std", "batch", "none"]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learning:
+    """How a run turns totals into advantages."""
+
+    scale: Literal["group_std", "batch", "none"]
+    baseline: Literal["mean", "loo"] = "mean"
+    normalised: bool = False
+    """The totals are sums of normalised rewards, so that only the batch's mean and std are left to take."""
+    kl_in_reward: bool = False
+    """The totals hold the stored part `kl`: it depends on policy and reference alone, not on the rewards."""
+    mask_truncated: bool = False
+    """A completion that was cut at the token limit has no advantage, but counts in its group's."""
 
 
 def advantages_of(
-    totals_PG: np.ndarray, steps_P: np.ndarray, *, scale: Scale, normalised: bool = False, eps: float = 1e-4
+    totals_PG: np.ndarray,
+    steps_P: np.ndarray,
+    stopped_PG: np.ndarray,
+    learning: Learning,
+    *,
+    eps: float = 1e-4,
 ) -> np.ndarray:
     """What `grpo.advantages.score_groups` gives for each step's groups, without torch, which takes seconds to import.
 
-    normalised: the totals are sums of normalised rewards, so that only the batch's mean and std are left to take.
+    stopped_PG: 0 where a completion was cut at the token limit.
     """
-    if normalised:
+    if learning.normalised:
         means_P1, stds_P1 = _moments(totals_PG, steps_P)
         advantages_PG = (totals_PG - means_P1) / (stds_P1 + eps)
     else:
@@ -33,9 +51,13 @@ def advantages_of(
             "batch": _moments(totals_PG, steps_P)[1] + eps,
             "none": np.ones_like(means_P1),
         }
-        advantages_PG = (totals_PG - means_P1) / divisors[scale]
+        advantages_PG = (totals_PG - means_P1) / divisors[learning.scale]
+        if learning.baseline == "loo":
+            count_P1 = (~np.isnan(totals_PG)).sum(axis=1, keepdims=True)
+            advantages_PG *= count_P1 / (count_P1 - 1).clip(min=1)
     advantages_PG[flat_groups(totals_PG)] = 0.0
-    return np.where(np.isnan(totals_PG), np.nan, advantages_PG)
+    missing_PG = np.isnan(totals_PG) | ((stopped_PG == 0) & learning.mask_truncated)
+    return np.where(missing_PG, np.nan, advantages_PG)
 
 
 def flat_groups(values_PG: np.ndarray) -> np.ndarray:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from grpo.groups import ScoredGroup
 from rewards.keyframe import cited_moments
-from rewards.replay.stats import Scale, advantages_of
+from rewards.replay.stats import Learning, advantages_of
 from rewards.specs import RewardFailure, RewardTable
 
 MAX_REASONS = 3
@@ -66,7 +66,8 @@ class Replayed:
 class ReplayTable:
     """Collects groups one by one; a completion takes eight bytes a column, whatever its length."""
 
-    def __init__(self) -> None:
+    def __init__(self, learning: Learning) -> None:
+        self._learning = learning
         self._columns: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
         self._sizes: list[int] = []
         self._steps: list[int] = []
@@ -75,6 +76,8 @@ class ReplayTable:
 
     def add(self, step: int, first_row: int, scored: ScoredGroup, table: RewardTable) -> None:
         """A group as the run scored it, and what the replayed rewards say about it."""
+        if self._learning.kl_in_reward:
+            table = with_kl(table, scored.parts["kl"])
         rollouts = scored.group.rollouts
         self._sizes.append(len(rollouts))
         self._steps.append(step)
@@ -101,10 +104,10 @@ class ReplayTable:
         for failure in table.failures:
             self._add_failure(step, failure)
 
-    def matrices(self, *, scale: Scale, normalised: bool) -> Replayed:
+    def matrices(self) -> Replayed:
         """All groups, with the advantages that the replayed totals would have had."""
         matrices = self._as_matrices()
-        totals_PG = matrices["totals"]
+        totals_PG, stopped_PG = matrices["totals"], matrices["stopped"]
         return Replayed(
             steps_P=np.array(self._steps),
             first_rows_P=np.array(self._first_rows),
@@ -114,10 +117,10 @@ class ReplayTable:
             rewards=_starting_with("rewards/", matrices),
             parts=_starting_with("parts/", matrices),
             totals_PG=totals_PG,
-            advantages_PG=advantages_of(totals_PG, np.array(self._steps), scale=scale, normalised=normalised),
+            advantages_PG=advantages_of(totals_PG, np.array(self._steps), stopped_PG, self._learning),
             tokens_PG=matrices["tokens"],
             moments_PG=matrices["moments"],
-            stopped_PG=matrices["stopped"],
+            stopped_PG=stopped_PG,
             texts_PG=matrices["texts"],
             failures=self._failures,
         )
@@ -137,6 +140,14 @@ class ReplayTable:
         failures.count += 1
         if len(failures.reasons) < MAX_REASONS:
             failures.reasons.setdefault(failure.summary, f"step {step}, sample {failure.sample_id}")
+
+
+def with_kl(table: RewardTable, kl: Sequence[float]) -> RewardTable:
+    """The table with the run's own divergences in its totals, as `grpo.kl_reward` puts them there."""
+    totals = tuple(
+        None if total is None else total + part for total, part in zip(table.totals, kl, strict=True)
+    )
+    return replace(table, parts={**table.parts, "kl": tuple(kl)}, totals=totals)
 
 
 def text_number(text: str) -> int:

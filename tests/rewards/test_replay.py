@@ -87,7 +87,7 @@ def test_a_run_replayed_under_its_own_rewards_gives_its_own_figures(trained: Pat
     assert config == own
     frames = FrameSource(settings=own.media, model_path=own.model.path)
     found = replay.score_files(
-        load_rewards(config.rewards), rollout_files(run.rollouts), frames, scale=config.advantages.scale
+        load_rewards(config.rewards), rollout_files(run.rollouts), frames, replay.learning_of(config, own)
     )
     assert found.totals_PG.shape == (8, 4) and not replay.replay(trained, [])["failures"]
     assert list(found.rewards) == list(found.run_rewards) == ["accuracy", "format", "keyframe"]
@@ -96,6 +96,26 @@ def test_a_run_replayed_under_its_own_rewards_gives_its_own_figures(trained: Pat
     assert np.array_equal(found.totals_PG, found.run_totals_PG)
     assert len(np.unique(found.totals_PG)) > 2
     assert np.allclose(found.advantages_PG, found.run_advantages_PG, rtol=1e-12, atol=1e-12)
+
+
+def test_a_replay_counts_the_kl_the_baseline_and_the_mask_as_the_run_did(tmp_path: Path, clips: Path) -> None:
+    folder = tmp_path / "run"
+    runs.run(
+        folder, clips, "num_steps=1", "eval.every_steps=0", "checkpoint.every_steps=0", "advantages.baseline=loo",
+        "loss.beta=0.5", "loss.kl_in_reward=true", "loss.mask_truncated_completions=true", "rollout.temperature=2",
+        "rollout.max_new_tokens=20",
+    )  # fmt: skip
+    run = RunDir(folder)
+    config, own = replay.read_configs(run, [])
+    frames = FrameSource(settings=own.media, model_path=own.model.path)
+    found = replay.score_files(
+        load_rewards(config.rewards), rollout_files(run.rollouts), frames, replay.learning_of(config, own)
+    )
+    assert np.abs(found.parts["kl"]).max() > 0 and 0 < np.isnan(found.run_advantages_PG).sum() < 16
+    assert np.allclose(found.totals_PG, found.run_totals_PG, rtol=1e-12)
+    assert np.allclose(found.advantages_PG, found.run_advantages_PG, rtol=1e-9, equal_nan=True)
+    with pytest.raises(ValueError, match="rewards.kl: the run's loss.kl_in_reward has that name"):
+        replay.replay(folder, ["rewards.kl.fn=brevity"])
 
 
 def test_another_set_gives_what_is_worked_out_by_hand(folder: Path) -> None:

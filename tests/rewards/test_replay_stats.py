@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from grpo.advantages import batch_advantages, group_advantages
+from grpo.advantages import score_groups
+from rewards.hostile import make_group
 from rewards.replay import stats
+from rewards.specs import RewardTable
+from tests import tiny
 
 NAN = math.nan
 
@@ -29,24 +32,44 @@ def random_groups(seed: int, *, num_values: int = 4) -> np.ndarray:
     return values_PG
 
 
+@pytest.mark.parametrize("mask_truncated", [False, True])
+@pytest.mark.parametrize("baseline", ["mean", "loo"])
 @pytest.mark.parametrize("scale", ["group_std", "batch", "none", "normalised"])
-def test_advantages_are_those_of_the_training(scale: str) -> None:
+def test_advantages_are_those_of_the_training(scale: Any, baseline: Any, mask_truncated: bool) -> None:
     totals_PG, steps_P = random_groups(0) * 0.7, np.arange(60) // 25
-    expected = np.concatenate([trained(totals_PG[steps_P == step], scale) for step in range(3)])
-    options: dict[str, Any] = (
-        {"scale": "none", "normalised": True} if scale == "normalised" else {"scale": scale}
+    stopped_PG = np.random.default_rng(1).random(totals_PG.shape) < 0.7
+    normalised = scale == "normalised"
+    learning = stats.Learning(
+        scale="none" if normalised else scale,
+        baseline=baseline,
+        normalised=normalised,
+        mask_truncated=mask_truncated,
     )
-    found = stats.advantages_of(totals_PG, steps_P, **options)
+    steps = [(totals_PG[steps_P == step], stopped_PG[steps_P == step]) for step in range(3)]
+    expected = np.concatenate([trained(totals, stopped, learning) for totals, stopped in steps])
+    found = stats.advantages_of(totals_PG, steps_P, stopped_PG.astype(float), learning)
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
-    assert (found[1] == 0).all()
+    assert (found[1][~np.isnan(found[1])] == 0).all()
 
 
-def trained(totals_PG: np.ndarray, scale: str) -> np.ndarray:
+def trained(totals_PG: np.ndarray, stopped_PG: np.ndarray, learning: stats.Learning) -> np.ndarray:
     """The advantages of one step, as the trainer computes them."""
-    totals = torch.from_numpy(totals_PG)
-    if scale == "normalised":
-        return batch_advantages(totals, totals.flatten()).numpy()
-    return group_advantages(totals, scale=scale).numpy()  # pyright: ignore[reportArgumentType]
+    groups, tables = [], []
+    for totals, stopped in zip(totals_PG.tolist(), stopped_PG.tolist(), strict=True):
+        group = make_group(["x"] * len(totals), tiny.sample("s"))
+        rollouts = [replace(each, stopped=s) for each, s in zip(group.rollouts, stopped, strict=True)]
+        groups.append(replace(group, rollouts=tuple(rollouts)))
+        known = tuple(None if math.isnan(total) else total for total in totals)
+        tables.append(RewardTable(columns={}, parts={}, totals=known, failures=()))
+    scored = score_groups(
+        groups,
+        tables,
+        scale=learning.scale,
+        baseline=learning.baseline,
+        normalised=learning.normalised,
+        mask_truncated=learning.mask_truncated,
+    )
+    return np.array([[NAN if value is None else value for value in each.advantages] for each in scored])
 
 
 def test_a_group_is_flat_if_its_values_are_equal_or_missing() -> None:
@@ -104,7 +127,8 @@ def test_the_best_has_changed_if_no_best_completion_is_best_again() -> None:
 def test_ranking_by_hand() -> None:
     before = matrix([1, 0], [1, 0], [0, 0])
     after = matrix([0, 1], [3, 0], [1, 0])
-    advantages = [stats.advantages_of(totals, np.zeros(3), scale="none") for totals in (before, after)]
+    plain, stopped = stats.Learning(scale="none"), np.ones_like(before)
+    advantages = [stats.advantages_of(totals, np.zeros(3), stopped, plain) for totals in (before, after)]
     # Before: 0.5 -0.5, 0.5 -0.5, 0 0. After: -0.5 0.5, 1.5 -1.5, 0.5 -0.5. The third group was flat.
     found = stats.ranking(before, after, *advantages)
     assert found["groups_compared"] == 2 and found["kendall_tau"] == 0 and found["best_changed_frac"] == 0.5
