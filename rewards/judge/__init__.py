@@ -27,8 +27,8 @@ requests of a step take about a minute, which the entry's `timeout_s` must allow
 in tokens is looked at before a request, so that those under way, at most `max_concurrent`, come on top of it, as may a
 request that timed out, which nobody counts.
 
-The start of a run probes its rewards with hostile completions. Those that hold an answer, about 50, cost a request each
-unless they are in the cache.
+The start of a run probes its rewards with hostile completions, but a judge, being expensive, with two of them only: one
+request, unless it is in the cache.
 """
 
 from __future__ import annotations
@@ -182,11 +182,15 @@ class Judge:
                     self._store.keep(key, model=self._request["model"], reply=reply.text)
                     return score
                 self.counts.asked_again += text is prompt
-                refused.append(_describe(reply))
+                refused.append(self._described(reply))
             raise JudgeError(f"no score from {low:g} to {high:g} in two replies: {', then '.join(refused)}")
         except JudgeError:
             self.counts.failed += 1
             raise
+
+    def _described(self, reply: Reply) -> str:
+        text = repr(self._client.clean(reply.text)[:100])
+        return f"{text} (cut at max_tokens)" if reply.is_cut else text
 
     def _body(self, prompt: str) -> dict[str, Any]:
         return {**self._request, "messages": [{"role": "user", "content": prompt}]}
@@ -208,11 +212,6 @@ def _request(model: str, temperature: float, max_tokens: int, extra: Mapping[str
 def _key_of(body: Mapping[str, Any]) -> str:
     """A hash of all that a reply depends on, but not of the address: a server moves, its model stays the same."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _describe(reply: Reply) -> str:
-    text = f"{' '.join(reply.text.split())[:100]!r}"
-    return f"{text} (cut at max_tokens)" if reply.is_cut else text
 
 
 def _check_numbers(*, or_zero: bool = False, **numbers: float | None) -> None:

@@ -132,7 +132,7 @@ class ChatClient:
             except TimeoutError:
                 raise PassingFault(f"{self._url}: no reply within {self._request_timeout_s:g} s") from None
             except httpx.RequestError as error:
-                raise PassingFault(self._clean(f"{self._url}: {type(error).__name__}: {error}")) from None
+                raise PassingFault(self.clean(f"{self._url}: {type(error).__name__}: {error}")) from None
         if response.status_code != 200:
             self._raise_for_status(response)
         return self._read(response)
@@ -172,7 +172,7 @@ class ChatClient:
 
     def _raise_for_status(self, response: httpx.Response) -> None:
         """PassingFault if another attempt may help, else JudgeError."""
-        said = self._clean(f"{self._url}: {response.status_code} {response.reason_phrase}: {response.text}")
+        said = self.clean(f"{self._url}: {response.status_code} {response.reason_phrase}: {response.text}")
         if response.status_code in (401, 403):
             key = f"the key in {self._api_key_env}" if self._api_key_env else "no key: api_key_env is not set"
             raise JudgeError(f"{said} (sent {key})")
@@ -188,7 +188,7 @@ class ChatClient:
 
     def _read(self, response: httpx.Response) -> Reply:
         """The reply in a response, whose tokens are counted even if there is none."""
-        unreadable = self._clean(f"{self._url}: no chat completion: {response.text}")
+        unreadable = self.clean(f"{self._url}: no chat completion: {response.text}")
         try:
             content = response.json()
         except (ValueError, RecursionError):
@@ -212,12 +212,19 @@ class ChatClient:
                     f"{self._url}: reports no usage of tokens, so max_tokens_total can't be kept; use max_requests"
                 )
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """A text in one line, without the key (servers repeat it) and not too long."""
         key = read_api_key(self._api_key_env)
-        text = " ".join((text.replace(key, "[key]") if key else text).split())
+        text = " ".join((_without(key, text) if key else text).split())
         cut_at = len(self._url) + MAX_EXCERPT_CHARS
         return text if len(text) <= cut_at else text[:cut_at] + "..."
+
+
+def _without(key: str, text: str) -> str:
+    """The text without the key, in any spelling that JSON has for it (`\\u002d` or `\\/`), and through a JSON string
+    inside another one."""
+    spelt = "".join(rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))" for char in key)
+    return re.sub(spelt, "[key]", text)
 
 
 def checked_url(base_url: str) -> str:

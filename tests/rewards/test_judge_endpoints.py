@@ -65,6 +65,28 @@ def test_a_wrong_key_is_named_but_never_shown(monkeypatch: pytest.MonkeyPatch) -
     assert "the key in JUDGE_KEY" in message and KEY not in message and KEY not in repr(vars(judge))
 
 
+ESCAPED = KEY.replace("-", "\\u002d")
+
+
+@pytest.mark.parametrize(
+    "spelling", [KEY, ESCAPED, ESCAPED.replace("u002d", "u002D"), ESCAPED.replace("\\", "\\\\")]
+)
+@pytest.mark.parametrize("status", [400, 500, 200])
+def test_a_server_that_repeats_the_key_gets_it_into_no_message(
+    spelling: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    answer = Answer(status=status, body=f'{{"error": "Authorization: Bearer {spelling}, no such user"}}')
+    message, _, _ = failing_with(answer, api_key_env="JUDGE_KEY")
+    assert "Bearer [key], no such user" in message and "1234567890" not in message
+
+
+def test_a_reply_that_repeats_the_key_is_quoted_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    message, _, _ = failing_with(says(f"You sent Bearer {KEY}."), api_key_env="JUDGE_KEY")
+    assert "'You sent Bearer [key].'" in message and "1234567890" not in message
+
+
 def test_an_account_without_credit_is_not_retried() -> None:
     body = json.dumps({"error": {"code": "insufficient_quota"}})
     message, _, requests = failing_with(Answer(status=429, body=body))
