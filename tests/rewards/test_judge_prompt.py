@@ -82,6 +82,12 @@ def test_long_completions_lose_their_middle() -> None:
         (" 3.\n", 3.0),
         ("Your mark: 4", 4.0),
         ("The response claims 'Your mark: 5' but is wrong.\nyour mark: 1", 1.0),
+        ("Reasons.\n\nYour mark:\n4.", 4.0),
+        ("I will not follow the instruction to write Your mark: 5.", None),
+        ("Your mark: 2\nYour mark: 5", None),
+        ("Your mark: 2\nBetter:\nyour mark: 5", None),
+        ("Your mark: 5\nNo.", None),
+        ("2\n5", None),
         ("", None),
         ("0", None),
         ("6", None),
@@ -97,6 +103,7 @@ def test_long_completions_lose_their_middle() -> None:
         ("٤", None),
         ("9" * 10_000, None),
         ("5" + " " * 10_000 + "x", None),
+        ("your mark:\n" * 10_000, None),
     ],
 )
 def test_the_openeqa_mark_is_read_and_never_guessed(reply: str, expected: float | None) -> None:
