@@ -30,8 +30,9 @@ ROUNDING_S = 1e-6  # 3.3 - 0.3 is not 3.0
 def keyframe(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
     """F1 of the cited moments against the annotated spans; 0 if they can't be read.
 
-    None where the sample has no annotation: there is nothing to compare with. A cited moment outside the clip
-    is a miss.
+    One citation in every span earns 1, and each citation more costs precision, in a span that is found already
+    as outside of all of them (`f1`). A cited moment outside the clip is a miss. None where the sample has no
+    annotation: there is nothing to compare with.
     """
     annotated = rollout.sample.keyframes_s
     if not annotated:
@@ -82,8 +83,9 @@ def keyframe_hit(rollout: Rollout, *, k: int = 1, tolerance_s: float = 0.5) -> f
 def keyframe_distance(rollout: Rollout, *, scale_s: float = 1.0) -> float | None:
     """The F1 of `keyframe` with graded hits, exp(-distance / scale_s) in place of 1 or 0; 0 to 1. Ours.
 
-    Precision is the mean over citations of the nearness to the nearest annotated span, recall the mean over
-    spans of the nearness of the nearest citation. The distance is 0 inside the span and else by how much the
+    Recall is the mean over spans of the nearness of the nearest citation. Precision is the mean over citations
+    of the nearness to the nearest span, with 0 for all but the nearest of those that share that span: a
+    citation repeated earns nothing. The distance is 0 inside the span and else by how much the
     citation sticks out of it, so that a long cited span is far from a short annotated one. None without
     annotation. It still pulls where `keyframe` is flat at 0; in exchange the middle of the clip earns
     something without looking.
@@ -98,7 +100,8 @@ def keyframe_distance(rollout: Rollout, *, scale_s: float = 1.0) -> float | None
     if not inside:
         return 0.0
     near = [[math.exp(-overhang_s(moment, span) / scale_s) for span in annotated] for moment in inside]
-    precision = sum(max(row) for row in near) / len(cited)
+    nearest_of = dict(sorted((row.index(max(row)), max(row)) for row in near))  # the highest of a span stays
+    precision = sum(nearest_of.values()) / len(cited)
     recall = fmean(max(column) for column in zip(*near, strict=True))
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
@@ -231,15 +234,30 @@ def inside_clip(spans: Sequence[Span], clip: Clip | None) -> list[Span]:
 
 
 def f1(cited: Sequence[Span], num_cited: int, annotated: Sequence[Span], *, tolerance_s: float) -> float:
-    """Harmonic mean of precision (cited moments that hit) and recall (annotated spans that are hit).
+    """Harmonic mean of recall (annotated spans that are hit) and precision (citations that are needed for it).
 
-    A citation repeated is a citation more. With one annotated span, citing moments all over a clip of which
-    it covers the share p earns 2p / (1 + p), and hitting it earns 1.
+    So a sure hit, repeated, does not buy free guesses: a citation that finds no further span never pays, not even
+    of two spans that overlap, if another finds both. With one annotated span, n citations of which any hits earn
+    2 / (n + 1).
     """
-    num_hits = sum(any(hits(moment, span, tolerance_s) for span in annotated) for moment in cited)
     num_found = sum(any(hits(moment, span, tolerance_s) for moment in cited) for span in annotated)
-    precision, recall = num_hits / num_cited, num_found / len(annotated)
-    return 2 * precision * recall / (precision + recall) if num_hits else 0.0
+    precision = num_needed(cited, annotated, tolerance_s) / num_cited
+    recall = num_found / len(annotated)
+    return 2 * precision * recall / (precision + recall) if num_found else 0.0
+
+
+def num_needed(cited: Sequence[Span], annotated: Sequence[Span], tolerance_s: float) -> int:
+    """The least number of the citations that hit all the spans that they hit together.
+
+    Spans in the order of their ends: of what hits the first, the citation that starts last hits as many of
+    the others as any.
+    """
+    needed: list[Span] = []
+    for span in sorted(annotated, key=lambda span: span[1]):
+        hitting = [moment for moment in cited if hits(moment, span, tolerance_s)]
+        if hitting and not any(hits(moment, span, tolerance_s) for moment in needed):
+            needed.append(max(hitting))
+    return len(needed)
 
 
 def hits(cited: Span, annotated: Span, tolerance_s: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from rewards.keyframe import (
     keyframe_hit,
     keyframe_iou,
     keyframe_scores,
+    merged,
+    num_needed,
     self_evidence,
     self_evidence_cut,
 )
@@ -51,8 +54,10 @@ def value(cited: str, annotated: tuple[Span, ...], tolerance_s: float = 0.5) -> 
         ("4.6", ONE, 0.0),
         ("3, 7", ONE, 2 / 3),  # precision 1/2, recall 1: 2 * (1/2) / (3/2)
         ("3, 7, 7", ONE, 1 / 2),  # precision 1/3, recall 1: 2 * (1/3) / (4/3)
-        ("3, 3, 3, 7", ONE, 6 / 7),  # precision 3/4, recall 1: 2 * (3/4) / (7/4)
-        ("0,1,2,3,4,5,6,7", ONE, 2 / 5),  # precision 2/8, recall 1: 2 * (1/4) / (5/4)
+        ("3, 3, 3, 7", ONE, 2 / 5),  # one of four is needed: precision 1/4, recall 1: 2 * (1/4) / (5/4)
+        ("3, 3.5, 4", ONE, 1 / 2),  # near repeats too
+        ("0,1,2,3,4,5,6,7", ONE, 2 / 9),  # one of eight: 2 / (8 + 1)
+        ("1, 1, 5.5", TWO, 4 / 5),  # two of three, recall 1: 2 * (2/3) / (5/3)
         ("1", TWO, 2 / 3),  # precision 1, recall 1/2
         ("1, 5.5", TWO, 1.0),
         ("1, 3, 5.5, 8", TWO, 2 / 3),  # precision 2/4, recall 2/2
@@ -73,7 +78,10 @@ def test_the_value_is_the_f1_of_citations_and_annotation(
 
 
 def test_one_citation_may_hit_two_overlapping_spans() -> None:
-    assert value("3.5", ((3.0, 4.0), (3.5, 6.0))) == 1.0
+    overlapping = ((3.0, 4.0), (3.5, 6.0))
+    assert value("3.5", overlapping) == 1.0
+    assert value("2.6, 3.5", overlapping) == value("3.5, 3.5", overlapping) == pytest.approx(2 / 3)
+    assert value("2.6, 5.5", overlapping) == 1.0  # two are one too many only where one does it
 
 
 def test_the_edge_of_the_tolerance_does_not_depend_on_rounding() -> None:
@@ -124,9 +132,9 @@ def test_of_the_hostile_completions_only_those_that_cite_the_moment_earn_somethi
     group = make_group(list(COMPLETIONS.values()), SAMPLE, clip=CLIP)  # annotated: 3.0-4.5 and 7.0
     values = {label: keyframe(each) for label, each in zip(COMPLETIONS, group.rollouts, strict=True)}
     earned = {label: each for label, each in values.items() if each}
-    # 3 or 3.5: precision 1, recall 1/2. "every moment" cites 0.0, 0.1, ... 199.9; of these 2.5 to 5.0
-    # and 6.5 to 7.5 hit: precision (26 + 11) / 2000 = 0.0185, recall 1: 0.037 / 1.0185.
-    assert earned.pop("every moment") == pytest.approx(0.037 / 1.0185)
+    # 3 or 3.5: precision 1, recall 1/2. "every moment" cites 0.0, 0.1, ... 199.9; of these two are needed to
+    # find both spans: precision 2 / 2000, recall 1: 0.002 / 1.001.
+    assert earned.pop("every moment") == pytest.approx(0.002 / 1.001)
     assert list(earned.values()) == pytest.approx([2 / 3] * len(earned))
     assert set(earned) == {
         *("right", "reversed", "all letters", "letter outside", "full-width letter", "emoji"),
@@ -158,6 +166,28 @@ def test_the_order_of_citations_does_not_matter_and_a_miss_more_never_pays(cited
 def test_a_span_never_hits_where_its_middle_misses(cited: Span, annotated: Span, tolerance_s: float) -> None:
     middle_s = (cited[0] + cited[1]) / 2
     assert not hits(cited, annotated, tolerance_s) or hits((middle_s, middle_s), annotated, tolerance_s)
+
+
+@given(st.lists(spans, min_size=1, max_size=6), annotations)
+@settings(max_examples=100, deadline=None)
+def test_the_citations_needed_are_the_fewest_that_find_as_much(cited: list[Span], annotated) -> None:
+    def found(some) -> set[Span]:
+        return {span for span in annotated if any(hits(moment, span, 0.5) for moment in some)}
+
+    fewest = min(
+        n for n in range(len(cited) + 1) for some in combinations(cited, n) if found(some) == found(cited)
+    )
+    assert num_needed(cited, annotated, 0.5) == fewest
+
+
+@pytest.mark.parametrize("fn", [keyframe, keyframe_distance, keyframe_hit, keyframe_iou])
+@given(st.lists(spans, min_size=1, max_size=5), annotations, st.integers(0, 4), st.integers(1, 10))
+@settings(max_examples=60, deadline=None)
+def test_repeating_a_citation_never_pays(fn, cited, annotated, index: int, times: int) -> None:
+    def earned(spans: list[Span]) -> float:
+        return fn(citing(", ".join(f"{start}-{end}" for start, end in spans), keyframes_s=annotated))
+
+    assert earned([*cited, *[cited[index % len(cited)]] * times]) <= earned(cited) + 1e-12
 
 
 def citing(cited: str, answer: str = "B", **fields: Any) -> Rollout:
@@ -222,7 +252,9 @@ E = math.exp(-1)
         ("5", ONE, E),
         ("2", ONE, E),
         ("2-5", ONE, E),  # sticks out by 1 to either side
-        ("3.5, 5", ONE, (1 + E) / 2 * 1 * 2 / ((1 + E) / 2 + 1)),  # precision (1 + e^-1)/2, recall 1
+        ("3.5, 5", ONE, 2 * 0.5 / 1.5),  # precision 1/2: the span has a nearer one; recall 1
+        ("5, 3.5, 3.5", ONE, 2 * (1 / 3) / (4 / 3)),
+        ("1, 5.5", TWO, 1.0),
         ("1", TWO, 2 * (1 + math.exp(-4)) / 2 / (1 + (1 + math.exp(-4)) / 2)),  # the other is 4 s off
         ("3.5, 9", ONE, 2 * 0.5 / 1.5),  # outside the clip: as if infinitely far
         ("9", ONE, 0.0),
@@ -322,7 +354,7 @@ def test_arguments_that_mean_nothing_are_refused(fn, args: dict[str, float]) -> 
         fn(citing("3"), **args)
 
 
-ANNOTATED = [keyframe_iou, keyframe_hit, keyframe_distance]
+ANNOTATED = [keyframe, keyframe_iou, keyframe_hit, keyframe_distance]
 
 
 @pytest.mark.parametrize("fn", ANNOTATED)
@@ -332,7 +364,7 @@ def test_the_others_too_need_an_annotation_and_something_readable(fn) -> None:
 
 
 @pytest.mark.parametrize("fn", ANNOTATED)
-@given(cited=st.lists(spans, min_size=1, max_size=5), annotated=annotations)
+@given(cited=st.lists(spans, min_size=1, max_size=5), annotated=annotations.map(merged).map(tuple))
 @settings(max_examples=60, deadline=None)
 def test_values_lie_between_0_and_1_and_are_1_for_the_annotation_itself(fn, cited, annotated) -> None:
     def cite(spans) -> Rollout:
