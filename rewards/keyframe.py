@@ -161,15 +161,18 @@ def keyframe_scores(rollout: Rollout, *, max_moments: int = 3) -> float | None:
 def self_evidence(
     rollout: Rollout, *, max_frac: float = 0.5, tolerance: float = 0.0, temporal_frames: int = 2
 ) -> float | None:
-    """1 if the answer is right and still right when all frames but the cited ones are black, else 0. Ours; it
-    needs no annotation.
+    """1 - cited share / max_frac if the answer is right and still right when all frames but the cited ones are
+    black, else 0. Ours; it needs no annotation.
 
     The policy answers again, greedily, about the changed clip; number of tokens and timing are the same.
-    Where more answers are sampled the value is their accuracy. 0 if nothing readable inside the clip is
-    cited, or if more than max_frac of the clip's frames are: whoever cites everything shows nothing. Frames
-    are cited together with those that the vision tower merges them with (temporal_frames at a time), so in a
-    clip of two frames any citation is everything. None without a clip, or where the second answer could not
-    be sampled. `tolerance` is that of `accuracy`.
+    Where more answers are sampled it is multiplied with their accuracy. 0 if nothing readable inside the clip
+    is cited, or max_frac of the clip's frames and more: whoever cites everything shows nothing. Frames are
+    cited together with those that the vision tower merges them with (temporal_frames at a time): of 16 frames
+    one citation earns 0.75, of four frames none earns anything. None without a clip, or where the second
+    answer could not be sampled. `tolerance` is that of `accuracy`.
+
+    The cheap hack is a grid: every second frame answers almost any question, wherever its evidence is. It
+    earns nothing here, and a thinner grid, which still answers many, only a part.
 
     What it can't see: whether the frames were needed. A question that is answered blind is answered from any
     frames (gate it: `only_if: blank_contrast`). Nor whether the moment is the one that was asked for, where
@@ -200,14 +203,16 @@ def self_evidence_cut(
 def evidence(
     rollout: Rollout, again: Sequence[Rollout], share: float | None, *, max_frac: float, tolerance: float
 ) -> float | None:
-    """Accuracy of the answers from the cited share of frames; 0 where the rollout's own is wrong or the share
-    too large.
+    """Accuracy of the answers from the cited share of frames, times what is left of max_frac; 0 where the
+    rollout's own is wrong.
     """
     if share is None:
         return None
-    if not 0 < share <= max_frac or not accuracy(rollout, tolerance=tolerance):
+    if not 0 < share < max_frac or not accuracy(rollout, tolerance=tolerance):
         return 0.0
-    return fmean(accuracy(each, tolerance=tolerance) for each in again) if again else None
+    if not again:
+        return None
+    return (1 - share / max_frac) * fmean(accuracy(each, tolerance=tolerance) for each in again)
 
 
 def cited_frac(rollout: Rollout, temporal_frames: int) -> float | None:

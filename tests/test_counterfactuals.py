@@ -208,8 +208,8 @@ def test_a_policy_that_looks_is_right_from_the_moment_alone_and_blind_without_fr
     assert fmean(blank_contrast(group.rollouts[0]) or 0 for group in made) == pytest.approx(1 - fmean(blind))
     for evidence in (self_evidence, self_evidence_cut):
         right_moment, another = ([evidence(group.rollouts[index]) or 0 for group in made] for index in (0, 1))
-        assert fmean(right_moment) > 0.85
-        assert fmean(another) < 0.6
+        assert fmean(right_moment) > 0.85 * 0.75  # one pair of 16 frames earns at most 1 - (1/8) / (1/2)
+        assert fmean(another) < 0.6 * 0.75
     assert all(bonus == 0.3 for group in made for bonus in t_grpo(group.rollouts))  # all answers are right
 
 

@@ -386,24 +386,25 @@ def with_answers(rollout: Rollout, frames: str, answers: str) -> Rollout:
 @pytest.mark.parametrize(
     ("cited", "answer", "again", "expected"),
     [
-        ("3.5", "B", "B", 1.0),
+        ("3.5", "B", "B", 0.75),  # 2 of 16 frames are a quarter of the half that may be cited
         ("3.5", "B", "A", 0.0),  # it does not hold
         ("3.5", "A", "B", 0.0),  # the rollout's own is wrong
         ("3.5", "A", "A", 0.0),  # it holds, and is wrong
-        ("3.5", "B", "BA", 0.5),
-        ("0-3.5", "B", "B", 1.0),  # 8 of 16 frames: half
-        ("0-4", "B", "B", 0.0),
-        ("0, 1, 2, 3, 4", "B", "B", 0.0),  # five moments are five pairs of frames
-        ("0, 0.5, 1, 1.5", "B", "B", 1.0),  # and these are two
+        ("3.5", "B", "BA", 0.75 / 2),
+        ("0-2.5", "B", "B", 0.25),  # 6 of 16 frames
+        ("0-3.5", "B", "B", 0.0),  # 8 of 16 frames: half
+        ("0, 2, 4, 6", "B", "B", 0.0),  # every second pair of frames, which shows almost everything
+        ("0, 4", "B", "B", 0.5),
+        ("0, 0.5, 1, 1.5", "B", "B", 0.5),  # four moments in two pairs
         ("x", "B", "", 0.0),
         ("9", "B", "", 0.0),
         ("3.5", "B", "", None),
     ],
 )
-def test_self_evidence_is_a_right_answer_that_holds_from_few_frames(
+def test_self_evidence_is_a_right_answer_that_holds_and_the_fewer_frames_the_better(
     fn, frames: str, cited: str, answer: str, again: str, expected: float | None
 ) -> None:
-    assert fn(with_answers(citing(cited, answer), frames, again)) == expected
+    assert fn(with_answers(citing(cited, answer), frames, again)) == (expected and pytest.approx(expected))
 
 
 @pytest.mark.parametrize(("fn", "frames"), EVIDENCE)
@@ -416,9 +417,9 @@ def test_self_evidence_is_about_clips_and_needs_its_second_answers(fn, frames: s
 
 def test_the_share_that_may_be_cited_is_an_argument() -> None:
     rollout = with_answers(citing("3.5"), "cited_in_place", "B")
-    assert self_evidence(rollout, max_frac=0.1) == 0.0  # 2 of 16 frames
-    assert self_evidence(rollout, max_frac=0.125) == 1.0
-    assert self_evidence(rollout, max_frac=0.125, temporal_frames=4) == 0.0
+    assert self_evidence(rollout, max_frac=0.125) == 0.0  # 2 of 16 frames
+    assert self_evidence(rollout, max_frac=0.25) == pytest.approx(1 / 2)
+    assert self_evidence(rollout, max_frac=0.25, temporal_frames=4) == 0.0
 
 
 @pytest.mark.parametrize(
