@@ -12,7 +12,8 @@
 
 A score on the prompt's scale counts as a value from 0 to 1. There is no score without one: a reply that holds no
 single number is asked for once more, more firmly, and then fails; so does an outage after its retries, and every
-request after the budget. Cached scores remain free.
+request after the budget. Cached scores remain free. After three requests in a row that failed with all their retries,
+all fail at once for half a minute: a server that is down does not eat the budget.
 
 **Several processes**: each rank of a training run has a judge of its own, and `max_concurrent` and
 `requests_per_minute` are each judge's. For 8 ranks under an account's 480 requests a minute, set
@@ -66,7 +67,7 @@ class Judge:
     api_key_env: the environment variable that holds the key. None: the endpoint asks for none.
     max_tokens: of a reply. One that is cut off there is not read: a model that thinks first needs more.
     retries: after failed connections, time-outs, 429 and 5xx, waiting backoff_s, twice that, and so on, or as
-        long as the endpoint asks.
+        long as the endpoint asks; one only after a reply that is no chat completion, since it is billed.
     max_requests, max_tokens_total: the budget; what would go beyond it fails. 0 requests: the cache alone.
     cache: a file for the replies, on a disk of this machine. None: in memory.
     needs_answer: a completion without an answer block gets 0 and costs no request. False, for a prompt that

@@ -27,6 +27,8 @@ TRANSIENT_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)})
 MAX_BACKOFF_S = 30.0
 MAX_RETRY_AFTER_S = 120.0  # who is told to wait longer should hear of it
 MAX_EXCERPT_CHARS = 200
+GIVEN_UP_FOR_OUTAGE = 3  # not 1: a single request may be what its server can't stand
+OUTAGE_PAUSE_S = 30.0
 
 
 class JudgeError(RuntimeError):
@@ -35,6 +37,10 @@ class JudgeError(RuntimeError):
 
 class PassingFault(Exception):
     """What may be gone at the next attempt."""
+
+
+class UnreadableReply(PassingFault):
+    """A reply that is no chat completion. It was made, and so paid for: one more attempt, not many."""
 
 
 @dataclass(slots=True)
@@ -95,23 +101,49 @@ class ChatClient:
         self._store = store
         self._counts = counts
         self._next_turn_s = 0.0
+        self._num_given_up = 0
+        """Requests in a row, with no reply to any other one in between."""
+        self._outage = ""
+        self._outage_ends_s = 0.0
         self._jitter = random.Random()  # of its own: it may not move the run's random numbers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: httpx.AsyncClient
         self._slots: asyncio.Semaphore
 
     async def reply_to(self, body: Mapping[str, Any]) -> Reply:
-        """The endpoint's reply to a request; JudgeError says why there is none."""
-        for attempt in range(self._retries + 1):
-            try:
-                return await self._attempt(body)
-            except PassingFault as fault:
-                last_fault = str(fault)
-            if attempt < self._retries:
+        """The endpoint's reply to a request; JudgeError says why there is none.
+
+        After GIVEN_UP_FOR_OUTAGE requests in a row that came to nothing, all fail at once for OUTAGE_PAUSE_S; then
+        one attempt each, until there is a reply. A slot is kept through the retries, so that an outage costs at most
+        (max_concurrent + 2) * (retries + 1) requests, however many completions wait.
+        """
+        self._enter_loop()
+        async with self._slots:
+            num_retries = 0
+            while True:
+                try:
+                    reply = await self._attempt(body)
+                except PassingFault as fault:
+                    if num_retries >= self._retries_after(fault):
+                        raise self._give_up(fault, num_retries) from None
+                else:
+                    self._num_given_up = 0
+                    return reply
                 self._counts.retries += 1
-                backoff_s = min(self._backoff_s * 2**attempt, MAX_BACKOFF_S)
+                backoff_s = min(self._backoff_s * 2**num_retries, MAX_BACKOFF_S)
                 await asyncio.sleep(backoff_s * self._jitter.uniform(0.5, 1.0))
-        raise JudgeError(f"{last_fault} ({self._retries} retries)")
+                num_retries += 1
+
+    def _retries_after(self, fault: PassingFault) -> int:
+        if self._num_given_up >= GIVEN_UP_FOR_OUTAGE:
+            return 0
+        return min(self._retries, 1) if isinstance(fault, UnreadableReply) else self._retries
+
+    def _give_up(self, fault: PassingFault, num_retries: int) -> JudgeError:
+        self._num_given_up += 1
+        if self._num_given_up >= GIVEN_UP_FOR_OUTAGE:
+            self._outage, self._outage_ends_s = str(fault), time.monotonic() + OUTAGE_PAUSE_S
+        return JudgeError(f"{fault} ({num_retries} retries)")
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -122,17 +154,17 @@ class ChatClient:
     async def _attempt(self, body: Mapping[str, Any]) -> Reply:
         import httpx
 
-        self._enter_loop()
-        async with self._slots:
-            await self._turn()
-            self._take_request()
-            try:
-                async with asyncio.timeout(self._request_timeout_s):
-                    response = await self._http.post(self._url, json=body)
-            except TimeoutError:
-                raise PassingFault(f"{self._url}: no reply within {self._request_timeout_s:g} s") from None
-            except httpx.RequestError as error:
-                raise PassingFault(self.clean(f"{self._url}: {type(error).__name__}: {error}")) from None
+        await self._turn()
+        if time.monotonic() < self._outage_ends_s:
+            raise JudgeError(f"{self._outage} (an outage: nothing is sent for {OUTAGE_PAUSE_S:g} s)")
+        self._take_request()
+        try:
+            async with asyncio.timeout(self._request_timeout_s):
+                response = await self._http.post(self._url, json=body)
+        except TimeoutError:
+            raise PassingFault(f"{self._url}: no reply within {self._request_timeout_s:g} s") from None
+        except httpx.RequestError as error:
+            raise PassingFault(self.clean(f"{self._url}: {type(error).__name__}: {error}")) from None
         if response.status_code != 200:
             self._raise_for_status(response)
         return self._read(response)
@@ -192,14 +224,14 @@ class ChatClient:
         try:
             content = response.json()
         except (ValueError, RecursionError):
-            raise PassingFault(unreadable) from None
+            raise UnreadableReply(unreadable) from None
         self._count_tokens(content)
         match content:
             case {"choices": [{"message": {**message}, **choice}, *_]}:
                 text = message.get("content")
                 if text is None or isinstance(text, str):
                     return Reply(text or "", is_cut=choice.get("finish_reason") == "length")
-        raise PassingFault(unreadable)
+        raise UnreadableReply(unreadable)
 
     def _count_tokens(self, content: object) -> None:
         match content:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from rewards.hostile import COMPLETIONS, groups, make_group
 from rewards.judge import Judge
 from rewards.judge.client import JudgeError
 from rewards.judge.store import JudgeStore
+from rewards.runner import load_rewards
+from rewards.specs import RewardSpec
 from tests.judge_server import (
     SAMPLE,
     Answer,
@@ -102,6 +105,14 @@ def test_a_completion_without_an_answer_gets_0_and_costs_nothing() -> None:
         bare = [COMPLETIONS[label] for label in ("empty", "cut off", "two answers", "invisible answer")]
         assert scores(judge, make_group(bare, SAMPLE).rollouts) == [0.0] * 4
     assert not sent
+
+
+def test_the_probe_of_a_run_costs_one_request() -> None:
+    with JudgeServer(lambda request, number: says("4")) as server:
+        spec = RewardSpec(fn="judge", args={"base_url": server.base_url, "model": "tiny"})
+        with closing(load_rewards({"judge": spec})) as rewards:
+            rewards.probe()
+    assert len(server.requests) == 1
 
 
 def test_without_needs_answer_every_completion_is_judged(tmp_path: Path) -> None:

@@ -147,8 +147,50 @@ def test_retry_after_is_a_number_a_date_or_nothing() -> None:
 )  # fmt: skip
 def test_garbage_with_status_200_is_retried_then_named(body: str | bytes) -> None:
     message, judge, _ = failing_with(Answer(body=body))
-    assert "no chat completion" in message and judge.stats()["retries"] == 2
+    assert "no chat completion" in message and judge.stats()["retries"] == 1  # each one is billed
     assert "\n" not in message and len(message) < 400
+
+
+def test_an_outage_costs_a_bounded_number_of_requests_whatever_the_number_of_completions() -> None:
+    with JudgeServer(lambda request, number: Answer(status=500, body="out of order")) as server:
+        judge = Judge(**knobs(server.base_url, max_concurrent=4, retries=4))
+        failures = scores(judge, [rollout(f"4 {i}") for i in range(64)])
+        assert all(isinstance(each, JudgeError) and "500" in str(each) for each in failures)
+        assert len(server.requests) <= (4 + 2) * 5 and judge.stats()["failed"] == 64
+        num_requests = len(server.requests)
+        with pytest.raises(JudgeError, match="out of order .an outage: nothing is sent for 30 s"):
+            score(judge, rollout("4 later"))
+        assert len(server.requests) == num_requests
+
+
+def test_after_an_outage_one_attempt_each_until_there_is_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewards.judge.client.OUTAGE_PAUSE_S", 0.0)
+    works = [False] * 6 + [False, True] + [False, False, True]
+    with JudgeServer(
+        lambda request, number: says("5") if works[number] else Answer(status=503, body="")
+    ) as server:
+        judge = Judge(**knobs(server.base_url, retries=1, max_concurrent=1))
+        outcomes = [scores(judge, [rollout(f"{i}")])[0] for i in range(5)]
+        assert [isinstance(each, JudgeError) for each in outcomes] == [True, True, True, True, False]
+        with pytest.raises(JudgeError, match="1 retries"):  # it may try again
+            score(judge, rollout("5"))
+    assert len(server.requests) == 10
+
+
+def test_one_request_that_the_server_cannot_stand_is_no_outage() -> None:
+    def respond(request: Request, number: int) -> Answer:
+        return (
+            Answer(status=500, body="too hot")
+            if "hot" in request.prompt.rsplit("[begin", 1)[1]
+            else says("5")
+        )
+
+    with JudgeServer(respond) as server:
+        judge = Judge(**knobs(server.base_url))
+        for _ in range(4):
+            with pytest.raises(JudgeError, match="2 retries"):
+                score(judge, rollout("hot"))
+            assert score(judge, rollout("mild")) == 1.0
 
 
 def test_a_server_that_hangs_up_is_retried() -> None:
