@@ -2,17 +2,21 @@
 
 First the file's packets are listed without decoding them: that gives every frame's time and the keyframes.
 The frames to sample are chosen from these times (`sampling.py`). Then each stretch of the file that holds
-one is decoded, from the keyframe before it to the last chosen frame in it. Any number of threads may do
-this at once: they share nothing but the read-only lists of times.
+one is decoded, from the keyframe before it to the last chosen frame in it, without the frames in between that
+nothing depends on. Any number of threads may do this at once: they share nothing but the read-only lists of
+times. Frames are resized here and not by the decoder, whose scaler gives other values than the reference.
 
 A clip is right or it raises `MediaError`. There is no "nearest frame that could be read".
+
+Not torchcodec: its wheel on the package index (0.17) loads neither beside the CPU build of torch 2.13 nor without
+FFmpeg's libraries in the system, and PyAV brings its own.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,6 +30,7 @@ import torch.nn.functional as F
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Discard, Disposition
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from grpo.media import sampling
@@ -34,6 +39,8 @@ from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
 
 INDEXED_FORMATS = ("mp4", "matroska")
 """Containers with an index, in which a seek lands on the keyframe that was asked for."""
+CODECS_WITH_MARKED_FRAMES = ("h264",)
+"""Codecs whose packets say that no other frame depends on them; in others such a mark may not hold for all."""
 FORMATS_WITHOUT_TIMES = ("avi",)
 """Containers that store an order of decoding, from which a packet's time can only be guessed."""
 
@@ -97,11 +104,11 @@ def read_clip(
     _check_start(path, start_s, table.end_s)
     clip_end_s = table.end_s if end_s is None else min(end_s, table.end_s)
     with _blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
-        indices, sample_fps = _choose_frames(table, start_s, end_s, settings, patches)
+        indices, shown_s, sample_fps = _choose_frames(table, start_s, end_s, settings, patches)
     return Clip(
         path=path,
         frames_FHWC=_read_frames(path, table, indices, settings, patches),
-        times_s=tuple(float(table.times_s[index]) - start_s for index in indices),
+        times_s=tuple(time_s - start_s for time_s in shown_s),
         sample_fps=sample_fps,
         duration_s=clip_end_s - start_s,
     )
@@ -190,8 +197,8 @@ def _tabulate(
 
 def _choose_frames(
     table: FrameTable, start_s: float, end_s: float | None, settings: MediaSettings, patches: PatchShape
-) -> tuple[list[int], float]:
-    """Indices of the frames to sample, and how many that is per second."""
+) -> tuple[list[int], list[float], float]:
+    """Indices of the frames to sample, when they are shown, and how many that is per second."""
     first, last = sampling.frame_range(table.times_s, start_s, end_s)
     num_frames = last - first + 1
     if num_frames < 1:
@@ -201,8 +208,12 @@ def _choose_frames(
     num_sampled = sampling.num_sampled_frames(
         num_frames, fps, settings, temporal_frames=patches.temporal_frames
     )
-    indices = sampling.frame_indices(first, last, num_sampled)
-    return indices, sampling.sampled_fps(num_sampled, num_frames, fps)
+    sample_fps = sampling.sampled_fps(num_sampled, num_frames, fps)
+    if sampling.is_evenly_timed(table.times_s[first : last + 1]):
+        indices = sampling.frame_indices(first, last, num_sampled)
+        return indices, table.times_s[indices].tolist(), sample_fps
+    indices, shown_s = sampling.frames_on_display(table.times_s, first, last, num_sampled)
+    return indices, shown_s, sample_fps
 
 
 def _read_frames(
@@ -210,7 +221,8 @@ def _read_frames(
 ) -> np.ndarray:
     """The frames at these indices, each resized as it comes: full-size frames would fill the memory."""
     with _open_video(path) as (container, stream):
-        frames = (_upright_rgb(frame) for frame in _decode(path, container, stream, table, indices))
+        to_rgb = VideoReformatter()  # one for all frames: it prepares tables when it meets the first
+        frames = (_upright_rgb(frame, to_rgb) for frame in _decode(path, container, stream, table, indices))
         first_HWC = next(frames)
         with _blamed_on(path, ValueError):
             full_height, full_width, _ = first_HWC.shape
@@ -226,16 +238,19 @@ def _read_frames(
 def _decode(
     path: str, container: InputContainer, stream: VideoStream, table: FrameTable, indices: Sequence[int]
 ) -> Iterator[av.VideoFrame]:
-    """The frames at these ascending indices, of a container just opened."""
+    """The frames at these ascending indices, of a container just opened; an index may come more than once."""
     stretches = np.searchsorted(table.keyframes, indices, side="right") - 1
     for stretch, members in groupby(zip(stretches, indices, strict=True), key=lambda member: member[0]):
-        if stretch > 0:
-            container.seek(table.pts[table.keyframes[stretch]], stream=stream)
         start_pts = table.pts[table.keyframes[stretch]]
+        if stretch > 0:
+            container.seek(start_pts, stream=stream)
         wanted = [table.pts[index] for _, index in members]
+        decoded = (
+            _decode_timed(container, stream, wanted) if table.is_timed else _decode_all(container, stream)
+        )
         found = 0
-        for pts, frame in _decode_until(path, container, stream, table, start_pts, wanted[-1]):
-            if pts == wanted[found]:
+        for pts, frame in _between(path, table, decoded, start_pts, wanted[-1]):
+            while found < len(wanted) and pts == wanted[found]:
                 yield frame
                 found += 1
         if found < len(wanted):
@@ -243,12 +258,37 @@ def _decode(
             raise MediaError(f"{path}: the frame at {time_s:g} s could not be decoded")
 
 
-def _decode_until(
-    path: str, container: InputContainer, stream: VideoStream, table: FrameTable, start_pts: int, end_pts: int
+def _decode_timed(
+    container: InputContainer, stream: VideoStream, wanted: Sequence[int]
+) -> Iterator[tuple[int | None, av.VideoFrame]]:
+    """Frames with their pts: the wanted ones, and those that had to be decoded for them."""
+    decoder = stream.codec_context
+    may_skip = decoder.name in CODECS_WITH_MARKED_FRAMES
+    missing = set(wanted)
+    for packet in _packets(container, stream):
+        decoder.skip_frame = "NONREF" if may_skip and packet.pts not in missing else "DEFAULT"
+        yield from ((frame.pts, frame) for frame in decoder.decode(packet))
+        missing.discard(packet.pts)
+        if not missing:
+            break
+    # It holds frames back to put them in order: without being told of the end, it would want more packets.
+    yield from ((frame.pts, frame) for frame in decoder.decode(None))
+
+
+def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames with their number in place of a pts."""
+    return enumerate(container.decode(stream))
+
+
+def _between(
+    path: str,
+    table: FrameTable,
+    decoded: Iterable[tuple[int | None, av.VideoFrame]],
+    start_pts: int,
+    end_pts: int,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames from start_pts to end_pts, both included, with their pts."""
-    for number, frame in enumerate(container.decode(stream)):
-        pts = frame.pts if table.is_timed else number
+    """Those from start_pts to end_pts, both included; MediaError for a damaged one."""
+    for pts, frame in decoded:
         # Frames shown before the keyframe may need what lies before it, and come out damaged.
         if pts is None or pts < start_pts:
             continue
@@ -262,9 +302,9 @@ def _decode_until(
             return
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+def _upright_rgb(frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
     """As a player shows it: phones and head cameras store how they were held as a rotation."""
-    frame_HWC = frame.to_ndarray(format="rgb24")
+    frame_HWC = to_rgb.reformat(frame, format="rgb24").to_ndarray()
     return np.ascontiguousarray(np.rot90(frame_HWC, round(frame.rotation / 90)))
 
 

@@ -1,8 +1,9 @@
 """Which frames of a video the model sees, and how large: numbers in, numbers out, no video.
 
 The rules are those of qwen-vl-utils 0.0.14 (`smart_nframes`, `calculate_video_frame_range`, `smart_resize`,
-`fetch_video`), which the models were trained with. Two things differ: a range is found by the frames' own
-times, so that it is right for a variable frame rate too (for a constant one it is the same), and
+`fetch_video`), which the models were trained with. Three things differ. A range is found by the frames' own
+times; for a constant frame rate it is the same. Where frames are not evenly timed, they are chosen by time and
+not by number, because the model is told that they are a constant time apart (`frames_on_display`). And
 `max_pixels` may exceed the 768 tokens per frame that `fetch_video` stops at.
 """
 
@@ -123,6 +124,27 @@ def frame_indices(first: int, last: int, num_sampled: int) -> list[int]:
     import torch
 
     return torch.linspace(first, last, num_sampled).round().long().tolist()
+
+
+def is_evenly_timed(times_s: np.ndarray) -> bool:
+    """No frame is off by more than half a frame's duration: numbers and times choose the same frames."""
+    if len(times_s) < 3:
+        return True
+    even_s, period_s = np.linspace(times_s[0], times_s[-1], len(times_s), retstep=True)
+    return bool(np.abs(times_s - even_s).max() <= period_s / 2)
+
+
+def frames_on_display(
+    times_s: np.ndarray, first: int, last: int, num_sampled: int
+) -> tuple[list[int], list[float]]:
+    """The frames that are shown at times spread evenly over those of first to last, and these times.
+
+    A frame shown for long may come more than once.
+    """
+    shown_s = np.linspace(times_s[first], times_s[last], num_sampled)
+    # linspace rounds: at the time of a frame itself, that frame is meant.
+    indices = np.searchsorted(times_s, shown_s + 1e-9, side="right") - 1
+    return indices.tolist(), shown_s.tolist()
 
 
 def sampled_fps(num_sampled: int, num_frames: int, video_fps: float) -> float:

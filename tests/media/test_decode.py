@@ -71,21 +71,26 @@ def test_an_end_behind_the_files_end_is_the_files_end(sparse_mp4: str) -> None:
 def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(
     sparse_mp4: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded = []
-    until = decode._decode_until
+    decoded: list[int] = []
+    between = decode._between
 
-    def counted(*args: Any) -> Any:
-        for pts, frame in until(*args):
-            decoded.append(round(frame.time * 30))
-            yield pts, frame
+    def counted(path: str, table: Any, frames: Any, *ends: int) -> Any:
+        def noted() -> Any:
+            for pts, frame in frames:
+                decoded.append(table.pts.index(pts))
+                yield pts, frame
 
-    monkeypatch.setattr(decode, "_decode_until", counted)
-    read_clip(sparse_mp4, start_s=50 / 30, end_s=54 / 30, settings=SMALL)
+        return between(path, table, noted(), *ends)
+
+    monkeypatch.setattr(decode, "_between", counted)
+    assert numbers(read_clip(sparse_mp4, start_s=50 / 30, end_s=54 / 30, settings=SMALL)) == [50, 51, 53, 54]
+    # From the keyframe on. Frames 49 and 52 are not wanted, but others depend on them.
     assert decoded == [48, 49, 50, 51, 52, 53, 54]
     decoded.clear()
     few = MediaSettings(fps=0.1, min_frames=2, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
-    assert numbers(read_clip(sparse_mp4, start_s=2 / 30, end_s=74 / 30, settings=few)) == [2, 74]
-    assert decoded == [0, 1, 2, 72, 73, 74]
+    assert numbers(read_clip(sparse_mp4, start_s=2 / 30, end_s=80 / 30, settings=few)) == [2, 80]
+    # On 74 and 77, no other frame depends.
+    assert decoded == [0, 1, 2, 72, 73, 75, 76, 78, 79, 80]
 
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -127,12 +132,46 @@ def test_a_variable_frame_rate_keeps_true_times(tmp_path: Path) -> None:
     shown_ms = [20 * i for i in range(30)] + [600 + 100 * i for i in range(30)]
     path = write_video(tmp_path / "vfr.mp4", num_frames=60, fps=1000, pts=shown_ms)
     clip = read_clip(path, settings=SMALL)
-    assert clip.times_s == pytest.approx([shown_ms[number] / 1000 for number in numbers(clip)])
+    # 3.6 s at 4 fps: 14 samples, evenly from 0 to 3.5 s, and each the frame that a player shows then.
+    assert clip.times_s == pytest.approx([3.5 * i / 13 for i in range(14)])
+    assert numbers(clip) == [
+        max(i for i, ms in enumerate(shown_ms) if ms <= 3500 * k / 13) for k in range(14)
+    ]
+    assert numbers(clip)[:4] == [0, 13, 26, 32]  # at 0, .27, .54 and .81 s
     # In the slow part, 10 frames a second are shown: 1.0 to 3.0 s are 21 frames, 2.1 s, 8 samples at 4 fps.
     slow = read_clip(path, start_s=1.0, end_s=3.0, settings=SMALL)
     assert numbers(slow)[0] == 34 and numbers(slow)[-1] == 54
     assert slow.num_frames == 8
     assert slow.sample_fps == pytest.approx(8 / 2.1)
+
+
+def test_a_picture_that_stands_still_is_shown_as_often_as_it_is_sampled(tmp_path: Path) -> None:
+    """As a recorder of slides writes it: nothing for as long as nothing moves."""
+    shown_ms = [0, 100, 200, 300, 8000, 8100, 8200, 8300]
+    path = write_video(tmp_path / "slides.mp4", num_frames=8, fps=1000, pts=shown_ms)
+    clip = read_clip(path, settings=SMALL)
+    assert numbers(clip) == [0, 3, 3, 3, 3, 3, 3, 7]
+    assert clip.times_s == pytest.approx([8.3 * i / 7 for i in range(8)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bf": "2", "crf": "18"},
+        {"bf": "8", "x264-params": "b-pyramid=strict:b-adapt=0:ref=5"},
+        {"bf": "3", "x264-params": "b-pyramid=normal:open-gop=1:scenecut=0:weightp=2"},
+    ],
+)
+def test_leaving_frames_out_changes_no_other(options: dict[str, str], tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", num_frames=75, options=options)
+    with av.open(path) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    table = frame_table(path)
+    for step in (1, 7, 20, 31):
+        with decode._open_video(path) as (container, stream):
+            chosen = [*decode._decode(path, container, stream, table, range(3, 75, step))]
+        for index, frame in zip(range(3, 75, step), chosen, strict=True):
+            assert np.array_equal(frame.to_ndarray(format="rgb24"), everything[index])
 
 
 def test_frames_cut_off_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
@@ -343,7 +382,7 @@ def test_probing_decodes_nothing(sparse_mp4: str, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(decode, "_decode_until", refuse)
+    monkeypatch.setattr(decode, "_decode", refuse)
     monkeypatch.setattr(decode, "_count_frames", refuse)
     probe(sparse_mp4)
 
