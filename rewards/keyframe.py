@@ -10,9 +10,11 @@ means that the sample has nothing to compare with.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from grpo.groups import Rollout, Sample
 from grpo.media.clip import Clip
@@ -127,33 +129,38 @@ def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.2
 
 
 @reward
-def keyframe_scores(rollout: Rollout, *, max_moments: int = 3) -> float | None:
+def keyframe_scores(rollout: Rollout, *, max_moments: int = 3, tolerance_s: float = 0.5) -> float | None:
     """How high an annotator's scores are at the cited moments, against the best that could be cited; 0 to 1.
     Ours.
 
     The column `frame_scores` lists [time in seconds of the clip, score] of frames sampled from the clip, such
     as the similarity of each to the question; any scale will do: the lowest score of the clip becomes 0 and
-    the highest 1. A cited moment selects the frame nearest in time; a span all frames inside, or the one
-    nearest to its middle. The value is the mean over all selected frames, with 0 for one selected again and
-    for a citation outside the clip, over the mean of as many best frames, at most max_moments. So citing all
-    frames earns little: their mean over that of the best. 0 if nothing readable is cited. None without the
-    column, or if all scores are equal. ValueError, naming the sample, if the column is something else.
+    the highest 1. A cited moment selects the frame with the highest score within tolerance_s, or else the one
+    nearest in time; a span all frames inside, or the one nearest to its middle. The value is the mean over all
+    selected frames, with 0 for one selected again and for a citation outside the clip, over the mean of as
+    many best frames, at most max_moments. So citing all frames earns little: their mean over that of the best.
+    But where one frame is far above the others, max_moments guesses earn 1 if one of them selects it. 0 if
+    nothing readable is cited. None without the column, or if all scores are equal. ValueError, naming the
+    sample, if the column is something else.
     """
-    if max_moments < 1:
-        raise ValueError(f"max_moments must be at least 1, not {max_moments}")
+    if max_moments < 1 or tolerance_s < 0:
+        raise ValueError(f"max_moments below 1 or tolerance_s below 0: {max_moments} and {tolerance_s}")
     scores = read_frame_scores(rollout.sample)
     cited = cited_moments(rollout)
     if len(set(scores.values())) < 2:
         return None
     if not cited:
         return 0.0
+    times_s, low, high = list(scores), min(scores.values()), max(scores.values())
+    scaled = [(score - low) / (high - low) for score in scores.values()]
     inside = inside_clip(cited, rollout.clip)
-    selected = [time_s for span in inside for time_s in frames_at(span, list(scores))]
-    num_selected = len(selected) + len(cited) - len(inside)
-    low, high = min(scores.values()), max(scores.values())
-    got = sum((scores[time_s] - low) / (high - low) for time_s in set(selected)) / num_selected
-    best = sorted(((score - low) / (high - low) for score in scores.values()), reverse=True)
-    return got / fmean(best[: min(num_selected, max_moments)])
+    selected = sorted(selected_frames(span, times_s, scaled, tolerance_s) for span in inside)
+    num_selected = sum(stop - first for first, stop in selected) + len(cited) - len(inside)
+    got, seen = 0.0, 0
+    for first, stop in selected:  # never frame by frame for each citation: thousands of both are millions
+        got, seen = got + sum(scaled[max(first, seen) : stop]), max(seen, stop)
+    best = sorted(scaled, reverse=True)[: min(num_selected, max_moments)]
+    return got / num_selected / fmean(best)
 
 
 @counterfactual("cited_in_place", num_samples=1, greedy=True)
@@ -311,20 +318,32 @@ def read_frame_scores(sample: Sample) -> dict[float, float]:
     column = sample.columns.get("frame_scores")
     if column is None:
         return {}
-    try:
-        scores = {float(time_s): float(score) for time_s, score in sorted(column)}
-        if not all(map(math.isfinite, [*scores, *scores.values()])):
-            raise ValueError("not finite")
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(
-            f"sample {sample.id} ({sample.source}): frame_scores is no list of [time_s, score]"
-        ) from None
-    return scores
+    rows: Sequence[Any] = column if isinstance(column, list | tuple) else [None]
+    if not all(isinstance(row, list | tuple) and len(row) == 2 and all(map(_is_finite, row)) for row in rows):
+        raise ValueError(f"sample {sample.id} ({sample.source}): frame_scores is no list of [time_s, score]")
+    return {float(time_s): float(score) for time_s, score in sorted(rows)}
 
 
-def frames_at(span: Span, times_s: Sequence[float]) -> list[float]:
-    """Those of the ascending times that lie in the span; if none does, the one nearest to its middle."""
+def _is_finite(number: Any) -> bool:
+    """A number as a float can hold it; neither a bool nor a text that looks like one."""
+    return type(number) in (int, float) and abs(number) <= sys.float_info.max
+
+
+def selected_frames(
+    span: Span, times_s: Sequence[float], scores: Sequence[float], tolerance_s: float
+) -> tuple[int, int]:
+    """What a citation selects of the frames at ascending times: from the first index to before the second."""
     start, end = span
-    first, stop = bisect_left(times_s, start - ROUNDING_S), bisect_right(times_s, end + ROUNDING_S)
-    around = times_s[max(first - 1, 0) : stop + 1]
-    return [*times_s[first:stop]] or [min(around, key=lambda time_s: abs(time_s - (start + end) / 2))]
+    reach_s = ROUNDING_S + (tolerance_s if start == end else 0.0)
+    first, stop = bisect_left(times_s, start - reach_s), bisect_right(times_s, end + reach_s)
+    if start < end and first < stop:
+        return first, stop
+
+    def distance_s(index: int) -> float:
+        return abs(times_s[index] - (start + end) / 2)
+
+    if first < stop:
+        best = max(range(first, stop), key=lambda index: (scores[index], -distance_s(index)))
+    else:
+        best = min(range(max(first - 1, 0), min(stop + 1, len(times_s))), key=distance_s)
+    return best, best + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import combinations
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -302,6 +303,7 @@ SCORES = [[0, 0.2], [2, 0.6], [4, 1.0], [6, 0.2]]  # scaled: 0, 1/2, 1, 0
     [
         ("4", 1.0),
         ("4.9", 1.0),  # the nearest
+        ("3.1, 4.9", 1 / 2 / (3 / 4)),  # both nearest to the same one
         ("2", 1 / 2),
         ("0", 0.0),
         ("2, 4", 1.0),  # the best two
@@ -325,6 +327,22 @@ def test_a_smaller_limit_makes_citing_everything_worth_less() -> None:
     assert keyframe_scores(everything, max_moments=1) == pytest.approx(1.5 / 4)
 
 
+def test_a_moment_selects_the_best_frame_within_the_tolerance() -> None:
+    scored = citing("2", columns={"frame_scores": [[0, 0], [1.8, 0.2], [2.5, 1.0], [2.6, 2.0]]})
+    assert keyframe_scores(scored, tolerance_s=0.0) == pytest.approx(0.2 / 2)  # the nearest, at 1.8
+    assert keyframe_scores(scored) == pytest.approx(1.0 / 2)  # 2.5 is just near enough
+    assert keyframe_scores(scored, tolerance_s=0.6) == 1.0
+
+
+def test_thousands_of_citations_of_thousands_of_frames_take_no_minute() -> None:
+    columns = {"frame_scores": [[index / 500, index % 7] for index in range(4000)]}
+    scored = citing(", ".join(["0-8"] * 20_000), columns=columns)
+    start_s = perf_counter()
+    # 20,000 times 4,000 frames, each worth something once: the mean over all is next to nothing.
+    assert keyframe_scores(scored) == pytest.approx(0.5 / 20_000, rel=0.01)
+    assert perf_counter() - start_s < 2
+
+
 @pytest.mark.parametrize("scores", [None, [], [[1, 0.5]], [[1, 0.5], [2, 0.5]]])
 def test_without_scores_to_choose_by_there_is_no_value(scores: object) -> None:
     assert keyframe_scores(citing("1", columns={"frame_scores": scores})) is None
@@ -332,7 +350,9 @@ def test_without_scores_to_choose_by_there_is_no_value(scores: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "scores", [3, "high", [1, 2], [[1, 2, 3]], [[1, "x"]], [[1, float("nan")]], [[10**400, 1]]]
+    "scores",
+    [3, "high", [1, 2], [[1, 2, 3]], [[1, "x"]], [[1, float("nan")]], [[10**400, 1]]]
+    + [{"12": 0.3}, ["12", "15"], [["1", "0.5"], ["2", "0.7"]], [[1, True], [2, 0.5]], [[1, 0.5], None]],
 )
 def test_scores_that_are_none_name_the_sample(scores: object) -> None:
     with pytest.raises(ValueError, match=r"probe-choice \(probe:1\): frame_scores"):
@@ -347,6 +367,7 @@ def test_scores_that_are_none_name_the_sample(scores: object) -> None:
         (few_moments, {"max_moments": 0}),
         (few_moments, {"max_frac": 0}),
         (keyframe_scores, {"max_moments": 0}),
+        (keyframe_scores, {"tolerance_s": -1}),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(fn, args: dict[str, float]) -> None:
