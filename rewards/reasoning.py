@@ -87,18 +87,27 @@ def concluded_option(reasoning: str, options: Sequence[str]) -> str | None:
 
     That is the one option in the last sentence that names any; where it names several, the one called the answer
     (`the answer is B`). A sentence with a negation says what is not meant too: only what it calls the answer before
-    the negation counts. An option is named by its letter (`(B)`, `option B`, `B`; a bare A or I may be a word) or
-    by its text, if that has three letters or is called the answer.
+    the negation counts, and if that is nothing, it may take back what was said before, and None is read. A negation
+    inside an option's text (`no`, `not visible`) is none. An option is named by its letter (`(B)`, `option B`, `B`;
+    a bare A or I may be a word) or by its text, if that has three letters or is called the answer.
     """
     mention, conclusion = _patterns(tuple(options))
     for sentence in reversed(SENTENCE_END.split(reasoning)):
-        negation = NEGATION.search(sentence)
-        head = sentence[: negation.start()] if negation else sentence
-        called = {_letter(found) for found in conclusion.finditer(head)}
-        named = called or (set() if negation else {_letter(found) for found in mention.finditer(head)})
-        if named:
+        mentioned, called = [*mention.finditer(sentence)], [*conclusion.finditer(sentence)]
+        negated_at = _negated_at(sentence, [*mentioned, *called])
+        before = [found for found in called if negated_at is None or found.end() <= negated_at]
+        named = {_letter(found) for found in before or ([] if negated_at is not None else mentioned)}
+        if named or negated_at is not None:
             return named.pop() if len(named) == 1 else None
     return None
+
+
+def _negated_at(sentence: str, named: Sequence[re.Match[str]]) -> int | None:
+    """Where the first negation stands that is no part of an option."""
+    in_options = {at for found in named for at in range(*found.span())}
+    return next(
+        (each.start() for each in NEGATION.finditer(sentence) if each.start() not in in_options), None
+    )
 
 
 def _letter(found: re.Match[str]) -> str:
@@ -122,7 +131,10 @@ def _patterns(options: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str
 
 
 def _any_text(options: Sequence[str], *, min_letters: int) -> str:
-    """Pattern of the options' texts, each in a group called like its letter; without those that two options have."""
+    """Pattern of the options' texts, each in a group called like its letter; without those that two options have.
+
+    What negates as a word of its own (`no`) is an option only where no word follows: not in `is no longer B`.
+    """
     folded = [option.casefold() for option in options]
     texts = [
         (option, letter)
@@ -132,5 +144,8 @@ def _any_text(options: Sequence[str], *, min_letters: int) -> str:
         and sum(char.isalpha() for char in option) >= min_letters
     ]
     longest_first = sorted(texts, key=lambda each: -len(each[0]))
-    groups = [f"(?P<{letter}>{re.escape(option)})" for option, letter in longest_first]
+    groups = [
+        f"(?P<{letter}>{re.escape(option)})" + (r"(?!\s++\w)" if NEGATION.fullmatch(option) else "")
+        for option, letter in longest_first
+    ]
     return rf"(?<!\w)(?i:{'|'.join(groups) or '(?!)'})(?!\w)"

@@ -92,7 +92,13 @@ def test_without_a_think_block_only_a_prompt_that_asks_for_none_has_a_language()
         ("It isn't blue.", None),
         ("It would be wrong to say that the answer is B.", None),
         ("A hand takes it.", None),
-        ("B fits. Option A is wrong.", "B"),
+        ("B fits. Option A is wrong.", None),  # would need to be understood
+        ("The answer is B. Wait, that is wrong.", None),
+        ("At first I took option A. There is no doubt that the answer is B.", None),
+        ("It is red. The answer is not blue.", None),
+        ("It is red. The answer is no.", "D"),
+        ("It is red. The answer is no longer red.", None),
+        ("It is red. The answer is no, not red.", "D"),
         ("C is wrong, so B", None),  # would need to be understood
         ("I think (a) or (b).", None),
         ("B. Then again (a) or (b).", None),  # ends in doubt
@@ -111,6 +117,28 @@ def test_options_of_the_same_text_go_by_letter_only() -> None:
     assert concluded_option("It is Z.", ()) == "Z"
     assert concluded_option("It is the red cup.", ("red", "red cup")) == "B"
     assert concluded_option("B is what I see.", ("red",)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "reasoning", "letter"),
+    [
+        (("yes", "no"), "The answer is yes.", "A"),
+        (("yes", "no"), "The answer is no.", "B"),
+        (("yes", "no"), "At first glance the answer is yes. But the answer is no.", "B"),
+        (("yes", "no"), "The answer is no, not yes.", "B"),
+        (("yes", "no"), "The answer is yes, not no.", "A"),
+        (("yes", "no"), "Is it there? No.", None),
+        (("true", "false"), "The statement is false.", "B"),
+        (("true", "false"), "It is false that the answer is true.", None),
+        (("not visible", "red"), "I see (B) first. The answer is not visible.", "A"),
+        (("visible", "not visible"), "In the end it is not visible.", "B"),
+        (("visible", "not visible"), "In the end it is not very visible.", None),
+    ],
+)
+def test_an_option_that_negates_is_named_like_any_other(
+    options: tuple[str, ...], reasoning: str, letter: str | None
+) -> None:
+    assert concluded_option(reasoning, options) == letter
 
 
 @pytest.mark.parametrize(
