@@ -101,7 +101,8 @@ def keyframe_distance(rollout: Rollout, *, scale_s: float = 1.0) -> float | None
     inside = inside_clip(cited, rollout.clip)
     if not inside:
         return 0.0
-    near = [[math.exp(-overhang_s(moment, span) / scale_s) for span in annotated] for moment in inside]
+    shortest_first = sorted(annotated, key=lambda span: span[1] - span[0])  # of two at the same distance
+    near = [[math.exp(-overhang_s(moment, span) / scale_s) for span in shortest_first] for moment in inside]
     nearest_of = dict(sorted((row.index(max(row)), max(row)) for row in near))  # the highest of a span stays
     precision = sum(nearest_of.values()) / len(cited)
     recall = fmean(max(column) for column in zip(*near, strict=True))
@@ -246,30 +247,30 @@ def inside_clip(spans: Sequence[Span], clip: Clip | None) -> list[Span]:
 
 
 def f1(cited: Sequence[Span], num_cited: int, annotated: Sequence[Span], *, tolerance_s: float) -> float:
-    """Harmonic mean of recall (annotated spans that are hit) and precision (citations that are needed for it).
+    """Harmonic mean of recall (annotated spans that are hit) and precision (citations that hit, one for a span).
 
-    So a sure hit, repeated, does not buy free guesses: a citation that finds no further span never pays, not even
-    of two spans that overlap, if another finds both. With one annotated span, n citations of which any hits earn
-    2 / (n + 1).
+    So a sure hit, repeated, does not buy free guesses: with one annotated span, n citations of which any hits
+    earn 2 / (n + 1).
     """
     num_found = sum(any(hits(moment, span, tolerance_s) for moment in cited) for span in annotated)
-    precision = num_needed(cited, annotated, tolerance_s) / num_cited
-    recall = num_found / len(annotated)
+    precision, recall = num_pairs(cited, annotated, tolerance_s) / num_cited, num_found / len(annotated)
     return 2 * precision * recall / (precision + recall) if num_found else 0.0
 
 
-def num_needed(cited: Sequence[Span], annotated: Sequence[Span], tolerance_s: float) -> int:
-    """The least number of the citations that hit all the spans that they hit together.
+def num_pairs(cited: Sequence[Span], annotated: Sequence[Span], tolerance_s: float) -> int:
+    """How many pairs there can be of a citation and a span that it hits, each in one pair at most; a citation
+    repeated is one.
 
-    Spans in the order of their ends: of what hits the first, the citation that starts last hits as many of
-    the others as any.
+    Spans choose in the order of their ends, each the hit that starts first: what starts later is left for the
+    others, who can reach at least as far.
     """
-    needed: list[Span] = []
+    left, num_paired = {*cited}, 0
     for span in sorted(annotated, key=lambda span: span[1]):
-        hitting = [moment for moment in cited if hits(moment, span, tolerance_s)]
-        if hitting and not any(hits(moment, span, tolerance_s) for moment in needed):
-            needed.append(max(hitting))
-    return len(needed)
+        hitting = [moment for moment in left if hits(moment, span, tolerance_s)]
+        if hitting:
+            left.remove(min(hitting))
+            num_paired += 1
+    return num_paired
 
 
 def hits(cited: Span, annotated: Span, tolerance_s: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import permutations
 from time import perf_counter
 from typing import Any
 
@@ -25,8 +25,7 @@ from rewards.keyframe import (
     keyframe_hit,
     keyframe_iou,
     keyframe_scores,
-    merged,
-    num_needed,
+    num_pairs,
     self_evidence,
     self_evidence_cut,
 )
@@ -81,8 +80,14 @@ def test_the_value_is_the_f1_of_citations_and_annotation(
 def test_one_citation_may_hit_two_overlapping_spans() -> None:
     overlapping = ((3.0, 4.0), (3.5, 6.0))
     assert value("3.5", overlapping) == 1.0
-    assert value("2.6, 3.5", overlapping) == value("3.5, 3.5", overlapping) == pytest.approx(2 / 3)
-    assert value("2.6, 5.5", overlapping) == 1.0  # two are one too many only where one does it
+    assert value("3.5, 3.5", overlapping) == pytest.approx(2 / 3)
+    assert value("2.6, 5.5", overlapping) == value("2.6, 3.5", overlapping) == 1.0  # one for each
+
+
+def test_frames_annotated_next_to_each_other_may_all_be_cited() -> None:
+    frames = ((3.0, 3.0), (3.5, 3.5), (4.0, 4.0))
+    assert value("3, 3.5, 4", frames) == value("3.5", frames) == 1.0
+    assert value("3, 3.5, 4, 4.5", frames) == pytest.approx(6 / 7)  # precision 3/4
 
 
 def test_the_edge_of_the_tolerance_does_not_depend_on_rounding() -> None:
@@ -133,8 +138,8 @@ def test_of_the_hostile_completions_only_those_that_cite_the_moment_earn_somethi
     group = make_group(list(COMPLETIONS.values()), SAMPLE, clip=CLIP)  # annotated: 3.0-4.5 and 7.0
     values = {label: keyframe(each) for label, each in zip(COMPLETIONS, group.rollouts, strict=True)}
     earned = {label: each for label, each in values.items() if each}
-    # 3 or 3.5: precision 1, recall 1/2. "every moment" cites 0.0, 0.1, ... 199.9; of these two are needed to
-    # find both spans: precision 2 / 2000, recall 1: 0.002 / 1.001.
+    # 3 or 3.5: precision 1, recall 1/2. "every moment" cites 0.0, 0.1, ... 199.9; of these two are paired
+    # with the two spans: precision 2 / 2000, recall 1: 0.002 / 1.001.
     assert earned.pop("every moment") == pytest.approx(0.002 / 1.001)
     assert list(earned.values()) == pytest.approx([2 / 3] * len(earned))
     assert set(earned) == {
@@ -169,16 +174,18 @@ def test_a_span_never_hits_where_its_middle_misses(cited: Span, annotated: Span,
     assert not hits(cited, annotated, tolerance_s) or hits((middle_s, middle_s), annotated, tolerance_s)
 
 
-@given(st.lists(spans, min_size=1, max_size=6), annotations)
+@given(st.sets(spans, min_size=1, max_size=4), annotations)
 @settings(max_examples=100, deadline=None)
-def test_the_citations_needed_are_the_fewest_that_find_as_much(cited: list[Span], annotated) -> None:
-    def found(some) -> set[Span]:
-        return {span for span in annotated if any(hits(moment, span, 0.5) for moment in some)}
-
-    fewest = min(
-        n for n in range(len(cited) + 1) for some in combinations(cited, n) if found(some) == found(cited)
+def test_as_many_citations_are_paired_with_spans_as_can_be(cited: set[Span], annotated) -> None:
+    padded = [*cited, None, None, None]  # as many of None as there are spans at most
+    most = max(
+        sum(
+            moment is not None and hits(moment, span, 0.5)
+            for moment, span in zip(some, annotated, strict=True)
+        )
+        for some in permutations(padded, len(annotated))
     )
-    assert num_needed(cited, annotated, 0.5) == fewest
+    assert num_pairs([*cited], annotated, 0.5) == most
 
 
 @pytest.mark.parametrize("fn", [keyframe, keyframe_distance, keyframe_hit, keyframe_iou])
@@ -385,7 +392,7 @@ def test_the_others_too_need_an_annotation_and_something_readable(fn) -> None:
 
 
 @pytest.mark.parametrize("fn", ANNOTATED)
-@given(cited=st.lists(spans, min_size=1, max_size=5), annotated=annotations.map(merged).map(tuple))
+@given(cited=st.lists(spans, min_size=1, max_size=5), annotated=annotations.map(set).map(tuple))
 @settings(max_examples=60, deadline=None)
 def test_values_lie_between_0_and_1_and_are_1_for_the_annotation_itself(fn, cited, annotated) -> None:
     def cite(spans) -> Rollout:
