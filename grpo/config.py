@@ -194,6 +194,7 @@ def load_config(argv: Sequence[str]) -> Config:
 def validate(config: Config) -> None:
     """Raise ValueError with the key's name for values that no run could use."""
     positive = {
+        "rewards_workers.memory_gib": config.rewards_workers.memory_gib,
         "num_steps": config.num_steps,
         "media.num_workers": config.media.num_workers,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
@@ -209,6 +210,7 @@ def validate(config: Config) -> None:
         if value <= 0:
             raise ValueError(f"config: {key} must be above 0, not {value}")
     not_negative = {
+        "rewards_workers.max_workers": config.rewards_workers.max_workers,
         "media.cache_gib": config.media.cache_gib,
         "media.cache_disk_gib": config.media.cache_disk_gib,
         "loss.beta": config.loss.beta,
@@ -291,7 +293,9 @@ def check_same_run(old: Path, config: Config) -> None:
     before = _flat(OmegaConf.to_container(OmegaConf.load(old)))
     now = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
     for key in sorted(before.keys() | now.keys()):
-        is_free = any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+        is_free = any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE) or (
+            key.startswith("rewards.") and key.endswith((".timeout_s", ".cache"))
+        )
         if before.get(key) != now.get(key) and not is_free:
             raise ValueError(
                 f"run_dir: {old.parent} holds a run with {key}={before.get(key)}, not {now.get(key)}; "

@@ -87,6 +87,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
     check_launch(accelerator, config.optim)
+    check_counterfactuals(rewards, config.optim.prompts_per_step // accelerator.num_processes)
     accelerator.print("reading the data (a demo's clips are rendered on first use)", flush=True)
     with accelerator.main_process_first():  # a reader may render its clips on first use
         train, held_out = read_data(config)
@@ -124,6 +125,15 @@ def check_engine(engine: str) -> None:
     """Raise ValueError if the rollout engine is not installed."""
     if engine == "vllm" and find_spec("vllm") is None:
         raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
+
+
+def check_counterfactuals(rewards: RewardSet, prompts_per_process: int) -> None:
+    """Raise ValueError if a reward wants another question's clip and a process never has one."""
+    if prompts_per_process < 2 and any(each.frames == "other_clip" for each in rewards.counterfactuals):
+        raise ValueError(
+            "rewards: other_clip takes the clip of another question of the same process; optim.prompts_per_step "
+            "must be at least twice the number of processes"
+        )
 
 
 def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -57,16 +58,18 @@ class RewardCache:
 def _facts(rollout: Rollout) -> bytes:
     """All that a reward can read, but frames: those follow from the file and the times."""
     sample, clip = rollout.sample, rollout.clip
-    others = {
-        frames: [other.text for other in rollouts] for frames, rollouts in rollout.counterfactuals.items()
-    }
     facts = [
-        rollout.text, rollout.token_ids, rollout.logprobs, rollout.stopped, rollout.tags, others,
-        sample.id, sample.question, sample.options, sample.answer, sample.task, sample.keyframes_s,
-        sample.start_s, sample.end_s, dict(sample.columns),
-        (clip.path, clip.times_s, clip.height_px, clip.width_px) if clip is not None else None,
+        rollout.text, rollout.token_ids, rollout.logprobs, rollout.stopped, rollout.tags,
+        sample.id, sample.question, sample.options, sample.answer, sample.task, sample.source, sample.keyframes_s,
+        sample.video, sample.start_s, sample.end_s, dict(sample.columns),
     ]  # fmt: skip
-    return json.dumps(facts, default=repr).encode()
+    if clip is not None:
+        facts += [
+            clip.path, clip.times_s, clip.sample_fps, clip.duration_s, clip.height_px, clip.width_px
+        ]  # fmt: skip
+    for frames, others in sorted(rollout.counterfactuals.items()):
+        facts += [frames, *map(_facts, others)]
+    return pickle.dumps(facts)
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -20,6 +20,8 @@ from rewards.specs import Calling, Outcome, Reward, RewardFailure
 Result = float | None | str
 """A value, an abstention, or the traceback of a failure."""
 
+MAX_TRACEBACK_CHARS = 10_000
+
 # A plugin that calls sys.exit() must not end the run, let alone with status 0.
 FAILURES = (Exception, SystemExit)
 
@@ -54,7 +56,7 @@ def call(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
         values = _call_together(reward, rollouts)
         return checked_values(values, len(rollouts))
     except FAILURES:
-        return [traceback.format_exc()] * len(rollouts)
+        return [traceback_text()] * len(rollouts)
 
 
 async def call_async(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
@@ -64,7 +66,7 @@ async def call_async(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result
     try:
         return checked_values(await _call_together(reward, rollouts), len(rollouts))
     except FAILURES:
-        return [traceback.format_exc()] * len(rollouts)
+        return [traceback_text()] * len(rollouts)
 
 
 def _call_together(reward: Reward, rollouts: Sequence[Rollout]) -> Any:
@@ -77,14 +79,14 @@ async def _attempt_async(reward: Reward, rollout: Rollout) -> Result:
     try:
         return as_value(await reward.function(rollout, **reward.knobs))
     except FAILURES:
-        return traceback.format_exc()
+        return traceback_text()
 
 
 def _attempt(make: Callable[[], object]) -> Result:
     try:
         return as_value(make())
     except FAILURES:
-        return traceback.format_exc()
+        return traceback_text()
 
 
 def checked_values(values: object, count: int) -> list[Result]:
@@ -129,6 +131,11 @@ def trl_arguments(rollouts: Sequence[Rollout], calling: Calling) -> dict[str, li
         "completions": [_said("assistant", each.text) if as_messages else each.text for each in rollouts],
         "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
     }
+
+
+def traceback_text() -> str:
+    """Of the exception at hand; the end of it, where the reason stands."""
+    return traceback.format_exc()[-MAX_TRACEBACK_CHARS:]
 
 
 def _said(role: str, content: str) -> list[dict[str, str]]:

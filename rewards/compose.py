@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, pstdev
+from typing import get_args
 
+from grpo.groups import Task
 from rewards.loading import did_you_mean
 from rewards.specs import RewardSpec
 
@@ -24,6 +26,8 @@ _CONDITION = re.compile(
     r"\s*([^\s<>=]+)\s*(?:(>=|<=|==|>|<)\s*([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)\s*)?", re.IGNORECASE
 )
 NORMALISE_EPS = 1e-4  # trl's, in `normalize_then_sum`
+
+TASKS: tuple[str, ...] = get_args(Task)
 
 Column = Sequence[float | None]
 
@@ -47,9 +51,12 @@ def read_condition(text: str, *, key: str) -> Condition:
     try:
         if found is None:
             raise ValueError
-        return Condition(found[1], found[2] or ">", float(found[3] or 0.0))
+        threshold = float(found[3] or 0.0)
     except ValueError:
         raise ValueError(f"{key}: {text!r} is neither a reward's name nor NAME > NUMBER") from None
+    if not math.isfinite(threshold):
+        raise ValueError(f"{key}: in {text!r}, {found[3]} is no finite number")
+    return Condition(found[1], found[2] or ">", threshold)
 
 
 def conditions_of(name: str, spec: RewardSpec) -> dict[str, Condition]:
@@ -70,8 +77,10 @@ def check_specs(specs: Mapping[str, RewardSpec]) -> None:
             raise ValueError(f"{key}.weight: {spec.weight} is no finite number")
         if spec.clip is not None and not spec.clip[0] <= spec.clip[1]:
             raise ValueError(f"{key}.clip: {list(spec.clip)} is no [lower, upper]")
-        if spec.timeout_s <= 0:
+        if not 0 < spec.timeout_s < math.inf:
             raise ValueError(f"{key}.timeout_s: must be above 0, not {spec.timeout_s}")
+        for task in set(spec.tasks or []) - set(TASKS):
+            raise ValueError(f"{key}.tasks: no task {task!r}{did_you_mean(task, TASKS)}")
         _check_schedule(spec.schedule, key=f"{key}.schedule")
         _check_gates(name, specs)
 
@@ -132,15 +141,17 @@ def parts_of(
 
 def gated(name: str, spec: RewardSpec, columns: Mapping[str, Column]) -> list[float | None]:
     """A reward's values, None where its gates are shut."""
-    conditions = conditions_of(name, spec)
-    column: list[float | None] = list(columns[name])
-    if (gate := conditions.get("only_if")) is not None:
-        opens = [gate.holds(value) for value in columns[gate.reward]]
-        column = [value if is_open else None for value, is_open in zip(column, opens, strict=True)]
-    if (gate := conditions.get("only_unless")) is not None:
-        shuts = [gate.holds(value) for value in columns[gate.reward]]
-        column = [None if is_shut else value for value, is_shut in zip(column, shuts, strict=True)]
-    return column
+    opens = gates_open(name, spec, columns)
+    return [value if is_open else None for value, is_open in zip(columns[name], opens, strict=True)]
+
+
+def gates_open(name: str, spec: RewardSpec, columns: Mapping[str, Column]) -> list[bool]:
+    """Of each rollout, whether all the reward's gates are open; always without gates."""
+    opens = [True] * len(columns[name])
+    for field, gate in conditions_of(name, spec).items():
+        holds = [gate.holds(value) for value in columns[gate.reward]]
+        opens = [before and now == (field == "only_if") for before, now in zip(opens, holds, strict=True)]
+    return opens
 
 
 def totals_of(parts: Mapping[str, Sequence[float]], failed: Sequence[bool]) -> tuple[float | None, ...]:

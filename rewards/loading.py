@@ -120,8 +120,11 @@ def load_reward(name: str, spec: RewardSpec) -> Reward:
     check_signature(fn, spec.args, key=key)
     declared: tuple[Counterfactual, ...] = getattr(_marked(fn), "reward_counterfactuals", ())
     if spec.counterfactual_samples is not None:
-        if not declared or spec.counterfactual_samples < 1:
-            raise ValueError(f"{key}.counterfactual_samples: it declares no counterfactuals, or below 1")
+        if not any(not each.greedy for each in declared) or spec.counterfactual_samples < 1:
+            raise ValueError(
+                f"{key}.counterfactual_samples: must be above 0, and only a reward that declares sampled "
+                "counterfactuals has a number of them (greedy ones are all alike)"
+            )
         declared = tuple(each._replace(num_samples=spec.counterfactual_samples) for each in declared)
     return Reward(name=name, fn=fn, calling=calling_of(fn), spec=spec, counterfactuals=declared)
 

@@ -62,7 +62,7 @@ class RewardSet:
     def seconds(self) -> Mapping[str, float]:
         """How long each reward's call took lately; only of rewards that ran in workers."""
         measured = self._pool.seconds if self._pool else {}
-        return {self.rewards[index].name: seconds for index, seconds in measured.items()}
+        return {self.rewards[index].name: seconds for index, seconds in dict(measured).items()}
 
     def scoring(self, step: int = 0) -> Scoring:
         """A step's scoring, to which groups are added as they come."""
@@ -117,13 +117,15 @@ class Scoring:
         self._pool = rewards.pool()
         self._finished = threading.Condition()
         self._num_left = 0
+        self._early: set[int] = set()
         self._jobs: dict[tuple[int, int], Job] = {}
         self._groups: list[Group] = []  # held, so that the ids above stay theirs
 
     def add(self, group: Group) -> None:
         """Start the rewards that need nothing but the group itself; called while the engine samples others."""
         early = [index for index, each in enumerate(self._set.rewards) if not each.counterfactuals]
-        self._submit(self._start_all(early, group, key=id(group.prompt)))
+        self._early.add(id(group.prompt))
+        self._submit(self._start_all(early, group))
 
     def tables(self, groups: Sequence[Group]) -> list[RewardTable]:
         """Start what is left, wait, and put each group's table together.
@@ -131,34 +133,36 @@ class Scoring:
         The groups are those added before (told by their prompts), or the same with counterfactuals.
         """
         everything = range(len(self._set.rewards))
-        started = [self._start_all(everything, group, key=id(group.prompt)) for group in groups]
+        started = [self._start_all(everything, group) for group in groups]
         self._submit([job for jobs in started for job in jobs])
         self.wait()
         return [self._table(group) for group in groups]
 
     def start(self, reward_index: int, group: Group) -> Job:
         """A job of one reward, for those who want no table."""
-        self._submit(self._start_all([reward_index], group, key=id(group)))
-        return self._jobs[id(group), reward_index]
+        self._submit(self._start_all([reward_index], group))
+        return self._jobs[self._key(group), reward_index]
 
     def wait(self) -> None:
         """Until every job is done, or its reward's time limit from now is over."""
         if self._pool is not None:
             self._pool.expire([*self._jobs.values()], time.monotonic())
             with self._finished:
-                self._finished.wait_for(lambda: not self._num_left or self._broken)
+                while not self._finished.wait_for(lambda: not self._num_left, timeout=1.0):
+                    if self._pool.error is not None:
+                        break
             if self._pool.error is not None:
                 raise RuntimeError("the reward workers' own thread died") from self._pool.error
         for (_, reward_index), job in self._jobs.items():
             self._remember(self._set.rewards[reward_index], reward_index, job)
 
-    @property
-    def _broken(self) -> bool:
-        return self._pool is not None and self._pool.error is not None
+    def _key(self, group: Group) -> int:
+        """What a group goes by: counterfactuals make another one of it, its prompt stays the same object."""
+        return id(group.prompt) if id(group.prompt) in self._early else id(group)
 
-    def _start_all(self, reward_indices: Sequence[int], group: Group, *, key: int) -> list[Job]:
+    def _start_all(self, reward_indices: Sequence[int], group: Group) -> list[Job]:
         """Jobs that are not there yet; those that need a call are returned."""
-        payload = Payload(group)
+        payload, key = Payload(group), self._key(group)
         new = {
             index: Job(index, payload, self._count_down)
             for index in reward_indices
@@ -167,7 +171,7 @@ class Scoring:
         self._groups.append(group)
         self._jobs.update({(key, index): job for index, job in new.items()})
         with self._finished:
-            self._num_left += len(new)
+            self._num_left += sum(bool(job.missing) for job in new.values())
         for index, job in new.items():
             self._answer_without_a_call(self._set.rewards[index], index, job)
         return [job for job in new.values() if job.missing]
@@ -185,7 +189,7 @@ class Scoring:
         job would spend more time on that than on the jobs."""
         with self._finished:
             self._num_left -= 1
-            if self._num_left <= 0 or self._broken:
+            if not self._num_left:
                 self._finished.notify()
 
     def _is_cached(self, reward: Reward, reward_index: int) -> bool:
@@ -216,7 +220,7 @@ class Scoring:
 
     def _table(self, group: Group) -> RewardTable:
         outcomes = {
-            reward.name: outcomes_of(reward.name, group, self._jobs[id(group.prompt), index].results)
+            reward.name: outcomes_of(reward.name, group, self._jobs[self._key(group), index].results)
             for index, reward in enumerate(self._set.rewards)
         }
         return make_table(self._set.specs, outcomes, self._step, normalise=self._set.normalise)

@@ -71,7 +71,8 @@ class Reward:
 
     @property
     def has_state(self) -> bool:
-        """It is an object, or a class of objects, with a state of its own: made once, never in two places."""
+        """It is an object, or a class of objects, with a state of its own: made once in each of the trainer's
+        processes. The state is not part of a checkpoint."""
         return not inspect.isroutine(self.fn) and not isinstance(self.fn, partial)
 
     @property
@@ -81,7 +82,7 @@ class Reward:
     @property
     def is_expensive(self) -> bool:
         """It says that its calls cost money or minutes: it is probed with two completions, not with hundreds."""
-        return vars(self.fn).get("expensive", False) if self.has_state else False
+        return getattr(self.fn, "expensive", False)
 
     @cached_property
     def function(self) -> Callable[..., Any]:

@@ -32,7 +32,10 @@ def rarity(rollouts: tuple[Rollout, ...]) -> list[float]:
 
 
 class Novelty:
-    """A reward with a state: made once, with its knobs; all calls go to the same object, one after another."""
+    """A reward with a state: made once, with its knobs; all calls go to the same object, one after another.
+
+    Once per process of the trainer, that is, and a resumed run starts with a new one.
+    """
 
     def __init__(self, *, memory: int = 1000) -> None:
         self.seen: deque[str] = deque(maxlen=memory)

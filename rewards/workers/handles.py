@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ from typing import Any
 from rewards.specs import Reward, WorkerSettings
 from rewards.workers.jobs import CallOut
 
+CODE = "from rewards.workers.worker import main; main()"
+SURELY_TAKEN_BYTES = 64 * 1024
+"""By the socket of a worker that has read all before."""
 START_S = 120.0
 """For the imports of all rewards."""
 
@@ -38,24 +42,30 @@ class WorkerHandle:
         self.cpu_s = 0.0
         self.lost_at: float | None = None
         self.why_lost = ""
-        self._outbox: SimpleQueue[Any] = SimpleQueue()
-        if resident is not None:  # it may not be reading, and nobody else shall wait for it
-            threading.Thread(target=self._send_all, daemon=True).start()
+        self.is_guilty = True
+        """Of its own end, with what it was at."""
+        self._outbox: SimpleQueue[bytes | None] | None = None
 
     def send(self, message: tuple[Any, ...]) -> None:
-        if self.resident is not None:
-            self._outbox.put(message)
+        """Never waits: a worker may be stopped, or not be reading, and its socket takes only so much."""
+        data = pickle.dumps(message, protocol=5)
+        if self._outbox is None and (self.resident is not None or len(data) > SURELY_TAKEN_BYTES):
+            self._outbox = SimpleQueue()
+            threading.Thread(target=self._send_all, args=[self._outbox], daemon=True).start()
+        if self._outbox is not None:
+            self._outbox.put(data)
             return
-        with suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed elsewhere
-            self.connection.send(message)
+        with suppress(OSError):  # its end is noticed elsewhere
+            self.connection.send_bytes(data)
 
-    def _send_all(self) -> None:
+    def _send_all(self, outbox: SimpleQueue[bytes | None]) -> None:
         with suppress(OSError):
-            while (message := self._outbox.get()) is not None:
-                self.connection.send(message)
+            while (data := outbox.get()) is not None:
+                self.connection.send_bytes(data)
 
     def close(self) -> None:
-        self._outbox.put(None)
+        if self._outbox is not None:
+            self._outbox.put(None)
         self.connection.close()
 
 
@@ -65,34 +75,31 @@ class NurseryHandle:
     def __init__(self, rewards: Sequence[Reward], settings: WorkerSettings) -> None:
         self.rewards = rewards
         self._unborn: deque[WorkerHandle] = deque()
-        ours, theirs = socketpair()
-        with theirs:
+        (ours, theirs), (our_news, their_news) = socketpair(), socketpair()
+        with theirs, their_news:
+            numbers = [theirs.fileno(), their_news.fileno()]
             paths = [path or os.getcwd() for path in sys.path]
             self._process = subprocess.Popen(
                 # Not -m: a module that runs as __main__ is another one than what pickles refer to.
-                [
-                    sys.executable,
-                    "-c",
-                    "from rewards.workers.worker import main; main()",
-                    str(theirs.fileno()),
-                ],
-                pass_fds=[theirs.fileno()],
+                # -P: the working directory may hold a rewards.py.
+                [sys.executable, "-P", "-c", CODE, *map(str, numbers)],
+                pass_fds=numbers,
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the trainer, which then ends them
             )
-        self.connection = Connection(ours.detach())
+        self._control, self.news = Connection(ours.detach()), Connection(our_news.detach())
         specs = {reward.name: reward.spec for reward in rewards}
-        self.connection.send((sys.path, specs, int(settings.memory_gib * 2**30)))
+        self._control.send((sys.path, specs, int(settings.memory_gib * 2**30)))
         kind, content = self._first_word()
         if kind == "error":
             raise ValueError(f"rewards: in their own process: {content}")
 
     def _first_word(self) -> tuple[str, Any]:
-        if not self.connection.poll(START_S):
+        if not self.news.poll(START_S):
             return "error", f"not loaded within {START_S:g} s"
         try:
-            return self.connection.recv()
+            return self.news.recv()
         except (EOFError, OSError):
             return "error", f"it ended with status {self._process.wait()}; its output is above"
 
@@ -103,23 +110,28 @@ class NurseryHandle:
         worker = WorkerHandle(Connection(ours.detach()), resident, is_async=is_async)
         self._unborn.append(worker)
         with theirs, suppress(OSError):  # a nursery that is gone is noticed elsewhere
-            self.connection.send(resident)
-            send_handle(self.connection, theirs.fileno(), self._process.pid)
+            self._control.send(resident)
+            send_handle(self._control, theirs.fileno(), self._process.pid)
         return worker
 
     def hear(self) -> tuple[int, int] | None:
         """Process id and exit status of a worker that has ended, if that is the news; EOFError or OSError if the
         nursery is gone."""
-        kind, pid, *status = self.connection.recv()
+        kind, pid, *status = self.news.recv()
         if kind == "ended":
             return pid, status[0]
-        self._unborn.popleft().pid = pid  # forked, in the order of asking
+        worker = self._unborn.popleft()  # in the order of asking
+        worker.pid = pid
+        if kind == "unborn":
+            worker.is_guilty, worker.lost_at = False, time.monotonic()
         return None
 
     def close(self) -> None:
         """End every worker, and itself."""
-        self.connection.close()
+        self._control.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        self.news.close()

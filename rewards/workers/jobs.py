@@ -35,6 +35,8 @@ class Job:
     """By rollout; what is still missing is in `missing`, since None is a result."""
     missing: set[int] = field(init=False)
     deadline: float | None = None
+    is_late: bool = False
+    """Its time was over before its results were there."""
 
     def __post_init__(self) -> None:
         size = len(self.payload.group.rollouts)

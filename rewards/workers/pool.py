@@ -1,7 +1,7 @@
 """The trainer's side of the reward workers: hands out calls, gathers results, and survives whatever happens there.
 
-One thread does it all, so that rewards run while the engine still samples. Calls of unknown or long duration go out
-one by one, short ones in bundles of about `BUNDLE_S`. Workers are added while all of them wait (for a network, a
+A thread of its own does it, so that rewards run while the engine still samples. Calls of unknown or long duration go
+out one by one, short ones in bundles (`queues.py`). Workers are added while all of them wait (for a network, a
 lock, a clock), and removed when they hang, die or grow too large; what else a lost worker had to do is done again,
 one call at a time, so that the guilty call is known.
 """
@@ -12,10 +12,9 @@ import os
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import count
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -25,9 +24,9 @@ from rewards.calling import Result
 from rewards.specs import Reward, WorkerSettings
 from rewards.workers.handles import NurseryHandle, WorkerHandle
 from rewards.workers.jobs import CallOut, Job
+from rewards.workers.queues import Queues
 from rewards.workers.worker import kill_group, rss_bytes
 
-BUNDLE_S = 0.01
 TICK_S = 0.02
 SILENCE_S = 0.5
 """How long a worker may be silent over a bundle before others get the rest of it."""
@@ -35,7 +34,7 @@ MAX_ASYNC_CALLS = 64
 """Of an async reward at a time; it may set itself a lower limit."""
 LOOK_S = 0.25
 """How often memory is looked at."""
-IDLE_S = 60.0
+IDLE_S = 600.0
 MAX_PRINTED_CHARS = 20_000
 """Of what rewards print, in a run."""
 
@@ -45,23 +44,25 @@ class Pool:
 
     def __init__(self, rewards: Sequence[Reward], settings: WorkerSettings) -> None:
         self.rewards, self.settings = rewards, settings
-        self.seconds: dict[int, float] = {}
-        """How long a reward takes for a rollout, or for a group if it looks at one as a whole; smoothed."""
         self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
         self.error: BaseException | None = None
         self._print_room = MAX_PRINTED_CHARS
         self._inbox: deque[tuple[Any, ...]] = deque()
         self._woken, self._wake = os.pipe()
-        self._queues: dict[int | None, deque[CallOut]] = {}
+        self._queues = Queues(rewards, settings.max_workers)
         self._workers: list[WorkerHandle] = []
         self._jobs: set[Job] = set()
         self._read_frames: set[int] = set()
-        self._ids = count()
         self._looked_at = 0.0
         self._grown_at = 0.0
         self._num_base = min(settings.max_workers, max(2, min(4, os.cpu_count() or 1)))
         self._nursery: NurseryHandle
         self._thread = threading.Thread(target=self._live, name="rewards", daemon=True)
+
+    @property
+    def seconds(self) -> Mapping[int, float]:
+        """How long each reward, by its index, takes for a rollout, or for a group if it looks at one as a whole."""
+        return dict(self._queues.seconds)
 
     def start(self) -> None:
         """Load the rewards in a process of their own; ValueError if that does not work there."""
@@ -79,6 +80,11 @@ class Pool:
         self._tell(("close",))
         self._thread.join(timeout=5)
         self._nursery.close()
+        if not self._thread.is_alive():
+            for worker in self._workers:
+                worker.close()
+            os.close(self._woken)
+            os.close(self._wake)
 
     def _tell(self, message: tuple[Any, ...]) -> None:
         self._inbox.append(message)
@@ -87,15 +93,15 @@ class Pool:
     def _live(self) -> None:
         try:
             while not self._is_closing():
-                busy = self._jobs or any(worker.lost_at for worker in self._workers)
+                busy = self._jobs or any(
+                    worker.lost_at or worker.is_running or worker.cancelled_at for worker in self._workers
+                )
                 self._hear(wait(self._sources(), TICK_S if busy else None))
                 self._look_after()
                 self._grow()
                 self._dispatch()
-        except BaseException as error:  # a bug of ours: whoever waits has to know
+        except BaseException as error:  # a bug of ours: who waits looks at this
             self.error = error
-            for job in self._jobs:
-                job.on_done()
 
     def _is_closing(self) -> bool:
         while self._inbox:
@@ -105,7 +111,7 @@ class Pool:
             if kind == "jobs":
                 for job in content[0]:
                     self._jobs.add(job)
-                    self._enqueue(job, range(len(job.results)))
+                    self._queues.add(job, range(len(job.results)))
             elif kind == "expire":
                 jobs, now = content
                 for job in jobs:
@@ -114,31 +120,12 @@ class Pool:
 
     def _sources(self) -> list[Any]:
         alive = [worker.connection for worker in self._workers if worker.lost_at is None]
-        return [self._woken, self._nursery.connection, *alive]
-
-    def _enqueue(self, job: Job, missing: Sequence[int], *, alone: bool = False) -> None:
-        """Queue what a job lacks: in one call, or one per rollout where that is slow or to be done alone."""
-        reward = self.rewards[job.reward_index]
-        is_slow = self.seconds.get(job.reward_index, 0.0) > BUNDLE_S
-        parts = [tuple(range(len(job.results)))]
-        if reward.calling == "rollout":
-            parts = [(i,) for i in missing] if alone or is_slow or reward.is_async else [tuple(missing)]
-        queue = self._queue_of(job.reward_index)
-        for indices in parts:
-            queue.append(CallOut(id=next(self._ids), job=job, indices=indices, alone=alone))
-
-    def _queue_of(self, reward_index: int) -> deque[CallOut]:
-        resident = reward_index if self._is_resident(reward_index) else None
-        return self._queues.setdefault(resident, deque())
-
-    def _is_resident(self, reward_index: int) -> bool:
-        reward = self.rewards[reward_index]
-        return reward.has_state or reward.is_async
+        return [self._woken, self._nursery.news, *alive]
 
     def _hear(self, ready: Sequence[Any]) -> None:
         if self._woken in ready:
             os.read(self._woken, 4096)
-        if self._nursery.connection in ready:
+        if self._nursery.news in ready:
             self._hear_nursery()
         for worker in [*self._workers]:
             if worker.connection in ready:
@@ -163,6 +150,7 @@ class Pool:
     def _restart(self) -> None:
         """The nursery is gone, and with it the workers."""
         for worker in [*self._workers]:
+            worker.is_guilty = False
             self._lose(worker, "was lost with the process that it was forked from")
         self._nursery.close()
         self._nursery = NurseryHandle(self.rewards, self.settings)
@@ -182,7 +170,7 @@ class Pool:
         elif kind == "frames":
             if (call := worker.calls.pop(content[0], None)) is not None:
                 self._read_frames.add(call.job.reward_index)
-                self._queue_of(call.job.reward_index).appendleft(call)
+                self._queues.put_back(call)
         elif kind == "done":
             worker.calls.clear()
             worker.is_running = worker.has_been_split = False
@@ -201,8 +189,7 @@ class Pool:
         if call is None:  # cancelled meanwhile
             return
         reward_index = call.job.reward_index
-        old = self.seconds.get(reward_index, seconds)
-        self.seconds[reward_index] = 0.8 * old + 0.2 * seconds
+        self._queues.measured(reward_index, seconds)
         call.job.fill(call.indices[start : start + len(values)], values)
         if not call.job.missing:
             self._jobs.discard(call.job)
@@ -221,11 +208,11 @@ class Pool:
         self._workers.remove(worker)
         worker.close()
         for call in worker.calls.values():
-            if call.alone and call.missing:
+            if call.alone and call.missing and worker.is_guilty:
                 text = f"RewardProcessError: the process of the reward {why}"
                 self._fail(call.job, call.missing, text)
             elif call.missing:
-                self._enqueue(call.job, call.missing, alone=True)
+                self._queues.add(call.job, call.missing, alone=True)
         worker.calls.clear()
 
     def _fail(self, job: Job, indices: Sequence[int], text: str) -> None:
@@ -239,6 +226,7 @@ class Pool:
         for job in [job for job in self._jobs if job.deadline is not None and now > job.deadline]:
             limit_s = self.rewards[job.reward_index].spec.timeout_s
             text = f"TimeoutError: no value {limit_s:g} s after the last rollout was sampled (timeout_s)"
+            job.is_late = True
             self._fail(job, sorted(job.missing), text)
         check_memory = now - self._looked_at > LOOK_S
         self._looked_at = now if check_memory else self._looked_at
@@ -256,24 +244,44 @@ class Pool:
                 self._check_memory(worker)
 
     def _unblock(self, worker: WorkerHandle, now: float) -> None:
-        """Kill a worker that is busy with what nobody waits for; give others the rest of a bundle that hangs."""
+        """Kill a worker that hangs in what nobody waits for any more; give others the rest of a bundle that hangs."""
         silent_s = now - worker.heard_at
+        if silent_s < 5 * TICK_S or worker.connection.poll():  # it has spoken; we have not listened yet
+            return
         wanted = [call for call in worker.calls.values() if call.missing]
-        late = [call for call in worker.calls.values() if call.job.deadline and now > call.job.deadline]
-        if silent_s > 5 * TICK_S and (late or not wanted):
-            for call in wanted:
-                self._enqueue(call.job, call.missing, alone=True)
-            worker.calls.clear()
-            self._kill(worker, "was killed: over its time limit")
+        is_late = any(call.job.is_late for call in worker.calls.values())
+        if is_late or (worker.has_been_split and not wanted):
+            self._kill_and_redo(worker, wanted, "was killed: over its time limit")
+        elif worker.resident is not None:
+            self._limit_call(worker, wanted, silent_s)
         elif silent_s > SILENCE_S and self._can_be_split(worker):
             worker.has_been_split = True
             worker.send(("stop",))
-            for call in wanted:
-                self._enqueue(call.job, call.missing, alone=True)
+            for call in wanted:  # but the one that it is at: results are never held back for long
+                self._queues.add(
+                    call.job, call.missing[1:] if call is wanted[0] else call.missing, alone=True
+                )
+
+    def _limit_call(self, worker: WorkerHandle, wanted: Sequence[CallOut], silent_s: float) -> None:
+        """An object's calls wait for each other: one that takes a quarter of the time limit has failed, so that the
+        others get theirs."""
+        if not wanted or silent_s < 0.25 * self.rewards[wanted[0].job.reward_index].spec.timeout_s:
+            return
+        text = f"TimeoutError: a call of {silent_s:.1f} s; an object may take a quarter of timeout_s for each"
+        at = wanted[0].missing[:1] if self._queues.takes_one(wanted[0].job) else wanted[0].missing
+        self._fail(wanted[0].job, at, text)
+        self._kill_and_redo(worker, [call for call in wanted if call.missing], "was killed: a call hangs")
+
+    def _kill_and_redo(self, worker: WorkerHandle, wanted: Sequence[CallOut], why: str) -> None:
+        for call in wanted:
+            self._queues.add(call.job, call.missing, alone=worker.resident is None)
+        worker.calls.clear()
+        self._kill(worker, why)
 
     def _can_be_split(self, worker: WorkerHandle) -> bool:
-        num_missing = sum(len(call.missing) for call in worker.calls.values())
-        return worker.resident is None and not worker.has_been_split and num_missing > 1
+        wanted = [call for call in worker.calls.values() if call.missing]
+        num_parts = sum(len(call.missing) if self._queues.takes_one(call.job) else 1 for call in wanted)
+        return not worker.has_been_split and num_parts > 1
 
     def _cancel_expired(self, worker: WorkerHandle, now: float) -> None:
         late = [id for id, call in worker.calls.items() if not call.missing]
@@ -306,14 +314,14 @@ class Pool:
 
     def _grow(self) -> None:
         """Fork workers where calls wait and nobody is free: up to a base number, more if all of them are waiting."""
-        queue = self._queues.get(None)
+        num_queued = self._queues.num_shared()
         workers = self._elastic()
-        if not queue or not all(worker.is_running for worker in workers):
+        if not num_queued or not all(worker.is_running for worker in workers):
             return
         room = self._num_base - len(workers)
         if room <= 0 and self._are_waiting(workers):
             room = min(3 * len(workers), self.settings.max_workers - len(workers))
-        for _ in range(min(room, len(queue))):
+        for _ in range(min(room, num_queued)):
             self._fork(None)
 
     def _are_waiting(self, workers: Sequence[WorkerHandle]) -> bool:
@@ -337,12 +345,20 @@ class Pool:
         return self._workers[-1]
 
     def _dispatch(self) -> None:
-        for resident, queue in self._queues.items():
-            workers = self._elastic() if resident is None else self._home_of(resident, queue)
-            for worker in workers:
+        for resident, queue in self._queues.of_residents():
+            for worker in self._home_of(resident, queue):
                 while queue and self._has_room(worker, queue[0]):
-                    if bundle := self._bundle(queue):
+                    if bundle := self._queues.bundle(queue):
                         self._send(worker, bundle)
+        for worker in self._elastic():
+            while not worker.is_running and (queue := self._queues.next(self._running())) is not None:
+                if bundle := self._queues.bundle(queue):
+                    self._send(worker, bundle)
+
+    def _running(self) -> Counter[int]:
+        """How many workers are at each reward."""
+        busy = [[*worker.calls.values()] for worker in self._elastic() if worker.is_running]
+        return Counter(calls[0].job.reward_index for calls in busy if calls)
 
     def _home_of(self, resident: int, queue: deque[CallOut]) -> list[WorkerHandle]:
         found = [each for each in self._workers if each.resident == resident]
@@ -355,24 +371,6 @@ class Pool:
             return not worker.calls and not worker.is_running
         return len(worker.calls) < MAX_ASYNC_CALLS and not any(each.alone for each in worker.calls.values())
 
-    def _bundle(self, queue: deque[CallOut]) -> list[CallOut]:
-        """The next calls that belong together; those that nobody waits for any more are dropped."""
-        bundle: list[CallOut] = []
-        expected_s = 0.0
-        while queue:
-            call = queue[0]
-            if call.missing:
-                per_call_s = self.seconds.get(call.job.reward_index, BUNDLE_S)
-                is_single = self.rewards[call.job.reward_index].calling == "rollout"
-                expected_s += per_call_s * (len(call.indices) if is_single else 1)
-                if bundle and (call.alone or expected_s > BUNDLE_S):
-                    break
-                bundle.append(call)
-            queue.popleft()
-            if call.missing and call.alone:
-                break
-        return bundle
-
     def _send(self, worker: WorkerHandle, bundle: Sequence[CallOut]) -> None:
         payloads: dict[tuple[int, bool], bytes] = {}
         calls = []
@@ -380,8 +378,14 @@ class Pool:
             with_frames = call.job.reward_index in self._read_frames
             key = (id(call.job.payload), with_frames)
             if key not in payloads:
-                payloads[key] = call.job.payload.dump(with_frames=with_frames)
+                try:
+                    payloads[key] = call.job.payload.dump(with_frames=with_frames)
+                except Exception as error:  # a column that can't be sent
+                    self._fail(call.job, call.missing, f"{type(error).__name__}: {error}")
+                    continue
             calls.append((call.id, call.job.reward_index, [*payloads].index(key), call.indices))
             worker.calls[call.id] = call
+        if not calls:
+            return
         worker.heard_at, worker.is_running = time.monotonic(), not worker.is_async
         worker.send(("run", calls, [*payloads.values()]))

@@ -2,7 +2,7 @@
 
 A worker is a fork of a small process of its own, never of the trainer, whose GPU and threads would not survive
 one; and a fork takes milliseconds, so that as many workers can be had as rewards are waiting. It is the leader of
-a session: what a reward starts dies with it. All of them die with the trainer.
+a session: what a reward starts ends with it, or, if it has left the session, with the run (on Linux).
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from typing import Any, NoReturn
 
+import psutil
+
 from grpo.groups import Group
 from grpo.media.clip import Clip, LazyClip
-from rewards.calling import Result, call, call_async
+from rewards.calling import Result, call, call_async, traceback_text
 from rewards.loading import load_reward
 from rewards.specs import Reward
 
 FLUSH_S = 0.02
 """How long results may lie in a worker while it goes on."""
+MAX_CALLS = 20_000
+"""Of a worker, before a fresh fork takes its place: with it go small leaks, and the zombies of what rewards forked."""
 MAX_PRINTED_CHARS = 4_000
 """What is kept of what a reward prints, between two flushes."""
 
@@ -44,57 +48,64 @@ class FramesNeeded(BaseException):
 
 
 def main() -> None:
-    """Of the process that forks; its argument is the number of its end of a socket to the trainer."""
-    control = Connection(int(sys.argv[1]))
+    """Of the process that forks; its arguments are the numbers of its ends of two sockets to the trainer: one for
+    what it is asked, one for what it tells."""
+    control, news = (Connection(int(number)) for number in sys.argv[1:3])
     paths, specs, max_rss_bytes = control.recv()
     sys.path[:] = paths
     try:
         rewards = [load_reward(name, spec) for name, spec in specs.items()]
     except (ValueError, OSError) as error:
-        control.send(("error", str(error)))
+        news.send(("error", str(error)))
         return
-    control.send(("ready", os.getpid()))
-    Nursery(control, rewards, max_rss_bytes).serve()
+    news.send(("ready", os.getpid()))
+    Nursery(control, news, rewards, max_rss_bytes).serve()
 
 
 class Nursery:
     """Forks workers on demand and tells how they ended; when the trainer is gone, so are they."""
 
-    def __init__(self, control: Connection, rewards: Sequence[Reward], max_rss_bytes: int) -> None:
-        self.control, self.rewards, self.max_rss_bytes = control, rewards, max_rss_bytes
+    def __init__(
+        self, control: Connection, news: Connection, rewards: Sequence[Reward], max_rss_bytes: int
+    ) -> None:
+        self.control, self.news = control, news
+        self.rewards, self.max_rss_bytes = rewards, max_rss_bytes
         self.workers: set[int] = set()
 
     def serve(self) -> None:
+        _control_process(PR_SET_CHILD_SUBREAPER, 1)  # what rewards start and leave behind becomes ours
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        while True:
-            for ready in wait([self.control, woken]):
-                if ready == woken:
-                    os.read(woken, 4096)
-                    self._reap()
-                elif not self._fork():
-                    self._kill_all()
-                    return
-
-    def _fork(self) -> bool:
-        """One more worker as the trainer asks; False once the trainer is gone."""
         try:
-            resident = self.control.recv()
-            handle = recv_handle(self.control)
-        except (EOFError, OSError):
-            return False
-        pid = os.fork()
+            while True:
+                for ready in wait([self.control, woken]):
+                    if ready == woken:
+                        os.read(woken, 4096)
+                        self._reap()
+                    else:
+                        self._fork(self.control.recv(), recv_handle(self.control))
+        except (EOFError, OSError):  # the trainer is gone, or has closed
+            self._kill_all()
+
+    def _fork(self, resident: int | None, handle: int) -> None:
+        """One more worker; the trainer is told if there can't be one."""
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(handle)
+            self.news.send(("unborn", 0))
+            return
         if pid == 0:
             self.control.close()
+            self.news.close()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             work(Connection(handle), self.rewards, resident, self.max_rss_bytes)
         os.close(handle)
         self.workers.add(pid)
-        self.control.send(("forked", pid))
-        return True
+        self.news.send(("forked", pid))
 
     def _reap(self) -> None:
         for pid in [*self.workers]:
@@ -102,11 +113,14 @@ class Nursery:
             if done:
                 self.workers.discard(pid)
                 kill_group(pid)  # what it started may have outlived it
-                self.control.send(("ended", pid, os.waitstatus_to_exitcode(status)))
+                self.news.send(("ended", pid, os.waitstatus_to_exitcode(status)))
 
     def _kill_all(self) -> None:
         for pid in self.workers:
             kill_group(pid)
+        for child in psutil.Process().children(recursive=True):  # those that left their group
+            with suppress(psutil.Error):
+                child.kill()
 
 
 def kill_group(pid: int) -> None:
@@ -122,12 +136,12 @@ def work(
     status = 1
     try:
         os.setsid()
-        _die_with_parent()
+        _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
         printed = _catch_output()
         if resident is not None and rewards[resident].is_async:
             asyncio.run(AsyncWorker(connection, rewards[resident], printed).serve())
         else:
-            Worker(connection, rewards, printed, max_rss_bytes).serve()
+            Worker(connection, rewards, printed, max_rss_bytes, is_resident=resident is not None).serve()
         status = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         status = 0  # the trainer is gone, or has done with this worker
@@ -141,13 +155,21 @@ class Worker:
     """Runs calls one after another and sends results in bundles."""
 
     def __init__(
-        self, connection: Connection, rewards: Sequence[Reward], printed: PrintedText, max_rss_bytes: int
+        self,
+        connection: Connection,
+        rewards: Sequence[Reward],
+        printed: PrintedText,
+        max_rss_bytes: int,
+        *,
+        is_resident: bool,
     ) -> None:
         self.connection, self.rewards, self.printed = connection, rewards, printed
+        self.is_resident = is_resident
         self.max_rss_bytes = max_rss_bytes
         self.pid = os.getpid()
         self.results: list[tuple[int, int, list[Result], float]] = []
         self.flushed_at = time.monotonic()
+        self.num_calls = 0
         self.lock = threading.Lock()
         self.has_results = threading.Event()
 
@@ -158,7 +180,7 @@ class Worker:
             if kind != "run":  # a "stop" that came after the end
                 continue
             self._run(*content)
-            if rss_bytes() > self.max_rss_bytes:
+            if rss_bytes() > self.max_rss_bytes or (self.num_calls > MAX_CALLS and not self.is_resident):
                 self._send("retired")
                 return
             self._send("done")
@@ -167,24 +189,32 @@ class Worker:
         groups: dict[int, Group] = {}
         self.flushed_at = time.monotonic()
         for call_id, reward_index, payload_index, indices in calls:
-            if payload_index not in groups:
-                groups[payload_index] = load_group(payloads[payload_index])
-            group, reward = groups[payload_index], self.rewards[reward_index]
-            before = _fingerprint(group)
+            self.num_calls += 1
             try:
-                if self._run_call(call_id, reward, group, indices):
+                if self._run_call(
+                    call_id, self.rewards[reward_index], groups, payload_index, payloads, indices
+                ):
                     break
             except FramesNeeded:
                 self._send("frames", call_id)
-            if _fingerprint(group) != before:
-                del groups[payload_index]  # the next reward shall not see what this one changed
         self._flush()
 
-    def _run_call(self, call_id: int, reward: Reward, group: Group, indices: Sequence[int]) -> bool:
+    def _run_call(
+        self,
+        call_id: int,
+        reward: Reward,
+        groups: dict[int, Group],
+        payload_index: int,
+        payloads: Sequence[bytes],
+        indices: Sequence[int],
+    ) -> bool:
         """Whether the trainer has asked to stop meanwhile."""
         pieces = [[i] for i in indices] if reward.calling == "rollout" else [[*indices]]
         for start, piece in enumerate(pieces):
-            began = time.monotonic()
+            if payload_index not in groups:
+                groups[payload_index] = load_group(payloads[payload_index])
+            group = groups[payload_index]
+            before, began = _fingerprint(group), time.monotonic()
             results = call(reward, [group.rollouts[i] for i in piece])
             if os.getpid() != self.pid:
                 os._exit(0)  # the reward has forked, and this is the fork
@@ -192,6 +222,8 @@ class Worker:
             with self.lock:
                 self.results.append((call_id, start, results, now - began))
             self.has_results.set()
+            if _fingerprint(group) != before:
+                del groups[payload_index]  # nobody shall see what this call has changed
             if now - self.flushed_at > FLUSH_S:
                 self._flush()
                 if self.connection.poll():
@@ -225,6 +257,8 @@ class AsyncWorker:
     def __init__(self, connection: Connection, reward: Reward, printed: PrintedText) -> None:
         self.connection, self.reward, self.printed = connection, reward, printed
         self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.cancelled: set[int] = set()
+        self.pid = os.getpid()
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -245,6 +279,7 @@ class AsyncWorker:
         if kind == "cancel":
             for call_id in content[0]:
                 if task := self.tasks.get(call_id):
+                    self.cancelled.add(call_id)
                     task.cancel()
             self.connection.send(("cancelled",))  # in answer: this loop is alive
         elif kind == "run":
@@ -257,12 +292,20 @@ class AsyncWorker:
         began = time.monotonic()
         try:
             results = await call_async(self.reward, [group.rollouts[i] for i in indices])
-            done = (call_id, 0, results, time.monotonic() - began)
-            self.connection.send(("results", [done], self.printed.take()))
+            message = self._results(call_id, results, began)
         except FramesNeeded:
-            self.connection.send(("frames", call_id))
-        finally:
-            self.tasks.pop(call_id, None)
+            message = ("frames", call_id)
+        except asyncio.CancelledError:  # ours, or one that a library let out
+            message = self._results(call_id, [traceback_text()] * len(indices), began)
+        if os.getpid() != self.pid:
+            os._exit(0)  # the reward has forked, and this is the fork
+        if call_id not in self.cancelled:
+            self.connection.send(message)
+        self.cancelled.discard(call_id)
+        self.tasks.pop(call_id, None)
+
+    def _results(self, call_id: int, results: list[Result], began: float) -> tuple[Any, ...]:
+        return ("results", [(call_id, 0, results, time.monotonic() - began)], self.printed.take())
 
 
 class PrintedText(io.TextIOBase):
@@ -274,6 +317,9 @@ class PrintedText(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return 1  # nowhere: for those who hand it on to a process
 
     def write(self, text: str, /) -> int:
         if self._room > 0:
@@ -298,19 +344,20 @@ def _catch_output() -> PrintedText:
     return printed
 
 
-def _die_with_parent() -> None:
-    """Linux only; elsewhere a worker that hangs when its parent is killed outlives it."""
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def _control_process(option: int, value: int) -> None:
+    """prctl, on Linux only: elsewhere a worker that hangs when its parent is killed outlives it."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(option, value)
 
 
-def rss_bytes(pid: int | str = "self") -> int:
-    """Memory that a process holds; 0 where that can't be read."""
+def rss_bytes(pid: int | None = None) -> int:
+    """Memory that a process holds, without its children's; 0 for one that is gone. None: this one."""
     try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
         return 0
 
 
@@ -324,12 +371,16 @@ def dump_group(group: Group, *, with_frames: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _fingerprint(group: Group) -> bytes:
-    """Of what a reward could change of its arguments; the rest is frozen."""
-    try:
-        return pickle.dumps(group.prompt.sample.columns)
-    except Exception:  # it has put something in that can't even be pickled
+def _fingerprint(group: Group) -> bytes | None:
+    """Of what a reward could change of its arguments; the rest is frozen. None: of something beyond telling."""
+    sample = group.prompt.sample
+    kinds = [[*rollout.counterfactuals] for rollout in group.rollouts if rollout.counterfactuals]
+    if not sample.columns and not kinds:
         return b""
+    try:
+        return pickle.dumps((sample.columns, kinds))
+    except Exception:  # it has put something in that can't even be pickled
+        return None
 
 
 def load_group(payload: bytes) -> Group:
