@@ -1,0 +1,225 @@
+"""Clips: decoding a few frames of a long video, and what cached clips cost in time and memory.
+
+    python -m tests.benchmarks.bench_media [--rounds 5] [--minutes 3]
+
+Prints JSON. The video is 640x360 at 30 fps, H.264 with B-frames and a keyframe every second; 16 frames of it are
+sampled and resized to 100,352 pixels at most; torch has one thread. `ours` lists the file's packets too, as for the first
+clip of a file. What is allowed is 1.3 times `half_gops` (their share of `decode_all`) and `rest`: what any reader does,
+which is to open the file, seek to 16 keyframes, turn them into RGB and resize them. qwen-vl-utils runs with the backend
+that it chooses itself (torchcodec, decord or torchvision), if that works here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import av
+import numpy as np
+import psutil
+import torch
+from av.video.stream import VideoStream
+
+from grpo.groups import Sample
+from grpo.media import decode
+from grpo.media.clip import Clip
+from grpo.media.decode import read_clip
+from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.loader import ClipLoader
+from grpo.media.sampling import QWEN2_5_VL, MediaSettings
+
+FPS = 30
+SIZE_PX = (640, 360)
+NUM_SAMPLED = 16
+SETTINGS = MediaSettings(fps=2.0, max_frames=NUM_SAMPLED, min_pixels=100_352, max_pixels=100_352)
+CACHED = {"clips": 64, "frames": 32, "height_px": 252, "width_px": 448}
+
+
+def write_moving_texture(path: str, num_frames: int) -> None:
+    """A camera that pans over a texture with noise: costs about what real video does to decode."""
+    width, height = SIZE_PX
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 256, (height // 8, 400, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    noise = rng.integers(-12, 12, texture.shape, dtype=np.int16)
+    texture = (texture.astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size = FPS
+        stream.options = {"preset": "veryfast", "crf": "26", "sc_threshold": "0"}
+        for number in range(num_frames):
+            left = number * 2 % (texture.shape[1] - width)
+            picture = np.ascontiguousarray(texture[:, left : left + width])
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+def read_once(path: str) -> Clip:
+    """As the first clip of a file is read: nothing of it is known yet."""
+    decode._frame_table.cache_clear()
+    return read_clip(path, settings=SETTINGS)
+
+
+def decode_all(path: str) -> None:
+    with decode._open_video(path) as (container, stream):
+        for _ in container.decode(stream):
+            pass
+
+
+def handle_keyframes(path: str) -> None:
+    """Open, seek to as many keyframes as frames are sampled, and make of each what is made of a frame."""
+    table = decode.frame_table(path)
+    spread = np.linspace(0, len(table.keyframes) - 1, NUM_SAMPLED).round().astype(int)
+    decode._read_frames(path, table, table.keyframes[spread].tolist(), SETTINGS, QWEN2_5_VL)
+
+
+def reference_reader(path: str) -> tuple[str, Callable[[], object] | None]:
+    from qwen_vl_utils import vision_process as reference
+
+    rule = {
+        "video": path,
+        **{key: getattr(SETTINGS, key) for key in ("fps", "max_frames", "min_pixels", "max_pixels")},
+    }
+    name = reference.get_video_reader_backend()
+    try:
+        reference.fetch_video(rule)
+    except Exception as error:  # whichever of its backends is chosen may lack anything
+        return f"{name} does not work here: {type(error).__name__}", None
+    return name, lambda: reference.fetch_video(rule)
+
+
+def bench_decoding(path: str, rounds: int) -> dict[str, Any]:
+    """Medians; every round runs all of them in turn, so that other load falls on all."""
+    backend, reference = reference_reader(path)
+    works: dict[str, Callable[[], object]] = {
+        "ours_s": lambda: read_once(path),
+        "decode_all_s": lambda: decode_all(path),
+        "rest_s": lambda: handle_keyframes(path),
+    } | ({"qwen_vl_utils_s": reference} if reference else {})
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    result: dict[str, Any] = {name: round(median(each), 4) for name, each in times.items()}
+    num_frames = len(decode.frame_table(path).pts)
+    half_gops_s = result["decode_all_s"] * NUM_SAMPLED * FPS / 2 / num_frames
+    result |= {
+        "all_over_ours": round(result["decode_all_s"] / result["ours_s"], 2),
+        "half_gops_s": round(half_gops_s, 4),
+        "ours_over_allowed": round(result["ours_s"] / (1.3 * (half_gops_s + result["rest_s"])), 2),
+        "qwen_vl_utils_backend": backend,
+    }
+    if reference:
+        result["qwen_vl_utils_over_ours"] = round(result["qwen_vl_utils_s"] / result["ours_s"], 2)
+    return result
+
+
+def bench_cache(path: str, folder: Path, rounds: int) -> dict[str, float]:
+    """Milliseconds to have the clip again: from the disk cache, and from memory."""
+    disk = DiskCache(folder / "cache", max_gib=1)
+    name = entry_name(path, 0.0, None, SETTINGS, QWEN2_5_VL)
+    clip = read_clip(path, settings=SETTINGS)
+    store_s = seconds(lambda: disk.store(name, clip))
+    load_s = median(
+        seconds(lambda: disk.load(entry_name(path, 0.0, None, SETTINGS, QWEN2_5_VL), path))
+        for _ in range(rounds)
+    )
+    return {
+        "clip_mib": round(clip.frames_FHWC.nbytes / 2**20, 2),
+        "store_ms": round(1000 * store_s, 2),
+        "load_ms": round(1000 * load_s, 2),
+    }
+
+
+def fill(folder: str) -> None:
+    """As many entries as are to be cached, each of random frames, under the names of clips of one file."""
+    disk, rng = DiskCache(folder, max_gib=4), np.random.default_rng(0)
+    shape = (CACHED["frames"], CACHED["height_px"], CACHED["width_px"], 3)
+    for sample in samples_of(folder):
+        assert sample.video is not None
+        clip = Clip(
+            path=sample.video,
+            frames_FHWC=rng.integers(0, 256, shape, dtype=np.uint8),
+            times_s=tuple(number / 2 for number in range(CACHED["frames"])),
+            sample_fps=2.0,
+            duration_s=16.0,
+        )
+        disk.store(entry_name(sample.video, sample.start_s, None, SETTINGS, QWEN2_5_VL), clip)
+
+
+def samples_of(folder: str) -> list[Sample]:
+    return [
+        Sample(
+            id=str(i), question="", answer="", task="text", source="", video=f"{folder}/v", start_s=float(i)
+        )
+        for i in range(CACHED["clips"])
+    ]
+
+
+def memory_of_cached_clips(folder: str) -> dict[str, float]:
+    """What the process grows by when a loader holds them all, over the frames' own bytes."""
+    loader = ClipLoader(SETTINGS, cache_gib=4, num_workers=2, disk=DiskCache(folder, max_gib=4))
+    samples = samples_of(folder)
+    loader.get(samples[0])
+    before = psutil.Process().memory_info().rss
+    for start in range(1, len(samples), 8):
+        loader.prefetch(samples[start : start + 8])
+        clips = [loader.get(sample) for sample in samples[start : start + 8]]
+    assert loader.counters().disk_hits == len(samples) and clips[0].num_frames == CACHED["frames"]
+    grown = psutil.Process().memory_info().rss - before
+    own = (len(samples) - 1) * clips[0].frames_FHWC.nbytes
+    loader.close()
+    return {
+        "frames_mib": round(own / 2**20, 1),
+        "grown_mib": round(grown / 2**20, 1),
+        "ratio": round(grown / own, 3),
+    }
+
+
+def bench_memory(folder: Path) -> dict[str, float]:
+    """Random frames have to be written first; both in processes of their own."""
+    folder.mkdir()
+    (folder / "v").write_text("in place of a video")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        pool.apply(fill, (str(folder),))
+    with context.Pool(1) as pool:
+        return pool.apply(memory_of_cached_clips, (str(folder),))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        video = f"{name}/long.mp4"
+        write_moving_texture(video, round(args.minutes * 60 * FPS))
+        result = {
+            "video_mib": round(Path(video).stat().st_size / 2**20, 1),
+            "decoding": bench_decoding(video, args.rounds),
+            "cache": bench_cache(video, Path(name), args.rounds),
+            "memory": {**CACHED, **bench_memory(Path(name, "many"))},
+        }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
