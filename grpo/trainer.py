@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,8 +28,9 @@ from grpo.report.curves import draw_curves
 from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, read_rows, rollout_rows
 from grpo.tally import Tally
+from rewards.compose import gates_open
 from rewards.runner import RewardSet
-from rewards.specs import RewardFailure, RewardTable
+from rewards.specs import RewardFailure, RewardSpec, RewardTable
 
 MAX_LOST_STEPS = 3
 """Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""
@@ -183,7 +184,7 @@ class GRPOTrainer:
         tally: Tally,
     ) -> None:
         """The step's figures, its rollouts and what went wrong."""
-        tally_groups(scored, tally)
+        tally_groups(scored, tally, self.rewards.specs)
         for name, seconds in self.rewards.seconds.items():
             tally.highest(f"time/rewards/{name}", seconds)
         tally.add("groups/lost", len(lost))
@@ -274,8 +275,8 @@ def max_gap(configured: float | None, engine_dtype: torch.dtype) -> float:
     return 1e-3 if engine_dtype == torch.float32 else 0.05
 
 
-def tally_groups(scored: Sequence[ScoredGroup], tally: Tally) -> None:
-    """Rewards, lengths and signal of the step's groups."""
+def tally_groups(scored: Sequence[ScoredGroup], tally: Tally, specs: Mapping[str, RewardSpec]) -> None:
+    """Rewards, their gates, lengths and signal of the step's groups."""
     for group in scored:
         totals = [total for total in group.totals if total is not None]
         tally.mean("reward/mean", totals)
@@ -284,6 +285,8 @@ def tally_groups(scored: Sequence[ScoredGroup], tally: Tally) -> None:
         for name, column in group.rewards.items():
             tally.mean(f"rewards/{name}/mean", column)
             tally.mean(f"rewards/{name}/abstained", [float(value is None) for value in column])
+        for name in [name for name, spec in specs.items() if spec.only_if or spec.only_unless]:
+            tally.mean(f"rewards/{name}/open", map(float, gates_open(name, specs[name], group.rewards)))
         rollouts = group.group.rollouts
         tally.mean("completion/length", [len(rollout.token_ids) for rollout in rollouts])
         tally.mean("completion/stopped", [float(rollout.stopped) for rollout in rollouts])

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from grpo.groups import ScoredGroup
+from grpo.tally import Tally
+from grpo.trainer import tally_groups
 from rewards.compose import (
     Condition,
     check_specs,
@@ -64,6 +67,31 @@ def test_a_condition_names_a_reward_and_a_number() -> None:
     for text in ("", "a b", "a >", "a > b", "a > 1.2.3", "> 1", "a => 1"):
         with pytest.raises(ValueError, match=r"rewards\.x\.only_if: .* is neither a reward's name nor"):
             read_condition(text, key="rewards.x.only_if")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_threshold_that_nothing_reaches_is_refused(number: str) -> None:
+    with pytest.raises(ValueError, match=rf"rewards\.x\.only_if: in 'a > {number}', {number} is no finite"):
+        read_condition(f"a > {number}", key="rewards.x.only_if")
+
+
+def test_the_share_of_rollouts_whose_gates_are_open_is_logged() -> None:
+    specs = {
+        "right": RewardSpec(),
+        "graded": RewardSpec(only_if="right"),
+        "other": RewardSpec(only_unless="right", only_if="graded < 0.5"),
+        "never": RewardSpec(only_if="graded > 7"),
+    }
+    columns = COLUMNS | {"other": (None,) * 4, "never": (1.0,) * 4}  # a value or none makes no difference
+    group = make_group(["x"] * 4, synthetic_samples({})[0])
+    none = (0.0,) * 4
+    scored = ScoredGroup(group=group, rewards=columns, parts={}, totals=none, advantages=none)
+    tally = Tally()
+    tally_groups([scored], tally, specs)
+    opened = {
+        key: value for key, value in tally.reduced(lambda each: [each]).items() if key.endswith("/open")
+    }
+    assert opened == {"rewards/graded/open": 0.5, "rewards/other/open": 0.25, "rewards/never/open": 0.0}
 
 
 def test_only_if_counts_where_its_gate_holds_and_only_unless_where_it_does_not() -> None:
