@@ -113,6 +113,23 @@ def read_moments(content: str) -> list[tuple[float, float]] | None:
     return spans if all(start <= end for start, end in spans) else None
 
 
+def read_span(content: str | None) -> tuple[float, float] | None:
+    """The one span that the text is, as `3.0-4.5`, `3.0, 4.5` or either in brackets, else None."""
+    moments = read_moments(_unbracketed(content)) if content is not None else None
+    match moments:
+        case [(start, end)] if start < end:
+            return start, end
+        case [(start, start_again), (end, end_again)] if start == start_again < end == end_again:
+            return start, end
+    return None
+
+
+def _unbracketed(content: str) -> str:
+    """Without one pair of round or square brackets around the whole."""
+    content = content.strip()
+    return content[1:-1] if (content[:1], content[-1:]) in (("(", ")"), ("[", "]")) else content
+
+
 @lru_cache
 def _marker_pattern(tags: tuple[str, ...]) -> re.Pattern[str]:
     """Matches the opening and closing marks of all output tags, misspelt ones too; group 1 is the name."""

@@ -14,7 +14,7 @@ from typing import Literal
 from grpo.groups import Rollout, Sample
 from rewards import reward
 from rewards.keyframe import ROUNDING_S, Span, length_s, overlap_s
-from rewards.parsing import ANSWER, normalise, only_block, read_letter, read_moments, read_number
+from rewards.parsing import ANSWER, normalise, only_block, read_letter, read_moments, read_number, read_span
 
 Truth = Literal["answer", "keyframes"]
 """What is compared with: the sample's answer (tasks "span"), or its annotated key moments (any task)."""
@@ -115,27 +115,10 @@ def true_spans(sample: Sample, against: Truth) -> list[Span]:
     return [span]
 
 
-def read_span(content: str | None) -> Span | None:
-    """The one span that the text is, as `3.0-4.5`, `3.0, 4.5` or either in brackets, else None."""
-    moments = read_moments(unbracketed(content)) if content is not None else None
-    match moments:
-        case [(start, end)] if start < end:
-            return start, end
-        case [(start, start_again), (end, end_again)] if start == start_again < end == end_again:
-            return start, end
-    return None
-
-
 def read_point(content: str | None) -> float | None:
     """The one moment that the text is, else None."""
     moments = read_moments(content) if content is not None else None
     return moments[0][0] if moments and len(moments) == 1 and moments[0][0] == moments[0][1] else None
-
-
-def unbracketed(content: str) -> str:
-    """Without one pair of round or square brackets around the whole."""
-    content = content.strip()
-    return content[1:-1] if (content[:1], content[-1:]) in (("(", ")"), ("[", "]")) else content
 
 
 def read_order(content: str, options: Sequence[str]) -> list[str]:

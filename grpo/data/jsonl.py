@@ -4,8 +4,9 @@
      "question": "What did I pick up?", "options": ["a cup", "a knife"], "answer": "B", "task": "choice",
      "keyframes_s": [[18.0, 19.5], 30.0]}
 
-Paths start from the media root. All times count from the start of the file; `keyframes_s` holds spans or
-single moments. Other keys are kept as columns for rewards. Nothing is guessed or dropped: a record that
+Paths start from the media root. All times count from the start of the file, also those of an answer of the
+task "span" (`18.0-19.5`); `keyframes_s` holds spans or single moments. A sample's times, its answer's too,
+count from its clip's start. Other keys are kept as columns for rewards. Nothing is guessed or dropped: a record that
 is not right raises with file and line.
 """
 
@@ -31,6 +32,7 @@ from grpo.data.fields import (
 )
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from rewards.parsing import read_span
 
 OWN_KEYS = ("id", "video", "start_s", "end_s", "question", "options", "answer", "task", "keyframes_s")
 NOT_YET_KEYS = ("frames", "images", "frame_fps", "frame_times_s")
@@ -61,7 +63,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     yield Sample(
         id=text(record, "id"),
         question=text(record, "question"),
-        answer=_answer(record, task, choices),
+        answer=_answer(record, task, choices, start_s, end_s),
         task=task,  # pyright: ignore[reportArgumentType] (it is one of TASKS)
         source=place.source,
         options=choices,
@@ -86,14 +88,25 @@ def _options(record: Record, task: str) -> tuple[str, ...]:
     return texts
 
 
-def _answer(record: Record, task: str, choices: tuple[str, ...]) -> str:
+def _answer(record: Record, task: str, choices: tuple[str, ...], start_s: float, end_s: float | None) -> str:
     answer = record.get("answer")
     if task in ("number", "regression") and is_number(answer):
         return str(answer)
     if answer is None:
         raise ValueError("'answer' is missing")
     given = as_text(answer, "answer")
-    return check_letter(given, len(choices)) if task == "choice" else given
+    if task == "choice":
+        return check_letter(given, len(choices))
+    return _span_answer(given, start_s, end_s) if task == "span" else given
+
+
+def _span_answer(given: str, start_s: float, end_s: float | None) -> str:
+    """The span in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is 6.199999999999999."""
+    span_s = read_span(given)
+    if span_s is None or round(span_s[0], 3) == round(span_s[1], 3):
+        raise ValueError(f"'answer' must be a span in seconds, such as 3.0-4.5, not {shown(given)}")
+    ((first_s, last_s),) = on_clips_clock([span_s], start_s, end_s, key="answer")
+    return f"{round(first_s, 3)}-{round(last_s, 3)}"
 
 
 def _clip_bounds(record: Record, *, has_video: bool) -> tuple[float, float | None]:

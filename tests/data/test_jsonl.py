@@ -13,6 +13,8 @@ from grpo.data import READERS, check_media, load_samples
 from grpo.data.jsonl import read_jsonl
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
+from rewards.hostile import make_group
+from rewards.temporal import temporal_iou
 from tests.videos import write_video
 
 CHOICE: dict[str, Any] = {
@@ -100,6 +102,23 @@ def test_a_number_may_be_written_as_one(tmp_path: Path) -> None:
     assert read_jsonl(write(tmp_path, record))[0].answer == "2.5"
 
 
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [("18.0-19.5", "6.0-7.5"), ("(18, 19.5)", "6.0-7.5"), ("12 - 42", "0.0-30.0"), ("18.1-18.3", "6.1-6.3")],
+)
+def test_an_answer_in_time_is_on_the_clips_clock_as_key_moments_are(
+    given: str, answer: str, tmp_path: Path
+) -> None:
+    span = {**without("options"), "task": "span", "answer": given}
+    [sample] = read_jsonl(write(tmp_path, span))
+    assert sample.answer == answer
+    right, other = make_group([f"<answer>{answer}</answer>", "<answer>29-30</answer>"], sample).rollouts
+    assert temporal_iou(right) == 1.0 and (temporal_iou(other) or 0) < 0.1
+    # Without a clip there is one clock.
+    text_only = {"id": "t", "question": "When?", "task": "span", "answer": "18.0-19.5"}
+    assert read_jsonl(write(tmp_path, text_only))[0].answer == "18.0-19.5"
+
+
 def test_line_numbers_count_empty_lines_and_nothing_else(tmp_path: Path) -> None:
     # U+2028 ends a line for Python's splitlines, and not for JSON Lines.
     path = write(tmp_path, b"\xef\xbb\xbf" + json.dumps(CHOICE).encode() + b"\r", b"", b"  ",
@@ -163,6 +182,11 @@ REFUSED: list[tuple[str | bytes | dict[str, Any], str]] = [
     ({**changed(keyframes_s=[3]), "end_s": None}, "lies outside the clip, 12 s to the file's end"),
     (without("video"), "'start_s' without a 'video'"),
     (without("video", "start_s", "end_s"), "'keyframes_s' without a 'video'"),
+    ({**without("options"), "task": "span", "answer": "soon"}, "'answer' must be a span in seconds, such as"),
+    ({**without("options"), "task": "span", "answer": "18.0"}, "'answer' must be a span in seconds, such as"),
+    ({**without("options"), "task": "span", "answer": "18-18.0001"}, "'answer' must be a span in seconds"),
+    ({**without("options"), "task": "span", "answer": "6.0-7.5"}, "'answer': 6 to 7.5 s lies outside the clip"),
+    ({**without("options"), "task": "span", "answer": "40-43"}, "'answer': 40 to 43 s lies outside the clip"),
     (changed(frames=["a.png"]), "'frames' is not supported yet"),
     ({**without("video"), "images": ["a.png"]}, "'images' is not supported yet"),
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from grpo.data.ego4d_nlq import QUESTION, read_ego4d_nlq
 from grpo.data.egoplan import read_egoplan
 from grpo.data.qaego4d import read_qaego4d
 from grpo.groups import Sample
-from rewards.temporal import read_span
+from rewards.parsing import read_span
 from tests.readers import CLIP_UID, EGOPLAN, NLQ_QUERY, QAEGO4D, Record, nlq, write_json
 
 EGOPLAN_IT: Record = {

@@ -15,8 +15,9 @@ from rewards import hostile
 from rewards.check import check_reward
 from rewards.hostile import COMPLETIONS, black_clip, make_group, synthetic_samples
 from rewards.loading import load_reward
+from rewards.parsing import read_span
 from rewards.specs import RewardSpec
-from rewards.temporal import concordance, counting, event_order, point_in_span, read_span, temporal_iou
+from rewards.temporal import concordance, counting, event_order, point_in_span, temporal_iou
 
 CHOICE = synthetic_samples({})[0]
 SPAN = replace(CHOICE, task="span", answer="3.0-5.0", options=(), keyframes_s=((1.0, 2.0), (6.0, 7.0)))
