@@ -20,6 +20,7 @@ from grpo.run_dir import RunDir
 from rewards.runner import load_rewards
 
 ARM_NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")  # a folder's name, and no YAML syntax
+NOT_ARMS = ("search", "slurm")  # folders for the trials and the jobs
 SET_BY_THE_SWEEP = ("run_dir", "seed")
 
 
@@ -101,9 +102,14 @@ def load_sweep(file: str, overrides: Sequence[str] = ()) -> Sweep:
     try:
         layers = OmegaConf.load(file), OmegaConf.from_dotlist(own)
         merged = OmegaConf.merge(OmegaConf.structured(Sweep), *layers)
+        # What ${...} stands for in them is for each run to say, which has other keys, and a run_dir of its own.
+        raw = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False))
+        OmegaConf.set_readonly(merged, False)  # as its dataclass is frozen
+        merged.arms, merged.overrides = {}, []
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{file}: {missing[0]} is not set")
         sweep = cast(Sweep, OmegaConf.to_object(merged))
+        sweep = dataclasses.replace(sweep, arms=raw["arms"], overrides=raw["overrides"])
     except (OmegaConfBaseException, TypeError, yaml.YAMLError) as error:
         # OmegaConf adds lines on the type behind the first, yaml says where on the ones that follow.
         text = str(error) if isinstance(error, yaml.YAMLError) else str(error).splitlines()[0]
@@ -119,9 +125,11 @@ def plan_runs(sweep: Sweep) -> list[Run]:
     """Every arm with every seed, seed by seed, so that the first comparisons come early.
 
     Raises ValueError, naming arm and key, for an override that does not exist, a reward that does not load, a
-    metric that no run will have, a folder that holds another run, and two runs with one folder.
+    metric that no run will have, a folder that holds another run, two runs with one folder, and two arms that are the
+    same.
     """
     load_run_config(sweep, (), key="config")  # what is wrong in all arms is not the first arm's fault
+    check_arms(sweep)
     runs = [
         make_run(
             sweep,
@@ -138,6 +146,16 @@ def plan_runs(sweep: Sweep) -> list[Run]:
     return runs
 
 
+def check_arms(sweep: Sweep) -> None:
+    """Raise ValueError for two arms that do not differ."""
+    arms: dict[str, str] = {}
+    for arm, changes in sweep.arms.items():
+        config = load_run_config(sweep, arm_overrides(arm, changes), key=f"arms.{arm}")
+        other = arms.setdefault(str(config), arm)
+        if other != arm:
+            raise ValueError(f"arms.{arm}: the same as {other}")
+
+
 def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folder: Path, key: str) -> Run:
     """A run whose config and rewards load, and whose folder is free or holds the same run; ValueError begins with the
     key."""
@@ -149,8 +167,18 @@ def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folde
             check_same_run(run_dir.config_file, config)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
+        if (done := last_step(run_dir)) > config.num_steps:
+            raise ValueError(
+                f"{key}: {folder} holds a run of {done} steps, not {config.num_steps}; set out=..."
+            )
     argv = (*sweep.config, *sweep.overrides, *changes, *own)
     return Run(arm=arm, seed=seed, folder=folder, argv=argv, num_steps=config.num_steps)
+
+
+def last_step(run_dir: RunDir) -> int:
+    """The step that the run in a folder has come to."""
+    rows = run_dir.metrics()
+    return rows[-1]["step"] if rows else 0
 
 
 def load_run_config(sweep: Sweep, changes: Sequence[str], *, key: str) -> Config:
@@ -225,9 +253,10 @@ def _check(sweep: Sweep, file: str) -> None:
             raise ValueError(f"{file}: {key} is empty")
     if repeated := {seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1}:
         raise ValueError(f"{file}: seeds: {min(repeated)} is there twice")
+    if min(sweep.seeds) < 0:
+        raise ValueError(f"{file}: seeds: {min(sweep.seeds)} is below 0")
     for arm in sweep.arms:
-        if not ARM_NAME.fullmatch(arm) or arm == "search":  # search/ holds the trials
-            raise ValueError(f"{file}: arms: {arm!r} can't name a folder: letters, digits and + - _ . only")
+        _check_name(arm, file)
     for key, value in {"last": sweep.last, "launch.num_processes": sweep.launch.num_processes}.items():
         if value < 1:
             raise ValueError(f"{file}: {key} must be above 0, not {value}")
@@ -236,6 +265,13 @@ def _check(sweep: Sweep, file: str) -> None:
     check_overrides(sweep.overrides, key="overrides")
     if sweep.search:
         read_space(sweep.search)
+
+
+def _check_name(arm: str, file: str) -> None:
+    if not ARM_NAME.fullmatch(arm):
+        raise ValueError(f"{file}: arms: {arm!r} can't name a folder: letters, digits and + - _ . only")
+    if arm in NOT_ARMS or arm.startswith("results."):
+        raise ValueError(f"{file}: arms: {arm!r} can't name a folder: the sweep has one of that name itself")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +295,8 @@ def _read_range(value: object, *, key: str) -> Range:
         else:
             low, high = cast(Sequence[float], value)
             found = Range(low, high)
-        if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        # `log: no` of a YAML file is False, but in quotes it is a text
+        if not (math.isfinite(found.low) and math.isfinite(found.high) and isinstance(found.log, bool)):
             raise ValueError
     except (TypeError, ValueError):
         raise ValueError(f"{key}: {value} is neither [low, high] nor {{low, high, log}}") from None

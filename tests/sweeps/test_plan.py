@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from grpo.config import Config, load_config
+from grpo.config import Config, load_config, to_yaml
 from grpo.sweeps.plan import Run, Sweep, load_sweep, plan_runs, read_space
 from grpo.sweeps.search import check_space
 from tests import tiny
@@ -54,6 +55,16 @@ def test_an_arms_changes_reach_its_config(tmp_path: Path) -> None:
     assert base.seed == full.seed == 3 and base.num_steps == 2
 
 
+def test_what_stands_in_braces_is_each_runs_own(tmp_path: Path) -> None:
+    judge = "{fn: brevity, args: {target_tokens: '${num_steps}'}, weight: 0}"
+    text = FILE.replace("t=0]", f't=0, "rewards.judge={judge}", "model.path=${{run_dir}}/base"]')
+    text = text.replace("full: {", "full: {model.path: '${run_dir}/full', ")
+    base, full = (load_config(run.argv) for run in plan(tmp_path, text)[:2])
+    assert base.model.path == f"{tmp_path}/out/base/seed_3/base"
+    assert full.model.path == f"{tmp_path}/out/full/seed_3/full"
+    assert base.rewards["judge"].args == {"target_tokens": 2}
+
+
 def test_the_command_line_changes_the_sweep_or_all_its_runs(tmp_path: Path) -> None:
     (run, _) = plan(tmp_path, FILE, "seeds=[5]", "num_steps=7", "optim.lr=0.5")
     config = load_config(run.argv)
@@ -85,6 +96,11 @@ WRONG = {
     r"sweep.yaml: arms: 'a/b' can't name a folder": (FILE.replace("base:", "a/b:"), []),
     r"sweep.yaml: arms: '..' can't name a folder": (FILE.replace("base:", "..:"), []),
     r"sweep.yaml: arms: 'search' can't name a folder": (FILE.replace("base:", "search:"), []),
+    r"sweep.yaml: arms: 'slurm' can't name a folder": (FILE.replace("base:", "slurm:"), []),
+    r"sweep.yaml: arms: 'results.md' can't name a folder": (FILE.replace("base:", "results.md:"), []),
+    r"sweep.yaml: seeds: -1 is below 0": (FILE, ["seeds=[0,-1]"]),
+    r"arms.full: the same as base": (re.sub("full: .*", "full: {rewards.keyframe.weight: 0.0}", FILE), []),
+    r"arms.base: config: .*Interpolation key 'nowhere'": (FILE.replace("t=0]", "t=0, 'optim.lr=${nowhere}']"), []),
     r"sweep.yaml: last must be above 0": (FILE, ["last=0"]),
     r"sweep.yaml: launch.config_file: no file nowhere.yaml": (FILE, ["launch.config_file=nowhere.yaml"]),
     r"arms.base: config: Key 'keyfram' not in 'Config'": (FILE.replace("rewards.keyframe.weight=0", "keyfram=1"), []),
@@ -127,11 +143,18 @@ def test_two_runs_cannot_have_one_folder(tmp_path: Path) -> None:
 def test_a_folder_with_another_run_in_it_is_refused_before_anything_starts(tmp_path: Path) -> None:
     run = plan(tmp_path)[1]
     run.folder.mkdir(parents=True)
-    from grpo.config import to_yaml
-
     (run.folder / "config.yaml").write_text(to_yaml(load_config([*run.argv, "optim.lr=0.5"])))
     (run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match=r"arms.full: run_dir: .* holds a run with optim.lr=0.5, not 1e-05"):
+        plan(tmp_path)
+
+
+def test_a_longer_run_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
+    run = plan(tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(to_yaml(load_config([*run.argv, "num_steps=5"])))
+    (run.folder / "metrics.jsonl").write_text('{"step": 5}\n')
+    with pytest.raises(ValueError, match=r"arms.base: .*seed_3 holds a run of 5 steps, not 2; set out"):
         plan(tmp_path)
 
 
@@ -140,6 +163,7 @@ SPACES = {
     "{low: 0.1, high: 1, log: true}": (0.1, 1, True),
     "[1, 0]": "is no range",
     "{low: 0, high: 1, log: true}": "and log needs one above 0",
+    "{low: 0.1, high: 1, log: 'no'}": "is neither",
     "[0, 1, 2]": "is neither",
     "[0, .inf]": "is neither",
     "{low: 0, hihg: 1}": "is neither",
