@@ -11,12 +11,13 @@ same held-out questions, so an interval covers the luck of training and not that
   75 % of sweeps (a symmetric error falls on one side n times with chance 2^(1-n)), and with 5 and 10 seeds in about
   85 % and 91 % (simulated, normal errors). No resampling scheme repairs that: three numbers do not hold the
   information. So Student's t interval of the same differences stands beside it, which is right at any n if the errors
-  are normal, and a difference is called clear only where both exclude 0.
+  are normal, and a difference is called clear only where both exclude 0, and where it is not the same in all seeds.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -49,9 +50,16 @@ class ArmSummary:
 
     @property
     def is_clear(self) -> bool:
-        """Both intervals of the difference exclude 0."""
-        both = (self.bootstrap, self.student)
-        return all(each is not None and (each[0] > 0 or each[1] < 0) for each in both)
+        """Both intervals of the difference exclude 0, from three pairs or more that are not all equal.
+
+        Equal differences are what a metric with few values gives by chance (of two pairs, in one sweep of nine where
+        there is nothing to find), and their intervals have no width.
+        """
+        if self.num_pairs < 3 or self.bootstrap is None or self.student is None:
+            return False
+        if self.student[1] - self.student[0] <= 1e-9 * abs(self.student[0]):
+            return False
+        return all(each[0] > 0 or each[1] < 0 for each in (self.bootstrap, self.student))
 
 
 def summarise(values: Mapping[str, Mapping[int, float]]) -> list[ArmSummary]:
@@ -147,10 +155,10 @@ def table(summaries: Sequence[ArmSummary], *, num_seeds: int) -> str:
 
 FOOTNOTE = """\
 An interval is over seeds: it covers the luck of training, not that of choosing the held-out questions. Differences are
-taken seed by seed; **bold**: both their intervals exclude 0. The percentile bootstrap is too narrow for few seeds
-(with 2 or 3 it is the range of the differences, which covers the true one in 50 % or 75 % of sweeps, with 5 seeds in
-about 85 %); Student's t, right for normal errors at any number of seeds, is the one to trust there. Intervals are
-neither cut to a metric's range nor corrected for several comparisons."""
+taken seed by seed; **bold**: both their intervals exclude 0, and they are of three seeds or more and not all equal.
+The percentile bootstrap is too narrow for few seeds (with 2 or 3 it is the range of the differences, which covers the
+true one in 50 % or 75 % of sweeps, with 5 seeds in about 85 %); Student's t, right for normal errors at any number of
+seeds, is the one to trust there. Intervals are neither cut to a metric's range nor corrected for many comparisons."""
 
 
 def draw_arms(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path) -> None:
@@ -175,8 +183,10 @@ def draw_arms(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path) -
         panel.grid(alpha=0.3)
         if arms:
             panel.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)
+    os.replace(partial, path)
 
 
 def mean_and_range(runs: Sequence[Curve]) -> tuple[list[int], list[float], list[float], list[float]]:
