@@ -21,7 +21,7 @@ from pathlib import Path
 from grpo.run_dir import RunDir
 from grpo.sweeps.execute import LocalRunner, Runner, run_all, slots_of_machine
 from grpo.sweeps.plan import Run, Sweep, load_sweep, plan_runs
-from grpo.sweeps.results import write_results
+from grpo.sweeps.results import check_results, write_results
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         sweep = load_sweep(args.file, args.overrides)
         runs = [] if args.search else plan_runs(sweep)
+        if not args.search:
+            check_results(sweep)
         if args.table:
             write_results(sweep, runs, {})
             return show(Path(sweep.out) / "results.md", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class Result:
 
     run: Run
     values: Mapping[str, Value]
+    """Finite ones only."""
     curves: Mapping[str, Mapping[int, float]]
 
 
@@ -39,7 +41,10 @@ def read_results(sweep: Sweep, runs: Sequence[Run]) -> list[Result]:
 
 
 def read_result(run: Run, metrics: Sequence[str], *, last: int) -> Result:
-    """The figures of a finished run; a value is the mean over the last rows that have the metric."""
+    """The figures of a finished run; a value is the mean over the last rows that have the metric.
+
+    There is none where these are not all finite: the rows before them would tell of a run that went well.
+    """
     rows = read_rows(run.folder / "metrics.jsonl")
     curves = {
         metric: curve
@@ -49,8 +54,20 @@ def read_result(run: Run, metrics: Sequence[str], *, last: int) -> Result:
     values = {
         metric: Value(value=fmean([*curve.values()][-last:]), step=max(curve))
         for metric, curve in curves.items()
+        if all(map(math.isfinite, [*curve.values()][-last:]))
     }
     return Result(run=run, values=values, curves=curves)
+
+
+def check_results(sweep: Sweep) -> None:
+    """Raise ValueError if the sweep's folder holds the results of another one; of fewer arms is the same one, grown."""
+    file = Path(sweep.out) / "results.json"
+    before = json.loads(file.read_text())["sweep"]["arms"] if file.exists() else {}
+    now = json.loads(json.dumps(sweep.arms))
+    for arm, changes in before.items():
+        if arm not in now or now[arm] != changes:
+            what = "with other changes" if arm in now else "that is not in this sweep"
+            raise ValueError(f"out: {file} has an arm {arm!r} {what}; set out=..., or remove that file")
 
 
 def write_results(sweep: Sweep, runs: Sequence[Run], failures: Mapping[str, str]) -> None:
@@ -60,7 +77,10 @@ def write_results(sweep: Sweep, runs: Sequence[Run], failures: Mapping[str, str]
     summaries = {metric: summarise(values_of(sweep, results, metric)) for metric in sweep.metrics}
     states = {run.label: state_of(run, failures) for run in runs}
     write_text(out / "results.csv", as_csv(sweep, results))
-    write_text(out / "results.json", json.dumps(as_json(sweep, results, summaries, states), indent=2) + "\n")
+    write_text(
+        out / "results.json",
+        json.dumps(as_json(sweep, results, summaries, states), indent=2, allow_nan=False) + "\n",
+    )
     write_text(out / "results.md", as_markdown(sweep, results, summaries, states))
     curves = {metric: curves_of(sweep, results, metric) for metric in sweep.metrics}
     draw_arms(curves, out / "results.png")
@@ -86,9 +106,13 @@ def values_of(sweep: Sweep, results: Sequence[Result], metric: str) -> dict[str,
 
 
 def curves_of(sweep: Sweep, results: Sequence[Result], metric: str) -> dict[str, list[Mapping[int, float]]]:
-    """By arm, a curve per seed; arms without one are left out."""
+    """By arm, a curve per seed, of its finite points; arms without one are left out."""
     curves = {
-        arm: [each.curves[metric] for each in results if each.run.arm == arm and metric in each.curves]
+        arm: [
+            {step: value for step, value in each.curves[metric].items() if math.isfinite(value)}
+            for each in results
+            if each.run.arm == arm and metric in each.curves
+        ]
         for arm in sweep.arms
     }
     return {arm: runs for arm, runs in curves.items() if runs}
@@ -134,6 +158,10 @@ def as_markdown(
         steps = sorted({each.values[metric].step for each in results if metric in each.values})
         blocks.append(f"## {metric}")
         blocks.append(table(column, num_seeds=len(sweep.seeds)) if steps else "No finished run has it.")
+        if lost := [
+            each.run.label for each in results if metric in each.curves and metric not in each.values
+        ]:
+            blocks.append(f"Left out, because it is not finite at their end: {', '.join(lost)}.")
         if len(steps) > 1:
             blocks.append(
                 f"The runs' last rows with it are of different steps: {', '.join(map(str, steps))}."

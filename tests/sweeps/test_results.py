@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo.sweeps.plan import Run, Sweep
-from grpo.sweeps.results import read_result, write_results
+from grpo.sweeps.results import check_results, read_result, write_results
 from tests.sweeps import stand_in
 
 
@@ -76,6 +76,39 @@ def test_a_value_is_the_mean_over_the_last_rows_that_have_the_metric(tmp_path: P
     averaged = read_result(run, ["score", "other"], last=2).values
     assert averaged["score"].value == pytest.approx(0.6) and averaged["score"].step == 2
     assert averaged["other"].value == 1.0
+
+
+def test_a_metric_that_is_not_finite_at_the_end_is_named_and_left_out(tmp_path: Path) -> None:
+    sweep = Sweep(name="s", out=str(tmp_path / "out"), arms={"a": [], "b": []}, seeds=[0], metrics=["score"])
+    runs = [
+        finished(tmp_path, "a", 0, rows(0.0, 1.0, float("nan"))),
+        finished(tmp_path, "b", 0, rows(0.0, float("inf"), 1.0)),
+    ]
+    write_results(sweep, runs, {})
+    report = (tmp_path / "out" / "results.md").read_text()
+    assert "| a | 0 | – |" in report and "| b | 1 | 1.000 |" in report
+    assert "Left out, because it is not finite at their end: a seed 0." in report
+    found = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert list(found["values"]["b seed 0"]) == ["score"] and not found["values"]["a seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"base": []}, "an arm '\\+more' that is not in this sweep"),
+        ({"base": [], "+more": {"a.b": 2}}, "an arm '\\+more' with other changes"),
+        ({"base": [], "+more": {"a.b": 1}, "third": None}, None),
+    ],
+)
+def test_the_results_of_another_sweep_are_not_written_over(
+    written: Path, arms: dict[str, object], message: str | None
+) -> None:
+    sweep = Sweep(name="small", out=str(written), arms=arms)
+    if message is None:
+        check_results(sweep)
+        return
+    with pytest.raises(ValueError, match=f"out: .*results.json has {message}"):
+        check_results(sweep)
 
 
 def test_values_of_different_steps_are_noticed(tmp_path: Path) -> None:
