@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def carry_out(
     command = command_of(run, launch)
     with run.log.open("ab") as file:
         offset = file.tell()
-        file.write(f"$ {' '.join(command)}\n".encode())
+        file.write(f"$ {shlex.join(command)}\n".encode())
         file.flush()
         process = start(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
