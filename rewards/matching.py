@@ -26,7 +26,7 @@ MAX_LATEX_CHARS, MAX_LATEX_DEPTH = 100, 4
 
 _WRAPPED = re.compile(r"\\boxed\{([^{}]*+)\}|\\text\{([^{}]*+)\}")
 _LEAD = re.compile(
-    r"(?:(?:the|my|so|final|correct|best|right)\s++){0,4}+(?:answer|option|choice)(?:\s++is)?+\s*+:?+\s*+(.+)",
+    r"(?:(?:the|my|so|final|correct|best|right)\s++){0,4}+(?:answer|option|choice)(?:\s++is\b)?+(?:\s*+:\s*+|\s++|(?=\())(.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _ORDINAL = re.compile(rf"(?:the\s++)?+({'|'.join(ORDINALS)})\s++(?:option|choice|answer|one)", re.IGNORECASE)
@@ -77,15 +77,18 @@ def read_choice(content: str, options: Sequence[str]) -> str | None:
     """Upper-case letter of the option that an answer names, else None.
 
     Beyond `read_letter`: markup around it (`**B**`, `\\boxed{B}`), words before it (`Option B`, `the answer is
-    (B)`), its place (`the second option`), and option texts that have the same `plain_words`, if one only has.
+    (B)`), its place (`the second option`; not where an option speaks of places itself), and option texts that have
+    the same `plain_words`, if one only has.
     """
+    if letter := read_letter(content, options):
+        return letter  # before anything is taken for markup: $5, 5'
     content = _unwrapped(content)
     lead = _LEAD.fullmatch(content)
     for text in (content, _unwrapped(lead[1]) if lead else ""):
         if letter := read_letter(text, options) if text else None:
             return letter
     ordinal = _ORDINAL.fullmatch(content)
-    if ordinal:
+    if ordinal and not any(word in ORDINALS for option in options for word in plain_words(option)):
         letter = "ABCDEFGH"[ORDINALS.index(ordinal[1].lower())]
         return letter if len(options) > ord(letter) - ord("A") else None
     wanted = plain_words(lead[1] if lead else content)

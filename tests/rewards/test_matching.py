@@ -78,6 +78,28 @@ def test_an_option_goes_by_several_names(content: str, letter: str | None) -> No
     assert read_choice(content, ("blue", "red", "dark red", "5 cups", "the hour")) == letter
 
 
+@pytest.mark.parametrize(
+    ("content", "options", "letter"),
+    [
+        ("$5", ("5", "$5"), "B"),  # markup, or a price: what is written as an option is that option
+        ("$5$", ("5", "$6"), "A"),
+        ("5'", ("5'", '5"'), "A"),
+        ("The first one", ("second one", "first one"), "B"),  # places in the clip, not in the list
+        ("the second one", ("first one", "third one"), None),
+        ("the first option", ("the second cup", "a knife"), None),
+        ("OptionB", ("a cup", "a knife"), None),
+        ("Answer:B", ("a cup", "a knife"), "B"),
+        ("option (b)", ("a cup", "a knife"), "B"),
+        ("the answer is **B**", ("a cup", "a knife"), "B"),
+        ("answerable", ("able", "a knife"), None),
+    ],
+)
+def test_an_answer_that_could_be_another_option_is_not_guessed(
+    content: str, options: tuple[str, ...], letter: str | None
+) -> None:
+    assert read_choice(content, options) == letter
+
+
 def test_a_text_that_two_options_share_names_neither() -> None:
     assert read_choice("hour", ("an hour", "the hour")) is None
     assert read_choice("the hour", ("an hour", "the hour")) == "B"
