@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from grpo.run_dir import write_text
 from grpo.sweeps.execute import Runner, with_retry
@@ -49,11 +50,22 @@ def run_search(sweep: Sweep, runner: Runner, *, jobs: int, say: Callable[[str], 
 
 
 def check_space(sweep: Sweep, search: SearchConfig) -> None:
-    """Raise ValueError, naming the key, if the config does not take an end of a range."""
-    load_run_config(sweep, (), key="config")  # what is wrong without the range is not the range's fault
+    """Raise ValueError, naming the key, if the config does not take an end of a range, or what lies between them."""
+    whole = whole_keys(sweep, search)
     for key, limits in read_space(search).items():
-        for end in (limits.low, limits.high):
-            load_run_config(sweep, [f"{key}={end}"], key=f"search.space.{key}")
+        between = [] if key in whole else [limits.low + (limits.high - limits.low) / math.e]
+        for point in (limits.low, limits.high, *between):
+            load_run_config(sweep, [f"{key}={point}"], key=f"search.space.{key}")
+
+
+def whole_keys(sweep: Sweep, search: SearchConfig) -> set[str]:
+    """Keys that are searched in whole numbers: the config has one there, and so are both ends of the range."""
+    config = OmegaConf.structured(load_run_config(sweep, (), key="config"))
+    return {
+        key
+        for key, limits in read_space(search).items()
+        if all(type(each) is int for each in (limits.low, limits.high, OmegaConf.select(config, key)))
+    }
 
 
 class Search:
@@ -70,6 +82,7 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep, self.search, self.runner, self.say = sweep, search, runner, say
+        self._whole = whole_keys(sweep, search)
         self.folder = Path(sweep.out) / "search"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.failures: dict[str, str] = {}
@@ -80,12 +93,15 @@ class Search:
             direction=search.direction,
             load_if_exists=True,
         )
+        self._failed = optuna.trial.TrialState.FAIL
         self._check_same()
         # What an earlier command left open, because it was killed or the run failed, comes first: the run resumes.
         self._open = [each.number for each in self.study.trials if each.state.name == "RUNNING"]
 
     def num_missing(self) -> int:
-        done = sum(trial.state.name == "COMPLETE" for trial in self.study.trials)
+        done = sum(
+            trial.state.name == "COMPLETE" or was_made(trial, self.search) for trial in self.study.trials
+        )
         return max(self.search.trials - done, 0)
 
     def next_trial(self) -> None:
@@ -99,6 +115,9 @@ class Search:
         value = None if reason else self._value_of(run)
         if value is None:
             self.failures[run.label] = reason or f"has no finite {self.search.metric}"
+            if not reason:  # the run has come to its end: to try again would give the same
+                with self._lock:
+                    self.study.tell(number, state=self._failed)
             return
         with self._lock:
             self.study.tell(number, value)
@@ -109,22 +128,25 @@ class Search:
 
     def _propose(self) -> tuple[int, Mapping[str, float]]:
         """A trial's number and its values by config key."""
-        from optuna.distributions import FloatDistribution
-        from optuna.trial import TrialState
 
         if self._open:
             trial = self.study.trials[self._open.pop(0)]
             if trial.params.keys() == read_space(self.search).keys():
                 return trial.number, trial.params
-            self.study.tell(trial.number, state=TrialState.FAIL)  # killed while it was being proposed
+            self.study.tell(trial.number, state=self._failed)  # killed while it was being proposed
         self.study.sampler = self._sampler(len(self.study.trials))
-        asked = self.study.ask(
-            {
-                key: FloatDistribution(limits.low, limits.high, log=limits.log)
-                for key, limits in read_space(self.search).items()
-            }
-        )
+        asked = self.study.ask(self._distributions())
         return asked.number, asked.params
+
+    def _distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        return {
+            key: IntDistribution(int(limits.low), int(limits.high), log=limits.log)
+            if key in self._whole
+            else FloatDistribution(limits.low, limits.high, log=limits.log)
+            for key, limits in read_space(self.search).items()
+        }
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """A sampler for one trial. Its seed goes with the number: one for all would, in a search that goes on, propose
@@ -156,6 +178,7 @@ class Search:
         now = {
             "config": [*self.sweep.config, *self.sweep.overrides, f"seed={self.sweep.seeds[0]}"],
             "metric": f"{self.search.metric}, last {self.sweep.last}",
+            "direction": self.search.direction,
             "space": sorted(self.search.space),
         }
         for key, value in now.items():
@@ -167,16 +190,22 @@ class Search:
             self.study.set_user_attr(key, value)
 
 
+def was_made(trial: optuna.trial.FrozenTrial, search: SearchConfig) -> bool:
+    """The trial had its run, which ended without a value; one killed while it was proposed lacks parameters."""
+    return trial.state.name == "FAIL" and trial.params.keys() == search.space.keys()
+
+
 def as_markdown(sweep: Sweep, search: SearchConfig, trials: list[optuna.trial.FrozenTrial]) -> str:
     """The trials as a table, the best one in bold."""
     keys = [*search.space]
-    trials = [trial for trial in trials if trial.state.name != "FAIL"]  # a proposal that was never made
+    trials = [trial for trial in trials if trial.state.name != "FAIL" or was_made(trial, search)]
     done = [trial for trial in trials if trial.state.name == "COMPLETE"]
     choose = max if search.direction == "maximize" else min
     best = choose(done, key=lambda trial: cast(float, trial.value)).number if done else None
     lines = [f"| trial | {search.metric} | {' | '.join(keys)} |", "| --- " * (len(keys) + 2) + "|"]
     for trial in trials:
-        value = "open" if trial.value is None else f"{trial.value:.4f}"
+        no_value = "none" if was_made(trial, search) else "open"
+        value = no_value if trial.value is None else f"{trial.value:.4f}"
         cells = [f"**{value}**" if trial.number == best else value]
         cells += [f"{trial.params[key]:.4g}" if key in trial.params else "–" for key in keys]
         lines.append(f"| {trial.number} | {' | '.join(cells)} |")

@@ -9,7 +9,7 @@ import pytest
 
 from grpo.sweeps.execute import LocalRunner
 from grpo.sweeps.plan import LaunchConfig, Sweep, load_sweep
-from grpo.sweeps.search import run_search
+from grpo.sweeps.search import check_space, run_search
 from tests import tiny
 from tests.sweeps import stand_in
 
@@ -95,11 +95,33 @@ def test_a_failed_trial_is_named_and_the_next_command_tries_it_again(tmp_path: P
 def test_a_trial_without_the_metric_is_named(tmp_path: Path) -> None:
     sweep = sweep_in(tmp_path, "search.metric=nothing")
     assert search(sweep) == {f"trial_00{n} seed 0": "has no finite nothing" for n in range(3)}
+    assert [value for _, value, _ in trials(sweep)] == ["none"] * 3
+    assert search(sweep) == {} and len(trials(sweep)) == 3  # the same runs would come to the same
 
 
 def test_trials_in_parallel_are_all_run(tmp_path: Path) -> None:
     sweep = sweep_in(tmp_path, "search.trials=5")
     assert search(sweep, jobs=3) == {} and len(trials(sweep)) == 5
+
+
+def test_whole_numbers_are_proposed_where_the_config_takes_no_others(tmp_path: Path) -> None:
+    space = "search.space={rollout.group_size: [4, 16], rewards.format.weight: [0, 1]}"
+    sweep = sweep_in(tmp_path, space)
+    assert sweep.search is not None
+    check_space(sweep, sweep.search)
+    assert search(sweep) == {}
+    runs = [path.read_text() for path in Path(sweep.out).glob("search/*/log.txt")]
+    assert len(runs) == 3
+    for log in runs:
+        assert re.search(r"rollout.group_size=\d+ ", log) and re.search(r"format.weight=0\.\d+", log)
+    with pytest.raises(ValueError, match="search.space.rollout.group_size: .*could not be converted to Int"):
+        search(sweep_in(tmp_path / "b", "search.space={rollout.group_size: [4.0, 16.0]}"))
+
+
+def test_a_search_in_the_other_direction_is_another_search(tmp_path: Path) -> None:
+    search(sweep_in(tmp_path))
+    with pytest.raises(ValueError, match="holds trials with direction maximize, not minimize"):
+        search(sweep_in(tmp_path, "search.direction=minimize"))
 
 
 def test_the_trials_of_another_search_are_not_mixed_in(tmp_path: Path) -> None:
