@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_media [--rounds 5] [--minutes 3]
 
 Prints JSON. The video is 640x360 at 30 fps, H.264 with B-frames and a keyframe every second; 16 frames of it are
-sampled and resized to 100,352 pixels at most; torch has one thread. `ours` lists the file's packets too, as for the first
-clip of a file. What is allowed is 1.3 times `half_gops` (their share of `decode_all`) and `rest`: what any reader does,
-which is to open the file, seek to 16 keyframes, turn them into RGB and resize them. qwen-vl-utils runs with the backend
-that it chooses itself (torchcodec, decord or torchvision), if that works here.
+sampled and resized to 100,352 pixels at most; torch has one thread. `ours` lists the file's packets too, as for the
+first clip of a file. What is allowed is 1.3 times `half_gops` (their share of `decode_all`) and `rest`: what any
+reader does, which is to open the file, seek to 16 keyframes, turn them into RGB and resize them. qwen-vl-utils runs
+with the backend that it chooses itself (torchcodec, decord or torchvision), if that works here.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +23,7 @@ from grpo.media import decode
 from grpo.media.clip import Clip
 from grpo.media.decode import MediaError, frame_table, probe, read_clip, resize
 from grpo.media.sampling import MediaSettings
+from tests.tiny import ROOT
 from tests.videos import read_number, write_video
 
 SMALL = MediaSettings(fps=4.0, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
@@ -174,6 +178,52 @@ def test_leaving_frames_out_changes_no_other(options: dict[str, str], tmp_path: 
             assert np.array_equal(frame.to_ndarray(format="rgb24"), everything[index])
 
 
+def test_a_stream_that_starts_its_clock_anew_is_refused(tmp_path: Path) -> None:
+    """A later part of a recording before an earlier one, joined byte by byte."""
+    parts = [write_video(tmp_path / f"{i}.ts", num_frames=30, pts=range(i * 90, i * 90 + 30)) for i in (1, 0)]
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(Path(part).read_bytes() for part in parts))
+    assert "cut off or damaged after" in refusal(path)
+
+
+def test_frames_that_are_not_stored_in_the_order_of_their_times_are_refused(tmp_path: Path) -> None:
+    """A decoder gives such frames as they come; sorting them would be a guess at what the recorder meant."""
+    straight = write_video(tmp_path / "straight.mkv", num_frames=30, gop=1, options={"bf": "0"})
+    path = tmp_path / "swapped.mkv"
+    with av.open(straight) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream, packet.dts, packet.pts = stream, number * 33, (1 + (number ^ 1)) * 33
+            packet.time_base = Fraction(1, 1000)
+            target.mux(packet)
+    assert "could not be decoded" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["clip.txt", "clip.jpg", "clip.avi", "clip"])
+def test_a_wrong_ending_does_not_matter(name: str, sparse_mp4: str, tmp_path: Path) -> None:
+    path = shutil.copy(sparse_mp4, tmp_path / name)
+    assert numbers(read_clip(str(path), settings=SMALL))[:3] == [0, 8, 16]
+
+
+@pytest.mark.slow
+def test_a_clip_of_8k_frames_is_held_one_large_frame_at_a_time(tmp_path: Path) -> None:
+    large = {"size_px": (7680, 4320), "codec": "mpeg4", "options": {"qscale": "31"}}
+    path = write_video(tmp_path / "8k.mp4", num_frames=6, fps=4, gop=1, **large)
+    code = (
+        "import resource, sys; from grpo.media.decode import read_clip\n"
+        "from tests.media.test_decode import SMALL, numbers\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(numbers(read_clip(sys.argv[1], settings=SMALL)))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found, grown_mib = done.stdout.splitlines()
+    assert found == str([*range(6)])
+    assert int(grown_mib) < 1200  # a frame is 95 MiB as RGB and 380 as floats; all six would be 2,850
+
+
 def test_frames_cut_off_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
     """An mp4 whose first ten frames lie before time 0, as a cut without re-encoding leaves it."""
     path = write_video(tmp_path / "cut.mp4", pts=range(-10, 80))
@@ -270,6 +320,9 @@ def test_a_clip_equals_what_qwen_vl_utils_makes_of_the_file(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for name, target in (("a.mp4", "b.mp4"), ("b.mp4", "a.mp4")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    assert refusal(tmp_path / "a.mp4").endswith("a.mp4: no such file")  # links in a circle
     assert refusal(tmp_path / "nowhere.mp4").endswith("nowhere.mp4: no such file")
     assert refusal(tmp_path).endswith("no such file")
 
