@@ -7,12 +7,11 @@ Some of them ask whether the answer is right: of the reward that their knob `rig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 
 from grpo.groups import Rollout
 from rewards import group_reward, reward
-from rewards.loading import find_function
+from rewards.rightness import rightness
 
 
 @group_reward
@@ -30,8 +29,11 @@ def length_window(
 
     Video-R1's length reward (arXiv 2503.21776 and its trainer), which adds 0.2: set `weight: 0.2`. Its accuracy
     is graded: `right_by: video_r1_accuracy` reproduces it. None for all where `right_by` abstains.
+
+    The cheap hack is padding: whatever fills a right completion up to min_tokens earns it. Watch `repetition`, with
+    `weight: 0` at least.
     """
-    values = [_value(rollout, right_by) for rollout in rollouts]
+    values = [rightness(rollout, right_by) for rollout in rollouts]
     right = [value is not None and value > right_above for value in values]
     return [
         None
@@ -51,7 +53,7 @@ def overlong(rollout: Rollout, *, max_tokens: int, cache_tokens: int) -> float:
     if not 0 < cache_tokens <= max_tokens:
         raise ValueError(f"overlong: cache_tokens={cache_tokens} is not in 1..max_tokens={max_tokens}")
     over = len(rollout.token_ids) - (max_tokens - cache_tokens)
-    return -min(max(over / cache_tokens, 0.0), 1.0)
+    return 0.0 - min(max(over / cache_tokens, 0.0), 1.0)  # 0.0 -: not -0
 
 
 @reward
@@ -73,7 +75,7 @@ def cosine_length(
     With the defaults, the paper's, the short right and the long wrong answers are the better ones
     (arXiv 2502.03373, section 4.2). None where `right_by` abstains.
     """
-    value = _value(rollout, right_by)
+    value = rightness(rollout, right_by)
     if value is None:
         return None
     if len(rollout.token_ids) >= max_tokens:
@@ -89,15 +91,3 @@ def brevity(rollout: Rollout, *, target_tokens: int) -> float:
     if target_tokens < 1:
         raise ValueError(f"brevity: target_tokens={target_tokens} is below 1")
     return 1 - min(max(len(rollout.token_ids) / target_tokens - 1, 0.0), 1.0)
-
-
-def _value(rollout: Rollout, right_by: str) -> float | None:
-    return _function(right_by)(rollout)
-
-
-@lru_cache
-def _function(right_by: str) -> Callable[[Rollout], float | None]:
-    fn = find_function(right_by, key="right_by")
-    if getattr(fn, "reward_calling", None) != "rollout" or isinstance(fn, type):
-        raise ValueError(f"right_by: {right_by} is no @reward function of one rollout")
-    return fn

@@ -5,7 +5,7 @@ From `src/r1-v/src/open_r1/grpo.py` of https://github.com/tulerfeng/Video-R1 at 
 Two things differ on purpose: there a whole batch is taken for the kind of its first question, here each question
 has its own; and patterns that take quadratic time on hostile completions are replaced by equivalent searches.
 
-Its length and temporal rewards are `length_window` with `right_by: video_r1_accuracy` and the T-GRPO reward.
+Its length and temporal rewards are `length_window` and `t_grpo`, both with `right_by: video_r1_accuracy`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def video_r1_format(rollout: Rollout) -> float:
 
 def problem_type(sample: Sample) -> str | None:
     """Video-R1's name for the kind of question; None for a task that it has not."""
-    kind = sample.columns.get("problem_type", TYPE_OF_TASK.get(sample.task))
+    kind = sample.columns.get("problem_type")
+    if kind is None:  # a null counts as missing
+        kind = TYPE_OF_TASK.get(sample.task)
     if kind is not None and kind not in ACCURACIES:
         raise ValueError(f"{sample.source}: problem_type {kind!r} is none of {', '.join(ACCURACIES)}")
     return kind

@@ -91,6 +91,22 @@ def test_the_tolerance_is_that_of_accuracy() -> None:
     assert (blank_contrast(of, tolerance=1), t_grpo([of], tolerance=1)) == (1.0, [0.3])
 
 
+def test_answers_that_are_partly_right_are_judged_by_the_reward_that_is_named() -> None:
+    """Nine of ten words are right with the frames in order, none with the frames shuffled or black."""
+    ocr = replace(SAMPLE, task="ocr", answer="one two three four five six seven eight nine ten", options=())
+    near = "<answer>one two three four five six seven eight nine x</answer>"
+    seeing, blind = make_group([near] * 4, ocr).rollouts, make_group(["<answer>x</answer>"] * 2, ocr).rollouts
+    made = [replace(each, counterfactuals={"shuffled": blind, "blank": blind}) for each in seeing]
+    assert t_grpo(made) == [0.0] * 4  # strictly, all are wrong
+    assert t_grpo(made, right_by="video_r1_accuracy") == [0.3] * 4
+    assert t_grpo(made, right_by="graded_accuracy", right_above=0.95) == [0.0] * 4
+    assert t_grpo(made, right_by="number") == [None] * 4  # which abstains on texts
+    assert blank_contrast(made[0], right_by="graded_accuracy") == pytest.approx(0.9)
+    assert blank_contrast(made[0], right_by="number") is None
+    with pytest.raises(ValueError, match="tolerance belongs to right_by: accuracy, not to graded_accuracy"):
+        t_grpo(made, right_by="graded_accuracy", tolerance=1)
+
+
 @pytest.mark.parametrize("name", ["t_grpo", "blank_contrast", "other_clip_contrast"])
 def test_hostile_completions_get_a_finite_number_or_none(name: str) -> None:
     reward = load_reward(name, RewardSpec())

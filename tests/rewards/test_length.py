@@ -57,7 +57,8 @@ def test_right_answers_in_the_window_get_a_bonus_if_there_are_several(
     ],  # 100 - 20 = 80; then 1/20 for each token
 )
 def test_overlong_falls_to_minus_one_over_the_cache(num_tokens: int, value: float) -> None:
-    assert overlong(of_length(num_tokens), max_tokens=100, cache_tokens=20) == pytest.approx(value)
+    found = overlong(of_length(num_tokens), max_tokens=100, cache_tokens=20)
+    assert found == pytest.approx(value) and str(found) != "-0.0"
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,5 @@ def test_knobs_that_mean_nothing_are_named() -> None:
         cosine_length(of_length(1), max_tokens=9, right_by="acuracy")
     with pytest.raises(ValueError, match="right_by: length_window is no @reward function of one rollout"):
         cosine_length(of_length(1), max_tokens=9, right_by="length_window")
+    with pytest.raises(ValueError, match="right_by: self_evidence looks at changed frames"):
+        cosine_length(of_length(1), max_tokens=9, right_by="self_evidence")

@@ -80,6 +80,8 @@ def test_the_task_says_the_kind_where_the_record_does_not() -> None:
     # rouge-score splits at the point: (3, 0) against (3), 2/3 of single words, no pairs, 2/3 of a subsequence.
     assert value("text", "3") == value("open", "3") == pytest.approx(4 / 9)
     assert value("span", "3.0") is None
+    null = replace(SAMPLE, task="choice", answer="3.0", columns={"problem_type": None})
+    assert video_r1_accuracy(completed("<answer>3.0</answer>", null)) == 1.0
 
 
 def test_an_unknown_kind_is_named() -> None:
