@@ -63,7 +63,7 @@ def _reward(name: str, spec: RewardSpec, replayed: Replayed) -> dict[str, Any]:
     num_missing = replayed.num_rollouts - int((~np.isnan(values_PG)).sum())
     return {
         "name": name,
-        "weight": [weight_at(spec, int(steps.min())), weight_at(spec, int(steps.max()))],
+        "weight": turns([weight_at(spec, int(step)) for step in np.unique(steps)]),
         "values": distribution(values_PG),
         "run_values": None if run_PG is None else distribution(run_PG),
         "adds": distribution(replayed.parts[name])["mean"],
@@ -72,6 +72,17 @@ def _reward(name: str, spec: RewardSpec, replayed: Replayed) -> dict[str, Any]:
         "flat_frac": float(flat_groups(values_PG).mean()),
         "histogram": histograms({"replay": values_PG} | ({} if run_PG is None else {"run": run_PG})),
     }
+
+
+def turns(weights: Sequence[float]) -> list[float]:
+    """The first weight, those at which it turns around, and the last one."""
+    changing = [weight for weight, after in pairwise(weights) if weight != after] + [weights[-1]]
+    between = [
+        here
+        for before, here, after in zip(changing, changing[1:], changing[2:], strict=False)
+        if (here > before) == (here > after)
+    ]
+    return [weights[0], *between, weights[-1]]
 
 
 def _totals(replayed: Replayed) -> dict[str, Any]:
@@ -134,12 +145,14 @@ def _examples(replayed: Replayed, files: Mapping[int, Path]) -> dict[str, Any]:
     """Completions to look at, and why."""
     shares_PG = shares_of_step(replayed.advantages_PG, replayed.steps_P)
     risen_PG = replayed.advantages_PG - replayed.run_advantages_PG
+    raised_PG = np.maximum(replayed.advantages_PG, 0.0)
     lists = {
-        "gain_most": highest(shares_PG, NUM_EXAMPLES),
+        # Not by the share of their step: in one that is nearly solved the last group left has all of it.
+        "gain_most": highest(raised_PG, NUM_EXAMPLES),
         "risen_most": highest(risen_PG, NUM_EXAMPLES, above=1e-9),
     }
     if (right_PG := replayed.right_PG) is not None:
-        lists["wrong_but_raised"] = highest(np.where(right_PG == 0, shares_PG, np.nan), NUM_EXAMPLES)
+        lists["wrong_but_raised"] = highest(np.where(right_PG == 0, raised_PG, np.nan), NUM_EXAMPLES)
     described = {
         name: [_example(replayed, shares_PG, place) for place in places] for name, places in lists.items()
     }

@@ -10,7 +10,7 @@ CHARACTERS = 160
 """What is shown of a completion here; the page shows more."""
 
 EXAMPLES = {
-    "gain_most": "What gains most: the largest shares of a step's advantage",
+    "gain_most": "What gains most: the largest advantages",
     "wrong_but_raised": "Wrong answers that are raised",
     "risen_most": "What the run would have raised more under this reward set",
 }
@@ -77,13 +77,13 @@ def reward_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for reward in report["rewards"]:
         values, run = reward["values"], reward["run_values"] or {}
-        first, last = (number(weight) for weight in reward["weight"])
+        weights = [number(weight) for weight in reward["weight"]]
         spread = [number(values[key]) for key in ("std", "p10", "median", "p90")]
         shares = [percent(reward[key]) for key in ("flat_frac", "abstained_frac", "failed_frac")]
         rows.append(
             (
                 reward["name"],
-                first if first == last else f"{first} to {last}",
+                weights[0] if len({*weights}) == 1 else " to ".join(weights),
                 number(values["mean"]),
                 number(run.get("mean")),
                 *spread,

@@ -19,6 +19,7 @@ from grpo.media.decode import read_clip
 from grpo.rollout_files import FrameSource, rollout_files
 from grpo.run_dir import RunDir
 from rewards.replay import command as replay
+from rewards.replay.text import markdown
 from rewards.runner import load_rewards
 from tests import runs, tiny
 from tests.stored_runs import scored, write_run
@@ -153,6 +154,24 @@ def test_schedules_and_gates_count_by_the_rows_own_step(folder: Path) -> None:
     assert form["weight"] == [0.0, 2.0] and form["adds"] == pytest.approx(2 / 5)
     gated = by_name(replay.replay(folder, ["rewards.format.only_if=accuracy"]))["format"]
     assert gated["adds"] == pytest.approx(0.5 / 5)  # of five, one is right and has the format
+
+
+def test_a_weight_that_rises_and_falls_is_shown_with_its_peak(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {step: [scored([RIGHT, WRONG], [1.0, 0.0])] for step in range(1, 8)})
+    report = replay.replay(folder, ["rewards.format.schedule=[[1,1],[4,0],[7,1]]", "rewards.format.weight=5"])
+    assert by_name(report)["format"]["weight"] == [5.0, 0.0, 5.0]
+    assert "| format   | 5 to 0 to 5 |" in markdown(report, num_examples=1)
+    assert "| accuracy | 1 " in markdown(report, num_examples=1)
+
+
+def test_what_gains_most_is_not_what_is_left_of_a_step_that_is_nearly_solved(tmp_path: Path) -> None:
+    nearly, strong = scored([RIGHT, WRONG], [1.0, 0.0]), scored([RIGHT, BARE], [1.0, 1.0])
+    folder = write_run(tmp_path / "run", {1: [nearly], 2: [strong, strong]})
+    overrides = ["rewards.accuracy.weight=0.1", "rewards.format.weight=1", "advantages.scale=none"]
+    # Step 1: 0.1 for the right answer alone. Step 2: 1 for the format, twice.
+    best = replay.replay(folder, overrides)["examples"]["gain_most"]
+    assert [(each["step"], round(each["advantage"], 3)) for each in best] == [(2, 0.5), (2, 0.5), (1, 0.05)]
+    assert [round(each["share_of_step"], 3) for each in best] == [0.5, 0.5, 1.0]
 
 
 def test_a_file_of_rewards_stands_for_itself_and_overrides_go_on_top(folder: Path, tmp_path: Path) -> None:
