@@ -48,6 +48,7 @@ from rewards.judge.prompt import fields_of, load_prompt
 from rewards.judge.store import JudgeStore
 from rewards.parsing import ANSWER, is_blank, only_block
 
+REQUEST = {"temperature": 0.0, "max_tokens": 32}
 OWN_FIELDS = ("messages", "model", "stream", "n")
 
 
@@ -65,6 +66,7 @@ class Judge:
     base_url: the address up to `/v1`. model: the name that it knows the model by.
     prompt: a built-in prompt's name or a file; scale and pattern win over what the file states.
     api_key_env: the environment variable that holds the key. None: the endpoint asks for none.
+    temperature, max_tokens: None is what the prompt states (openeqa: 0.2 and 32, with seed 1234), else 0 and 32.
     max_tokens: of a reply. One that is cut off there is not read: a model that thinks first needs more.
     retries: after failed connections, time-outs, 429 and 5xx, waiting backoff_s, twice that, and so on, or as
         long as the endpoint asks; one only after a reply that is no chat completion, since it is billed.
@@ -86,8 +88,8 @@ class Judge:
         model: str,
         prompt: str = "openeqa",
         api_key_env: str | None = None,
-        temperature: float = 0.0,
-        max_tokens: int = 32,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
         max_concurrent: int = 16,
         requests_per_minute: float | None = None,
         request_timeout_s: float = 20.0,
@@ -111,7 +113,9 @@ class Judge:
             max_tokens_total=max_tokens_total,
         )  # fmt: skip
         self._prompt = load_prompt(prompt, scale=scale, pattern=pattern)
-        self._request = _request(model, temperature, max_tokens, extra_body or {})
+        given = {"temperature": temperature, "max_tokens": max_tokens}
+        given = {field: value for field, value in given.items() if value is not None}
+        self._request = _request(model, {**REQUEST, **self._prompt.request, **given}, extra_body or {})
         self._needs_answer, self._max_chars = needs_answer, max_chars
         self._store = JudgeStore(cache)
         self.counts = JudgeCounts()
@@ -129,7 +133,8 @@ class Judge:
         prediction = only_block(rollout.text, ANSWER)
         if self._needs_answer and (prediction is None or is_blank(prediction)):
             return 0.0
-        fields = fields_of(rollout, (prediction or "").strip(), max_chars=self._max_chars)
+        shown = self._prompt.predicted((prediction or "").strip())
+        fields = fields_of(rollout, shown, max_chars=self._max_chars)
         return self._prompt.scaled(await self._score(self._prompt.render(fields)))
 
     def stats(self) -> dict[str, int]:
@@ -197,11 +202,11 @@ class Judge:
         return {**self._request, "messages": [{"role": "user", "content": prompt}]}
 
 
-def _request(model: str, temperature: float, max_tokens: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _request(model: str, fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Every request's fields without the message."""
     if taken := [field for field in OWN_FIELDS if field in extra]:
         raise ValueError(f"extra_body: {taken[0]} is the judge's own")
-    request = {"model": model, "temperature": temperature, "max_tokens": max_tokens, **extra}
+    request = {"model": model, **fields, **extra}
     request = {field: value for field, value in request.items() if value is not None}
     try:
         json.dumps(request, allow_nan=False)
@@ -215,10 +220,13 @@ def _key_of(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+OR_NONE = ("requests_per_minute", "max_requests", "max_tokens_total", "temperature", "max_tokens")
+
+
 def _check_numbers(*, or_zero: bool = False, **numbers: float | None) -> None:
     """Raise ValueError for a knob that is no number or not above 0."""
     for name, number in numbers.items():
-        if number is None and name in ("requests_per_minute", "max_requests", "max_tokens_total"):
+        if number is None and name in OR_NONE:
             continue
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{name}: {number!r} is no number")

@@ -1,7 +1,8 @@
 """What a judge is asked and how its reply is read: a prompt file, made strict.
 
 A prompt file is a text with fields in braces. A header between two lines of `---`, in YAML, may state the scale of
-the score and the pattern that finds it in a reply:
+the score, the pattern that finds it in a reply, fields of the request (`request: {temperature: 0.2}`), and
+`cut_tail: true` for a prediction without what follows its last full stop:
 
     ---
     scale: [1, 5]
@@ -29,7 +30,7 @@ from grpo.groups import Rollout, Sample
 from rewards.loading import did_you_mean
 
 FIELDS = ("question", "options", "answer", "extra_answers", "completion", "prediction")
-HEADER_KEYS = ("scale", "pattern")
+HEADER_KEYS = ("scale", "pattern", "request", "cut_tail")
 # Without a pattern the whole reply has to be a number.
 WHOLE_REPLY = r"\A\s*([+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*\Z"
 
@@ -46,6 +47,13 @@ class JudgePrompt:
     scale: tuple[float, float]
     """Lowest and highest score."""
     pattern: re.Pattern[str]
+    request: Mapping[str, Any]
+    """Fields of the request, unless the config has others."""
+    cut_tail: bool
+
+    def predicted(self, answer: str) -> str:
+        """What is shown of an answer as the prediction."""
+        return without_tail(answer) if self.cut_tail else answer
 
     def render(self, fields: Mapping[str, str]) -> str:
         """The prompt with its fields filled in, in one pass: braces in their contents mean nothing."""
@@ -80,11 +88,25 @@ def load_prompt(
     stated = _read_header(header[1], place) if header else {}
     template = text[header.end() :] if header else text
     first_line = 1 + text[: header.end()].count("\n") if header else 1
+    request, cut_tail = stated.get("request", {}), stated.get("cut_tail", False)
+    if not isinstance(request, dict) or not isinstance(cut_tail, bool):
+        raise ValueError(f"{place}: header: request is a mapping and cut_tail true or false")
     return JudgePrompt(
+        request=request,
+        cut_tail=cut_tail,
         parts=_split(template.rstrip(), place, first_line),
         scale=_checked_scale(stated.get("scale") if scale is None else scale, place),
         pattern=_compiled(stated.get("pattern", WHOLE_REPLY) if pattern is None else pattern, place),
     )
+
+
+def without_tail(text: str) -> str:
+    """The text up to its last full stop, if it has one: OpenEQA judges no sentence that was cut off.
+
+    A point inside a number is none; OpenEQA itself cuts there too.
+    """
+    stops = [*re.finditer(r"\.(?=\s)", text)]
+    return text if not stops or text.endswith(".") else text[: stops[-1].end()]
 
 
 def find_prompt(prompt: str) -> tuple[str, str]:

@@ -56,8 +56,21 @@ def test_openeqa_shows_question_answers_and_response() -> None:
     assert "I look." not in marked
     assert sent[0].path == "/v1/chat/completions"
     assert {**sent[0].body, "messages": None} == {
-        "model": "tiny", "temperature": 0.0, "max_tokens": 32, "messages": None,
+        "model": "tiny", "temperature": 0.2, "seed": 1234, "max_tokens": 32, "messages": None,
     }  # fmt: skip
+
+
+def test_openeqa_judges_no_sentence_that_was_cut_off_and_another_prompt_does(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("{prediction}")
+    answer = "A cat. It is 1.5 m long. It looks at the"
+    with recorded() as (judge, sent):
+        score(judge, rollout(answer))
+        score(judge, rollout("2.5 m"))
+    assert "\nA cat. It is 1.5 m long.\n[end response" in sent[0].prompt and "\n2.5 m\n[end" in sent[1].prompt
+    with recorded(prompt=str(tmp_path / "mine.txt"), scale=[1, 5], temperature=0.7) as (judge, sent):
+        score(judge, rollout(answer))
+    assert f"\n{answer}\n" in sent[0].prompt
+    assert sent[0].body["temperature"] == 0.7 and "seed" not in sent[0].body
 
 
 def test_a_choice_question_shows_the_options_text() -> None:

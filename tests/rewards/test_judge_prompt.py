@@ -27,6 +27,7 @@ from rewards.judge.prompt import fenced, load_prompt, shortened
         ("---\nscale: [1, 5]\npattern: '[1-5]'\n---\n{prediction}", "one group"),
         ("---\nscale: [1\n---\n{prediction}", "header"),
         ("---\n- 1\n---\n{prediction}", "header: no mapping"),
+        ("---\nscale: [1, 5]\nrequest: 5\n---\n{prediction}", "header: request is a mapping"),
     ],
 )
 def test_a_wrong_prompt_file_is_refused_with_file_and_line(
