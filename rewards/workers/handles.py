@@ -46,6 +46,11 @@ class WorkerHandle:
         """Of its own end, with what it was at."""
         self._outbox: SimpleQueue[bytes | None] | None = None
 
+    @property
+    def at(self) -> CallOut | None:
+        """The call under way: the first one without all its results."""
+        return next((call for call in self.calls.values() if call.missing), None)
+
     def send(self, message: tuple[Any, ...]) -> None:
         """Never waits: a worker may be stopped, or not be reading, and its socket takes only so much."""
         data = pickle.dumps(message, protocol=5)

@@ -242,6 +242,7 @@ class Pool:
                 self._dismiss(worker)
             if check_memory and worker.calls:
                 self._check_memory(worker)
+        self._make_room(now)
 
     def _unblock(self, worker: WorkerHandle, now: float) -> None:
         """Kill a worker that hangs in what nobody waits for any more; give others the rest of a bundle that hangs."""
@@ -257,6 +258,9 @@ class Pool:
         elif silent_s > SILENCE_S and self._can_be_split(worker):
             worker.has_been_split = True
             worker.send(("stop",))
+            self._queues.measured(
+                wanted[0].job.reward_index, silent_s
+            )  # it is not among the fast ones any more
             for call in wanted:  # but the one that it is at: results are never held back for long
                 self._queues.add(
                     call.job, call.missing[1:] if call is wanted[0] else call.missing, alone=True
@@ -277,6 +281,22 @@ class Pool:
             self._queues.add(call.job, call.missing, alone=worker.resident is None)
         worker.calls.clear()
         self._kill(worker, why)
+
+    def _make_room(self, now: float) -> None:
+        """When no worker can be added and one reward hangs in most of them, others get one of these."""
+        workers = self._elastic()
+        if len(workers) < self.settings.max_workers or not all(worker.is_running for worker in workers):
+            return
+        running = self._running()
+        for worker in workers:
+            at = worker.at
+            if at is None or now - worker.heard_at < SILENCE_S or worker.connection.poll():
+                continue
+            reward_index = at.job.reward_index
+            if running[reward_index] > self._queues.most_workers and self._queues.others_wait(reward_index):
+                wanted = [call for call in worker.calls.values() if call.missing]
+                self._kill_and_redo(worker, wanted, "was killed: others wait")
+                return
 
     def _can_be_split(self, worker: WorkerHandle) -> bool:
         wanted = [call for call in worker.calls.values() if call.missing]
@@ -348,7 +368,8 @@ class Pool:
         for resident, queue in self._queues.of_residents():
             for worker in self._home_of(resident, queue):
                 while queue and self._has_room(worker, queue[0]):
-                    if bundle := self._queues.bundle(queue):
+                    most = MAX_ASYNC_CALLS - len(worker.calls) if worker.is_async else None
+                    if bundle := self._queues.bundle(queue, most):
                         self._send(worker, bundle)
         for worker in self._elastic():
             while not worker.is_running and (queue := self._queues.next(self._running())) is not None:
@@ -357,8 +378,8 @@ class Pool:
 
     def _running(self) -> Counter[int]:
         """How many workers are at each reward."""
-        busy = [[*worker.calls.values()] for worker in self._elastic() if worker.is_running]
-        return Counter(calls[0].job.reward_index for calls in busy if calls)
+        busy = [worker.at for worker in self._elastic() if worker.is_running]
+        return Counter(call.job.reward_index for call in busy if call is not None)
 
     def _home_of(self, resident: int, queue: deque[CallOut]) -> list[WorkerHandle]:
         found = [each for each in self._workers if each.resident == resident]

@@ -25,6 +25,8 @@ class Queues:
         self._residents = [reward.has_state or reward.is_async for reward in rewards]
         self._ids = count()
         self._last_served = -2
+        self.most_workers = max(1, 3 * max_workers // 4)
+        """For a reward, while others wait."""
 
     def measured(self, reward_index: int, seconds: float) -> None:
         old = self.seconds.get(reward_index, seconds)
@@ -33,6 +35,12 @@ class Queues:
     def num_shared(self) -> int:
         """Calls that any worker could take."""
         return sum(len(queue) for key, queue in self._queues.items() if not self._is_resident(key))
+
+    def others_wait(self, reward_index: int) -> bool:
+        """Whether calls of other rewards wait for any worker."""
+        return any(
+            queue for key, queue in self._queues.items() if key != reward_index and not self._is_resident(key)
+        )
 
     def of_residents(self) -> Iterator[tuple[int, deque[CallOut]]]:
         """Queues of rewards that live in a worker of their own."""
@@ -74,8 +82,9 @@ class Queues:
             (key for key, queue in self._queues.items() if queue and not self._is_resident(key)),
             key=self._rank,
         )
-        most = max(1, 3 * self.max_workers // 4)
-        allowed = [key for key in waiting if key is None or len(waiting) == 1 or running[key] < most]
+        allowed = [
+            key for key in waiting if key is None or len(waiting) == 1 or running[key] < self.most_workers
+        ]
         if not allowed:
             return None
         key = next((key for key in allowed if self._rank(key) > self._last_served), allowed[0])
@@ -85,11 +94,11 @@ class Queues:
     def _rank(self, key: int | None) -> int:
         return -1 if key is None else key
 
-    def bundle(self, queue: deque[CallOut]) -> list[CallOut]:
+    def bundle(self, queue: deque[CallOut], most: int | None = None) -> list[CallOut]:
         """The next calls that belong together; those that nobody waits for any more are dropped."""
         bundle: list[CallOut] = []
         expected_s = 0.0
-        while queue:
+        while queue and (most is None or len(bundle) < most):
             call = queue[0]
             if call.missing:
                 per_call_s = self.seconds.get(call.job.reward_index, BUNDLE_S)
