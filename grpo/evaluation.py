@@ -1,17 +1,19 @@
 """Held-out questions: one greedy answer each, and one sampled as in training, scored by the run's rewards.
 
-And one greedy answer about changed frames, judged by accuracy alone: how much of it needs no looking?
+And one greedy answer about changed frames, judged by accuracy alone, as the run's reward of that name has it: how
+much of it needs no looking?
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import compress
 
 from grpo.counterfactuals import Plan, add_counterfactuals, make_plan
 from grpo.feed import Batch, LostSample, Render, make_batch, rollout_seed
-from grpo.groups import Group, Sample
+from grpo.groups import Group, Rollout, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.tally import Tally
@@ -113,15 +115,17 @@ class Evaluator:
         """`<prefix>/<frames>/accuracy`, and `/drop`: how far it is below that of the same questions' greedy
         answers.
 
-        Questions without a clip have nothing to change and are left out.
+        Questions without a clip have nothing to change and are left out; so are those that the judge abstains on.
         """
+        judge = accuracy_of(self.rewards)
         plan = dict.fromkeys(self.blind, replace(self.sampling, group_size=1, temperature=0.0))
         for group in self._compare(groups, seeds, plan, engine):
             (seeing,) = group.rollouts
             for frames, changed in seeing.counterfactuals.items():
-                left = [accuracy(each) for each in changed]
+                seen, left = judge(seeing), [judge(each) for each in changed]
+                drops = [seen - each for each in left if each is not None and seen is not None]
                 tally.mean(f"{prefix}/{frames}/accuracy", left)
-                tally.mean(f"{prefix}/{frames}/drop", [accuracy(seeing) - each for each in left])
+                tally.mean(f"{prefix}/{frames}/drop", drops)
 
     def _score(self, prefix: str, groups: Sequence[Group], tally: Tally) -> list[RewardFailure]:
         failures: list[RewardFailure] = []
@@ -131,3 +135,14 @@ class Evaluator:
                 tally.mean(f"{prefix}/{name}", column)
             tally.mean(f"{prefix}/length", [len(rollout.token_ids) for rollout in group.rollouts])
         return failures
+
+
+def accuracy_of(rewards: RewardSet) -> Callable[[Rollout], float | None]:
+    """What calls an answer right: the run's reward `accuracy` with its arguments, where that is one of the built-in
+    functions of one rollout alone; else the strict one.
+    """
+    for reward in rewards.rewards:
+        plain = reward.calling == "rollout" and not (reward.has_state or reward.counterfactuals)
+        if reward.name == "accuracy" and plain and reward.fn.__module__.startswith("rewards."):
+            return partial(reward.fn, **reward.spec.args)
+    return accuracy

@@ -20,8 +20,8 @@ from grpo.groups import Rollout, Sample
 from grpo.media.clip import Clip
 from grpo.media.variants import cited_patches
 from rewards import counterfactual, reward
-from rewards.accuracy import accuracy
 from rewards.parsing import KEYFRAMES, only_block, read_moments
+from rewards.rightness import mean_of, rightness
 
 Span = tuple[float, float]
 
@@ -167,7 +167,13 @@ def keyframe_scores(rollout: Rollout, *, max_moments: int = 3, tolerance_s: floa
 @counterfactual("cited_in_place", num_samples=1, greedy=True)
 @reward
 def self_evidence(
-    rollout: Rollout, *, max_frac: float = 0.5, tolerance: float = 0.0, temporal_frames: int = 2
+    rollout: Rollout,
+    *,
+    max_frac: float = 0.5,
+    tolerance: float = 0.0,
+    temporal_frames: int = 2,
+    right_by: str = "accuracy",
+    right_above: float = 0.1,
 ) -> float | None:
     """1 - cited share / max_frac if the answer is right and still right when all frames but the cited ones are
     black, else 0. Ours; it needs no annotation.
@@ -177,7 +183,8 @@ def self_evidence(
     is cited, or max_frac of the clip's frames and more: whoever cites everything shows nothing. Frames are
     cited together with those that the vision tower merges them with (temporal_frames at a time): of 16 frames
     one citation earns 0.75, of four frames none earns anything. None without a clip, or where the second
-    answer could not be sampled. `tolerance` is that of `accuracy`.
+    answer could not be sampled. Answers are judged by the reward `right_by`, with its value if it grades them
+    (right is above right_above); None where it abstains. `tolerance` is that of `accuracy`.
 
     The cheap hack is a grid: every second frame answers almost any question, wherever its evidence is. It
     earns nothing here, and a thinner grid, which still answers many, only a part.
@@ -189,13 +196,25 @@ def self_evidence(
     """
     again = rollout.counterfactuals["cited_in_place"]
     share = cited_frac(rollout, temporal_frames)
-    return evidence(rollout, again, share, max_frac=max_frac, tolerance=tolerance)
+    if share is None:
+        return None
+    own, held = (
+        mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
+        for some in ([rollout], again)
+    )
+    return evidence(own, held, share / max_frac, right_above=right_above)
 
 
 @counterfactual("cited", num_samples=1, greedy=True)
 @reward
 def self_evidence_cut(
-    rollout: Rollout, *, max_frac: float = 0.5, tolerance: float = 0.0, temporal_frames: int = 2
+    rollout: Rollout,
+    *,
+    max_frac: float = 0.5,
+    tolerance: float = 0.0,
+    temporal_frames: int = 2,
+    right_by: str = "accuracy",
+    right_above: float = 0.1,
 ) -> float | None:
     """As `self_evidence`, from a clip that is cut to the cited frames instead of black elsewhere. Ours.
 
@@ -205,22 +224,24 @@ def self_evidence_cut(
     """
     again = rollout.counterfactuals["cited"]
     share = cited_frac(rollout, temporal_frames)
-    return evidence(rollout, again, share, max_frac=max_frac, tolerance=tolerance)
-
-
-def evidence(
-    rollout: Rollout, again: Sequence[Rollout], share: float | None, *, max_frac: float, tolerance: float
-) -> float | None:
-    """Accuracy of the answers from the cited share of frames, times what is left of max_frac; 0 where the
-    rollout's own is wrong.
-    """
     if share is None:
         return None
-    if not 0 < share < max_frac or not accuracy(rollout, tolerance=tolerance):
-        return 0.0
-    if not again:
+    own, held = (
+        mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
+        for some in ([rollout], again)
+    )
+    return evidence(own, held, share / max_frac, right_above=right_above)
+
+
+def evidence(own: float | None, held: float | None, used: float, *, right_above: float) -> float | None:
+    """What the answers from the cited frames are worth, times the share of the limit that is not used; 0 where
+    the rollout's own answer is wrong or the limit is used up.
+    """
+    if own is None:
         return None
-    return (1 - share / max_frac) * fmean(accuracy(each, tolerance=tolerance) for each in again)
+    if not 0 < used < 1 or own <= right_above:
+        return 0.0
+    return None if held is None else held * (1 - used)
 
 
 def cited_frac(rollout: Rollout, temporal_frames: int) -> float | None:

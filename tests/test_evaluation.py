@@ -11,13 +11,14 @@ import pytest
 
 from grpo.config import load_config
 from grpo.data import load_samples
-from grpo.evaluation import EvalSet, Evaluator
+from grpo.evaluation import EvalSet, Evaluator, accuracy_of
 from grpo.groups import Sample
 from grpo.media.loader import ClipLoader
 from grpo.media.sampling import MediaSettings
 from grpo.rollout import Sampling
 from grpo.tally import Tally
 from rewards import Counterfactual
+from rewards.hostile import make_group
 from rewards.runner import load_rewards
 from rewards.specs import RewardSpec
 from tests import scenes, tiny
@@ -123,6 +124,27 @@ def test_accuracy_is_measured_blind_whatever_the_rewards(
     held = EvalSet(name="held", samples=samples[:4], num_blind=4)
     row = row_of(evaluator(loader, held, reward="format"), engine)
     assert "eval/held/accuracy" not in row and "eval/held/blank/accuracy" in row
+
+
+def test_answers_about_changed_frames_are_judged_as_the_runs_accuracy_judges() -> None:
+    number, ocr = (
+        tiny.sample("n", task="number", answer="42"),
+        tiny.sample("o", task="ocr", answer="a red cup"),
+    )
+    near, two = (
+        make_group([f"<answer>{text}</answer>"], sample).rollouts[0]
+        for text, sample in (("41", number), ("a red", ocr))
+    )
+    tolerant = load_rewards({"accuracy": RewardSpec(args={"tolerance": 1})})
+    graded = load_rewards({"accuracy": RewardSpec(fn="graded_accuracy")})
+    elsewhere = load_rewards({"right": RewardSpec(fn="graded_accuracy")})
+    assert [accuracy_of(each)(near) for each in (tolerant, graded, elsewhere)] == [1.0, 0.0, 0.0]
+    assert [accuracy_of(each)(two) for each in (tolerant, graded, elsewhere)] == [
+        0.0,
+        pytest.approx(2 / 3),
+        0.0,
+    ]
+    assert accuracy_of(load_rewards({"accuracy": RewardSpec(fn="number")}))(two) is None
 
 
 def test_questions_without_a_clip_are_left_out(loader: ClipLoader, engine: RecordingEngine) -> None:

@@ -443,6 +443,18 @@ def test_self_evidence_is_about_clips_and_needs_its_second_answers(fn, frames: s
         fn(citing("3.5"))
 
 
+def test_self_evidence_of_a_graded_answer_is_what_the_second_answer_is_worth() -> None:
+    sample = replace(SAMPLE, task="ocr", answer="a red cup there", options=())
+    text = "<keyframes>3.5</keyframes><answer>a red cup there</answer>"
+    own = make_group([text], sample, clip=CLIP).rollouts[0]
+    again = make_group(["<answer>a red cup</answer>"], sample, clip=CLIP).rollouts
+    rollout = replace(own, counterfactuals={"cited_in_place": again})
+    assert self_evidence(rollout) == 0.0  # strictly, the second answer is wrong
+    assert self_evidence(rollout, right_by="ocr") == pytest.approx(0.75 * 0.75)  # three of four words
+    assert self_evidence(rollout, right_by="ocr", right_above=1.0) == 0.0
+    assert self_evidence(rollout, right_by="number") is None
+
+
 def test_the_share_that_may_be_cited_is_an_argument() -> None:
     rollout = with_answers(citing("3.5"), "cited_in_place", "B")
     assert self_evidence(rollout, max_frac=0.125) == 0.0  # 2 of 16 frames
