@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo.config import Config, check_same_run, load_config
 from grpo.run_dir import RunDir
+from rewards.loading import did_you_mean
 from rewards.runner import load_rewards
 
 ARM_NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")  # a folder's name, and no YAML syntax
@@ -147,13 +148,17 @@ def plan_runs(sweep: Sweep) -> list[Run]:
 
 
 def check_arms(sweep: Sweep) -> None:
-    """Raise ValueError for two arms that do not differ."""
+    """Raise ValueError for two arms that do not differ, and for a metric that none of them has."""
     arms: dict[str, str] = {}
+    known: set[str] = set()
     for arm, changes in sweep.arms.items():
         config = load_run_config(sweep, arm_overrides(arm, changes), key=f"arms.{arm}")
         other = arms.setdefault(str(config), arm)
         if other != arm:
             raise ValueError(f"arms.{arm}: the same as {other}")
+        known |= known_metrics(config)
+    for metric in sweep.metrics:
+        check_metric(metric, known)
 
 
 def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folder: Path, key: str) -> Run:
@@ -188,7 +193,6 @@ def load_run_config(sweep: Sweep, changes: Sequence[str], *, key: str) -> Config
     try:
         config = load_config(argv)
         load_rewards(config.rewards)
-        check_metrics(sweep, config)
     except (ValueError, OSError) as error:
         raise ValueError(f"{key}: {error}") from error
     return config
@@ -234,16 +238,42 @@ def check_folders(runs: Sequence[Run]) -> None:
             raise ValueError(f"out: {other} and {run.label} have one folder, {run.folder.resolve()}")
 
 
-def check_metrics(sweep: Sweep, config: Config) -> None:
-    """Raise ValueError for a metric of an evaluation that the run does not make."""
-    sets = [dataset.name or Path(dataset.path).stem for dataset in config.data.eval]
-    searched = [sweep.search.metric] if sweep.search else []
-    for metric in [*sweep.metrics, *searched]:
-        parts = metric.split("/")
-        if parts[0] == "eval" and (not sets or config.eval.every_steps == 0):
-            raise ValueError(f"metric {metric}: the run has no evaluation (data.eval, eval.every_steps)")
-        if parts[0] == "eval" and len(parts) > 2 and parts[1] not in sets:
-            raise ValueError(f"metric {metric}: there is no held-out set {parts[1]!r} but {', '.join(sets)}")
+STEP_METRICS = {
+    "loss": ("",),
+    "reward": ("mean", "std"),
+    "rewards": ("error_frac",),
+    "completion": ("length", "stopped"),
+    "groups": ("no_signal", "lost"),
+}
+"""Of every step, beside those that depend on the rewards and the evaluation. Kinds that are not here (policy, sampler,
+optim, tokens, time, media) tell of the machinery, and their names are not checked."""
+UNCHECKED = ("policy", "sampler", "optim", "tokens", "time", "media")
+
+
+def known_metrics(config: Config) -> set[str]:
+    """What a run's rows can have."""
+    names = {"/".join(filter(None, (kind, last))) for kind, lasts in STEP_METRICS.items() for last in lasts}
+    names |= {f"rewards/{name}/{last}" for name in config.rewards for last in ("mean", "abstained", "open")}
+    if config.eval.every_steps == 0:
+        return names
+    passes = ["", "/sampled"] if config.eval.sampled else [""]
+    for dataset in config.data.eval:
+        held_out = f"eval/{dataset.name or Path(dataset.path).stem}"
+        names |= {f"{held_out}{each}/{last}" for each in passes for last in (*config.rewards, "length")}
+        names |= {
+            f"{held_out}/{frames}/{last}" for frames in config.eval.blind for last in ("accuracy", "drop")
+        }
+        names |= {f"{held_out}/lost", "eval/reward_failures"}
+    return names
+
+
+def check_metric(metric: str, known: set[str]) -> None:
+    """Raise ValueError for a metric that no run will have."""
+    if metric in known or metric.split("/")[0] in UNCHECKED:
+        return
+    if metric.startswith("eval/") and not any(each.startswith("eval/") for each in known):
+        raise ValueError(f"metric {metric}: the run has no evaluation (data.eval, eval.every_steps)")
+    raise ValueError(f"metric {metric}: no run will have it{did_you_mean(metric, known)}")
 
 
 def _check(sweep: Sweep, file: str) -> None:

@@ -18,7 +18,16 @@ from omegaconf import OmegaConf
 
 from grpo.run_dir import write_text
 from grpo.sweeps.execute import Runner, with_retry
-from grpo.sweeps.plan import Run, SearchConfig, Sweep, load_run_config, make_run, read_space
+from grpo.sweeps.plan import (
+    Run,
+    SearchConfig,
+    Sweep,
+    check_metric,
+    known_metrics,
+    load_run_config,
+    make_run,
+    read_space,
+)
 from grpo.sweeps.results import read_result
 
 if TYPE_CHECKING:
@@ -52,6 +61,7 @@ def run_search(sweep: Sweep, runner: Runner, *, jobs: int, say: Callable[[str], 
 def check_space(sweep: Sweep, search: SearchConfig) -> None:
     """Raise ValueError, naming the key, if the config does not take an end of a range, or what lies between them."""
     whole = whole_keys(sweep, search)
+    check_metric(search.metric, known_metrics(load_run_config(sweep, (), key="config")))
     for key, limits in read_space(search).items():
         between = [] if key in whole else [limits.low + (limits.high - limits.low) / math.e]
         for point in (limits.low, limits.high, *between):

@@ -33,7 +33,8 @@ if behaviour == "fails" or behaviour == "fails once" and attempts.read_text() ==
     sys.exit("error: data.train: no such file")
 if behaviour != "writes nothing":
     factor = float(given.get("rewards.format.weight", "1"))
-    rows = [{"step": step, "score": step * factor, "seed": int(given["seed"])} for step in (0, 1, 2)]
+    scores = [{"score": step * factor, "reward/mean": step * factor} for step in (0, 1, 2)]
+    rows = [{"step": step, **each, "seed": int(given["seed"])} for step, each in enumerate(scores)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
     (folder / "final").mkdir(exist_ok=True)
 (folder / "ended").write_text(str(time.time()))

@@ -21,7 +21,7 @@ config: [configs/demo.yaml]
 overrides: [num_steps=2]
 arms: {base: []}
 metrics: [score]
-search: {metric: score, trials: 3, seed: 1, space: {rewards.format.weight: [0.1, 0.9]}}
+search: {metric: reward/mean, trials: 3, seed: 1, space: {rewards.format.weight: [0.1, 0.9]}}
 """
 ROW = re.compile(r"\| (\d) \| \**([\d.a-z]+)\** \| ([\d.]+) \|")
 
@@ -93,8 +93,8 @@ def test_a_failed_trial_is_named_and_the_next_command_tries_it_again(tmp_path: P
 
 
 def test_a_trial_without_the_metric_is_named(tmp_path: Path) -> None:
-    sweep = sweep_in(tmp_path, "search.metric=nothing")
-    assert search(sweep) == {f"trial_00{n} seed 0": "has no finite nothing" for n in range(3)}
+    sweep = sweep_in(tmp_path, "search.metric=reward/std")
+    assert search(sweep) == {f"trial_00{n} seed 0": "has no finite reward/std" for n in range(3)}
     assert [value for _, value, _ in trials(sweep)] == ["none"] * 3
     assert search(sweep) == {} and len(trials(sweep)) == 3  # the same runs would come to the same
 
