@@ -6,7 +6,6 @@ twice or can't be read, they give 0; None is "this sample has no such answer".
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
@@ -14,12 +13,11 @@ from typing import Literal
 from grpo.groups import Rollout, Sample
 from rewards import reward
 from rewards.keyframe import ROUNDING_S, Span, length_s, overlap_s
-from rewards.parsing import ANSWER, normalise, only_block, read_letter, read_moments, read_number, read_span
+from rewards.matching import plain_words
+from rewards.parsing import ANSWER, only_block, read_moments, read_number, read_span
 
 Truth = Literal["answer", "keyframes"]
 """What is compared with: the sample's answer (tasks "span"), or its annotated key moments (any task)."""
-
-_LETTERS = re.compile(r"[A-Z]{2,26}")
 
 
 @reward
@@ -30,6 +28,8 @@ def temporal_iou(rollout: Rollout, *, against: Truth = "answer") -> float | None
     and Time-R1. Spans are written `3.0-4.5`, `3.0, 4.5` or `(3.0, 4.5)`; anything else, a moment too, is 0.
     Several annotated key moments count as the seconds that they cover together. None where the task is not
     "span", or (against keyframes) nothing with a length is annotated.
+
+    The cheap hack is the whole clip: without looking it earns the share of it that the true span covers.
     """
     truth = true_spans(rollout.sample, against)
     if length_s(truth) == 0:
@@ -60,15 +60,15 @@ def event_order(rollout: Rollout, *, exact: bool = False) -> float | None:
     """How many pairs of events are in the right order: Kendall's tau, mapped from -1..1 to 0..1.
 
     0 is the reverse order, 1/2 what chance earns on average; with exact=True only the whole order counts, 1
-    or 0. The sample's answer is the order, as `B, A, D, C`, `BADC` or words between commas; the completion
-    may use letters or the options' texts. 0 if it does not name each event once. None where the sample's
-    answer lists fewer than two events, as the letter of a choice does (take `accuracy`), or one twice.
+    or 0. The column `events` lists the events in the right order: letters that the question gives them, or
+    words without commas. The answer names them between commas, compared by `plain_words`; 0 if it does not name
+    each once. None without the column; ValueError, naming the sample, if it is no list of two or more different
+    events.
     """
-    sample = rollout.sample
-    truth = read_order(sample.answer, sample.options)
-    if len(truth) < 2 or len(set(truth)) < len(truth):
+    truth = true_order(rollout.sample)
+    if not truth:
         return None
-    got = read_order(only_block(rollout.text, ANSWER) or "", sample.options)
+    got = read_order(only_block(rollout.text, ANSWER) or "")
     if sorted(got) != sorted(truth):
         return 0.0
     value = concordance([truth.index(event) for event in got])
@@ -121,12 +121,33 @@ def read_point(content: str | None) -> float | None:
     return moments[0][0] if moments and len(moments) == 1 and moments[0][0] == moments[0][1] else None
 
 
-def read_order(content: str, options: Sequence[str]) -> list[str]:
-    """The listed events, in order: letters where options are meant, else normalised words."""
-    if _LETTERS.fullmatch(content.strip()) and options:
-        return list(content.strip())
-    parts = content.split(",")
-    return [(read_letter(part, options) if options else None) or normalise(part) for part in parts]
+def true_order(sample: Sample) -> list[str]:
+    """The column `events`, as `read_order` reads them; empty without one."""
+    column = sample.columns.get("events")
+    if column is None:
+        return []
+    texts = (
+        column if isinstance(column, list | tuple) and all(isinstance(each, str) for each in column) else []
+    )
+    events = [read_order(each) for each in texts]
+    if len(events) < 2 or any(len(each) != 1 or not each[0] for each in events):
+        raise _no_order(sample, column)
+    order = [event for (event,) in events]
+    if len({*order}) < len(order):
+        raise _no_order(sample, column)
+    return order
+
+
+def _no_order(sample: Sample, column: object) -> ValueError:
+    return ValueError(
+        f"sample {sample.id} ({sample.source}): events {str(column)[:60]!r} is no list of two or more different "
+        "texts without commas"
+    )
+
+
+def read_order(content: str) -> list[str]:
+    """The events between commas, in order."""
+    return [" ".join(plain_words(part)) for part in content.split(",")]
 
 
 def concordance(ranks: Sequence[int]) -> float:

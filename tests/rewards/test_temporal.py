@@ -22,7 +22,7 @@ from rewards.temporal import concordance, counting, event_order, point_in_span, 
 CHOICE = synthetic_samples({})[0]
 SPAN = replace(CHOICE, task="span", answer="3.0-5.0", options=(), keyframes_s=((1.0, 2.0), (6.0, 7.0)))
 NUMBER = replace(CHOICE, task="number", answer="4", options=())
-ORDER = replace(CHOICE, task="text", answer="B, A, D, C")
+ORDER = replace(CHOICE, task="text", answer="B, A, D, C", options=(), columns={"events": list("BADC")})
 
 
 def answering(content: str, sample: Sample) -> Rollout:
@@ -135,9 +135,8 @@ def test_a_sample_whose_answer_is_no_span_is_named(fn) -> None:
     [
         ("B, A, D, C", 1.0),
         ("b,a,d,c", 1.0),
-        ("BADC", 1.0),
+        ("BADC", 0.0),  # a word
         ("(B), (A), (D), (C)", 1.0),
-        ("red, blue, a (very) odd [option] 100%, green", 1.0),  # the options' texts
         ("C, D, A, B", 0.0),
         ("A, B, D, C", 5 / 6),  # one of six pairs is swapped
         ("A, B, C, D", 4 / 6),
@@ -156,14 +155,20 @@ def test_event_order_counts_the_pairs_in_the_right_order(content: str, expected:
 
 
 def test_events_may_be_words() -> None:
-    words = replace(ORDER, options=(), answer="open the door, Take the cup, leave")
-    assert event_order(answering("Open the door , take  the cup, leave", words)) == 1.0
+    words = replace(ORDER, columns={"events": ["open the door", "Take the cup", "leave"]})
+    assert event_order(answering("Open the door , take  the cup, leave.", words)) == 1.0
     assert event_order(answering("take the cup, open the door, leave", words)) == pytest.approx(2 / 3)
 
 
-def test_a_question_without_an_order_abstains() -> None:
-    for sample in (CHOICE, NUMBER, replace(ORDER, answer="B"), replace(ORDER, answer="B, A, B")):
-        assert event_order(answering("B, A", sample)) is None
+@pytest.mark.parametrize("answer", ["Yes, a red cup", "1,000", "3.0, 4.5", "B, A"])
+def test_an_answer_with_a_comma_is_no_order_of_events(answer: str) -> None:
+    assert event_order(answering(answer, replace(ORDER, answer=answer, columns={}))) is None
+
+
+@pytest.mark.parametrize("events", ["B, A", ["B"], [], ["B", "b."], ["B", 1], ["B, A", "C"], ["B", " "], 3])
+def test_events_that_are_no_order_name_the_sample(events: object) -> None:
+    with pytest.raises(ValueError, match=r"probe-choice \(probe:1\): events .* is no list of two or more"):
+        event_order(answering("B, A", replace(ORDER, columns={"events": events})))
 
 
 @given(st.permutations(range(7)))
@@ -236,5 +241,5 @@ def test_without_exactly_one_answer_block_nothing_is_answered(fn, sample: Sample
 def test_hostile_completions_get_a_finite_number_or_none(name: str, sample: Sample) -> None:
     reward = load_reward(name, RewardSpec())
     group: Group = make_group(list(COMPLETIONS.values()), sample, clip=black_clip())
-    findings, tracebacks = check_reward(reward, [group, *hostile.groups()])
+    findings, tracebacks = check_reward(reward, [group, *hostile.groups({"events": ["B", "A"]})])
     assert all(each.ok for each in findings if each.check != "range"), (findings, tracebacks)
