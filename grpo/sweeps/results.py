@@ -107,7 +107,7 @@ def values_of(sweep: Sweep, results: Sequence[Result], metric: str) -> dict[str,
 
 def curves_of(sweep: Sweep, results: Sequence[Result], metric: str) -> dict[str, list[Mapping[int, float]]]:
     """By arm, a curve per seed, of its finite points; arms without one are left out."""
-    curves = {
+    curves: dict[str, list[Mapping[int, float]]] = {
         arm: [
             {step: value for step, value in each.curves[metric].items() if math.isfinite(value)}
             for each in results
