@@ -23,6 +23,7 @@ from rewards.matching import (
     plain_words,
     read_choice,
     read_quantity,
+    readings,
     relative_error,
     word_error_rate,
 )
@@ -146,31 +147,34 @@ def set_score(wanted: set[str], got: set[str], *, partial: bool) -> float:
 
 
 @reward
-def regression(rollout: Rollout) -> float | None:
+def regression(rollout: Rollout, *, latex: bool = True) -> float | None:
     """1 - |given - right| / |right|, clipped to 0..1; Video-R1's regression reward (arXiv 2503.21776).
 
-    None unless the task is `regression` and the annotated answer a number. What is no number gets 0.
+    Numbers are read as by `number`: LaTeX, percent signs. None unless the task is `regression` and the annotated
+    answer a number. What is no number gets 0.
     """
-    error = _regression_error(rollout)
+    error = _regression_error(rollout, latex)
     return None if error is None else float(1 - error)
 
 
 @reward
-def relative_accuracy(rollout: Rollout) -> float | None:
+def relative_accuracy(rollout: Rollout, *, latex: bool = True) -> float | None:
     """VSI-Bench's mean relative accuracy (arXiv 2412.14171, section 3.3): the share of the ten thresholds
     t = 0.5, 0.55, ... 0.95 with |given - right| / |right| < 1 - t. 0 to 1; None as for `regression`."""
-    error = _regression_error(rollout)
+    error = _regression_error(rollout, latex)
     return None if error is None else sum(error < Fraction(k, 20) for k in range(1, 11)) / 10
 
 
-def _regression_error(rollout: Rollout) -> Fraction | None:
+def _regression_error(rollout: Rollout, latex: bool) -> Fraction | None:
     """The relative error, 1 for what is no number; None where the question does not ask for a number."""
     sample = rollout.sample
-    wanted = read_quantity(sample.answer) if sample.task == "regression" else None
+    wanted = read_quantity(sample.answer, latex=latex) if sample.task == "regression" else None
     if wanted is None:
         return None
-    got = read_quantity(answer_of(rollout))
-    return Fraction(1) if got is None else relative_error(got.value, wanted.value)
+    if latex:
+        import_extra("math_verify")  # as in `number`
+    got = read_quantity(answer_of(rollout), latex=latex)
+    return Fraction(1) if got is None else min(relative_error(*pair) for pair in readings(got, wanted))
 
 
 @reward

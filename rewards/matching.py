@@ -176,17 +176,19 @@ def _math_verify() -> Any:
 
 
 def close(got: Quantity, wanted: Quantity, *, abs_tolerance: Fraction, rel_tolerance: Fraction) -> bool:
-    """Whether they differ by no more than the larger tolerance. Where one of them only has a percent sign, the
-    sign may have been left out (`50` for `50%`) or worked out (`0.5` for `50%`)."""
+    """Whether they differ by no more than the larger tolerance, in one of their `readings`."""
+    pairs = readings(got, wanted)
+    return any(abs(a - b) <= max(abs_tolerance, rel_tolerance * abs(b)) for a, b in pairs)
 
-    def near(a: Fraction, b: Fraction) -> bool:
-        return abs(a - b) <= max(abs_tolerance, rel_tolerance * abs(b))
 
-    if near(got.value, wanted.value):
-        return True
+def readings(got: Quantity, wanted: Quantity) -> list[tuple[Fraction, Fraction]]:
+    """What is to be compared. Where one of them only has a percent sign, the sign may have been left out (`50` for
+    `50%`) or worked out (`0.5` for `50%`)."""
+    as_written = (got.value, wanted.value)
     if got.percent == wanted.percent:
-        return False
-    return near(*(each.value / 100 if each.percent else each.value for each in (got, wanted)))
+        return [as_written]
+    a, b = (each.value / 100 if each.percent else each.value for each in (got, wanted))
+    return [as_written, (a, b)]
 
 
 def relative_error(got: Fraction, wanted: Fraction) -> Fraction:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
@@ -23,6 +24,9 @@ TAGS = (THINK, KEYFRAMES, ANSWER)
 _SECONDS = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _MOMENT = re.compile(rf"({_SECONDS})(?:\s*+-\s*+({_SECONDS}))?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,100}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
+_EMPTY = frozenset(
+    "\u115f\u1160\u2800\u3164\uffa0"
+)  # letters and a sign without ink: Hangul fillers, blank Braille
 _LETTER = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]|$))(.*)", re.DOTALL)
 
 
@@ -61,8 +65,9 @@ def blocks_in_order(text: str, tags: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def is_blank(text: str) -> bool:
-    """Nothing to see in it: a zero-width space, which `strip` keeps, is nothing either."""
-    return not any(char.isprintable() and not char.isspace() for char in text)
+    """Nothing to see in it: a zero-width space, which `strip` keeps, is nothing either, nor an accent alone."""
+    visible = (char for char in text if char.isprintable() and not char.isspace() and char not in _EMPTY)
+    return all(unicodedata.category(char)[0] == "M" for char in visible)
 
 
 def normalise(text: str) -> str:

@@ -216,6 +216,15 @@ def test_each_reward_abstains_on_other_tasks() -> None:
         assert {task for task in tasks if fn(answered("7", of_task(task, "7"))) is not None} == wanted
 
 
+@pytest.mark.parametrize(
+    ("right", "given"),
+    [("50%", "0.5"), ("0.5", "50%"), ("50", "50%"), ("0.5", r"\frac{1}{2}"), ("1,000", "1e3")],
+)
+def test_regression_reads_numbers_as_number_does(right: str, given: str) -> None:
+    rollout = answered(given, of_task("regression", right))
+    assert number(rollout) == regression(rollout) == relative_accuracy(rollout) == 1.0
+
+
 def test_graded_accuracy_takes_each_sample_by_its_own_task() -> None:
     given: list[tuple[Task, str, str, float]] = [
         ("choice", "B", "B", 1.0),

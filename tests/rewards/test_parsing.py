@@ -52,6 +52,15 @@ SNIPPETS += [
     "</ answer>",
 ]
 texts = st.lists(st.sampled_from(SNIPPETS) | st.text(max_size=3), max_size=40).map("".join)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n", "\u200b", "\ufe0f", "\u3164", "\u2800", "\u115f", "\u0301", " \u0301\u2800", "\uffa0"]
+)
+def test_what_leaves_no_ink_is_blank(text: str) -> None:
+    assert is_blank(text) and not is_blank(f"{text}a") and not is_blank(f"{text}क\u093f")
+
+
 contents = st.text(alphabet="abc 0123.,-\n", min_size=1, max_size=20).filter(lambda text: not is_blank(text))
 
 
