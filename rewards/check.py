@@ -24,7 +24,8 @@ from grpo.groups import Group
 from rewards import hostile
 from rewards.calling import failures_in, run
 from rewards.loading import load_reward, required_columns
-from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec
+from rewards.runner import RewardSet
+from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec, WorkerSettings
 
 LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
 CALLED = {
@@ -34,6 +35,7 @@ CALLED = {
     "messages": "as TRL calls rewards (no decorator), with chat messages",
 }
 
+TIME_LIMIT_S = 20.0
 MARKS = {True: "ok   ", False: "WRONG", None: "-    "}
 
 
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         args, columns = read_arguments(options.args)
-        reward = load_reward(options.fn.rpartition(":")[2], RewardSpec(fn=options.fn, args=args))
+        spec = RewardSpec(fn=options.fn, args=args, timeout_s=TIME_LIMIT_S)
+        reward = load_reward(options.fn.rpartition(":")[2], spec)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -65,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for group in hostile.groups(placeholders | columns)
     ]
     groups = [hostile.first_two(groups[0])] if reward.is_expensive else groups
-    findings, tracebacks = check_reward(reward, groups)
+    uncontained = containment(reward, groups)
+    findings, tracebacks = ([uncontained], []) if uncontained else check_reward(reward, groups)
     print(f"{options.fn}, called {CALLED[reward.calling]}\n")
     print("\n".join(f"{MARKS[each.ok]}  {each.check:<20}  {each.detail}" for each in findings))
     print("".join(f"\n{text}" for text in tracebacks), end="")
@@ -87,6 +91,23 @@ def read_dotlist(arguments: list[str]) -> dict[str, Any]:
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
     return cast(dict[str, Any], read)
+
+
+def containment(reward: Reward, groups: Sequence[Group]) -> Finding | None:
+    """What is wrong if the reward hangs or ends its process; looked at in a process of its own, as in a run."""
+    rewards = RewardSet([reward], WorkerSettings())
+    try:
+        tables = rewards.score(groups)
+    except ValueError:  # it can't be made: the checks that follow say why
+        return None
+    finally:
+        rewards.close()
+    for group, table in zip(groups, tables, strict=True):
+        for failure in table.failures:
+            if failure.summary.startswith(("TimeoutError: no value", "RewardProcessError")):
+                where = describe_rollout(group, failure.rollout_index)
+                return Finding("hangs or dies", False, f"{where}: {failure.summary}")
+    return None
 
 
 def check_reward(reward: Reward, groups: Sequence[Group]) -> tuple[list[Finding], list[str]]:

@@ -60,6 +60,8 @@ COMPLETIONS: Mapping[str, str] = {
     "format strings": "%s %d %(x)s {0} {x!r} {} \\1 \\g<0> $x ${x}",
     "code": "__import__('os').getcwd() # <answer>B</answer>",
     "control characters": "<answer>B\x00\x07\x1b[31m\ufffd\u202e</answer>",
+    "right to left": "<think>\u202eהיד לוקחת</think><keyframes>3</keyframes><answer>الكأس الأحمر</answer>",
+    "100,000 characters": "<think>" + "The hand moves. " * 6_250 + "</think><answer>B</answer>",
     "emoji": "<think>🖐️🔴</think><keyframes>3</keyframes><answer>🅱️</answer>",
     "many lines": "B\n\r\u2028" * 5_000,
 }

@@ -32,6 +32,8 @@ SILENCE_S = 0.5
 """How long a worker may be silent over a bundle before others get the rest of it."""
 MAX_ASYNC_CALLS = 64
 """Of an async reward at a time; it may set itself a lower limit."""
+NEWS_S = 3.0
+"""How long the news of how a worker ended may take."""
 LOOK_S = 0.25
 """How often memory is looked at."""
 IDLE_S = 600.0
@@ -232,7 +234,7 @@ class Pool:
         self._looked_at = now if check_memory else self._looked_at
         for worker in [*self._workers]:
             if worker.lost_at is not None:
-                if now - worker.lost_at > SILENCE_S:
+                if now - worker.lost_at > NEWS_S:
                     self._lose(worker, worker.why_lost or "ended")
             elif worker.is_async:
                 self._cancel_expired(worker, now)
@@ -251,7 +253,8 @@ class Pool:
             return
         wanted = [call for call in worker.calls.values() if call.missing]
         is_late = any(call.job.is_late for call in worker.calls.values())
-        if is_late or (worker.has_been_split and not wanted):
+        works_in_vain = not wanted and worker.resident is None and silent_s > SILENCE_S
+        if is_late or works_in_vain:
             self._kill_and_redo(worker, wanted, "was killed: over its time limit")
         elif worker.resident is not None:
             self._limit_call(worker, wanted, silent_s)

@@ -101,6 +101,7 @@ def test_of_the_hostile_completions_only_the_right_ones_are_right() -> None:
         "right",
         "right, no moments",
         "long reasoning",
+        "100,000 characters",
         "no think",
         "reversed",
         "every moment",

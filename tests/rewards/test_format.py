@@ -32,7 +32,7 @@ def test_of_the_hostile_completions_only_the_well_formed_are_well_formed() -> No
     assert well_formed == {
         *("right", "wrong", "all letters", "letter outside", "10,000 digits", "foreign numerals"),
         *("full-width letter", "not a number", "infinity", "outside the clip", "backward span", "emoji"),
-        *("long reasoning", "span", "order"),
+        *("long reasoning", "span", "order", "right to left"),
     }
 
 

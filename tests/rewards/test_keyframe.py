@@ -142,7 +142,7 @@ def test_of_the_hostile_completions_only_those_that_cite_the_moment_earn_somethi
     assert list(earned.values()) == pytest.approx([2 / 3] * len(earned))
     assert set(earned) == {
         *("right", "reversed", "all letters", "letter outside", "full-width letter", "emoji"),
-        *("long reasoning", "span", "order"),
+        *("long reasoning", "span", "order", "right to left"),
         *("unclosed answer", "invisible answer"),  # what is wrong there is the other block
     }
 

@@ -155,3 +155,18 @@ def test_a_mistake_is_one_line_and_status_1(
 def test_the_plugin_of_every_kind_passes(fn: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{ROOT}/configs/plugins/kinds.py:{fn}"]) == 0
     assert wrong_lines(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "detail"),
+    [
+        (["exits_on", "word=hand"], "exited with status 3"),
+        (["crashes_on", "word=hand"], "killed by signal 11"),
+    ],
+)
+def test_a_reward_that_ends_its_process_ends_the_check_with_a_line(
+    arguments: list[str], detail: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"{ROOT}/tests/rewards/plugins/rough.py:{arguments[0]}", *arguments[1:]]) == 1
+    out = capsys.readouterr().out
+    assert wrong_lines(out) == ["hangs or dies"] and detail in out

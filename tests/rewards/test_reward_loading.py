@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
+from rewards.loading import _entry_points as entry_points_of
 from rewards.runner import load_rewards
-from rewards.specs import RewardSpec, RewardTable
+from rewards.specs import RewardSpec, RewardTable, WorkerSettings
 
 SAMPLE = synthetic_samples({})[0]
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
@@ -192,3 +193,20 @@ def test_scoring_needs_no_torch() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_an_installed_package_offers_rewards_by_name(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "others-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[grpo.rewards]\nrare = my_rewards:rarity\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry_points_of.cache_clear()
+    try:
+        in_workers = load_rewards({"rare": RewardSpec()}, WorkerSettings())
+        assert in_workers.score([GROUP])[0].columns["rare"] == (1.0, 1.0, 1.0)
+        in_workers.close()
+    finally:
+        entry_points_of.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from grpo.groups import Group
@@ -276,4 +276,109 @@ def eventually(condition: Callable[[], object], limit_s: float = 10.0) -> bool:
 def test_values_are_floats_whatever_the_process(load: Load) -> None:
     (table,) = load({"length": spec("length")}).score(groups(1, 2))
     assert all(type(value) is float for value in table.columns["length"])
-    assert not isinstance(table.columns["length"][0], np.floating) and os.getpid() > 0
+
+
+def test_a_hang_in_an_object_leaves_the_calls_behind_it_their_time(load: Load) -> None:
+    rewards = load({"object": spec("HangsOn", args={"word": "1-1."}, timeout_s=8.0)})
+    tables = rewards.score(groups(4, 4))
+    failed = [failure for table in tables for failure in table.failures]
+    assert [each.rollout_index for each in failed] == [1]
+    assert "may take a quarter of timeout_s" in failed[0].summary
+    assert tables[3].columns["object"] == (1.0,) * 4
+
+
+def test_a_reward_that_hangs_everywhere_starves_no_other(load: Load) -> None:
+    specs = {
+        "hangs": spec("hangs_on", args={"word": "-"}, timeout_s=4.0),
+        "length": spec("length", timeout_s=4.0),
+    }
+    rewards = load(specs, max_workers=2)
+    rewards.score([make_group(["fast so far"], SAMPLE)])
+    tables = rewards.score(groups(8, 4))
+    assert {failure.reward for table in tables for failure in table.failures} == {"hangs"}
+
+
+def test_an_async_reward_that_forks_answers_once(load: Load) -> None:
+    (table,) = load({"forks": spec("forks_async")}).score(groups(1, 4))
+    assert table.columns["forks"] == (5.0, 6.0, 7.0, 8.0)
+
+
+def test_a_cancellation_that_a_library_lets_out_is_a_failure_with_its_reason(load: Load) -> None:
+    (table,) = load({"cancelled": spec("is_cancelled")}).score(groups(1, 2))
+    assert [each.summary for each in table.failures] == [
+        "asyncio.exceptions.CancelledError: by a library"
+    ] * 2
+
+
+def test_a_process_that_left_its_session_ends_with_the_run(load: Load, tmp_path: Path) -> None:
+    rewards = load({"daemon": spec("leaves_a_daemon", args={"pid_file": str(tmp_path / "pid")})})
+    rewards.score(groups(1, 1))
+    pid = int((tmp_path / "pid").read_text())
+    assert is_running(pid)
+    rewards.close()
+    assert eventually(lambda: not is_running(pid))
+
+
+def test_the_loss_of_the_process_that_forks_costs_nothing(load: Load) -> None:
+    rewards = load({"length": spec("length"), "slow": spec("sleeps", args={"seconds": 0.05}, cache=False)})
+    rewards.score(groups(1, 2))
+    pool = rewards.pool()
+    assert pool is not None
+    pool._nursery._process.kill()
+    tables = rewards.score(groups(4, 4))
+    assert not [failure for table in tables for failure in table.failures]
+
+
+def test_a_worker_that_is_stopped_holds_nobody_up(load: Load) -> None:
+    rewards = load({"length": spec("length", timeout_s=3.0)}, max_workers=1)
+    rewards.score(groups(1, 1))
+    pool = rewards.pool()
+    assert pool is not None
+    os.kill(pool._workers[0].pid, signal.SIGSTOP)
+    huge = make_group(["x" * 500_000, "y"], SAMPLE)  # more than a socket takes
+    rewards.score([huge])  # comes back, with another worker's values or with a time-out
+    assert rewards.score(groups(1, 2))[0].columns["length"] == (5.0, 6.0)
+
+
+def test_a_busy_trainer_does_not_make_workers_look_silent(load: Load) -> None:
+    specs = {"counter": spec("Counter"), "slow": spec("sleeps", args={"seconds": 0.02}, cache=False)}
+    rewards = load(specs)
+    for _ in range(4):
+        scoring = rewards.scoring()
+        for group in groups(6, 4):
+            scoring.add(group)
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:  # as an engine's scheduler does
+            sum(range(1000))
+        tables = scoring.tables(groups(0))
+        assert tables == []
+    (table,) = rewards.score(groups(1, 1))
+    assert table.columns["counter"] == (4 * 6 * 4 + 1.0,)  # the object was never made anew
+
+
+def test_a_file_named_rewards_in_the_working_directory_is_not_the_package(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("raise RuntimeError('the wrong one')")
+    code = (
+        "import sys; sys.path = [path for path in sys.path if path]\n"
+        "from rewards.hostile import make_group, synthetic_samples\n"
+        "from rewards.runner import load_rewards\n"
+        "from rewards.specs import RewardSpec, WorkerSettings\n"
+        "rewards = load_rewards({'format': RewardSpec()}, WorkerSettings())\n"
+        "print(rewards.score([make_group(['x'], synthetic_samples({})[0])])[0].totals); rewards.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("(0.0,)\n", 0), done.stderr
+
+
+def test_a_column_that_can_not_be_sent_is_named(load: Load) -> None:
+    sample = replace(SAMPLE, columns={"broken": lambda: None})
+    (table,) = load({"length": spec("length")}).score([make_group(["a"], sample)])
+    assert "pickle" in table.failures[0].summary

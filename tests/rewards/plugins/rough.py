@@ -144,3 +144,35 @@ def reads_content(completions, **kwargs):  # type: ignore[no-untyped-def]
 
 def plain(completions, **kwargs):  # type: ignore[no-untyped-def]
     return [float(len(completion)) for completion in completions]
+
+
+class HangsOn:
+    """An object that hangs on a word; its other calls wait behind that one."""
+
+    def __init__(self, *, word: str) -> None:
+        self.word = word
+
+    @reward
+    def __call__(self, rollout: Rollout) -> float:
+        while self.word in rollout.text:
+            time.sleep(0.05)
+        return 1.0
+
+
+@reward
+async def forks_async(rollout: Rollout) -> float:
+    os.fork()
+    return float(len(rollout.text))
+
+
+@reward
+async def is_cancelled(rollout: Rollout) -> float:
+    raise asyncio.CancelledError("by a library")
+
+
+@reward
+def leaves_a_daemon(rollout: Rollout, *, pid_file: str) -> float:
+    code = "import time; time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    Path(pid_file).write_text(str(child.pid))
+    return 1.0
