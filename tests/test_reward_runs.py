@@ -60,9 +60,7 @@ def test_where_rewards_run_changes_nothing(clips: Path, tmp_path: Path) -> None:
 
 
 def test_a_reward_that_hangs_costs_its_own_completions(clips: Path, tmp_path: Path) -> None:
-    hangs = (
-        f"rewards.hangs={{fn: '{ROUGH}:hangs_on', weight: 0.1, timeout_s: 1.0, args: {{word: not sure}}}}"
-    )
+    hangs = f"rewards.hangs={{fn: '{ROUGH}:hangs_on', weight: 0.1, timeout_s: 1.0, args: {{word: not sure}}}}"
     rows = runs.run(tmp_path / "run", clips, *NO_EVAL, hangs, "rewards_max_error_frac=1.0")
     failures = read_rows(tmp_path / "run" / "failures.jsonl")
     assert {(each["kind"], each["reward"]) for each in failures} == {("reward", "hangs")}

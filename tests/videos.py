@@ -10,6 +10,8 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
+from grpo.media.clip import Clip
+
 NUM_BITS = 10
 DEFAULT_OPTIONS = {"bf": "2", "crf": "18", "sc_threshold": "0"}
 
@@ -64,3 +66,8 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return str(path)
+
+
+def numbers(clip: Clip) -> list[int]:
+    """Which frames of the file a clip holds."""
+    return [read_number(frame_HWC) for frame_HWC in clip.frames_FHWC]
