@@ -286,17 +286,17 @@ class Pool:
         self._kill(worker, why)
 
     def _make_room(self, now: float) -> None:
-        """When no worker can be added and one reward hangs in most of them, others get one of these."""
-        workers = self._elastic()
-        if len(workers) < self.settings.max_workers or not all(worker.is_running for worker in workers):
+        """When no worker is free and one reward hangs in all or most of them, others get one of these."""
+        workers, running = self._elastic(), self._running()
+        if len(workers) < self._num_base or not all(worker.is_running for worker in workers):
             return
-        running = self._running()
+        many = min(len(workers), self._queues.most_workers + 1)
         for worker in workers:
             at = worker.at
             if at is None or now - worker.heard_at < SILENCE_S or worker.connection.poll():
                 continue
             reward_index = at.job.reward_index
-            if running[reward_index] > self._queues.most_workers and self._queues.others_wait(reward_index):
+            if running[reward_index] >= many and self._queues.others_wait(reward_index):
                 wanted = [call for call in worker.calls.values() if call.missing]
                 self._kill_and_redo(worker, wanted, "was killed: others wait")
                 return
@@ -342,13 +342,13 @@ class Pool:
         if not num_queued or not all(worker.is_running for worker in workers):
             return
         room = self._num_base - len(workers)
-        if room <= 0 and self._are_waiting(workers):
+        if room <= 0 and self._are_waiting(workers) and has_free_memory():
             room = min(3 * len(workers), self.settings.max_workers - len(workers))
         for _ in range(min(room, num_queued)):
             self._fork(None)
 
     def _are_waiting(self, workers: Sequence[WorkerHandle]) -> bool:
-        """Whether busy workers use less than half of the cores, or say nothing for long; looked at now and then."""
+        """Whether busy workers use less than half of the cores; looked at now and then."""
         now = time.monotonic()
         elapsed_s = now - self._grown_at
         if elapsed_s < 2 * TICK_S or not all(worker.pid for worker in workers):
@@ -360,8 +360,7 @@ class Pool:
                 used_s += times.user + times.system - worker.cpu_s
                 worker.cpu_s = times.user + times.system
         is_first_look, self._grown_at = self._grown_at == 0.0, now
-        is_silent = all(now - worker.heard_at > 2 * SILENCE_S for worker in workers)
-        return not is_first_look and (used_s < 0.5 * elapsed_s * (os.cpu_count() or 1) or is_silent)
+        return not is_first_look and used_s < 0.5 * elapsed_s * (os.cpu_count() or 1)
 
     def _fork(self, resident: int | None) -> WorkerHandle:
         self._workers.append(self._nursery.fork(resident))
@@ -413,3 +412,9 @@ class Pool:
             return
         worker.heard_at, worker.is_running = time.monotonic(), not worker.is_async
         worker.send(("run", calls, [*payloads.values()]))
+
+
+def has_free_memory() -> bool:
+    """A fifth of the machine's, which another few workers are not likely to fill."""
+    memory = psutil.virtual_memory()
+    return memory.available > 0.2 * memory.total

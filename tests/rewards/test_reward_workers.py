@@ -137,7 +137,7 @@ def test_a_leak_is_bounded_and_named(load: Load) -> None:
     rewards = load({"leaks": spec("leaks"), "length": spec("length")}, memory_gib=0.5, max_workers=1)
     (table,) = rewards.score(groups(1, 6))
     assert None not in table.columns["length"]
-    assert table.columns["leaks"][0] == 1.0  # one or two fit in; a worker that is renewed takes the next
+    assert 1.0 in table.columns["leaks"]  # one or two fit in; a worker that is renewed takes the next
     assert sum(value is not None for value in table.columns["leaks"]) + len(table.failures) == 6
     assert all("memory_gib=0.5" in failure.summary for failure in table.failures)
 
