@@ -41,7 +41,7 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
         r"train.jsonl:2: .*answer": edited(clips, tmp_path / "c", answer="E"),
         r"Key 'lrr' not in 'OptimConfig'. Did you mean: 'lr'": ["optim.lrr=1"],
         r"model.path: .*nowhere": ["model.path=./nowhere"],
-        r"rewards.brevity: .*": ["rewards.brevity.weight=1"],
+        r"rewards.briefness: .*": ["rewards.briefness.weight=1"],
         r"rewards.mine: .*none.py": ["rewards.mine.fn=none.py:f"],
         r"rewards.broken: .*ZeroDivisionError": [f"rewards.broken.fn={plugin}:broken"],
         r"rewards.format.only_if: no reward named 'accurcy'": ["rewards.format.only_if=accurcy"],
