@@ -101,9 +101,8 @@ class Loss(NamedTuple):
 
 LOSSES: dict[str, Loss] = {
     "grpo": Loss(clipped_loss_T, clipped_T, completion_weights_T),
-    "gspo": Loss(
-        clipped_loss_T, clipped_T, completion_weights_T
-    ),  # its ratios are those of whole completions
+    # Its ratios are those of whole completions.
+    "gspo": Loss(clipped_loss_T, clipped_T, completion_weights_T),
     "bnpo": Loss(clipped_loss_T, clipped_T, token_weights_T),
     "dapo": Loss(clipped_loss_T, clipped_T, token_weights_T),
     "dr_grpo": Loss(clipped_loss_T, clipped_T, budget_weights_T),

@@ -106,8 +106,10 @@ class RewardFailure:
 
     @property
     def summary(self) -> str:
-        """What was wrong, in one line."""
-        return self.traceback.strip().splitlines()[-1]
+        """What was wrong, in one line: the exception's type and the first line of its message."""
+        lines = self.traceback.strip().splitlines()
+        last_frame = max((at for at, line in enumerate(lines) if line.startswith("  ")), default=-1)
+        return next(iter(lines[last_frame + 1 :]), lines[-1])
 
 
 Outcome = float | None | RewardFailure

@@ -25,6 +25,7 @@ def main(case: str, second: str, out: str) -> None:
     if dist.get_rank() == 0:
         torch.save((figures["loss"], gradient_of(policy)), out)
     dist.barrier()
+    dist.destroy_process_group()  # without it a thread of gloo's may outlive the interpreter: SIGABRT, now and then
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from av.video.stream import VideoStream
 
 from grpo.media.clip import Clip
+from grpo.media.decode import MediaError, read_clip
+from grpo.media.sampling import MediaSettings
 
 NUM_BITS = 10
+SMALL = MediaSettings(fps=4.0, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
 DEFAULT_OPTIONS = {"bf": "2", "crf": "18", "sc_threshold": "0"}
 
 
@@ -71,3 +75,12 @@ def write_video(
 def numbers(clip: Clip) -> list[int]:
     """Which frames of the file a clip holds."""
     return [read_number(frame_HWC) for frame_HWC in clip.frames_FHWC]
+
+
+def refusal(path: str | Path, *, start_s: float = 0.0, end_s: float | None = None) -> str:
+    """In one line that names the file; the reason why it can't be read."""
+    with pytest.raises(MediaError) as caught:
+        read_clip(str(path), start_s=start_s, end_s=end_s, settings=SMALL)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message

@@ -6,6 +6,7 @@ The file is in WAL mode, which wants a disk of the machine itself: no network fi
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -76,8 +77,22 @@ class JudgeStore:
 def _open(name: str) -> sqlite3.Connection:
     # isolation_level=None: every statement is a transaction of its own, so that no lock outlives it.
     connection = sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
+    _use_write_ahead_log(connection)
     connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last replies, not the file
     for statement in SCHEMA:
         connection.execute(statement)
     return connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    # The change of mode is the one statement that SQLite refuses at once, whatever the timeout, while another
+    # process has the file open in the old mode: https://sqlite.org/wal.html
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

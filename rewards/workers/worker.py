@@ -186,44 +186,30 @@ class Worker:
             self._send("done")
 
     def _run(self, calls: Sequence[Call], payloads: Sequence[bytes]) -> None:
-        groups: dict[int, Group] = {}
+        groups = [FreshGroup(payload) for payload in payloads]
         self.flushed_at = time.monotonic()
         for call_id, reward_index, payload_index, indices in calls:
             self.num_calls += 1
             try:
-                if self._run_call(
-                    call_id, self.rewards[reward_index], groups, payload_index, payloads, indices
-                ):
+                if self._run_call(call_id, self.rewards[reward_index], groups[payload_index], indices):
                     break
             except FramesNeeded:
                 self._send("frames", call_id)
         self._flush()
 
-    def _run_call(
-        self,
-        call_id: int,
-        reward: Reward,
-        groups: dict[int, Group],
-        payload_index: int,
-        payloads: Sequence[bytes],
-        indices: Sequence[int],
-    ) -> bool:
+    def _run_call(self, call_id: int, reward: Reward, fresh: FreshGroup, indices: Sequence[int]) -> bool:
         """Whether the trainer has asked to stop meanwhile."""
         pieces = [[i] for i in indices] if reward.calling == "rollout" else [[*indices]]
         for start, piece in enumerate(pieces):
-            if payload_index not in groups:
-                groups[payload_index] = load_group(payloads[payload_index])
-            group = groups[payload_index]
-            before, began = _fingerprint(group), time.monotonic()
-            results = call(reward, [group.rollouts[i] for i in piece])
+            rollouts, began = fresh.take().rollouts, time.monotonic()
+            results = call(reward, [rollouts[i] for i in piece])
             if os.getpid() != self.pid:
                 os._exit(0)  # the reward has forked, and this is the fork
             now = time.monotonic()
             with self.lock:
                 self.results.append((call_id, start, results, now - began))
             self.has_results.set()
-            if _fingerprint(group) != before:
-                del groups[payload_index]  # nobody shall see what this call has changed
+            fresh.forget_changes()
             if now - self.flushed_at > FLUSH_S:
                 self._flush()
                 if self.connection.poll():
@@ -249,6 +235,26 @@ class Worker:
             time.sleep(FLUSH_S)
             if time.monotonic() - self.flushed_at > FLUSH_S:
                 self._flush()
+
+
+class FreshGroup:
+    """A group as it was sent, whatever a reward does to its arguments."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._group: Group | None = None
+        self._fingerprint: bytes | None = None
+
+    def take(self) -> Group:
+        if self._group is None:
+            self._group = load_group(self._payload)
+            self._fingerprint = _fingerprint(self._group)
+        return self._group
+
+    def forget_changes(self) -> None:
+        """Nobody shall see what a call has changed: the next one gets the group anew."""
+        if self._group is not None and _fingerprint(self._group) != self._fingerprint:
+            self._group = None
 
 
 class AsyncWorker:

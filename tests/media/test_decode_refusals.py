@@ -10,24 +10,7 @@ import numpy as np
 import pytest
 
 from grpo.media.decode import MediaError, probe, read_clip
-from grpo.media.sampling import MediaSettings
-from tests.videos import numbers, write_video
-
-SMALL = MediaSettings(fps=4.0, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
-
-
-@pytest.fixture(scope="module")
-def sparse_mp4(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """3 s at 30 fps, H.264 with B-frames, keyframes at frames 0, 24, 48 and 72."""
-    return write_video(tmp_path_factory.mktemp("media") / "sparse.mp4")
-
-
-def refusal(path: str | Path, *, start_s: float = 0.0, end_s: float | None = None) -> str:
-    with pytest.raises(MediaError) as caught:
-        read_clip(str(path), start_s=start_s, end_s=end_s, settings=SMALL)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message
-    return message
+from tests.videos import SMALL, numbers, refusal, write_video
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

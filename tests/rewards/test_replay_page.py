@@ -147,7 +147,9 @@ def html_text(text: str) -> str:
 
 def test_a_reward_set_that_pays_nothing_has_a_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", {1: [scored(["x", "y"], [0.0, 0.0])]})
-    read(replay.replay(folder, []))
+    report = replay.replay(folder, [])
+    assert read(report).tags["table"] > 0
+    assert "all totals equal): 100 % in the run, 100 % here" in page(report)
 
 
 def test_markdown_stays_in_its_lines_and_cells(report: dict[str, Any]) -> None:
@@ -168,7 +170,7 @@ def test_a_text_in_one_line_says_that_it_is_cut() -> None:
 def test_a_browser_opens_the_page_and_runs_nothing(report: dict[str, Any], tmp_path: Path) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        pytest.skip("no chromium")
+        pytest.skip("no browser: chromium is not on the PATH (Debian: apt-get install chromium)")
     file = tmp_path / "replay.html"
     file.write_text(page(report))
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{file}"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.groups import Group, Rollout
-from rewards import group_reward, reward
+from rewards import group_reward, hostile, reward
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.loading import calling_of
 from rewards.runner import RewardSet, load_rewards
@@ -231,7 +231,11 @@ def test_trls_own_rewards_run_unchanged() -> None:
 
 
 def test_the_built_ins_pass_the_probe() -> None:
-    load_rewards({name: RewardSpec() for name in ("accuracy", "format", "keyframe")}).probe()
+    rewards = load_rewards({name: RewardSpec() for name in ("accuracy", "format", "keyframe")})
+    rewards.probe()
+    tables = rewards.score(hostile.groups())  # what it is probed with
+    assert len(tables) == 3 * len(synthetic_samples({}))
+    assert [failure for table in tables for failure in table.failures] == []
 
 
 @reward
@@ -281,10 +285,14 @@ def test_the_probe_names_the_reward_and_what_it_did(fn: Callable[..., Any], mess
 
 
 def test_the_probe_gives_a_trl_reward_the_columns_it_asks_for() -> None:
+    seen: list[str] = []
+
     def trl_style(completions, solution, **kwargs):
+        seen.extend(solution)
         return [float(text == wanted) for text, wanted in zip(completions, solution, strict=True)]
 
     set_of(trl_style).probe()
+    assert len(seen) > len(COMPLETIONS) and set(seen) == {"B"}
 
 
 def test_the_probe_takes_the_runs_own_samples_for_rewards_that_read_columns() -> None:
