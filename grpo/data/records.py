@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Never
 
@@ -59,6 +60,17 @@ class Place:
 Translate = Callable[[Record, Place], Iterable[Sample]]
 
 
+class BadRecords(ValueError):
+    """Records that could not be translated. The message is about the first; all are in `problems`, and what the
+    other records gave is in `samples`.
+    """
+
+    def __init__(self, problems: list[str], samples: list[Sample]) -> None:
+        others = f" ({len(problems) - 1} more bad records in the file)" if len(problems) > 1 else ""
+        super().__init__(problems[0] + others)
+        self.problems, self.samples = problems, samples
+
+
 def read_samples(
     path: str | os.PathLike[str],
     media_root: str | os.PathLike[str] | None,
@@ -72,7 +84,7 @@ def read_samples(
     media_root None: the file's folder, or the data set's own where it is one.
     key: the records are the list under this key of one JSON object.
     lines: JSON Lines, whatever the file is called.
-    Raises FileNotFoundError, and ValueError as `place: what`.
+    Raises FileNotFoundError, and ValueError as `place: what`: for records `BadRecords`, after all were read.
     """
     file = Path(path)
     if not (file.is_file() or file.is_dir() and not lines):
@@ -80,19 +92,33 @@ def read_samples(
     own_folder = file if file.is_dir() else file.parent
     root = own_folder if media_root is None else Path(media_root)
     samples: dict[str, Sample] = {}
-    for number, source, record in _records(file, key=key, lines=lines):
-        try:
-            if type(record) is not dict:
-                raise ValueError(f"a record is a JSON object, not {shown(record)}")
-            for sample in translate(record, Place(source, file, root, number)):
-                if sample.id in samples:
-                    raise ValueError(f"id {sample.id!r} was already used in {samples[sample.id].source}")
-                samples[sample.id] = sample
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+    problems: list[str] = []
+    try:
+        for number, source, read in _records(file, key=key, lines=lines):
+            try:
+                _add(samples, translate(_as_record(read()), Place(source, file, root, number)))
+            except ValueError as error:
+                problems.append(f"{source}: {error}")
+    except ValueError as error:  # of the file's form: what lies behind can't be told apart
+        problems.append(str(error))
+    if problems:
+        raise BadRecords(problems, [*samples.values()])
     if not samples:
         raise ValueError(f"{path}: no records")
-    return list(samples.values())
+    return [*samples.values()]
+
+
+def _as_record(value: Any) -> Record:
+    if type(value) is not dict:
+        raise ValueError(f"a record is a JSON object, not {shown(value)}")
+    return value
+
+
+def _add(samples: dict[str, Sample], new: Iterable[Sample]) -> None:
+    for sample in new:
+        if sample.id in samples:
+            raise ValueError(f"id {sample.id!r} was already used in {samples[sample.id].source}")
+        samples[sample.id] = sample
 
 
 def load_object(path: Path) -> dict[str, Any]:
@@ -117,30 +143,33 @@ def refuse_images() -> Never:
     raise ValueError("images are not supported yet; keep the records with a video")
 
 
-def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[tuple[int, str, Any]]:
-    """Number, source and value of each record."""
+def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[tuple[int, str, Callable[[], Any]]]:
+    """Number, source and value of each record; to ask for the value raises what is wrong with it alone."""
     if lines or file.suffix == ".jsonl":
         yield from _of_lines(file)
     elif file.is_dir() or file.suffix == ".parquet":
         from grpo.data.hf_datasets import rows  # late: pyarrow, and datasets for folders
 
         for number, row in enumerate(rows(file), start=1):
-            source = f"{file}: record {number}"
-            _check_plain(row, source)
-            yield number, source, row
+            yield number, f"{file}: record {number}", partial(_plain, row)
     elif key is not None:
         for number, value in enumerate(_listed(file, key), start=1):
-            yield number, f"{file}: record {number}", value
+            yield number, f"{file}: record {number}", partial(_same, value)
     else:
         yield from _of_list(file)
 
 
-def _check_plain(row: dict[str, Any], source: str) -> None:
+def _same(value: Any) -> Any:
+    return value
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Columns are stored with the rollouts as JSON: bytes, dates and NaN are found now and not then."""
     try:
         json.dumps(row, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: holds what JSON cannot: {error}") from None
+        raise ValueError(f"holds what JSON cannot: {error}") from None
+    return row
 
 
 def _listed(file: Path, key: str) -> list[Any]:
@@ -150,21 +179,15 @@ def _listed(file: Path, key: str) -> list[Any]:
     return values
 
 
-def _of_lines(file: Path) -> Iterator[tuple[int, str, Any]]:
+def _of_lines(file: Path) -> Iterator[tuple[int, str, Callable[[], Any]]]:
     # Read as bytes: a line ends at \n and nowhere else, and broken text is one line's fault.
     with open(file, "rb") as opened:
         for number, line in enumerate(opened, start=1):
-            if not line.strip():
-                continue
-            source = f"{file}:{number}"
-            try:
-                value = parse(line)
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}") from None
-            yield number, source, value
+            if line.strip():
+                yield number, f"{file}:{number}", partial(parse, line)
 
 
-def _of_list(file: Path) -> Iterator[tuple[int, str, Any]]:
+def _of_list(file: Path) -> Iterator[tuple[int, str, Callable[[], Any]]]:
     """Record by record, so that what is wrong with one is said with its number."""
     try:
         content = _text(file.read_bytes())
@@ -179,7 +202,7 @@ def _of_list(file: Path) -> Iterator[tuple[int, str, Any]]:
                 value, at = _decoded(_DECODER.raw_decode, content, at)
             except ValueError as error:
                 raise ValueError(f"{source}: {error}") from None
-            yield number, source, value
+            yield number, source, partial(_same, value)
             at = _skip(content, at)
             if content[at : at + 1] == "]":
                 break

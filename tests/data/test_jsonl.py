@@ -11,6 +11,7 @@ import pytest
 
 from grpo.data import READERS, check_media, load_samples
 from grpo.data.jsonl import read_jsonl
+from grpo.data.records import BadRecords
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
 from rewards.hostile import make_group
@@ -290,3 +291,20 @@ def test_probes_are_spread_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / name).touch()
     check_media(video_samples(tmp_path, *names), num_probes=3)
     assert probed == ["0", "4", "8"]
+
+
+def test_all_bad_records_are_found_and_the_others_are_read(tmp_path: Path) -> None:
+    lines = [changed(id="a"), b"{torn", changed(id="b", answer="Z"), changed(id="a"), changed(id="c")]
+    with pytest.raises(BadRecords) as caught:
+        read_jsonl(write(tmp_path, *lines))
+    assert [problem.split(": ")[0][-1] for problem in caught.value.problems] == ["2", "3", "4"]
+    assert [sample.id for sample in caught.value.samples] == ["a", "c"]
+    assert "train.jsonl:2: not readable as JSON" in str(caught.value)
+    assert str(caught.value).endswith("(2 more bad records in the file)")
+
+
+def test_behind_a_break_in_a_json_list_nothing_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text(f"[{json.dumps(changed(answer='Z'))}, {{torn, {{}}]")
+    with pytest.raises(BadRecords) as caught:
+        READERS["huggingface"](str(tmp_path / "train.json"), None)
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["record 1", "record 2"]
