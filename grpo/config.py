@@ -85,7 +85,7 @@ class RolloutConfig:
     max_new_tokens: int = 768
     temperature: float = 1.0
     max_model_tokens: int = 8192
-    """Prompt and completion together. A longer prompt loses its group; it is never cut."""
+    """Prompt and completion together. A prompt is never cut: a run with one that can't fit does not start."""
     gpu_memory_frac: float = 0.3
     """Share of a GPU's memory that vLLM takes for weights and cache."""
     sleep: bool = False

@@ -14,11 +14,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env, set_seed
+from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from transformers.utils import logging as transformers_logging
 
 from grpo.config import Config, check_same_run, load_config, to_yaml
@@ -31,6 +32,7 @@ from grpo.groups import Sample
 from grpo.learner import Learner, check_launch
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
+from grpo.planner import Planner
 from grpo.policy import Policy
 from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, make_manifest
@@ -97,6 +99,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     rewards.probe(train[:2])  # of the data, since rewards may read its columns
     family = replace(family, engine_dtype=torch.bfloat16 if on_gpu else torch.float32)
     check_prompts(config, family, train)
+    check_fit(config, family, [*train, *chain.from_iterable(held_out.values())], accelerator)
     accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
     set_seed(config.seed)
     learner = Learner(
@@ -146,6 +149,27 @@ def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample]) -
     loader.close()
     if not batch.prompts:
         raise ValueError(batch.lost[0].reason)
+
+
+def check_fit(config: Config, family: Qwen25VL, samples: Sequence[Sample], accelerator: Accelerator) -> None:
+    """Raise ValueError if a prompt can't fit, on all processes; each looks at its share."""
+    own = samples[accelerator.process_index :: accelerator.num_processes]
+    reasons = make_planner(config, family).refusals(own, num_workers=config.media.num_workers)
+    if reasons := gather_object(reasons):
+        others = f" ({len(reasons) - 1} more prompts can't)" if len(reasons) > 1 else ""
+        raise ValueError(f"{reasons[0]}{others}; python -m grpo.doctor names all")
+
+
+def make_planner(config: Config, family: Qwen25VL) -> Planner:
+    prompt = config.prompt
+    return Planner(
+        family=family,
+        settings=config.media,
+        count_text=partial(
+            family.num_text_tokens, template=prompt.template, option=prompt.option, tags=config.tags
+        ),
+        max_prompt_tokens=max_prompt_tokens(config),
+    )
 
 
 def prompt_renderer(config: Config, family: Qwen25VL) -> Render:

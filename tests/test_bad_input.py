@@ -45,6 +45,9 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
         r"rewards.mine: .*none.py": ["rewards.mine.fn=none.py:f"],
         r"rewards.broken: .*ZeroDivisionError": [f"rewards.broken.fn={plugin}:broken"],
         r"rewards.format.only_if: no reward named 'accurcy'": ["rewards.format.only_if=accurcy"],
+        r"train.jsonl:2: sample wordy: its prompt has .* tokens, .*: raise that by .*grpo.doctor": edited(
+            clips, tmp_path / "d", id="wordy", question="red " * 500
+        ),
         r"prompt has 63 tokens, rollout.max_model_tokens leaves room for 16": ["rollout.max_model_tokens=40"],
     }
     for pattern, overrides in cases.items():

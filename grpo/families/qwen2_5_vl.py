@@ -106,17 +106,32 @@ class Qwen25VL:
         self, sample: Sample, clip: Clip | None, *, template: str, option: str, tags: Sequence[str]
     ) -> Prompt:
         """The sample's prompt, its clip first, with one pad token per vision feature."""
+        rendered = self._rendered(sample, clip is not None, template=template, option=option, tags=tags)
+        if clip is not None:
+            pads = self.processor.video_token * self.num_vision_tokens(clip)
+            rendered = rendered.replace(self.processor.video_token, pads)
+        return Prompt(sample=sample, clip=clip, token_ids=tuple(self._token_ids(rendered)), tags=tuple(tags))
+
+    def num_text_tokens(self, sample: Sample, *, template: str, option: str, tags: Sequence[str]) -> int:
+        """Tokens of the sample's prompt beside its clip's."""
+        has_clip = sample.video is not None
+        rendered = self._rendered(sample, has_clip, template=template, option=option, tags=tags)
+        return len(self._token_ids(rendered)) - has_clip
+
+    def _rendered(
+        self, sample: Sample, has_clip: bool, *, template: str, option: str, tags: Sequence[str]
+    ) -> str:
+        """The prompt's text, with one pad token for all of the clip's."""
         text = user_text(sample, template=template, option=option, tags=tags)
-        content = [{"type": "video"}] if clip is not None else []
+        content = [{"type": "video"}] if has_clip else []
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if (found := rendered.count(self.processor.video_token)) != len(content):
             raise ValueError(f"sample {sample.id} ({sample.source}): {found} video tokens in its prompt")
-        if clip is not None:
-            pads = self.processor.video_token * self.num_vision_tokens(clip)
-            rendered = rendered.replace(self.processor.video_token, pads)
-        token_ids = self.processor.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return Prompt(sample=sample, clip=clip, token_ids=tuple(token_ids), tags=tuple(tags))
+        return rendered
+
+    def _token_ids(self, rendered: str) -> list[int]:
+        return self.processor.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """A completion's text, special tokens visible, without the token that ended it."""

@@ -35,7 +35,7 @@ from av.video.stream import VideoStream
 
 from grpo.media import sampling
 from grpo.media.clip import Clip
-from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
+from grpo.media.sampling import QWEN2_5_VL, ClipPlan, MediaSettings, PatchShape
 
 INDEXED_FORMATS = ("mp4", "matroska")
 """Containers with an index, in which a seek lands on the keyframe that was asked for."""
@@ -61,6 +61,8 @@ class FrameTable:
     """When the last frame stops being shown."""
     fps: float | None
     """As the header has it."""
+    size_px: tuple[int, int]
+    """Height and width as the header has them, before any rotation."""
     keyframes: np.ndarray
     """Indices of the frames that decoding can start from, the first frame always among them."""
     is_timed: bool
@@ -114,6 +116,21 @@ def read_clip(
     )
 
 
+def plan_clip(
+    path: str,
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    settings: MediaSettings,
+    patches: PatchShape = QWEN2_5_VL,
+) -> ClipPlan:
+    """How many frames of which size `read_clip` gives, without decoding any. Raises MediaError."""
+    table = frame_table(path)
+    _check_start(path, start_s, table.end_s)
+    with _blamed_on(path, ValueError):
+        return _plan(table, *sampling.frame_range(table.times_s, start_s, end_s), settings, patches)[0]
+
+
 def frame_table(path: str) -> FrameTable:
     """The file's frames, remembered until the file changes: many clips may come from one long video."""
     check_exists(path)
@@ -138,6 +155,9 @@ def _frame_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
         entries = _list_packets(path, container, stream)
         seekable = any(name in container.format.name for name in INDEXED_FORMATS)
         rate, time_base = stream.average_rate, stream.time_base
+        size_px = (stream.codec_context.height, stream.codec_context.width)
+    if 0 in size_px:
+        raise MediaError(f"{path}: its header tells no frame size")
     is_timed = entries is not None
     if entries is None:
         if not rate:
@@ -147,7 +167,12 @@ def _frame_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
         raise MediaError(f"{path}: the video stream holds no frames")
     assert time_base is not None
     return _tabulate(
-        entries, time_base, float(rate) if rate else None, seekable=seekable and is_timed, is_timed=is_timed
+        entries,
+        time_base,
+        float(rate) if rate else None,
+        size_px,
+        seekable=seekable and is_timed,
+        is_timed=is_timed,
     )
 
 
@@ -174,7 +199,13 @@ def _count_frames(path: str) -> list[_Entry]:
 
 
 def _tabulate(
-    entries: list[_Entry], time_base: Fraction, fps: float | None, *, seekable: bool, is_timed: bool
+    entries: list[_Entry],
+    time_base: Fraction,
+    fps: float | None,
+    size_px: tuple[int, int],
+    *,
+    seekable: bool,
+    is_timed: bool,
 ) -> FrameTable:
     shown = sorted({entry.pts: entry for entry in reversed(entries)}.values(), key=lambda entry: entry.pts)
     first, last = shown[0], shown[-1]
@@ -190,6 +221,7 @@ def _tabulate(
         times_s=np.array([seconds(entry.pts) for entry in shown]),
         end_s=seconds(last.pts + duration),
         fps=fps,
+        size_px=size_px,
         keyframes=np.array(keyframes),
         is_timed=is_timed,
     )
@@ -200,20 +232,26 @@ def _choose_frames(
 ) -> tuple[list[int], list[float], float]:
     """Indices of the frames to sample, when they are shown, and how many that is per second."""
     first, last = sampling.frame_range(table.times_s, start_s, end_s)
-    num_frames = last - first + 1
-    if num_frames < 1:
-        raise ValueError("no frame is shown")
-    next_s = table.times_s[last + 1] if last + 1 < len(table.pts) else table.end_s
-    fps = sampling.clip_fps(num_frames, float(next_s - table.times_s[first]), table.fps)
-    num_sampled = sampling.num_sampled_frames(
-        num_frames, fps, settings, temporal_frames=patches.temporal_frames
-    )
-    sample_fps = sampling.sampled_fps(num_sampled, num_frames, fps)
+    plan, fps = _plan(table, first, last, settings, patches)
+    num_sampled = plan.num_frames
+    sample_fps = sampling.sampled_fps(num_sampled, last - first + 1, fps)
     if sampling.is_evenly_timed(table.times_s[first : last + 1]):
         indices = sampling.frame_indices(first, last, num_sampled)
         return indices, table.times_s[indices].tolist(), sample_fps
     indices, shown_s = sampling.frames_on_display(table.times_s, first, last, num_sampled)
     return indices, shown_s, sample_fps
+
+
+def _plan(
+    table: FrameTable, first: int, last: int, settings: MediaSettings, patches: PatchShape
+) -> tuple[ClipPlan, float]:
+    """What is sampled of the frames first to last, and how many of them there are per second."""
+    num_frames = last - first + 1
+    if num_frames < 1:
+        raise ValueError("no frame is shown")
+    next_s = table.times_s[last + 1] if last + 1 < len(table.pts) else table.end_s
+    fps = sampling.clip_fps(num_frames, float(next_s - table.times_s[first]), table.fps)
+    return sampling.plan_clip(num_frames, fps, *table.size_px, settings, patches), fps
 
 
 def _read_frames(

@@ -54,6 +54,10 @@ class MediaSettings:
 
     90 % of 128,000 tokens of 28x28. It never presses a frame below 1.05 x min_pixels.
     """
+    max_tokens: int | None = None
+    """Vision tokens of a clip. Where it has more, its frames become smaller, down to min_pixels, and then fewer, down
+    to min_frames, still spread over the whole clip. None: what the other limits allow.
+    """
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0):
@@ -72,6 +76,31 @@ class MediaSettings:
             )
         if self.total_pixels < 1:
             raise ValueError(f"media.total_pixels must be positive, not {self.total_pixels}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"media.max_tokens must be positive, not {self.max_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipPlan:
+    """How much of a clip the model sees."""
+
+    num_frames: int
+    height_px: int
+    width_px: int
+
+    def num_tokens(self, patches: PatchShape) -> int:
+        """Vision tokens."""
+        per_patch = self.height_px * self.width_px // patches.token_px**2
+        return self.num_frames // patches.temporal_frames * per_patch
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the frames in memory."""
+        return self.num_frames * self.height_px * self.width_px * 3
+
+
+class TooManyTokens(ValueError):
+    """A clip that can't be shown within media.max_tokens."""
 
 
 def frame_range(times_s: np.ndarray, start_s: float, end_s: float | None) -> tuple[int, int]:
@@ -186,17 +215,67 @@ def clip_frame_size(
 ) -> tuple[int, int]:
     """Height and width that every frame of a clip is resized to.
 
-    Raises ValueError where a side would vanish: a frame too long and narrow for max_pixels.
+    Raises ValueError where a side would vanish: a frame too long and narrow for max_pixels, and TooManyTokens where
+    so many frames of min_pixels exceed max_tokens.
     """
+    max_pixels = frame_max_pixels(num_sampled, settings)
+    if settings.max_tokens is not None:
+        share_tokens = settings.max_tokens // (num_sampled // patches.temporal_frames)
+        max_pixels = min(max_pixels, max(share_tokens * patches.token_px**2, settings.min_pixels))
     height, width = resize_target(
         height_px,
         width_px,
         factor_px=patches.token_px,
         min_pixels=settings.min_pixels,
-        max_pixels=frame_max_pixels(num_sampled, settings),
+        max_pixels=max_pixels,
     )
     if min(height, width) == 0:
         raise ValueError(
             f"{width_px}x{height_px} pixels don't fit into media.max_pixels={settings.max_pixels}"
         )
+    plan = ClipPlan(num_frames=num_sampled, height_px=height, width_px=width)
+    if settings.max_tokens is not None and plan.num_tokens(patches) > settings.max_tokens:
+        raise TooManyTokens(
+            f"{num_sampled} frames of {width}x{height} pixels are {plan.num_tokens(patches)} tokens, more than "
+            f"media.max_tokens={settings.max_tokens}: raise it, or lower media.min_frames or media.min_pixels"
+        )
     return height, width
+
+
+def plan_clip(
+    num_frames: int,
+    video_fps: float,
+    height_px: int,
+    width_px: int,
+    settings: MediaSettings,
+    patches: PatchShape,
+) -> ClipPlan:
+    """As many frames as fps asks for, as large as fits; fewer where even the smallest would exceed max_tokens.
+
+    num_frames, height_px, width_px: of the clip in its file. Raises what `num_sampled_frames` and `clip_frame_size`
+    raise.
+    """
+    step = patches.temporal_frames
+    wanted = num_sampled_frames(num_frames, video_fps, settings, temporal_frames=step)
+    fewest = min(wanted, math.ceil(settings.min_frames / step) * step)
+    for num_sampled in range(wanted, fewest, -step):
+        try:
+            height, width = clip_frame_size(height_px, width_px, num_sampled, settings, patches)
+        except TooManyTokens:
+            continue
+        return ClipPlan(num_frames=num_sampled, height_px=height, width_px=width)
+    height, width = clip_frame_size(height_px, width_px, fewest, settings, patches)
+    return ClipPlan(num_frames=fewest, height_px=height, width_px=width)
+
+
+def most_tokens(num_sampled: int, settings: MediaSettings, patches: PatchShape) -> int:
+    """No clip of so many frames has more tokens, whatever its shape; max_tokens left aside.
+
+    Small frames grow to min_pixels, each side rounded up to a token: in tokens the area is below
+    min + (height + width) + 1, where the sides of a shape of ratio r sum up to sqrt(min) * (sqrt(r) + 1 / sqrt(r)).
+    """
+    least = settings.min_pixels / patches.token_px**2
+    longest = math.sqrt(MAX_ASPECT_RATIO)
+    grown = least + math.sqrt(least) * (longest + 1 / longest) + 1
+    shrunk = frame_max_pixels(num_sampled, settings) / patches.token_px**2
+    return num_sampled // patches.temporal_frames * math.floor(max(grown, shrunk))
