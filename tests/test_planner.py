@@ -53,9 +53,9 @@ def test_the_plan_is_what_decoding_and_rendering_give(videos: list[str], max_tok
     settings = replace(LIMITED, max_tokens=max_tokens)
     family = tiny.family()
     for path in videos:
-        for bounds in ({}, {"start_s": 0.5, "end_s": 2.0}):
-            clip = read_clip(path, settings=settings, patches=family.patches, **bounds)
-            sample = tiny.sample(video=path, **bounds)
+        for start_s, end_s in ((0.0, None), (0.5, 2.0)):
+            clip = read_clip(path, start_s=start_s, end_s=end_s, settings=settings, patches=family.patches)
+            sample = tiny.sample(video=path, start_s=start_s, end_s=end_s)
             planned = planner(settings, 10_000).plan(sample)
             assert planned.clip is not None
             assert planned.clip.num_frames == clip.num_frames
