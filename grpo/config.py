@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo.learner_settings import LossConfig, OptimConfig, validate_loss, validate_robust
 from grpo.media.sampling import MediaSettings
+from grpo.mixture import check_shares
 from rewards.loading import reads_cited_moments
 from rewards.parsing import TAGS
 from rewards.specs import RewardSpec, WorkerSettings
@@ -51,12 +52,18 @@ class DatasetConfig:
     """Folder that the records' media paths start from; None: the folder of `path`."""
     name: str | None = None
     """What the set is called in the metrics; None: the file's name without its ending."""
+    share: float | None = None
+    """How many of the prompts are from this training set, whatever its size: with 0.1 one in ten, held at every step
+    to within one prompt. None: the sets without one share the rest as if they were one set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: list[DatasetConfig] = field(default_factory=list)
     eval: list[DatasetConfig] = field(default_factory=list)
+    allow_overlap: Literal["nothing", "clips", "questions"] = "nothing"
+    """What held-out sets may have in common with training: clips that other questions are asked about, or the same
+    questions too."""
     probe_clips: int = 64
     """Clips of each set whose header is opened before training, spread evenly. That a file exists is
     checked for all."""
@@ -236,12 +243,19 @@ def validate(config: Config) -> None:
     validate_robust(config.optim)
     if config.rollout.group_size < 2:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
-    if not config.data.train:
-        raise ValueError("config: data.train lists no dataset")
+    _validate_data(config.data)
     if not config.rewards:
         raise ValueError("config: rewards is empty")
     if not 0 < config.rollout.gpu_memory_frac <= 1:
         raise ValueError("config: rollout.gpu_memory_frac must lie in (0, 1]")
+
+
+def _validate_data(data: DataConfig) -> None:
+    if not data.train:
+        raise ValueError("config: data.train lists no dataset")
+    check_shares([dataset.share for dataset in data.train])
+    if any(dataset.share is not None for dataset in data.eval):
+        raise ValueError("config: data.eval: only training sets have a share")
 
 
 def _validate_prompt(config: Config) -> None:
@@ -279,7 +293,7 @@ def to_yaml(config: Config) -> str:
 
 FREE_TO_CHANGE = (
     "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "rewards_workers",
-    "data.eval", "data.probe_clips",
+    "data.eval", "data.probe_clips", "data.allow_overlap",
     "media.num_workers", "media.cache_gib", "media.cache_dir", "media.cache_disk_gib",
     "media.prefetch_steps", "model.gradient_checkpointing",
     "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",

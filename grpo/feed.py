@@ -1,22 +1,16 @@
-"""Which samples a step trains on, as prompts with their clips, decoded ahead.
-
-Everything is a function of (seed, step), so a resumed run goes on exactly where it stopped, and the step's
-samples don't depend on the number of processes.
-"""
+"""A step's samples (`mixture.py` says which) as prompts with their clips, decoded ahead."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
 
 from grpo.groups import Prompt, Sample
 from grpo.media.clip import Clip
 from grpo.media.decode import MediaError
 from grpo.media.loader import ClipLoader
+from grpo.mixture import Part, step_samples
 
 Render = Callable[[Sample, Clip | None], Prompt]
 
@@ -43,7 +37,7 @@ class Feed:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        parts: Sequence[Part],
         loader: ClipLoader,
         render: Render,
         *,
@@ -55,7 +49,7 @@ class Feed:
         num_processes: int = 1,
     ) -> None:
         assert prompts_per_step % num_processes == 0
-        self.samples = samples
+        self.parts = parts
         self.loader = loader
         self.render = render
         self.seed = seed
@@ -75,9 +69,9 @@ class Feed:
         )
 
     def _own(self, step: int) -> list[tuple[int, Sample]]:
-        indices = step_indices(len(self.samples), self.prompts_per_step, step, self.seed)
+        samples = step_samples(self.parts, self.prompts_per_step, step, self.seed)
         slots = range(self.rank, self.prompts_per_step, self.num_processes)
-        return [(slot, self.samples[indices[slot]]) for slot in slots]
+        return [(slot, samples[slot]) for slot in slots]
 
 
 def make_batch(
@@ -106,19 +100,7 @@ def make_batch(
     )
 
 
-def step_indices(num_samples: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
-    """Indices of a step's samples: epoch after epoch, each in an order of its own."""
-    first = (step - 1) * prompts_per_step
-    places = range(first, first + prompts_per_step)
-    return [int(_epoch_order(num_samples, i // num_samples, seed)[i % num_samples]) for i in places]
-
-
 def rollout_seed(*parts: int | str) -> int:
     """A seed that depends on all parts, with room for a group's members after it."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big")
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(num_samples: int, epoch: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.counterfactuals import make_plan
-from grpo.data import check_media, load_samples
+from grpo.data import check_media, check_overlap, load_samples, load_sets
 from grpo.evaluation import EvalSet, Evaluator
 from grpo.families import Qwen25VL, load_family
 from grpo.feed import Feed, Render, make_batch
@@ -32,6 +32,7 @@ from grpo.groups import Sample
 from grpo.learner import Learner, check_launch
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
+from grpo.mixture import Part, parts
 from grpo.planner import Planner
 from grpo.policy import Policy
 from grpo.rollout import Engine, Sampling
@@ -92,7 +93,8 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     check_counterfactuals(rewards, config.optim.prompts_per_step // accelerator.num_processes)
     accelerator.print("reading the data (a demo's clips are rendered on first use)", flush=True)
     with accelerator.main_process_first():  # a reader may render its clips on first use
-        train, held_out = read_data(config)
+        train_parts, held_out = read_data(config)
+    train = [sample for part in train_parts for sample in part.samples]
     run_dir.check_same_data(data_files(config))
     for name, samples in {"training": train, **held_out}.items():
         accelerator.print(f"{name}: {describe(samples)}", flush=True)
@@ -110,7 +112,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
         num_steps=config.num_steps,
         load_reference=partial(load_policy, config, family) if config.loss.beta else None,
     )
-    trainer = build_trainer(config, accelerator, learner, rewards, train, held_out, run_dir)
+    trainer = build_trainer(config, accelerator, learner, rewards, train_parts, held_out, run_dir)
     if accelerator.is_main_process:
         run_dir.open(to_yaml(config), manifest(config, accelerator))
     return trainer
@@ -193,7 +195,7 @@ def build_trainer(
     accelerator: Accelerator,
     learner: Learner,
     rewards: RewardSet,
-    train: Sequence[Sample],
+    train: Sequence[Part],
     held_out: dict[str, list[Sample]],
     run_dir: RunDir,
 ) -> GRPOTrainer:
@@ -269,9 +271,11 @@ def build_evaluator(
     )
 
 
-def read_data(config: Config) -> tuple[list[Sample], dict[str, list[Sample]]]:
-    """Training samples, and held-out samples by the name of their set; their media are checked."""
-    train = load_samples(config.data.train)
+def read_data(config: Config) -> tuple[list[Part], dict[str, list[Sample]]]:
+    """Training samples, and held-out samples by the name of their set; their media are checked, and that training
+    gives no held-out answer away."""
+    train_sets = load_sets(config.data.train)
+    train = [sample for samples in train_sets for sample in samples]
     held_out: dict[str, list[Sample]] = {}
     for dataset in config.data.eval:
         name = dataset.name or Path(dataset.path).stem
@@ -280,7 +284,8 @@ def read_data(config: Config) -> tuple[list[Sample], dict[str, list[Sample]]]:
         held_out[name] = load_samples([dataset])
     for samples in (train, *held_out.values()):
         check_media(samples, num_probes=config.data.probe_clips)
-    return train, held_out
+    check_overlap(train, held_out, allowed=config.data.allow_overlap)
+    return parts(train_sets, [dataset.share for dataset in config.data.train]), held_out
 
 
 def load_policy(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:

@@ -17,12 +17,13 @@ from grpo.data.hf_datasets import read_huggingface
 from grpo.data.jsonl import read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.openeqa import read_openeqa
+from grpo.data.overlap import check_overlap
 from grpo.data.qaego4d import read_qaego4d
 from grpo.data.sharegpt import read_sharegpt
 from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
 
-__all__ = ["READERS", "check_media", "load_samples"]
+__all__ = ["READERS", "check_media", "check_overlap", "load_samples", "load_sets"]
 
 Reader = Callable[[str, str | None], list[Sample]]
 
@@ -66,15 +67,22 @@ class Dataset(Protocol):
 
 def load_samples(datasets: Iterable[Dataset]) -> list[Sample]:
     """The samples of all datasets, one after another; an id names one sample among them all."""
-    samples: dict[str, Sample] = {}
+    return [sample for samples in load_sets(datasets) for sample in samples]
+
+
+def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
+    """Each dataset's samples; an id names one sample among them all."""
+    seen: dict[str, Sample] = {}
+    sets: list[list[Sample]] = []
     for dataset in datasets:
-        for sample in _reader(dataset.reader)(dataset.path, dataset.media_root):
-            if sample.id in samples:
+        sets.append(_reader(dataset.reader)(dataset.path, dataset.media_root))
+        for sample in sets[-1]:
+            if sample.id in seen:
                 raise ValueError(
-                    f"{sample.source}: id {sample.id!r} was already used in {samples[sample.id].source}"
+                    f"{sample.source}: id {sample.id!r} was already used in {seen[sample.id].source}"
                 )
-            samples[sample.id] = sample
-    return list(samples.values())
+            seen[sample.id] = sample
+    return sets
 
 
 def _reader(name: str) -> Reader:

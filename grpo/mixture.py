@@ -1,0 +1,119 @@
+"""Which sample each place of a run takes: epoch after epoch, or from each dataset the share that was stated for it.
+
+A run's places are numbered through: step s has those from (s - 1) * prompts_per_step on. Everything is a function
+of (seed, step), so a resumed run goes on exactly where it stopped, and a step's samples don't depend on the number
+of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from grpo.groups import Sample
+
+SHARE_UNITS = 10_000
+"""Shares are rounded to a ten-thousandth: then their pattern repeats, and no step depends on those before it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Samples that are gone through together, and how many of `sum of weights` places are theirs."""
+
+    samples: Sequence[Sample]
+    weight: int = 1
+
+
+def parts(sets: Sequence[Sequence[Sample]], shares: Sequence[float | None]) -> list[Part]:
+    """One part for each set with a share; the others are one part together, with the rest. As `check_shares` allows."""
+    rest = [
+        sample for samples, share in zip(sets, shares, strict=True) if share is None for sample in samples
+    ]
+    stated = [
+        (samples, round(share * SHARE_UNITS))
+        for samples, share in zip(sets, shares, strict=True)
+        if share is not None
+    ]
+    weights = [weight for _, weight in stated]
+    if rest:
+        weights.append(SHARE_UNITS - sum(weights))
+    common = math.gcd(*weights)
+    samples_of = [samples for samples, _ in stated] + ([rest] if rest else [])
+    return [Part(samples, weight // common) for samples, weight in zip(samples_of, weights, strict=True)]
+
+
+def check_shares(shares: Sequence[float | None]) -> None:
+    """Raise ValueError with the key's name for shares that no mixture has."""
+    stated = [share for share in shares if share is not None]
+    for number, share in enumerate(shares):
+        if share is not None and not 1 / SHARE_UNITS <= share <= 1:
+            raise ValueError(
+                f"config: data.train.{number}.share must lie in [{1 / SHARE_UNITS}, 1], not {share}"
+            )
+    total = sum(stated)
+    if len(stated) == len(shares) and shares and abs(total - 1) > 1e-3:
+        raise ValueError(f"config: data.train: every set has a share, and they sum up to {total:g}, not 1")
+    if len(stated) < len(shares) and total > 1 - 1 / SHARE_UNITS:
+        raise ValueError(f"config: data.train: shares of {total:g} leave nothing to the sets without one")
+
+
+def step_samples(parts: Sequence[Part], prompts_per_step: int, step: int, seed: int) -> list[Sample]:
+    """A step's samples (the first step is 1)."""
+    sizes, weights = tuple(len(part.samples) for part in parts), tuple(part.weight for part in parts)
+    picked = step_indices(sizes, weights, prompts_per_step, step, seed)
+    return [parts[part].samples[index] for part, index in picked]
+
+
+def step_indices(
+    sizes: tuple[int, ...], weights: tuple[int, ...], prompts_per_step: int, step: int, seed: int
+) -> list[tuple[int, int]]:
+    """Part and index of each of a step's samples. Every part is gone through epoch after epoch, each time in an order
+    of its own."""
+    first = (step - 1) * prompts_per_step
+    picked: list[tuple[int, int]] = []
+    for place in range(first, first + prompts_per_step):
+        part, turn = _turn(weights, place)
+        epoch, within = divmod(turn, sizes[part])
+        picked.append((part, int(_epoch_order(sizes[part], epoch, seed, part)[within])))
+    if len(sizes) == 1:
+        return picked
+    # Parts alternate: without this, of two halves on two processes each process would see one.
+    order = np.random.default_rng([seed, step, len(sizes)]).permutation(prompts_per_step)
+    return [picked[slot] for slot in order]
+
+
+def _turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
+    """Whose a place is, and how many places before it were theirs."""
+    part_of, before = _pattern(weights)
+    rounds, within = divmod(place, sum(weights))
+    part = part_of[within]
+    return part, rounds * weights[part] + before[within]
+
+
+@lru_cache(maxsize=8)
+def _pattern(weights: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """For as many places as the weights sum up to: whose each is, and how many before it were theirs.
+
+    After n places each part has had its share of n, rounded up or down: a part is due for its next place while it
+    has had less than its share, and of those that are due the one goes first whose share would run ahead by a
+    whole place soonest (earliest deadline first; Tijdeman 1980).
+    """
+    total = sum(weights)
+    counts = [0] * len(weights)
+    part_of, before = [], []
+    for place in range(1, total + 1):
+        due = [part for part, weight in enumerate(weights) if counts[part] * total < weight * place]
+        part = min(due, key=lambda part: -(-(counts[part] + 1) * total // weights[part]))
+        part_of.append(part)
+        before.append(counts[part])
+        counts[part] += 1
+    return part_of, before
+
+
+@lru_cache(maxsize=32)
+def _epoch_order(num_samples: int, epoch: int, seed: int, part: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, part]).permutation(num_samples)

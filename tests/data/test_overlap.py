@@ -1,0 +1,76 @@
+"""Held-out questions that training would give away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grpo.data import check_overlap
+from grpo.groups import Sample
+from tests import tiny
+from tests.runs import data, reset_process_state, run
+
+
+def about(name: str, video: str | None, start_s: float = 0.0, end_s: float | None = None) -> Sample:
+    return tiny.sample(name, video=video, start_s=start_s, end_s=end_s)
+
+
+def asking(sample: Sample, question: str) -> Sample:
+    return replace(sample, question=question)
+
+
+def refusal(train: Sample, held_out: Sample, allowed: str = "nothing") -> str | None:
+    try:
+        check_overlap([about("unrelated", "u.mp4"), train], {"heldout": [held_out]}, allowed=allowed)  # pyright: ignore
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_a_clip_of_training_is_refused_with_both_places(tmp_path: Path) -> None:
+    message = refusal(about("t", "a.mp4", 0, 10), asking(about("h", "a.mp4", 9.5, 20), "Why?"))
+    assert message == (
+        "made-up:h: held-out sample h shows the same as training sample t (made-up:t); 1 of 1 samples of 'heldout' "
+        "have such a twin. Take them out, or set data.allow_overlap=clips"
+    )
+
+
+def test_a_link_to_the_same_file_is_the_same_clip(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "a.mp4")
+    one, other = about("t", f"{tmp_path}/b.mp4"), about("h", f"{tmp_path}/x/../a.mp4")
+    assert refusal(one, asking(other, "Why?")) is not None
+
+
+def test_other_parts_of_a_file_are_other_clips() -> None:
+    assert refusal(about("t", "a.mp4", 0, 10), about("h", "a.mp4", 10, 20)) is None
+    assert refusal(about("t", "a.mp4", 30), about("h", "a.mp4", 10, 20)) is None
+    assert refusal(about("t", "a.mp4"), about("h", "b.mp4")) is None
+
+
+def test_the_same_question_is_refused_where_clips_are_allowed() -> None:
+    train, held_out = about("t", "a.mp4", 0, 10), about("h", "a.mp4", 5, 20)
+    assert refusal(train, asking(held_out, "Which tool?"), "clips") is None
+    reworded = replace(
+        asking(held_out, "Which object does the hand take"), options=("White", "red", "green", "blue")
+    )
+    message = refusal(train, reworded, "clips")
+    assert message is not None and "asks the same" in message and "data.allow_overlap=questions" in message
+    assert refusal(train, replace(reworded, options=("up", "down")), "clips") is None
+    assert refusal(train, held_out, "questions") is None
+
+
+def test_questions_about_no_clip_are_compared_by_their_words() -> None:
+    assert refusal(about("t", None), about("h", None)) is not None
+    assert refusal(about("t", None), asking(about("h", None), "Why?")) is None
+    assert refusal(about("t", "a.mp4"), about("h", None)) is None
+
+
+def test_a_run_is_refused_unless_it_is_allowed(clips: Path, tmp_path: Path) -> None:
+    same = data(clips)[0].replace("data.train", "data.eval")
+    with pytest.raises(SystemExit, match=r"train.jsonl:1: held-out sample .* 12 of 12 samples of 'train'"):
+        run(tmp_path / "run", clips, same, "num_steps=1")
+    reset_process_state()
+    assert run(tmp_path / "run", clips, same, "num_steps=1", "data.allow_overlap=questions")
