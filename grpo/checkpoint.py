@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
+from grpo.adapters import is_adapter, save_adapters
 from grpo.policy import Policy
 
 
@@ -19,7 +22,7 @@ def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int) -> Non
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    accelerator.save_state(str(partial), exclude_frozen_parameters=True)  # an argument for DeepSpeed alone
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(finished, ignore_errors=True)
@@ -43,18 +46,38 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
 
 
+def store_trained_only(policy: Policy) -> None:
+    """From here on the policy's state dict holds what trains: frozen weights are in the model's own folder."""
+    named = policy.named_parameters(remove_duplicate=False)
+    frozen = {name for name, weight in named if not weight.requires_grad}
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: object) -> None:
+        for name in frozen:
+            state.pop(prefix + name, None)
+
+    def forgive(module: nn.Module, keys: Any) -> None:  # DDP's "module." precedes the names
+        keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("module.") not in frozen]
+
+    policy.register_state_dict_post_hook(drop)
+    policy.register_load_state_dict_post_hook(forgive)
+
+
 def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype) -> None:
-    """The model with tokenizer and processor, as `from_pretrained` and vLLM load them."""
+    """The model with tokenizer and processor, as `from_pretrained` and vLLM load them.
+
+    With LoRA its weights are merged, and `folder/adapter` holds the adapters alone, for peft.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    cast: dict[int, torch.Tensor] = {}  # tied weights stay one tensor, or both would be written
-    weights = {
-        name: cast.setdefault(weight.data_ptr(), weight.to(dtype))
-        for name, weight in policy.model.state_dict().items()
-    }
+    weights = {name: weight.to(dtype) for name, weight in policy.named_weights()}
+    if policy.has_tied_head:  # the embedding's, and not to be stored twice
+        del weights["lm_head.weight"]
     policy.model.save_pretrained(partial, state_dict=weights)
     policy.family.processor.save_pretrained(partial)
     _set_dtype(partial / "config.json", dtype)
+    if policy.has_adapters:
+        adapters = {n: w for n, w in policy.model.named_parameters() if is_adapter(n)}
+        save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -19,19 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from grpo.learner_settings import LossConfig, OptimConfig, validate_loss, validate_robust
 from grpo.media.sampling import MediaSettings
 from grpo.mixture import check_shares
+from grpo.model_settings import ModelConfig, validate_model
 from rewards.loading import reads_cited_moments
 from rewards.parsing import TAGS
 from rewards.specs import RewardSpec, WorkerSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    path: str = MISSING
-    """A Hugging Face model folder, or a hub name that is in the local cache."""
-    freeze_vision: bool = False
-    """Train the language model only; the vision tower and its merger keep their weights."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more compute for far less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +230,9 @@ def validate(config: Config) -> None:
         )
     _validate_prompt(config)
     _validate_aggregation(config)
+    validate_model(config.model)
     validate_loss(config.loss)
+    _validate_reference(config)
     validate_robust(config.optim)
     if config.rollout.group_size < 2:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
@@ -286,6 +279,18 @@ def _validate_aggregation(config: Config) -> None:
                 raise ValueError(f"config: {key} does not go with advantages.multi_objective_aggregation")
 
 
+def _validate_reference(config: Config) -> None:
+    """With LoRA the reference is the model without adapters, which has no weights of its own."""
+    if not config.model.lora.is_on:
+        return
+    if config.loss.sync_ref_model:
+        raise ValueError("config: loss.sync_ref_model does not go with model.lora: its reference can't move")
+    if config.loss.reference_offload:
+        raise ValueError(
+            "config: loss.reference_offload has no effect with model.lora: there is no second copy"
+        )
+
+
 def to_yaml(config: Config) -> str:
     """The resolved config, as a file that `load_config` reads back to an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -295,8 +300,8 @@ FREE_TO_CHANGE = (
     "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "rewards_workers",
     "data.eval", "data.probe_clips", "data.allow_overlap",
     "media.num_workers", "media.cache_gib", "media.cache_dir", "media.cache_disk_gib",
-    "media.prefetch_steps", "model.gradient_checkpointing",
-    "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
+    "media.prefetch_steps", "model.gradient_checkpointing", "model.activation_offloading",
+    "loss.reference_offload", "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
 )  # fmt: skip
 """What a resumed run may set anew: how it is run and watched, and how long. (Another `num_steps` stretches the rest
 of a cosine schedule.)"""

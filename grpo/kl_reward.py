@@ -19,7 +19,7 @@ from rewards.specs import RewardTable
 def subtract_divergences(
     groups: Sequence[Group],
     tables: Sequence[RewardTable],
-    reference_logps_T: Callable[[PackedRow], Tensor],
+    reference_logps: Callable[[Sequence[PackedRow]], list[Tensor]],
     loss: LossConfig,
     *,
     positions: Callable[[Prompt], Tensor],
@@ -31,18 +31,21 @@ def subtract_divergences(
     Each token's estimate is that of the policy as the engine sampled it; a completion's is their sum, as a
     sequence's log-prob is the sum of its tokens'. One pass of the reference per group, without gradient.
     """
+    rows = [_row(group, positions, vision_token_id) for group in groups]
     penalised = []
-    for group, table in zip(groups, tables, strict=True):
-        segment = Segment(
-            prompt=group.prompt, rollouts=group.rollouts, advantages=(0.0,) * len(group.rollouts)
-        )
-        row = build_row([segment], positions=positions, vision_token_id=vision_token_id)
-        reference_T = reference_logps_T(row).to(row.sampler_logps_T.device)
+    for group, table, row, reference_T in zip(groups, tables, rows, reference_logps(rows), strict=True):
+        reference_T = reference_T.to(row.sampler_logps_T.device)
         divergence_T = kl_T(row.sampler_logps_T, reference_T, estimator=loss.kl_estimator)
         tally.mean_of("policy/kl", divergence_T.sum().item(), len(divergence_T))
         sums = torch.zeros(len(group.rollouts)).index_add(0, row.completion_T, divergence_T)
         penalised.append(_less(table, (loss.beta * sums).tolist()))
     return penalised
+
+
+def _row(group: Group, positions: Callable[[Prompt], Tensor], vision_token_id: int) -> PackedRow:
+    zeros = (0.0,) * len(group.rollouts)
+    segment = Segment(prompt=group.prompt, rollouts=group.rollouts, advantages=zeros)
+    return build_row([segment], positions=positions, vision_token_id=vision_token_id)
 
 
 def _less(table: RewardTable, penalties: Sequence[float]) -> RewardTable:

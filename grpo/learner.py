@@ -15,11 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from grpo.checkpoint import store_trained_only
 from grpo.importance import importance_ratio_T, sampler_correction
 from grpo.learner_settings import LossConfig, OptimConfig
 from grpo.losses import LOSSES, StepCounts, kl_T
 from grpo.packing import PackedRow
 from grpo.policy import Policy, TokenScores
+from grpo.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.robust import SPD, make_optimizer
 from grpo.tally import Tally
 
@@ -66,17 +68,22 @@ class Learner:
         self.policy = policy
         if optim.robust.method != "none":
             policy.to(accelerator.device)  # the optimizer copies the weights, and has to find them there
+        store_trained_only(policy)
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
         set_deepspeed(accelerator, optim.max_grad_norm)
         self.wrapped, self.optimizer = accelerator.prepare(policy, make_optimizer(trainable, optim))
-        self.reference: Policy | None = None
-        if load_reference is not None:
-            # DeepSpeed has made the policy bf16 by now. With another precision than the policy's, the divergence
-            # of equal weights would not be 0.
-            self.reference = load_reference(policy.model.dtype).requires_grad_(False).eval()
-            self.reference.to(accelerator.device)
-        if loss.sync_ref_model:  # a reference that moves is part of a checkpoint
-            accelerator.register_for_checkpointing(self.reference)
+        self.reference = self._make_reference(load_reference) if load_reference is not None else None
+
+    def _make_reference(self, load: Callable[[torch.dtype], Policy]) -> Reference:
+        if self.policy.has_adapters:
+            return WithoutAdapters(self.policy, self.wrapped)
+        # DeepSpeed has made the policy bf16 by now. With another precision than the policy's, the divergence
+        # of equal weights would not be 0.
+        own = load(self.policy.model.dtype)
+        reference = SecondCopy(own, self.accelerator.device, offload=self.loss.reference_offload)
+        if self.loss.sync_ref_model:  # a reference that moves is part of a checkpoint
+            self.accelerator.register_for_checkpointing(reference.policy)
+        return reference
 
     def update(
         self, rows: Sequence[PackedRow], padding_row: PackedRow, counts: StepCounts, step: int, tally: Tally
@@ -89,6 +96,8 @@ class Learner:
         num_rows = self._most(len(rows))
         padded = [*rows, *[padding_row] * (num_rows - len(rows))]
         focus = self._focus(padded, len(rows), counts)
+        in_loss = self.loss.beta > 0 and not self.loss.kl_in_reward
+        references = self.reference_logps(padded, padding_row) if in_loss else [None] * num_rows
         behind: list[Behind] = []
         for iteration in range(self.optim.num_iterations if num_rows else 0):
             for index, row in enumerate(padded):
@@ -99,19 +108,23 @@ class Learner:
                         loss = 0.0 * (scores.logps_T.sum() + scores.entropy_T.sum())
                     else:
                         if iteration == 0:
-                            behind.append(self._behind(row, scores, focus.kept_rows[index], tally))
+                            kept_T, reference_T = focus.kept_rows[index], references[index]
+                            behind.append(self._behind(row, scores, kept_T, reference_T, tally))
                         loss = self._row_loss(row, scores, behind[index], counts, focus.num_tokens, tally)
                     # DDP and DeepSpeed average over processes; the counts are already global.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
             self._step(tally)
         if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
-            self._move_reference()
+            assert isinstance(self.reference, SecondCopy)
+            self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
 
-    def reference_logps_T(self, row: PackedRow) -> Tensor:
-        """The reference's log-probs in the precision of the policy's pass."""
+    def reference_logps(self, rows: Sequence[PackedRow], padding_row: PackedRow) -> list[Tensor]:
+        """The rows' log-probs under the reference, in the precision of the policy's passes; as many passes in
+        every process."""
         assert self.reference is not None
-        with torch.no_grad(), self.accelerator.autocast():
-            return self.reference(row.to(self.policy.device)).logps_T
+        padded = [*rows, *[padding_row] * (self._most(len(rows)) - len(rows))]
+        with torch.no_grad(), self.accelerator.autocast(), self.reference.ready() as policy:
+            return [policy(row.to(self.policy.device)).logps_T for row in padded][: len(rows)]
 
     def _focus(self, rows: Sequence[PackedRow], num_real: int, counts: StepCounts) -> Focus:
         """All tokens, or those of highest entropy among the tokens of all rows of all processes."""
@@ -129,7 +142,9 @@ class Learner:
         kept = [(entropy_T >= threshold).float() for entropy_T in entropies]
         return Focus(kept_rows=kept, num_tokens=float((everyone >= threshold).sum()))
 
-    def _behind(self, row: PackedRow, scores: TokenScores, kept_T: Tensor, tally: Tally) -> Behind:
+    def _behind(
+        self, row: PackedRow, scores: TokenScores, kept_T: Tensor, reference_T: Tensor | None, tally: Tally
+    ) -> Behind:
         old_logps_T = scores.logps_T.detach()
         _tally_row(row, scores, tally)
         weight_T = kept_T
@@ -146,12 +161,11 @@ class Learner:
             tally.mean_of("sampler/ratio_mean", correction.ratio_T.sum().item(), len(kept_T))
             tally.highest("sampler/ratio_max", correction.ratio_T.max().item())
             tally.mean_of("sampler/outside_frac", correction.outside_T.sum().item(), len(kept_T))
-        in_loss = self.loss.beta > 0 and not self.loss.kl_in_reward
         return Behind(
             old_logps_T=old_logps_T,
             policy_weight_T=weight_T,
             kept_T=kept_T,
-            reference_logps_T=self.reference_logps_T(row) if in_loss else None,
+            reference_logps_T=reference_T,
         )
 
     def _row_loss(
@@ -214,12 +228,6 @@ class Learner:
         if isinstance(self.optimizer.optimizer, SPD):
             tally.mean_of("optim/projected_frac", self.optimizer.optimizer.projected_frac, 1)
         self.optimizer.zero_grad()
-
-    def _move_reference(self) -> None:
-        assert self.reference is not None
-        with torch.no_grad():
-            for old, new in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
-                old.lerp_(new.to(old.dtype), self.loss.ref_model_mixup_alpha)
 
     def _most(self, count: int) -> int:
         counts = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))

@@ -27,10 +27,14 @@ class LossConfig:
     sapo_temperature_neg: float = 1.05
     """... and where it is not."""
     beta: float = 0.0
-    """Weight of the KL divergence to the reference, the frozen start; 0 loads no second copy of the model."""
+    """Weight of the KL divergence to the reference, the frozen start: with LoRA the model without its adapters, else
+    a second copy; 0: none."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     use_bias_correction_kl: bool = True
     """Multiply the KL estimate by the probability ratio, which makes its gradient unbiased."""
+    reference_offload: bool = False
+    """Keep the reference's weights in main memory. They visit the GPU once a step, before the update, for the
+    log-probs of all rows. With LoRA the reference has no weights of its own."""
     kl_in_reward: bool = False
     """Subtract `beta` times a completion's summed divergence from its total, in place of a term in the loss."""
     sync_ref_model: bool = False
@@ -137,9 +141,11 @@ def validate_loss(loss: LossConfig) -> None:
 
 
 def _validate_kl(loss: LossConfig) -> None:
-    if loss.beta == 0 and (loss.kl_in_reward or loss.sync_ref_model):
-        key = "kl_in_reward" if loss.kl_in_reward else "sync_ref_model"
-        raise ValueError(f"config: loss.{key} needs a loss.beta above 0: without one there is no reference")
+    for key in ("kl_in_reward", "sync_ref_model", "reference_offload"):
+        if loss.beta == 0 and getattr(loss, key):
+            raise ValueError(
+                f"config: loss.{key} needs a loss.beta above 0: without one there is no reference"
+            )
     if loss.ref_model_sync_steps <= 0:
         raise ValueError(
             f"config: loss.ref_model_sync_steps must be above 0, not {loss.ref_model_sync_steps}"

@@ -6,7 +6,8 @@ only where a completion token is predicted, in chunks, so that no logits of a pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from grpo.adapters import (
+    adapted_layers,
+    adapter_weights,
+    add_adapters,
+    is_adapter,
+    merged,
+    plain_name,
+    unquantized,
+)
 from grpo.attention import SHARED_PREFIX, VISION_CHUNKS
 from grpo.families.qwen2_5_vl import Qwen25VL
+from grpo.model_settings import LoraConfig, Part
 from grpo.packing import PackedRow
 
 HEAD_CHUNK_TOKENS = 1024
@@ -40,18 +51,26 @@ class Policy(nn.Module):
         family: Qwen25VL,
         *,
         temperature: float,
-        freeze_vision: bool = False,
+        frozen: Collection[Part] = (),
+        lora: LoraConfig | None = None,
         gradient_checkpointing: bool = False,
+        activation_offloading: bool = False,
     ) -> None:
+        """frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none."""
         super().__init__()
         self.model: Any = model  # its submodules are typed as "module or tensor" otherwise
         self.family = family
         self.temperature = temperature
-        self.freeze_vision = freeze_vision
+        self.activation_offloading = activation_offloading
         self.model.model.language_model.config._attn_implementation = SHARED_PREFIX
         self.model.model.visual.config._attn_implementation = VISION_CHUNKS
-        if freeze_vision:
-            self.model.model.visual.requires_grad_(False)
+        if lora is not None:
+            add_adapters(self.model, lora, family.part_of)
+        for name, weight in self.model.named_parameters():
+            if family.part_of(name) in frozen:
+                weight.requires_grad_(False)
+        self.has_adapters = lora is not None
+        self.trains_vision = any(weight.requires_grad for weight in self.model.model.visual.parameters())
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -64,13 +83,14 @@ class Policy(nn.Module):
 
         entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
         """
-        hidden_ND = self.model.model.language_model(
-            inputs_embeds=self.embed(row.input_ids_N, row)[None],
-            position_ids=row.positions_3N[:, None],
-            attention_mask={"full_attention": None},  # the layout says who sees whom
-            use_cache=False,
-            layout=row.layout,
-        ).last_hidden_state[0]
+        with self._offloading():
+            hidden_ND = self.model.model.language_model(
+                inputs_embeds=self.embed(row.input_ids_N, row)[None],
+                position_ids=row.positions_3N[:, None],
+                attention_mask={"full_attention": None},  # the layout says who sees whom
+                use_cache=False,
+                layout=row.layout,
+            ).last_hidden_state[0]
         hidden_TD = hidden_ND[row.source_T]
         parts = [
             checkpoint(self._head, hidden, target, entropy_gradient, use_reentrant=False)
@@ -79,6 +99,12 @@ class Policy(nn.Module):
             )
         ]
         return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _offloading(self) -> AbstractContextManager[Any]:
+        """What a pass saves for the backward pass goes to main memory: with checkpointing, the layers' inputs."""
+        if not (self.activation_offloading and torch.is_grad_enabled()):
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     def embed(self, input_ids_N: Tensor, row: PackedRow) -> Tensor:
         """Token embeddings with the clips' vision features in the place of their pad tokens, (N, D)."""
@@ -96,14 +122,14 @@ class Policy(nn.Module):
 
     def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
         """The vision tower's output for some clips, one after another, (K, D)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
             features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
         return torch.cat(tuple(features.pooler_output))
 
     def _blank_vision_term(self) -> Tensor:
         """Zero, computed through the tower where it trains: with several processes, each must run the same
         modules in a pass, or the gradient exchange waits for ever."""
-        if self.freeze_vision or not torch.is_grad_enabled():
+        if not (self.trains_vision and torch.is_grad_enabled()):
             return torch.zeros((), device=self.device)
         config = self.family.config.vision_config
         merge = config.spatial_merge_size
@@ -126,11 +152,22 @@ class Policy(nn.Module):
         return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under the name that checkpoints use, tied output embeddings included.
+        """Every weight under the name that checkpoints use, adapters merged, tied output embeddings included.
 
         `named_parameters` leaves a tied head out, and an engine that keeps its own copy would go on
         sampling with the old one.
         """
-        yield from ((name, weight.detach()) for name, weight in self.model.named_parameters())
-        if self.model.lm_head.weight is self.model.get_input_embeddings().weight:
+        layers = adapted_layers(self.model)
+        for name, weight in self.model.named_parameters():
+            if is_adapter(name):
+                continue
+            plain, weight = plain_name(name), unquantized(weight)
+            layer = layers.get(plain.removesuffix(".weight"))
+            yield plain, weight if layer is None else merged(weight, *adapter_weights(layer))
+        if self.has_tied_head:
             yield "lm_head.weight", self.model.lm_head.weight.detach()
+
+    @property
+    def has_tied_head(self) -> bool:
+        """The output head is the embedding."""
+        return self.model.lm_head.weight is self.model.get_input_embeddings().weight

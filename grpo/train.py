@@ -105,12 +105,12 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
     set_seed(config.seed)
     learner = Learner(
-        load_policy(config, family, torch.float32),
+        load_policy(config, family),
         accelerator,
         loss=config.loss,
         optim=config.optim,
         num_steps=config.num_steps,
-        load_reference=partial(load_policy, config, family) if config.loss.beta else None,
+        load_reference=partial(load_reference, config, family) if config.loss.beta else None,
     )
     trainer = build_trainer(config, accelerator, learner, rewards, train_parts, held_out, run_dir)
     if accelerator.is_main_process:
@@ -288,15 +288,24 @@ def read_data(config: Config) -> tuple[list[Part], dict[str, list[Sample]]]:
     return parts(train_sets, [dataset.share for dataset in config.data.train]), held_out
 
 
-def load_policy(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:
-    """The model. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not rounded away."""
+def load_policy(config: Config, family: Qwen25VL) -> Policy:
+    """The model that trains. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not
+    rounded away. Under adapters, the frozen weights are in the precision of the passes."""
+    model = config.model
     return Policy(
-        family.load_model(dtype),
+        family.load_model(family.engine_dtype if model.lora.is_on else torch.float32),
         family,
         temperature=config.rollout.temperature,
-        freeze_vision=config.model.freeze_vision,
-        gradient_checkpointing=config.model.gradient_checkpointing,
+        frozen=model.frozen,
+        lora=model.lora if model.lora.is_on else None,
+        gradient_checkpointing=model.gradient_checkpointing,
+        activation_offloading=model.activation_offloading,
     ).train()
+
+
+def load_reference(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:
+    """The frozen start as a model of its own."""
+    return Policy(family.load_model(dtype), family, temperature=config.rollout.temperature)
 
 
 def build_engine(config: Config, policy: Policy) -> Engine:

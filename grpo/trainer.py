@@ -117,7 +117,7 @@ class GRPOTrainer:
         return subtract_divergences(
             groups,
             tables,
-            self.learner.reference_logps_T,
+            lambda rows: self.learner.reference_logps(rows, self.padding_row),
             self.config.loss,
             positions=self.policy.family.positions,
             vision_token_id=self.policy.family.vision_token_id,

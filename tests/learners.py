@@ -37,11 +37,10 @@ class KeepsGradients(Learner):
     def _step(self, tally: Tally) -> None:
         pass
 
-    def _behind(self, row: PackedRow, scores: Any, kept_T: Tensor, tally: Tally) -> Behind:
-        if self.behind is None:
-            return super()._behind(row, scores, kept_T, tally)
-        earlier = scores._replace(logps_T=self.behind.old_logps_T)
-        return super()._behind(row, earlier, kept_T, tally)
+    def _behind(self, row: PackedRow, scores: Any, *others: Any) -> Behind:
+        if self.behind is not None:
+            scores = scores._replace(logps_T=self.behind.old_logps_T)
+        return super()._behind(row, scores, *others)
 
 
 def make_learner(

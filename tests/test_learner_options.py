@@ -147,7 +147,7 @@ def test_a_divergence_in_the_reward_is_the_sum_over_a_completions_tokens() -> No
     found = subtract_divergences(
         groups,
         tables,
-        learner.reference_logps_T,
+        lambda rows: learner.reference_logps(rows, padding()),
         settings,
         positions=family.positions,
         vision_token_id=family.vision_token_id,
@@ -191,17 +191,17 @@ def test_the_reference_follows_the_policy_every_few_steps_and_is_checkpointed(tm
             at_two = {name: weight.detach().clone() for name, weight in policy.named_parameters()}
         if step == 1:
             for old, start in zip(
-                learner.reference.parameters(), tiny.policy(seed=1).parameters(), strict=True
+                learner.reference.policy.parameters(), tiny.policy(seed=1).parameters(), strict=True
             ):
                 assert torch.equal(old, start)
     start = dict(tiny.policy(seed=1).named_parameters())
-    moved = dict(learner.reference.named_parameters())
+    moved = dict(learner.reference.policy.named_parameters())
     for name, weight in moved.items():
         torch.testing.assert_close(weight, 0.75 * start[name] + 0.25 * at_two[name])
     learner.accelerator.save_state(str(tmp_path / "state"))
     resumed = make_learner(tiny.policy(seed=1), loss=settings, reference=tiny.policy(seed=1))
     resumed.accelerator.load_state(str(tmp_path / "state"))
-    for name, weight in resumed.reference.named_parameters():
+    for name, weight in resumed.reference.policy.named_parameters():
         assert torch.equal(weight, moved[name])
 
 

@@ -1,5 +1,7 @@
 """Packed rows against the plain thing: one forward per completion, with its prompt, through transformers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,13 @@ from grpo.groups import ScoredGroup
 from grpo.packing import PackedRow, pack
 from grpo.policy import SUPPRESSED_BIAS, Policy
 from tests import tiny
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "all": {},
+    "the language model": {"frozen": ("vision", "merger")},
+    "the merger": {"frozen": ("language", "vision")},
+    "adapters": {"lora": tiny.LORA},
+}
 
 
 def packed(groups: list[ScoredGroup], tokens_per_row: int, drop_flat: bool = True) -> list[PackedRow]:
@@ -70,13 +79,13 @@ def gradient(policy: Policy) -> Tensor:
     return flat
 
 
-@pytest.mark.parametrize("freeze_vision", [False, True])
+@pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("tokens_per_row", [1, 600, 100_000], ids=["one completion", "some", "all groups"])
 def test_packed_log_probs_and_gradients_equal_one_forward_per_completion(
-    tokens_per_row: int, freeze_vision: bool
+    tokens_per_row: int, trained: str
 ) -> None:
     groups = tiny.ragged_groups()
-    policy = tiny.policy(seed=1, temperature=0.8, freeze_vision=freeze_vision)
+    policy = tiny.policy(seed=1, temperature=0.8, **TRAINED[trained])
     rows = packed(groups, tokens_per_row)
     found: dict[tuple[int, ...], Tensor] = {}
     for row in rows:

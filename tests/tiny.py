@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from grpo.adapters import is_adapter
 from grpo.families import Qwen25VL, load_family
 from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
+from grpo.model_settings import LoraConfig, LoraTargets
 from grpo.policy import Policy
 
 ROOT = Path(__file__).parent.parent
 BASE_POLICY = ROOT / "grpo" / "data" / "base_policy"
+LORA = LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["all-linear"], merger=["mlp.0"]))
 TAGS = ("think", "keyframes", "answer")
 
 
@@ -23,15 +28,25 @@ def family() -> Qwen25VL:
     return load_family(str(BASE_POLICY))
 
 
-def policy(*, seed: int | None = None, temperature: float = 1.0, **options: bool) -> Policy:
-    """The shipped policy in fp32; with a seed, moved far away from where it was trained."""
+def policy(*, seed: int | None = None, temperature: float = 1.0, **options: Any) -> Policy:
+    """The shipped policy in fp32; with a seed, moved far away from where it was trained, adapters included."""
     model = family().load_model(torch.float32)
     if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight += 0.02 * torch.randn(weight.shape, generator=generator)
-    return Policy(model, family(), temperature=temperature, **options)
+        stir(dict(model.named_parameters()), seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # adapters begin at random
+        policy = Policy(model, family(), temperature=temperature, **options)
+    if seed is not None:
+        stir({n: w for n, w in policy.named_parameters() if is_adapter(n)}, seed)
+    return policy
+
+
+@torch.no_grad()
+def stir(weights: Mapping[str, torch.Tensor], seed: int) -> None:
+    """Add noise. Adapters of zeros need it: they hide what is wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in weights.values():
+        weight += 0.02 * torch.randn(weight.shape, generator=generator)
 
 
 def clip(

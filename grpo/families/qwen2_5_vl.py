@@ -25,6 +25,7 @@ from transformers import (
 from grpo.groups import Prompt, Sample
 from grpo.media.clip import Clip
 from grpo.media.sampling import PatchShape
+from grpo.model_settings import Part
 
 INSTRUCTIONS = {
     "think": "First reason step by step inside <think> </think>.",
@@ -62,6 +63,13 @@ class Qwen25VL:
 
     def load_model(self, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
         return Qwen2_5_VLForConditionalGeneration.from_pretrained(self.path, dtype=dtype)
+
+    @staticmethod
+    def part_of(name: str) -> Part:
+        """The part of the model that a module or weight belongs to."""
+        if name.startswith("model.visual.merger"):
+            return "merger"
+        return "vision" if name.startswith("model.visual") else "language"
 
     @property
     def patch_px(self) -> int:

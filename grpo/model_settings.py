@@ -1,0 +1,94 @@
+"""The model's settings: what trains, in which form and precision, with what can be wrong with them. A part of
+`config.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omegaconf import MISSING
+
+Part = Literal["language", "vision", "merger"]
+"""The language model with embeddings and head; the vision tower; the layers that lead from it to the language model."""
+
+PARTS: tuple[Part, ...] = ("language", "vision", "merger")
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTargets:
+    """For each part, names of linear layers as they end (`q_proj`, `attn.qkv`), or `all-linear`; empty: none."""
+
+    language: list[str] = field(default_factory=lambda: [ALL_LINEAR])
+    vision: list[str] = field(default_factory=list)
+    merger: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685) train in place of the model's own weights, which stay as they are.
+
+    There is no dropout: the engine samples without it, and the learner would train on another policy's log-probs.
+    """
+
+    r: int = 0
+    """Rank of the adapters; 0: none, the weights themselves train."""
+    alpha: int = 32
+    """An adapter's output is scaled by alpha / r."""
+    targets: LoraTargets = field(default_factory=LoraTargets)
+
+    @property
+    def is_on(self) -> bool:
+        return self.r > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str = MISSING
+    """A Hugging Face model folder, or a hub name that is in the local cache."""
+    freeze: list[Part] = field(default_factory=list)
+    """Parts that keep their weights. With LoRA everything but the adapters does anyway."""
+    freeze_vision: bool = False
+    """Train the language model only; short for `freeze: [vision, merger]`."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    load_in_4bit: bool = False
+    """QLoRA (arXiv 2305.14314): the language model's linear layers are kept in 4 bits (bitsandbytes, NF4). The engine
+    samples from the same rounded weights, at its own precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more compute for far less memory."""
+    activation_offloading: bool = False
+    """Keep what gradient checkpointing still stores, each layer's input, in main memory until the backward pass."""
+
+    @property
+    def frozen(self) -> frozenset[Part]:
+        """The parts that keep their weights."""
+        return frozenset(self.freeze) | (
+            frozenset(("vision", "merger")) if self.freeze_vision else frozenset()
+        )
+
+
+def validate_model(model: ModelConfig) -> None:
+    """Raise ValueError with the key's name for settings that no run could use, or that contradict each other."""
+    if model.lora.r < 0:
+        raise ValueError(f"config: model.lora.r must not be negative, not {model.lora.r}")
+    if model.lora.alpha <= 0:
+        raise ValueError(f"config: model.lora.alpha must be above 0, not {model.lora.alpha}")
+    if model.activation_offloading and not model.gradient_checkpointing:
+        raise ValueError(
+            "config: model.activation_offloading moves what model.gradient_checkpointing stores: set that too"
+        )
+    if model.load_in_4bit and not model.lora.is_on:
+        raise ValueError("config: model.load_in_4bit needs model.lora.r: weights of 4 bits can't be trained")
+    if model.lora.is_on:
+        _validate_targets(model)
+    elif model.frozen == set(PARTS):
+        raise ValueError("config: model.freeze leaves nothing to train")
+
+
+def _validate_targets(model: ModelConfig) -> None:
+    targeted = [part for part in PARTS if getattr(model.lora.targets, part)]
+    if not targeted:
+        raise ValueError("config: model.lora.targets names no layers in any part")
+    for part in targeted:
+        if part in model.frozen:
+            raise ValueError(f"config: model.freeze and model.lora.targets both name {part}: leave it to one")
