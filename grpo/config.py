@@ -40,7 +40,9 @@ class DatasetConfig:
     reader: str = "jsonl"
     path: str = MISSING
     media_root: str | None = None
-    """Folder that the records' media paths start from; None: the folder of `path`."""
+    """Folder that the records' media paths start from, and that they can't leave; None: the folder of `path`."""
+    frame_fps: float | None = None
+    """How many of the frames that a record lists are shown per second, where the record does not say it."""
     name: str | None = None
     """What the set is called in the metrics; None: the file's name without its ending."""
     share: float | None = None

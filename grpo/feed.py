@@ -86,7 +86,7 @@ def make_batch(
     lost: list[LostSample] = []
     for sample, seed in zip(samples, seeds, strict=True):
         try:
-            prompt = render(sample, loader.get(sample) if sample.video is not None else None)
+            prompt = render(sample, loader.get(sample) if sample.clip_source is not None else None)
             if len(prompt.token_ids) > max_prompt_tokens:
                 raise ValueError(
                     f"its prompt has {len(prompt.token_ids)} tokens, rollout.max_model_tokens leaves room for "

@@ -15,7 +15,8 @@ from functools import cached_property
 
 from grpo.families import Qwen25VL
 from grpo.groups import Sample
-from grpo.media.decode import MediaError, plan_clip
+from grpo.media.decode import MediaError
+from grpo.media.reading import plan_source
 from grpo.media.sampling import ClipPlan, MediaSettings, TooManyTokens, most_tokens
 
 
@@ -45,14 +46,8 @@ class Planner:
     def plan(self, sample: Sample) -> PromptPlan:
         """From the header of the clip's file. MediaError where that or the clip is of no use."""
         clip = None
-        if sample.video is not None:
-            clip = plan_clip(
-                sample.video,
-                start_s=sample.start_s,
-                end_s=sample.end_s,
-                settings=self.settings,
-                patches=self.family.patches,
-            )
+        if sample.clip_source is not None:
+            clip = plan_source(sample.clip_source, settings=self.settings, patches=self.family.patches)
         return PromptPlan(
             clip=clip,
             num_text_tokens=self.count_text(sample),
@@ -89,7 +84,7 @@ class Planner:
             return f"{sample.source}: sample {sample.id}: {error}" if is_ours else None
 
     def _surely_fits(self, sample: Sample) -> bool:
-        if sample.video is None:
+        if sample.clip_source is None:
             return self.count_text(sample) <= self.max_prompt_tokens
         return (
             self._any_clip_can_be_shown

@@ -128,6 +128,9 @@ def _sample_columns(sample: Sample) -> dict[str, Any]:
         "task": sample.task,
         "source": sample.source,
         "video": sample.video,
+        "frames": list(sample.frames),
+        "frame_fps": sample.frame_fps,
+        "frame_times_s": list(sample.frame_times_s),
         "start_s": sample.start_s,
         "end_s": sample.end_s,
         "keyframes_s": [list(span) for span in sample.keyframes_s],
@@ -175,8 +178,9 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
     types = {
         **dict.fromkeys(("step", "group", "rollout", "num_tokens"), pa.int32()),
         **dict.fromkeys(("sample_id", "question", "answer", "task", "source", "video", "columns"), text),
-        **dict.fromkeys(("options", "tags"), pa.list_(text)),
-        **dict.fromkeys(("start_s", "end_s", "total", "advantage"), number),
+        **dict.fromkeys(("options", "frames", "tags"), pa.list_(text)),
+        **dict.fromkeys(("frame_fps", "start_s", "end_s", "total", "advantage"), number),
+        "frame_times_s": pa.list_(number),
         "keyframes_s": pa.list_(pa.list_(number)),
         "clip": clip,
         **completion,
@@ -187,9 +191,9 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
 
 
 COLUMNS = (
-    "step", "group", "rollout", "sample_id", "question", "options", "answer", "task", "source", "video", "start_s",
-    "end_s", "keyframes_s", "columns", "tags", "clip", "completion", "stopped", "token_ids", "logprobs",
-    "counterfactuals", "total", "advantage",
+    "step", "group", "rollout", "sample_id", "question", "options", "answer", "task", "source", "video", "frames",
+    "frame_fps", "frame_times_s", "start_s", "end_s", "keyframes_s", "columns", "tags", "clip", "completion", "stopped",
+    "token_ids", "logprobs", "counterfactuals", "total", "advantage",
 )  # fmt: skip
 """Without which a rollout can't be rebuilt."""
 SAMPLE_COLUMNS = list(COLUMNS[COLUMNS.index("sample_id") : COLUMNS.index("tags")])
@@ -255,12 +259,10 @@ def _read_group(rows: pa.Table, frames: FrameSource) -> ScoredGroup:
 
 def _read_sample(row: Mapping[str, Any]) -> Sample:
     spans = tuple((start_s, end_s) for start_s, end_s in row["keyframes_s"])
-    same = {name: row[name] for name in SAMPLE_COLUMNS if name not in ("sample_id", "options", "columns")}
+    same = {name: row[name] for name in SAMPLE_COLUMNS if name not in ("sample_id", "columns")}
+    lists = {name: tuple(row[name]) for name in ("options", "frames", "frame_times_s")}
     return Sample(
-        **{**same, "keyframes_s": spans},
-        id=row["sample_id"],
-        options=tuple(row["options"]),
-        columns=json.loads(row["columns"]),
+        **{**same, **lists, "keyframes_s": spans}, id=row["sample_id"], columns=json.loads(row["columns"])
     )
 
 
@@ -292,25 +294,21 @@ def _read_changed(row: Mapping[str, Any], prompt: Prompt, frames: str) -> Rollou
 def stored_clip(sample: Sample, facts: Mapping[str, Any], load_frames: Callable[[], np.ndarray]) -> Clip:
     """A clip of which everything is known but the frames."""
     times_s = tuple(facts["times_s"])
-    clip = LazyClip(path=sample.video or "", load_frames=load_frames, **{**facts, "times_s": times_s})
+    path = sample.clip_source.path if sample.clip_source else ""
+    clip = LazyClip(path=path, load_frames=load_frames, **{**facts, "times_s": times_s})
     return cast(Clip, clip)  # the same attributes
 
 
 def _decode_again(sample: Sample, frames: FrameSource, facts: Mapping[str, Any]) -> np.ndarray:
     """The frames that the model saw; MediaError if the video is gone or another one now."""
     # Imported here: torch and the family are needed by rewards that look at frames, and by no others.
-    from grpo.media.decode import MediaError, read_clip
+    from grpo.media.decode import MediaError
+    from grpo.media.reading import read_source
 
-    assert sample.video is not None
-    clip = read_clip(
-        sample.video,
-        start_s=sample.start_s,
-        end_s=sample.end_s,
-        settings=frames.settings,
-        patches=_patches(frames.model_path),
-    )
+    assert sample.clip_source is not None
+    clip = read_source(sample.clip_source, settings=frames.settings, patches=_patches(frames.model_path))
     if _clip_facts(clip) != facts:
-        raise MediaError(f"{sample.video}: not the video that the run read")
+        raise MediaError(f"{sample.clip_source.path}: not the video that the run read")
     return clip.frames_FHWC
 
 

@@ -61,7 +61,7 @@ def _facts(rollout: Rollout) -> bytes:
     facts = [
         rollout.text, rollout.token_ids, rollout.logprobs, rollout.stopped, rollout.tags,
         sample.id, sample.question, sample.options, sample.answer, sample.task, sample.source, sample.keyframes_s,
-        sample.video, sample.start_s, sample.end_s, dict(sample.columns),
+        sample.clip_source, dict(sample.columns),
     ]  # fmt: skip
     if clip is not None:
         facts += [

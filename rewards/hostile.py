@@ -75,7 +75,7 @@ def groups(columns: Mapping[str, Any] | None = None) -> list[Group]:
 def groups_of(sample: Sample) -> list[Group]:
     """The hostile completions as one group; then a group of equal completions, and a group of one."""
     texts = list(COMPLETIONS.values())
-    clip = black_clip() if sample.video else None
+    clip = black_clip() if sample.clip_source else None
     tags = TAGS if sample.keyframes_s else ("think", "answer")
     return [
         make_group(part, sample, clip=clip, tags=tags)

@@ -4,14 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from grpo import train
+from grpo.config import load_config
+from grpo.media.decode import read_clip
+from grpo.media.sampling import MediaSettings
+from grpo.rollout_files import FrameSource, read_rollouts
 from grpo.run_dir import RunDir, read_rows
 from tests import tiny
 from tests.runs import SMALL, data, reset_process_state, run
+from tests.videos import write_bomb, write_sound
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +27,17 @@ def fresh_process_state():
     reset_process_state()
 
 
-def edited(clips: Path, tmp_path: Path, **fields: object) -> list[str]:
-    """The training set with fields of its second record replaced."""
+def edited(clips: Path, tmp_path: Path, *more: Mapping[str, object], **fields: object) -> list[str]:
+    """The training set with fields of its second record replaced, and of those after it."""
     lines = (clips / "train.jsonl").read_text().splitlines()
-    lines[1] = json.dumps({**json.loads(lines[1]), **fields})
+    records = [json.loads(line) for line in lines]
+    lines = [json.dumps({**record, "video": f"{clips}/{record['video']}"}) for record in records]
+    for number, changes in enumerate([fields, *more], start=1):
+        lines[number] = json.dumps({**json.loads(lines[number]), **changes})
     tmp_path.mkdir(exist_ok=True)
     file = tmp_path / "train.jsonl"
     file.write_text("\n".join(lines) + "\n")
-    return [f"data.train=[{{reader: jsonl, path: {file}, media_root: {clips}}}]", "data.eval=[]"]
+    return [f"data.train=[{{reader: jsonl, path: {file}, media_root: /}}]", "data.eval=[]"]
 
 
 def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Path, tmp_path: Path) -> None:
@@ -36,7 +46,7 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
     plugin = tmp_path / "plugin.py"
     plugin.write_text("from rewards import reward\n@reward\ndef broken(rollout):\n    return 1 / 0\n")
     cases = {
-        r"train.jsonl:2: .*no such video": edited(clips, tmp_path / "a", video="clips/none.mp4"),
+        r"train.jsonl:2: .*no such video": edited(clips, tmp_path / "a", video=f"{clips}/none.mp4"),
         r"train.jsonl:2: .*text.mp4": edited(clips, tmp_path / "b", video=str(not_a_video)),
         r"train.jsonl:2: .*answer": edited(clips, tmp_path / "c", answer="E"),
         r"Key 'lrr' not in 'OptimConfig'. Did you mean: 'lr'": ["optim.lrr=1"],
@@ -57,24 +67,64 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
         reset_process_state()
 
 
-def test_a_clip_that_turns_out_unreadable_loses_its_group_and_the_run_goes_on(
+def test_clips_that_turn_out_unreadable_lose_their_groups_and_the_run_goes_on(
     clips: Path, tmp_path: Path
 ) -> None:
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(
-        (clips / json.loads((clips / "train.jsonl").read_text().splitlines()[1])["video"]).read_bytes()[:600]
-    )
-    overrides = [
-        *edited(clips, tmp_path, id="broken-1", video=str(broken)),
-        "data.probe_clips=0",
-        "num_steps=3",
+    good = (clips / json.loads((clips / "train.jsonl").read_text().splitlines()[1])["video"]).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(good[:600])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    write_sound(tmp_path / "sound.mp4")
+    write_bomb(tmp_path / "bomb.png", side_px=60_000)
+    reasons = {
+        "cut.mp4": "cannot be read as a video",
+        "empty.mp4": "cannot be read as a video",
+        "loop.mp4": "no such file",
+        "sound.mp4": "no video stream",
+        "bomb.png": "cannot be read as an image: Image size",
+    }
+    changes = [
+        {"id": name, "video": None, "image": None, "keyframes_s": None}
+        | {"video" if name.endswith("mp4") else "image": f"{tmp_path}/{name}"}
+        for name in reasons
     ]
+    overrides = [*edited(clips, tmp_path, *changes[1:], **changes[0]), "data.probe_clips=0", "num_steps=3"]
     rows = run(tmp_path / "run", clips, *overrides)
-    assert sum(row.get("media/failed", 0) for row in rows) == 1
-    assert sum(row.get("groups/lost", 0) for row in rows) == 1  # three steps of four: every sample once
-    (failure,) = read_rows(tmp_path / "run" / "failures.jsonl")
-    assert failure["sample_id"] == "broken-1" and "broken.mp4" in failure["reason"]
+    assert sum(row.get("media/failed", 0) for row in rows) == 5
+    assert sum(row.get("groups/lost", 0) for row in rows) == 5  # three steps of four: every sample once
+    failures = {row["sample_id"]: row["reason"] for row in read_rows(tmp_path / "run" / "failures.jsonl")}
+    assert failures.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert f"{tmp_path}/{name}: {reason}" in failures[name]
     assert rows[-1]["step"] == 3
+
+
+def test_a_run_trains_on_images(clips: Path, tmp_path: Path) -> None:
+    """Frames of a clip in a folder, and a single picture."""
+    record = json.loads((clips / "train.jsonl").read_text().splitlines()[1])
+    frames = read_clip(
+        f"{clips}/{record['video']}", settings=MediaSettings(fps=1.0, min_pixels=56 * 56)
+    ).frames_FHWC
+    (tmp_path / "frames").mkdir()
+    for number, frame_HWC in enumerate(frames):
+        Image.fromarray(frame_HWC).save(tmp_path / "frames" / f"{number}.png")
+    folder = {"id": "folder", "video": None, "frames": f"{tmp_path}/frames", "frame_fps": 1}
+    picture = {"id": "picture", "video": None, "image": f"{tmp_path}/frames/0.png", "keyframes_s": None}
+    rows = run(tmp_path / "run", clips, *edited(clips, tmp_path, picture, **folder), "num_steps=3")
+    assert sum(row.get("groups/lost", 0) for row in rows) == 0
+    assert max(row["sampler/gap_max"] for row in rows if "sampler/gap_max" in row) < 1e-3
+    media = load_config([str(tmp_path / "run" / "config.yaml")]).media
+    source = FrameSource(settings=media, model_path=str(tiny.BASE_POLICY))
+    groups = [
+        group.group.prompt
+        for file in sorted((tmp_path / "run" / "rollouts").glob("step_*.parquet"))
+        for _, group in read_rollouts(file, source)
+    ]
+    num_frames = {prompt.sample.id: prompt.clip.num_frames for prompt in groups if prompt.clip is not None}
+    assert (num_frames["folder"], num_frames["picture"]) == (8, 2)
+    [picture_again] = [prompt.clip for prompt in groups if prompt.sample.id == "picture"]
+    assert picture_again is not None
+    assert (picture_again.frames_FHWC[0] == picture_again.frames_FHWC[1]).all()
 
 
 PLUGIN = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +65,8 @@ class Dataset(Protocol):
     def path(self) -> str: ...
     @property
     def media_root(self) -> str | None: ...
+    @property
+    def frame_fps(self) -> float | None: ...
 
 
 def load_samples(datasets: Iterable[Dataset]) -> list[Sample]:
@@ -75,7 +79,8 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
     seen: dict[str, Sample] = {}
     sets: list[list[Sample]] = []
     for dataset in datasets:
-        sets.append(_reader(dataset.reader)(dataset.path, dataset.media_root))
+        read = _reader(dataset.reader)(dataset.path, dataset.media_root)
+        sets.append([_timed(sample, dataset.frame_fps) for sample in read])
         for sample in sets[-1]:
             if sample.id in seen:
                 raise ValueError(
@@ -83,6 +88,18 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
                 )
             seen[sample.id] = sample
     return sets
+
+
+def _timed(sample: Sample, frame_fps: float | None) -> Sample:
+    """With the data set's frame rate, where a record of several images states none of its own."""
+    if sample.frame_fps is not None or sample.frame_times_s:
+        return sample
+    is_timeless = len(sample.frames) > 1 or any(map(os.path.isdir, sample.frames))
+    if frame_fps is None and is_timeless:
+        raise ValueError(
+            f"{sample.source}: nothing says when its frames are shown: set frame_fps beside the data set's path"
+        )
+    return replace(sample, frame_fps=frame_fps) if sample.frames else sample
 
 
 def _reader(name: str) -> Reader:

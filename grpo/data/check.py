@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
+from stat import S_ISDIR, S_ISREG
 
 import numpy as np
 
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 
 def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
     """Raise unless all video files exist and the headers of up to num_probes clips, spread evenly, open.
 
+    Of frames, the first one stands for all. A file in a folder that can't be looked into is left to the probes.
+
     Raises FileNotFoundError that names the first missing file and counts the others, or MediaError.
     """
     clips = {
-        (sample.video, sample.start_s): sample for sample in reversed(samples) if sample.video is not None
+        (sample.video, sample.frames, sample.start_s): (sample, source)
+        for sample in reversed(samples)
+        if (source := sample.clip_source) is not None
     }
     distinct = list(reversed(clips.values()))
     _check_files(distinct)
     if not distinct or num_probes < 1:
         return
     # Imported late: without PyAV, text-only data can still be read.
-    from grpo.media.decode import MediaError, probe
+    from grpo.media.decode import MediaError
+    from grpo.media.reading import probe_source
 
     spread = np.linspace(0, len(distinct) - 1, min(num_probes, len(distinct))).round().astype(int)
-    for sample in (distinct[index] for index in spread):
-        assert sample.video is not None
+    for sample, source in (distinct[index] for index in spread):
         try:
-            probe(sample.video, start_s=sample.start_s)
+            probe_source(source)
         except MediaError as error:
             raise MediaError(f"{sample.source}: {error}") from None
 
 
-def _check_files(samples: Sequence[Sample]) -> None:
-    missing: dict[str, Sample] = {}
-    for sample in samples:
-        if sample.video is not None and not os.path.isfile(sample.video):
-            missing.setdefault(sample.video, sample)
+def _check_files(clips: Sequence[tuple[Sample, ClipSource]]) -> None:
+    missing: dict[str, tuple[Sample, str]] = {}
+    for sample, source in clips:
+        if not _is_there(source):
+            missing.setdefault(source.path, (sample, "video file" if source.video else "image"))
     if missing:
-        path, sample = next(iter(missing.items()))
+        path, (sample, what) = next(iter(missing.items()))
         others = f" ({len(missing) - 1} more files are missing)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{sample.source}: no such video file: {path}{others}")
+        raise FileNotFoundError(f"{sample.source}: no such {what}: {path}{others}")
+
+
+def _is_there(source: ClipSource) -> bool:
+    try:
+        mode = os.stat(source.path).st_mode
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return S_ISREG(mode) or (S_ISDIR(mode) and source.video is None)

@@ -61,8 +61,10 @@ def samples_of(
     *,
     name: str,
     video: str | None,
-    clip_s: tuple[float, float | None],
+    frames: tuple[str, ...],
     columns: Record,
+    frame_fps: float | None = None,
+    clip_s: tuple[float, float | None] = (0.0, None),
 ) -> Iterator[Sample]:
     """A sample for each exchange; with several, their names get the number of theirs."""
     for number, turn in enumerate(turns, start=1):
@@ -77,6 +79,8 @@ def samples_of(
             source=place.source,
             options=choices if is_choice else (),
             video=video,
+            frames=frames,
+            frame_fps=frame_fps,
             start_s=clip_s[0],
             end_s=clip_s[1],
             columns=columns,

@@ -1,14 +1,16 @@
 """EgoCross (arXiv 2508.10729): `egocross_testbed_answers.json`, as a choice or, by `egocross_open`, without options.
 
-`egocross_testbed_imgs.json` has the same questions without answers, and is refused. A clip is a folder of frames (0.5
-or 1 per second), which has to be joined into a video beside it: `.../frames/oc_q1.mp4` for `.../frames/oc_q1/`.
-https://github.com/EgoCross-Benchmark/EgoCrossCodes. Not for training: the authors ask for that.
+`egocross_testbed_imgs.json` has the same questions without answers, and is refused. A clip is a list of frames in
+one folder, 0.5 or 1 per second by the rule of the authors' code (https://github.com/EgoCross-Benchmark/EgoCrossCodes),
+or the video that they were joined into: `.../frames/oc_q1.mp4` for `.../frames/oc_q1/`. Not for training: the authors
+ask for that.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from grpo.data.fields import (
     Record,
@@ -49,7 +51,7 @@ def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
         task="choice",
         source=place.source,
         options=choices,
-        video=place.video_of_frames(_folder(record)),
+        **_clip(record, place),
         columns=without(record, *OWN_KEYS),
     )
 
@@ -61,17 +63,21 @@ def translate_open(record: Record, place: Place) -> Iterator[Sample]:
         answer=text(record, "answer_text"),
         task="open",
         source=place.source,
-        video=place.video_of_frames(_folder(record)),
+        **_clip(record, place),
         columns=without(record, *OWN_KEYS),
     )
 
 
-def _folder(record: Record) -> str:
-    """The one folder that the frames lie in, from the media root on: the paths begin with a slash."""
+def _clip(record: Record, place: Place) -> dict[str, Any]:
+    """A sample's fields: the frames, whose paths begin with a slash and start from the media root, or their video."""
     frames = present(record, "video_path")
     if not isinstance(frames, list) or not frames:
         raise ValueError(f"'video_path' must be a list of frames, not {shown(frames)}")
-    folders = {os.path.dirname(as_text(frame, "video_path")) for frame in frames}
+    paths = [as_text(frame, "video_path").lstrip("/") for frame in frames]
+    folders = {os.path.dirname(path) for path in paths}
     if len(folders) > 1:
         raise ValueError(f"the frames of 'video_path' lie in several folders: {shown(sorted(folders))}")
-    return folders.pop().lstrip("/")
+    if video := place.joined_video(folders.pop()):
+        return {"video": video}
+    is_dense = record.get("dataset") == "CholecTrack20" and paths[0].endswith(".png")
+    return {"frames": place.images(paths, "video_path"), "frame_fps": 1.0 if is_dense else 0.5}

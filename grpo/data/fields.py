@@ -48,6 +48,15 @@ def number(record: Record, key: str) -> float:
     return float(value)
 
 
+def rate(record: Record, key: str) -> float | None:
+    """Frames per second, above 0; None where the record has none."""
+    if record.get(key) is None:
+        return None
+    if (fps := number(record, key)) == 0:
+        raise ValueError(f"{key!r} must be above 0")
+    return fps
+
+
 def seconds(value: object, key: str) -> float:
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{key!r} must be in seconds, 0 or more, not {shown(value)}")

@@ -4,16 +4,19 @@
      "question": "What did I pick up?", "options": ["a cup", "a knife"], "answer": "B", "task": "choice",
      "keyframes_s": [[18.0, 19.5], 30.0]}
 
-Paths start from the media root. All times count from the start of the file, also those of an answer of the
-task "span" (`18.0-19.5`); `keyframes_s` holds spans or single moments. A sample's times, its answer's too,
-count from its clip's start. Other keys are kept as columns for rewards. Nothing is guessed or dropped: a record that
-is not right raises with file and line.
+In place of `video`: `"frames": [paths]`, or the path of their folder, with `"frame_fps"` or `"frame_times_s"`; or
+`"image"`, a single picture; or nothing. Paths start from the media root. All times count from the start of the file, or
+are on the clock of `frame_times_s`, also those of an answer of the task "span" (`18.0-19.5`); `keyframes_s` holds
+spans or single moments. A sample's times, its answer's too, count from its clip's start. Other keys are kept as columns
+for rewards. Nothing is guessed or dropped: a record that is not right raises with file and line.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
 
 from grpo.data.fields import (
     TASKS,
@@ -25,6 +28,7 @@ from grpo.data.fields import (
     is_number,
     on_clips_clock,
     options,
+    rate,
     seconds,
     shown,
     text,
@@ -34,8 +38,11 @@ from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from rewards.parsing import read_span
 
-OWN_KEYS = ("id", "video", "start_s", "end_s", "question", "options", "answer", "task", "keyframes_s")
-NOT_YET_KEYS = ("frames", "images", "frame_fps", "frame_times_s")
+MEDIA_KEYS = ("video", "frames", "image", "images")
+FRAME_KEYS = ("frame_fps", "frame_times_s")
+OWN_KEYS = (
+    "id", "start_s", "end_s", "question", "options", "answer", "task", "keyframes_s", *MEDIA_KEYS, *FRAME_KEYS,
+)  # fmt: skip
 CLIP_KEYS = ("start_s", "end_s", "keyframes_s")
 
 
@@ -51,15 +58,12 @@ def read_jsonl(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    for key in NOT_YET_KEYS:
-        if key in record:
-            raise ValueError(f"{key!r} is not supported yet; give a 'video'")
     task = text(record, "task")
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
     choices = _options(record, task)
-    video = text(record, "video") if record.get("video") is not None else None
-    start_s, end_s = _clip_bounds(record, has_video=video is not None)
+    media = _media(record, place)
+    start_s, end_s = _clip_bounds(record, media)
     yield Sample(
         id=text(record, "id"),
         question=text(record, "question"),
@@ -67,7 +71,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         task=task,  # pyright: ignore[reportArgumentType] (it is one of TASKS)
         source=place.source,
         options=choices,
-        video=None if video is None else str(place.root / video),
+        **media,
         start_s=start_s,
         end_s=end_s,
         keyframes_s=_keyframes(record, start_s, end_s),
@@ -109,11 +113,54 @@ def _span_answer(given: str, start_s: float, end_s: float | None) -> str:
     return f"{round(first_s, 3)}-{round(last_s, 3)}"
 
 
-def _clip_bounds(record: Record, *, has_video: bool) -> tuple[float, float | None]:
+def _media(record: Record, place: Place) -> dict[str, Any]:
+    """The sample's fields that say what its clip is read from."""
+    given = [key for key in MEDIA_KEYS if record.get(key) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]!r} and {given[1]!r}: a question has one clip")
+    if given != ["frames"]:
+        for key in FRAME_KEYS:
+            if record.get(key) is not None:
+                raise ValueError(f"{key!r} without 'frames'")
+    if given == ["video"]:
+        return {"video": place.media(text(record, "video"))}
+    if given == ["image"]:
+        return {"frames": (place.media(text(record, "image")),)}
+    if given == ["images"]:
+        images = place.images(record["images"], "images")
+        if len(images) > 1:
+            raise ValueError(
+                "several 'images' in a question are not supported; those of one clip are its 'frames'"
+            )
+        return {"frames": images}
+    return _frames(record, place) if given else {}
+
+
+def _frames(record: Record, place: Place) -> dict[str, Any]:
+    is_folder = isinstance(record["frames"], str)
+    frames = place.images([record["frames"]] if is_folder else record["frames"], "frames")
+    times = record.get("frame_times_s")
+    if times is None:
+        return {"frames": frames, "frame_fps": rate(record, "frame_fps")}
+    if record.get("frame_fps") is not None:
+        raise ValueError("'frame_fps' and 'frame_times_s': give one of them")
+    if type(times) is not list or not times:
+        raise ValueError(f"'frame_times_s' must be a list of times, not {shown(times)}")
+    times_s = tuple(seconds(time, "frame_times_s") for time in times)
+    if not is_folder and len(times_s) != len(frames):
+        raise ValueError(f"'frame_times_s': {len(times_s)} times for {len(frames)} frames")
+    if any(later <= earlier for earlier, later in pairwise(times_s)):
+        raise ValueError(f"'frame_times_s' must ascend: {shown(times)}")
+    return {"frames": frames, "frame_times_s": times_s}
+
+
+def _clip_bounds(record: Record, media: Record) -> tuple[float, float | None]:
+    """In seconds of the file, or on the clock of the frames' own times, where a clip starts with its first frame."""
     for key in CLIP_KEYS:
-        if not has_video and record.get(key) is not None:
-            raise ValueError(f"{key!r} without a 'video'")
-    start_s = 0.0 if record.get("start_s") is None else seconds(record["start_s"], "start_s")
+        if not media and record.get(key) is not None:
+            raise ValueError(f"{key!r} without a 'video' or 'frames'")
+    first_s = media.get("frame_times_s", (0.0,))[0]
+    start_s = first_s if record.get("start_s") is None else seconds(record["start_s"], "start_s")
     if record.get("end_s") is None:
         return start_s, None
     end_s = seconds(record["end_s"], "end_s")

@@ -3,7 +3,8 @@
 `{"id", "video", "conversations": [{"from": "human", "value": "<video>\\n..."}, {"from": "gpt", "value": ...}]}`.
 EgoIT-99K (https://huggingface.co/datasets/lmms-lab/EgoIT-99K) adds a clip's bounds: `start_time` and
 `end_time`, or `start_frame`, `end_frame` and `current_observation_frame` (which comes last) with `fps`.
-It calls its video `<image>`, and marks with `<speech>` where the sound would go, which no model here hears.
+It calls its video `<image>`, as the records of a single picture (`image`) do, and marks with `<speech>` where the
+sound would go, which no model here hears.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import re
 from collections.abc import Iterator
 
 from grpo.data.conversations import Exchange, Tags, exchanges, samples_of, without_media
-from grpo.data.fields import Record, check_bounds, name, number, objects, seconds, shown, text, without
-from grpo.data.records import Place, read_samples, refuse_images
+from grpo.data.fields import Record, check_bounds, name, number, objects, rate, seconds, shown, text, without
+from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 
 SPEECH = re.compile(r"<speech>\s*")
@@ -29,18 +30,22 @@ def read_llava(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    if record.get("image") is not None:
-        refuse_images()
-    video = None if record.get("video") is None else place.media(text(record, "video"))
+    video, image = (
+        None if record.get(key) is None else place.media(text(record, key)) for key in ("video", "image")
+    )
+    if video and image:
+        raise ValueError("a 'video' and an 'image' in a question are not supported")
     turns, num_media = without_media(exchanges(objects(record, "conversations"), Tags()))
-    if max(num_media) > (video is not None):
-        what = "several clips in a question are not supported" if video else "a media token without a 'video'"
+    if max(num_media) > bool(video or image):
+        several = "several clips in a question are not supported"
+        what = several if video or image else "a media token without a 'video' or an 'image'"
         raise ValueError(f"{what}: {shown(record['conversations'])}")
     yield from samples_of(
         [Exchange(SPEECH.sub("", turn.question), turn.reply) for turn in turns],
         place,
         name=name(record, "id"),
         video=video,
+        frames=(image,) if image else (),
         clip_s=_bounds(record),
         columns=without(record, "conversations", "video", "image"),
     )
@@ -64,9 +69,8 @@ def _seconds(record: Record, time_key: str, frame_key: str) -> float | None:
         return _clock(time, time_key) if isinstance(time, str) else seconds(time, time_key)
     if record.get(frame_key) is None:
         return None
-    fps = number(record, "fps")
-    if fps == 0:
-        raise ValueError("'fps' must be above 0")
+    if (fps := rate(record, "fps")) is None:
+        raise ValueError("'fps' is missing")
     return number(record, frame_key) / fps
 
 

@@ -1,7 +1,8 @@
 """OpenEQA (https://github.com/facebookresearch/open-eqa): `open-eqa-v0.json`.
 
 The question counts as answered by `answer` or by one of the column `extra_answers`. An episode is a folder of frames
-under the media root (`hm3d-v0/000-hm3d-...`), which has to be joined into a video beside it.
+under the media root (`hm3d-v0/000-hm3d-...`), with colour images alone in it, and the data set's `frame_fps` in the
+config; or the video beside the folder that they were joined into.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     columns = without(record, "question", "answer")
     if record.get("extra_answers") is not None:
         columns["extra_answers"] = _extra(record["extra_answers"])
+    episode = text(record, "episode_history")
+    video = place.joined_video(episode)
     yield Sample(
         id=place.id(text(record, "question_id")),
         question=text(record, "question"),
         answer=text(record, "answer"),
         task="open",
         source=place.source,
-        video=place.video_of_frames(text(record, "episode_history")),
+        video=video,
+        frames=() if video else (place.media(episode),),
         columns=columns,
     )
 

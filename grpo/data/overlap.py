@@ -74,7 +74,8 @@ def _meet(some: Sample, other: Sample) -> bool:
 
 
 def _file(sample: Sample) -> str | None:
-    return None if sample.video is None else _resolved(sample.video)
+    """Of several images, the first one stands for all."""
+    return None if sample.clip_source is None else _resolved(sample.clip_source.path)
 
 
 def _part(sample: Sample) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Never
 
-from grpo.data.fields import Record, shown
+from grpo.data.fields import Record, as_text, shown
 from grpo.groups import Sample
 
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -40,21 +40,25 @@ class Place:
         return f"{self.file.stem}/{own}"
 
     def media(self, path: str) -> str:
-        """A path as the record has it, joined to the root; ValueError if it leads out of there."""
+        """A path as the record has it, joined to the root; ValueError if it leads out of there.
+
+        Links in the folders are followed wherever they lead: whoever owns the folders put them there, not the record.
+        """
         joined = os.path.normpath(self.root / path)
         if os.path.relpath(joined, self.root).split(os.sep)[0] in ("..", "."):
             raise ValueError(f"{shown(path)} leads out of the media root {self.root}")
         return joined
 
-    def video_of_frames(self, folder: str) -> str:
-        """The video that stands for a folder of frames: `frames.mp4` beside `frames`."""
-        frames = Path(self.media(folder))
-        video = frames.with_name(f"{frames.name}.mp4")
-        if not video.is_file():
-            raise ValueError(
-                f"images are not supported yet: join the frames of {frames} into {video.name} beside it"
-            )
-        return str(video)
+    def joined_video(self, folder: str) -> str | None:
+        """The video that a folder of frames was joined into: `frames.mp4` beside `frames`; None if there is none."""
+        video = f"{self.media(folder)}.mp4"
+        return video if os.path.isfile(video) else None
+
+    def images(self, value: object, key: str) -> tuple[str, ...]:
+        """A list of paths, joined to the root."""
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError(f"{key!r} must be a list of images, not {shown(value)}")
+        return tuple(self.media(as_text(path, key)) for path in value)
 
 
 Translate = Callable[[Record, Place], Iterable[Sample]]
@@ -137,10 +141,6 @@ def load_object(path: Path) -> dict[str, Any]:
 def parse(content: bytes) -> Any:
     """JSON without what Python adds to it (NaN, keys that are there twice); ValueError in one line."""
     return _decoded(_DECODER.decode, _text(content))
-
-
-def refuse_images() -> Never:
-    raise ValueError("images are not supported yet; keep the records with a video")
 
 
 def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[tuple[int, str, Callable[[], Any]]]:

@@ -2,8 +2,9 @@
 
 `{"messages": [{"role": "user", "content": "<video>..."}, {"role": "assistant", ...}], "videos": ["a.mp4"]}`,
 or `conversations` of `from` and `value`. A `dataset_info.json` in the file's folder or the one above it that
-lists the file says what its columns and tags are called. Frames (`images`, an `<image>` each), as in EgoCross's
-support set, are refused until images are supported.
+lists the file says what its columns and tags are called. `images`, an `<image>` each in the first question, are the
+frames of a clip, as in EgoCross's support set; with several of them, `frame_fps` in the record or of the data set
+in the config says how many there are per second.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo.data.conversations import Tags, exchanges, samples_of, without_media
-from grpo.data.fields import Record, as_text, objects, shown, without
-from grpo.data.records import Place, load_object, read_samples, refuse_images
+from grpo.data.fields import Record, as_text, objects, rate, shown, without
+from grpo.data.records import Place, load_object, read_samples
 from grpo.groups import Sample
 
 INFO_FILE = "dataset_info.json"
@@ -43,8 +44,6 @@ def read_sharegpt(
 
 
 def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sample]:
-    if record.get(layout.images):
-        refuse_images()
     for key in (layout.audios, layout.system):
         if record.get(key):
             raise ValueError(f"{key!r} is not supported: {shown(record[key])}")
@@ -55,15 +54,26 @@ def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sampl
     videos = record.get(layout.videos) or []
     if type(videos) is not list or len(videos) > 1:
         raise ValueError(f"{layout.videos!r} must be a list of one path: {shown(videos)}")
-    if sum(num_media) != len(videos):
-        raise ValueError(f"{sum(num_media)} media tokens for {len(videos)} videos")
+    images = record.get(layout.images) or []
+    frames = place.images(images, layout.images) if images else ()
+    if videos and frames:
+        raise ValueError(f"{layout.videos!r} and {layout.images!r} in a conversation are not supported")
+    if frames and num_media[0] != len(frames):
+        raise ValueError(
+            f"{num_media[0]} media tokens in the first question for {len(frames)} {layout.images!r}, a clip's frames"
+        )
+    if sum(num_media) != len(videos) + len(frames):
+        raise ValueError(f"{sum(num_media)} media tokens for {len(videos) + len(frames)} videos or images")
     yield from samples_of(
         plain,
         place,
         name=str(place.number),  # such records have no names of their own
         video=place.media(as_text(videos[0], layout.videos)) if videos else None,
-        clip_s=(0.0, None),
-        columns=without(record, messages, layout.videos, layout.images, layout.audios, layout.system),
+        frames=frames,
+        frame_fps=rate(record, "frame_fps"),
+        columns=without(
+            record, messages, layout.videos, layout.images, layout.audios, layout.system, "frame_fps"
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """Video-R1's JSON (https://github.com/tulerfeng/Video-R1, arXiv 2503.21776): `Video-R1-260k.json` and its like.
 
 `problem`, `options` ("A. text"), `solution` (`<answer>B</answer>`), `path`, `problem_type`. More than half of
-the published file is about images; these records are refused until images are supported.
+the published file is about single images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from grpo.data.fields import Record, check_letter, name, options, shown, text, without, without_letters
-from grpo.data.records import Place, read_samples, refuse_images
+from grpo.data.records import Place, read_samples
 from grpo.groups import Sample, Task
 
 TASK_OF_TYPE: dict[str, Task] = {
@@ -33,9 +33,7 @@ def read_video_r1(
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     kind = text(record, "data_type")
-    if kind == "image":
-        refuse_images()
-    if kind != "video":
+    if kind not in ("video", "image"):
         raise ValueError(f"'data_type' must be video or image, not {shown(kind)}")
     problem_type = text(record, "problem_type")
     if problem_type not in TASK_OF_TYPE:
@@ -43,6 +41,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     task = TASK_OF_TYPE[problem_type]
     choices = without_letters(options(record.get("options"))) if task == "choice" else ()
     answer = _answer(text(record, "solution"))
+    path = place.media(text(record, "path"))
     yield Sample(
         id=place.id(name(record, "problem_id")),
         question=text(record, "problem"),
@@ -50,7 +49,8 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         task=task,
         source=place.source,
         options=choices,
-        video=place.media(text(record, "path")),
+        video=path if kind == "video" else None,
+        frames=(path,) if kind == "image" else (),
         columns=without(record, *OWN_KEYS),
     )
 

@@ -44,6 +44,26 @@ class Clip:
         return self.frames_FHWC.shape[2]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipSource:
+    """Where a clip comes from: a part of a video file, or of images that are shown one after another."""
+
+    video: str | None = None
+    frames: tuple[str, ...] = ()
+    """In place of a video: image files in their order, or the one folder that holds them."""
+    frame_fps: float | None = None
+    """How many of the images are shown per second, if they are a constant time apart."""
+    frame_times_s: tuple[float, ...] = ()
+    """When each of them is shown; neither this nor frame_fps for a single picture."""
+    start_s: float = 0.0
+    end_s: float | None = None
+
+    @property
+    def path(self) -> str:
+        """What messages call it."""
+        return self.frames[0] if self.video is None else self.video
+
+
 class LazyClip:
     """A clip whose frames are fetched when somebody looks at them, if anybody does.
 

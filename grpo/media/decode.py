@@ -35,12 +35,14 @@ from av.video.stream import VideoStream
 
 from grpo.media import sampling
 from grpo.media.clip import Clip
-from grpo.media.sampling import QWEN2_5_VL, ClipPlan, MediaSettings, PatchShape
+from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, ClipPlan, MediaSettings, PatchShape
 
 INDEXED_FORMATS = ("mp4", "matroska")
 """Containers with an index, in which a seek lands on the keyframe that was asked for."""
 CODECS_WITH_MARKED_FRAMES = ("h264",)
 """Codecs whose packets say that no other frame depends on them; in others such a mark may not hold for all."""
+MAX_SOURCE_PIXELS = 2 * 7680 * 4320
+"""Of a frame as it is stored. While it is resized, it takes 15 bytes per pixel."""
 FORMATS_WITHOUT_TIMES = ("avi",)
 """Containers that store an order of decoding, from which a packet's time can only be guessed."""
 
@@ -105,13 +107,13 @@ def read_clip(
     table = frame_table(path)
     _check_start(path, start_s, table.end_s)
     clip_end_s = table.end_s if end_s is None else min(end_s, table.end_s)
-    with _blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
-        indices, shown_s, sample_fps = _choose_frames(table, start_s, end_s, settings, patches)
+    with blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
+        chosen = _choose_frames(table, start_s, end_s, settings, patches)
     return Clip(
         path=path,
-        frames_FHWC=_read_frames(path, table, indices, settings, patches),
-        times_s=tuple(time_s - start_s for time_s in shown_s),
-        sample_fps=sample_fps,
+        frames_FHWC=_read_frames(path, table, chosen.indices, settings, patches),
+        times_s=tuple(time_s - start_s for time_s in chosen.shown_s),
+        sample_fps=chosen.sample_fps,
         duration_s=clip_end_s - start_s,
     )
 
@@ -127,8 +129,32 @@ def plan_clip(
     """How many frames of which size `read_clip` gives, without decoding any. Raises MediaError."""
     table = frame_table(path)
     _check_start(path, start_s, table.end_s)
-    with _blamed_on(path, ValueError):
-        return _plan(table, *sampling.frame_range(table.times_s, start_s, end_s), settings, patches)[0]
+    with blamed_on(path, ValueError):
+        return _choose_frames(table, start_s, end_s, settings, patches).plan
+
+
+def resize_all(
+    path: str, frames: Iterator[np.ndarray], num_frames: int, settings: MediaSettings, patches: PatchShape
+) -> np.ndarray:
+    """The clip's frames at the size that the settings give them; MediaError if they are of several sizes."""
+    first_HWC = next(frames)
+    with blamed_on(path, ValueError):
+        full_height, full_width, _ = first_HWC.shape
+        height, width = sampling.clip_frame_size(full_height, full_width, num_frames, settings, patches)
+    frames_FHWC = np.empty((num_frames, height, width, 3), np.uint8)
+    for slot, frame_HWC in enumerate(chain([first_HWC], frames)):
+        if frame_HWC.shape != first_HWC.shape:
+            raise MediaError(f"{path}: the frame size changes inside the clip")
+        frames_FHWC[slot] = resize(frame_HWC, height, width)
+    return frames_FHWC
+
+
+def check_size(path: str, width_px: int, height_px: int) -> None:
+    """Before memory is taken for it: a file of a few bytes can claim to hold any number of pixels."""
+    if width_px * height_px > MAX_SOURCE_PIXELS:
+        raise MediaError(
+            f"{path}: {width_px}x{height_px} pixels are more than {MAX_SOURCE_PIXELS:,} (two of 8K)"
+        )
 
 
 def frame_table(path: str) -> FrameTable:
@@ -229,29 +255,17 @@ def _tabulate(
 
 def _choose_frames(
     table: FrameTable, start_s: float, end_s: float | None, settings: MediaSettings, patches: PatchShape
-) -> tuple[list[int], list[float], float]:
-    """Indices of the frames to sample, when they are shown, and how many that is per second."""
-    first, last = sampling.frame_range(table.times_s, start_s, end_s)
-    plan, fps = _plan(table, first, last, settings, patches)
-    num_sampled = plan.num_frames
-    sample_fps = sampling.sampled_fps(num_sampled, last - first + 1, fps)
-    if sampling.is_evenly_timed(table.times_s[first : last + 1]):
-        indices = sampling.frame_indices(first, last, num_sampled)
-        return indices, table.times_s[indices].tolist(), sample_fps
-    indices, shown_s = sampling.frames_on_display(table.times_s, first, last, num_sampled)
-    return indices, shown_s, sample_fps
-
-
-def _plan(
-    table: FrameTable, first: int, last: int, settings: MediaSettings, patches: PatchShape
-) -> tuple[ClipPlan, float]:
-    """What is sampled of the frames first to last, and how many of them there are per second."""
-    num_frames = last - first + 1
-    if num_frames < 1:
-        raise ValueError("no frame is shown")
-    next_s = table.times_s[last + 1] if last + 1 < len(table.pts) else table.end_s
-    fps = sampling.clip_fps(num_frames, float(next_s - table.times_s[first]), table.fps)
-    return sampling.plan_clip(num_frames, fps, *table.size_px, settings, patches), fps
+) -> ChosenFrames:
+    return sampling.choose_frames(
+        table.times_s,
+        start_s,
+        end_s,
+        table.size_px,
+        settings,
+        patches,
+        file_end_s=table.end_s,
+        file_fps=table.fps,
+    )
 
 
 def _read_frames(
@@ -261,16 +275,7 @@ def _read_frames(
     with _open_video(path) as (container, stream):
         to_rgb = VideoReformatter()  # one for all frames: it prepares tables when it meets the first
         frames = (_upright_rgb(frame, to_rgb) for frame in _decode(path, container, stream, table, indices))
-        first_HWC = next(frames)
-        with _blamed_on(path, ValueError):
-            full_height, full_width, _ = first_HWC.shape
-            height, width = sampling.clip_frame_size(full_height, full_width, len(indices), settings, patches)
-        frames_FHWC = np.empty((len(indices), height, width, 3), np.uint8)
-        for slot, frame_HWC in enumerate(chain([first_HWC], frames)):
-            if frame_HWC.shape != first_HWC.shape:
-                raise MediaError(f"{path}: the frame size changes inside the clip")
-            frames_FHWC[slot] = resize(frame_HWC, height, width)
-    return frames_FHWC
+        return resize_all(path, frames, len(indices), settings, patches)
 
 
 def _decode(
@@ -355,7 +360,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
 def _open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     check_exists(path)
     with (
-        _blamed_on(f"{path}: cannot be read as a video", FFmpegError),
+        blamed_on(f"{path}: cannot be read as a video", FFmpegError),
         # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
         av.open(os.path.abspath(path), metadata_errors="replace") as container,
     ):
@@ -374,12 +379,13 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
                 raise MediaError(f"{path}: no decoder for its video stream")
+            check_size(path, stream.codec_context.width, stream.codec_context.height)
             return stream
     raise MediaError(f"{path}: no video stream in it that can be read")
 
 
 @contextmanager
-def _blamed_on(where: str, *kinds: type[Exception]) -> Iterator[None]:
+def blamed_on(where: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn these exceptions into a MediaError that says where."""
     try:
         yield
@@ -391,6 +397,12 @@ def _blamed_on(where: str, *kinds: type[Exception]) -> Iterator[None]:
 
 def check_exists(path: str) -> None:
     if not os.path.isfile(path):
+        try:
+            os.stat(path)
+        except PermissionError as error:
+            raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
+        except OSError:
+            pass
         raise MediaError(f"{path}: no such file")
 
 

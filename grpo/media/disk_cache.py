@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import av
@@ -35,8 +35,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import MediaError, check_exists
+from grpo.media.images import choose_images
 from grpo.media.sampling import MediaSettings, PatchShape
 
 VERSION = 1
@@ -54,22 +55,20 @@ IDENTITY_BYTES = 64 * 1024
 logger = logging.getLogger(__name__)
 
 
-def entry_name(
-    path: str, start_s: float, end_s: float | None, settings: MediaSettings, patches: PatchShape
-) -> str:
-    """The same for the same clip of the same file, wherever that lies; MediaError if there is no file."""
-    check_exists(path)
-    try:
-        stat = os.stat(path)
-        content = _ends_digest(path, stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
+def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape) -> str:
+    """The same for the same clip of the same files, wherever they lie; MediaError if one of them is missing."""
+    if source.video is not None:
+        identity: dict[str, Any] = {"file": _identity(source.video)}
+    else:
+        chosen, files, duration_s = choose_images(source, settings, patches)
+        shown = [chosen.shown_s, chosen.sample_fps, duration_s]
+        identity = {"files": [_identity(file) for file in files], "shown": shown}
     recipe = {
         "version": VERSION,
         # Another decoder or another resize may round differently.
         "libraries": [av.__version__, sorted(av.library_versions.items()), torch.__version__],
-        "file": [stat.st_size, stat.st_mtime_ns, content],
-        "part_s": [float(start_s), None if end_s is None else float(end_s)],
+        **identity,
+        "part_s": [float(source.start_s), None if source.end_s is None else float(source.end_s)],
         "settings": {field.name: getattr(settings, field.name) for field in fields(MediaSettings)},
         "patches": asdict(patches),
     }
@@ -182,6 +181,16 @@ class DiskCache:
 
     def _file(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}{SUFFIX}"
+
+
+def _identity(path: str) -> list[Any]:
+    """Of a file, whatever it is called."""
+    check_exists(path)
+    try:
+        stat = os.stat(path)
+        return [stat.st_size, stat.st_mtime_ns, _ends_digest(path, stat.st_mtime_ns, stat.st_size)]
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _pack(clip: Clip) -> dict[str, np.ndarray]:

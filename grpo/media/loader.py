@@ -14,19 +14,11 @@ from dataclasses import dataclass
 from threading import Lock
 
 from grpo.groups import Sample
-from grpo.media.clip import Clip
-from grpo.media.decode import MediaError, read_clip
-from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.clip import Clip, ClipSource
+from grpo.media.decode import MediaError
+from grpo.media.disk_cache import DiskCache
+from grpo.media.reading import ClipReader, Read
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
-
-_Key = tuple[str, float, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    clip: Clip
-    is_decoded: bool
-    """Otherwise it comes from the disk cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,16 +60,14 @@ class ClipLoader:
         patches: PatchShape = QWEN2_5_VL,
         disk: DiskCache | None = None,
     ) -> None:
-        self._settings = settings
-        self._patches = patches
-        self._disk = disk
+        self._reader = ClipReader(settings=settings, patches=patches, disk=disk)
         self._max_bytes = int(cache_gib * 2**30)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="clip")
         self._lock = Lock()
-        self._pending: dict[_Key, Future[_Read]] = {}
-        self._cache: OrderedDict[_Key, Clip] = OrderedDict()
+        self._pending: dict[ClipSource, Future[Read]] = {}
+        self._cache: OrderedDict[ClipSource, Clip] = OrderedDict()
         self._cached_bytes = 0
-        self._failures: dict[_Key, str] = {}
+        self._failures: dict[ClipSource, str] = {}
         self._decoded = 0
         self._disk_hits = 0
         self._cache_hits = 0
@@ -85,16 +75,16 @@ class ClipLoader:
     def prefetch(self, samples: Iterable[Sample]) -> None:
         """Start to decode these samples' clips in the background, in this order; a sample may have none."""
         for sample in samples:
-            if sample.video is None:
+            if sample.clip_source is None:
                 continue
-            key = _key(sample)
+            key = _source_of(sample)
             with self._lock:
                 if key not in self._cache and key not in self._failures:
                     self._request(key)
 
     def get(self, sample: Sample) -> Clip:
         """The sample's clip, waiting for it if need be; raises MediaError, the same one every time."""
-        key = _key(sample)
+        key = _source_of(sample)
         with self._lock:
             if key in self._failures:
                 raise MediaError(self._failures[key])
@@ -121,27 +111,17 @@ class ClipLoader:
         """Drop what has not been started and wait for the rest."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _request(self, key: _Key) -> Future[_Read]:
+    def _request(self, key: ClipSource) -> Future[Read]:
         if key not in self._pending:
             self._pending[key] = self._pool.submit(self._read, key)
         return self._pending[key]
 
-    def _read(self, key: _Key) -> _Read:
-        path, start_s, end_s = key
-        if self._disk is None:
-            return _Read(self._decode(key), is_decoded=True)
-        name = entry_name(path, start_s, end_s, self._settings, self._patches)
-        if (stored := self._disk.load(name, path)) is not None:
-            return _Read(stored, is_decoded=False)
-        clip = self._decode(key)
-        self._disk.store(name, clip)
-        return _Read(clip, is_decoded=True)
+    def _read(self, key: ClipSource) -> Read:
+        read = self._reader.read(key)
+        self._reader.keep(read)
+        return read
 
-    def _decode(self, key: _Key) -> Clip:
-        path, start_s, end_s = key
-        return read_clip(path, start_s=start_s, end_s=end_s, settings=self._settings, patches=self._patches)
-
-    def _hand_over(self, key: _Key, future: Future[_Read]) -> Clip:
+    def _hand_over(self, key: ClipSource, future: Future[Read]) -> Clip:
         """Settle a finished clip: the first of several who waited for it moves it into the cache."""
         is_first = self._pending.get(key) is future
         if is_first:
@@ -159,7 +139,7 @@ class ClipLoader:
             self._cache_hits += 1
         return read.clip
 
-    def _store(self, key: _Key, clip: Clip) -> None:
+    def _store(self, key: ClipSource, clip: Clip) -> None:
         if clip.frames_FHWC.nbytes > self._max_bytes:
             return
         self._cache[key] = clip
@@ -169,6 +149,6 @@ class ClipLoader:
             self._cached_bytes -= oldest.frames_FHWC.nbytes
 
 
-def _key(sample: Sample) -> _Key:
-    assert sample.video is not None, f"{sample.source}: a question without a video has no clip"
-    return sample.video, sample.start_s, sample.end_s
+def _source_of(sample: Sample) -> ClipSource:
+    assert sample.clip_source is not None, f"{sample.source}: a question about text alone has no clip"
+    return sample.clip_source

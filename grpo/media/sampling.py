@@ -127,16 +127,24 @@ def clip_fps(num_frames: int, span_s: float, file_fps: float | None) -> float:
 
 
 def num_sampled_frames(
-    num_frames: int, video_fps: float, settings: MediaSettings, *, temporal_frames: int = 2
+    num_frames: int,
+    video_fps: float,
+    settings: MediaSettings,
+    *,
+    temporal_frames: int = 2,
+    may_repeat: bool = False,
 ) -> int:
     """How many of a clip's frames are sampled: a multiple of temporal_frames.
 
+    may_repeat: where all frames are wanted, it may be more than there are.
     Raises ValueError where the clip, or max_frames, has too few frames for a single token in time.
     """
     min_frames = math.ceil(settings.min_frames / temporal_frames) * temporal_frames
     max_frames = settings.max_frames // temporal_frames * temporal_frames
     wanted = num_frames / video_fps * settings.fps
     sampled = min(max(wanted, min_frames), max_frames, num_frames)
+    if may_repeat and sampled == num_frames:
+        sampled = min(math.ceil(sampled / temporal_frames) * temporal_frames, max_frames)
     sampled = math.floor(sampled / temporal_frames) * temporal_frames
     if sampled < temporal_frames:
         raise ValueError(
@@ -249,14 +257,16 @@ def plan_clip(
     width_px: int,
     settings: MediaSettings,
     patches: PatchShape,
+    *,
+    may_repeat: bool = False,
 ) -> ClipPlan:
     """As many frames as fps asks for, as large as fits; fewer where even the smallest would exceed max_tokens.
 
-    num_frames, height_px, width_px: of the clip in its file. Raises what `num_sampled_frames` and `clip_frame_size`
-    raise.
+    num_frames, height_px, width_px: of the clip in its file. may_repeat: as for `num_sampled_frames`. Raises what
+    that and `clip_frame_size` raise.
     """
     step = patches.temporal_frames
-    wanted = num_sampled_frames(num_frames, video_fps, settings, temporal_frames=step)
+    wanted = num_sampled_frames(num_frames, video_fps, settings, temporal_frames=step, may_repeat=may_repeat)
     fewest = min(wanted, math.ceil(settings.min_frames / step) * step)
     for num_sampled in range(wanted, fewest, -step):
         try:
@@ -266,6 +276,61 @@ def plan_clip(
         return ClipPlan(num_frames=num_sampled, height_px=height, width_px=width)
     height, width = clip_frame_size(height_px, width_px, fewest, settings, patches)
     return ClipPlan(num_frames=fewest, height_px=height, width_px=width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenFrames:
+    """Which frames are sampled, when they are shown, and how many that is per second."""
+
+    indices: tuple[int, ...]
+    """Ascending; one may come more than once."""
+    shown_s: tuple[float, ...]
+    sample_fps: float
+    plan: ClipPlan
+
+
+def choose_frames(
+    times_s: np.ndarray,
+    start_s: float,
+    end_s: float | None,
+    size_px: tuple[int, int],
+    settings: MediaSettings,
+    patches: PatchShape,
+    *,
+    file_end_s: float,
+    file_fps: float | None,
+    are_images: bool = False,
+) -> ChosenFrames:
+    """The frames to sample of those shown from start_s to end_s, as times_s says.
+
+    size_px: height and width of the file's frames. Raises what `plan_clip` raises, and ValueError if there are none.
+    are_images: they were sampled from something already. Where all of them are wanted, none is left out to fill
+    the last token in time, but the last one is repeated, as `fetch_video` does with lists of frames.
+    """
+    first, last = frame_range(times_s, start_s, end_s)
+    num_frames = last - first + 1
+    if num_frames < 1:
+        raise ValueError("no frame is shown")
+    next_s = times_s[last + 1] if last + 1 < len(times_s) else file_end_s
+    fps = clip_fps(num_frames, float(next_s - times_s[first]), file_fps)
+    plan = plan_clip(num_frames, fps, *size_px, settings, patches, may_repeat=are_images)
+    num_sampled = plan.num_frames
+    if not is_evenly_timed(times_s[first : last + 1]):
+        indices, shown_s = frames_on_display(times_s, first, last, num_sampled)
+        return ChosenFrames(
+            indices=tuple(indices),
+            shown_s=tuple(shown_s),
+            sample_fps=sampled_fps(num_sampled, num_frames, fps),
+            plan=plan,
+        )
+    distinct = min(num_sampled, num_frames)
+    indices = frame_indices(first, last, distinct) + [last] * (num_sampled - distinct)
+    return ChosenFrames(
+        indices=tuple(indices),
+        shown_s=tuple(times_s[indices].tolist()),
+        sample_fps=sampled_fps(distinct, num_frames, fps),
+        plan=plan,
+    )
 
 
 def most_tokens(num_sampled: int, settings: MediaSettings, patches: PatchShape) -> int:

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from grpo.config import Config, load_config
 from grpo.data import load_samples
 from grpo.groups import Sample
-from grpo.media.decode import MediaError, read_clip
-from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.decode import MediaError
+from grpo.media.disk_cache import DiskCache
+from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings, PatchShape
 
 
@@ -71,11 +72,7 @@ def distinct_clips(config: Config) -> list[Sample]:
     samples = load_samples(config.data.train)
     for dataset in config.data.eval:
         samples += load_samples([dataset])
-    by_clip = {
-        (sample.video, sample.start_s, sample.end_s): sample
-        for sample in reversed(samples)
-        if sample.video is not None
-    }
+    by_clip = {sample.clip_source: sample for sample in reversed(samples) if sample.clip_source is not None}
     return [*reversed(by_clip.values())]
 
 
@@ -84,18 +81,14 @@ def warm_clip(
 ) -> Outcome:
     """Have the sample's clip in the cache. In a worker process, whose other threads would only compete."""
     torch.set_num_threads(1)
-    cache = _open_cache(folder, max_gib)
-    assert sample.video is not None
-    part = (sample.start_s, sample.end_s)
+    reader = ClipReader(settings=settings, patches=patches, disk=_open_cache(folder, max_gib))
+    assert sample.clip_source is not None
     try:
-        name = entry_name(sample.video, *part, settings, patches)
-        if cache.load(name, sample.video) is not None:
-            return Outcome(name=name)
-        clip = read_clip(sample.video, start_s=part[0], end_s=part[1], settings=settings, patches=patches)
+        read = reader.read(sample.clip_source)
     except MediaError as error:
         return Outcome(failure=str(error))
-    cache.store(name, clip)
-    return Outcome(name=name, is_new=True)
+    reader.keep(read)
+    return Outcome(name=read.name or "", is_new=read.is_decoded)
 
 
 def run_in_processes(

@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 
 from grpo.groups import Sample
 from grpo.media import decode
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.loader import ClipLoader
@@ -133,11 +133,11 @@ def bench_decoding(path: str, rounds: int) -> dict[str, Any]:
 def bench_cache(path: str, folder: Path, rounds: int) -> dict[str, float]:
     """Milliseconds to have the clip again: from the disk cache, and from memory."""
     disk = DiskCache(folder / "cache", max_gib=1)
-    name = entry_name(path, 0.0, None, SETTINGS, QWEN2_5_VL)
+    name = entry_name(ClipSource(video=path), SETTINGS, QWEN2_5_VL)
     clip = read_clip(path, settings=SETTINGS)
     store_s = seconds(lambda: disk.store(name, clip))
     load_s = median(
-        seconds(lambda: disk.load(entry_name(path, 0.0, None, SETTINGS, QWEN2_5_VL), path))
+        seconds(lambda: disk.load(entry_name(ClipSource(video=path), SETTINGS, QWEN2_5_VL), path))
         for _ in range(rounds)
     )
     return {
@@ -152,15 +152,15 @@ def fill(folder: str) -> None:
     disk, rng = DiskCache(folder, max_gib=4), np.random.default_rng(0)
     shape = (CACHED["frames"], CACHED["height_px"], CACHED["width_px"], 3)
     for sample in samples_of(folder):
-        assert sample.video is not None
+        assert sample.clip_source is not None
         clip = Clip(
-            path=sample.video,
+            path=sample.clip_source.path,
             frames_FHWC=rng.integers(0, 256, shape, dtype=np.uint8),
             times_s=tuple(number / 2 for number in range(CACHED["frames"])),
             sample_fps=2.0,
             duration_s=16.0,
         )
-        disk.store(entry_name(sample.video, sample.start_s, None, SETTINGS, QWEN2_5_VL), clip)
+        disk.store(entry_name(sample.clip_source, SETTINGS, QWEN2_5_VL), clip)
 
 
 def samples_of(folder: str) -> list[Sample]:

@@ -36,6 +36,7 @@ class Entry:
     path: str
     reader: str = "jsonl"
     media_root: str | None = None
+    frame_fps: float | None = None
 
 
 def write(folder: Path, *lines: str | bytes | dict[str, Any], name: str = "train.jsonl") -> Path:
@@ -50,6 +51,11 @@ def write(folder: Path, *lines: str | bytes | dict[str, Any], name: str = "train
 
 def changed(**changes: Any) -> dict[str, Any]:
     return {**CHOICE, **changes}
+
+
+def frames(listed: object, **changes: Any) -> dict[str, Any]:
+    """A record of frames in place of a video."""
+    return {**without("video", "start_s", "end_s", "keyframes_s"), "frames": listed, **changes}
 
 
 def without(*keys: str) -> dict[str, Any]:
@@ -92,7 +98,9 @@ def test_media_paths_start_from_the_media_root(tmp_path: Path) -> None:
     path = write(tmp_path, CHOICE)
     [sample] = read_jsonl(path, media_root="/somewhere")
     assert sample.video == "/somewhere/clips/k-0017.mp4"
-    [sample] = read_jsonl(write(tmp_path, changed(video="/else/x.mp4")), media_root="/somewhere")
+    [sample] = read_jsonl(write(tmp_path, changed(video="/somewhere/a/../x.mp4")), media_root="/somewhere")
+    assert sample.video == "/somewhere/x.mp4"
+    [sample] = read_jsonl(write(tmp_path, changed(video="/else/x.mp4")), media_root="/")
     assert sample.video == "/else/x.mp4"
 
 
@@ -188,8 +196,19 @@ REFUSED: list[tuple[str | bytes | dict[str, Any], str]] = [
     ({**without("options"), "task": "span", "answer": "18-18.0001"}, "'answer' must be a span in seconds"),
     ({**without("options"), "task": "span", "answer": "6.0-7.5"}, "'answer': 6 to 7.5 s lies outside the clip"),
     ({**without("options"), "task": "span", "answer": "40-43"}, "'answer': 40 to 43 s lies outside the clip"),
-    (changed(frames=["a.png"]), "'frames' is not supported yet"),
-    ({**without("video"), "images": ["a.png"]}, "'images' is not supported yet"),
+    (changed(frames=["a.png"]), "'video' and 'frames': a question has one clip"),
+    (changed(frame_fps=2), "'frame_fps' without 'frames'"),
+    ({**without("video"), "images": ["a.png", "b.png"]}, "several 'images' in a question are not supported"),
+    (frames([]), "'frames' must be a list of images, not []"),
+    (frames(["a.png", 3]), "'frames' must be a text that is not empty, not 3"),
+    (frames(["../a.png"]), "'../a.png' leads out of the media root"),
+    (frames(["a.png"], frame_fps=0), "'frame_fps' must be above 0"),
+    (frames(["a.png"], frame_fps=1, frame_times_s=[0]), "'frame_fps' and 'frame_times_s': give one of them"),
+    (frames(["a.png"], frame_times_s=[]), "'frame_times_s' must be a list of times, not []"),
+    (frames(["a.png"], frame_times_s=[0, 1]), "'frame_times_s': 2 times for 1 frames"),
+    (frames(["a.png", "b.png"], frame_times_s=[1, 1]), "'frame_times_s' must ascend: [1, 1]"),
+    (frames(["a.png"], frame_times_s=["0"]), "'frame_times_s' must be in seconds, 0 or more, not '0'"),
+    ('{"frames": ["a.png"], "frame_times_s": [NaN]}', "not readable as JSON: NaN is no JSON number"),
 ]  # fmt: skip
 
 
@@ -285,7 +304,7 @@ def test_a_start_behind_the_end_is_found_before_training(tmp_path: Path) -> None
 
 def test_probes_are_spread_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probed: list[str] = []
-    monkeypatch.setattr("grpo.media.decode.probe", lambda path, **_: probed.append(Path(path).stem))
+    monkeypatch.setattr("grpo.media.reading.probe", lambda path, **_: probed.append(Path(path).stem))
     names = [f"{i}.mp4" for i in range(9)]
     for name in names:
         (tmp_path / name).touch()

@@ -74,3 +74,9 @@ def test_a_run_is_refused_unless_it_is_allowed(clips: Path, tmp_path: Path) -> N
         run(tmp_path / "run", clips, same, "num_steps=1")
     reset_process_state()
     assert run(tmp_path / "run", clips, same, "num_steps=1", "data.allow_overlap=questions")
+
+
+def test_images_are_told_apart_by_their_files() -> None:
+    one, other = (tiny.sample(name, frames=(f"{name}.png", "end.png")) for name in ("a", "b"))
+    assert refusal(one, other) is None
+    assert refusal(one, replace(one, id="h", question="Why?")) is not None

@@ -82,11 +82,8 @@ def test_a_conversation_without_media_is_about_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"video": None, "image": "vsr/1.jpg"},
-            "images are not supported yet; keep the records with a video",
-        ),
-        ({"video": None}, "a media token without a 'video'"),
+        ({"image": "vsr/1.jpg"}, "a 'video' and an 'image' in a question are not supported"),
+        ({"video": None}, "a media token without a 'video' or an 'image'"),
         (
             {"conversations": said("<video><video>What?", "x")},
             "several clips in a question are not supported",
@@ -204,10 +201,12 @@ def test_a_wrong_dataset_info_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": ["frames/0.jpg"]}, "images are not supported yet"),
+        ({"images": ["frames/0.jpg"]}, "'videos' and 'images' in a conversation are not supported"),
+        ({"images": ["a.jpg", "b.jpg"], "videos": []}, "1 media tokens in the first question for 2 'images'"),
+        ({"images": "a.jpg", "videos": []}, "'images' must be a list of images, not 'a.jpg'"),
         ({"videos": ["a.mp4", "b.mp4"]}, "'videos' must be a list of one path"),
         ({"videos": "a.mp4"}, "'videos' must be a list of one path"),
-        ({"videos": []}, "1 media tokens for 0 videos"),
+        ({"videos": []}, "1 media tokens for 0 videos or images"),
         ({"videos": [7]}, "'videos' must be a text that is not empty, not 7"),
         ({"audios": ["a.wav"]}, "'audios' is not supported"),
         ({"system": "Be brief."}, "'system' is not supported"),

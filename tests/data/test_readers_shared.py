@@ -28,6 +28,8 @@ KEYS_OF_VIDEOS = {
     "egocross": {"video_path": ["/../frames/one.jpg"]},
     "sharegpt": {"videos": ["/elsewhere/one.mp4"]},
     "video_r1": {"path": "./../one.mp4"},
+    "jsonl": {"video": "a/../../one.mp4"},
+    "huggingface": {"video": "/elsewhere/one.mp4"},
 }
 
 
@@ -121,7 +123,8 @@ def test_a_missing_field_is_named_with_its_record(reader: str, tmp_path: Path) -
 def test_a_path_that_leads_out_of_the_media_root_is_refused(reader: str, tmp_path: Path) -> None:
     path = WRITERS[reader](tmp_path, EXAMPLES[reader] | KEYS_OF_VIDEOS[reader])
     root = tmp_path / "media"
-    with pytest.raises(ValueError, match=rf"^{path}: record 1: '.*' leads out of the media root {root}$"):
+    place = rf"{path}(:1|: record 1)"
+    with pytest.raises(ValueError, match=rf"^{place}: '.*' leads out of the media root {root}$"):
         READERS[reader](str(path), str(root))
 
 

@@ -45,7 +45,6 @@ def test_every_problem_type_has_its_task(problem_type: str, task: str, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_type": "image"}, "images are not supported yet; keep the records with a video"),
         ({"data_type": "audio"}, "'data_type' must be video or image, not 'audio'"),
         ({"problem_type": "riddle"}, "unknown 'problem_type' 'riddle'; there are multiple choice, "),
         ({"solution": "B"}, "'solution' must be <answer>...</answer>, not 'B'"),

@@ -6,11 +6,10 @@ import random
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
 from grpo.media.decode import MediaError, probe, read_clip
-from tests.videos import SMALL, numbers, refusal, write_video
+from tests.videos import SMALL, numbers, refusal, write_sound, write_video
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -34,15 +33,10 @@ def test_what_is_no_video_is_refused_in_silence(
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
-    path = tmp_path / "sound.wav"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
+    path = write_sound(tmp_path / "sound.wav")
     assert "no video stream" in refusal(path)
     with pytest.raises(MediaError, match="no video stream"):
-        probe(str(path))
+        probe(path)
 
 
 @pytest.mark.parametrize(

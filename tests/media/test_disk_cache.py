@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from grpo.media import disk_cache
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
@@ -80,7 +80,9 @@ def test_everything_that_shapes_a_clip_is_in_its_name(video: str) -> None:
     def name(
         start_s: float = 0.0, end_s: float | None = None, patches: PatchShape = QWEN2_5_VL, **changes
     ) -> str:
-        return entry_name(video, start_s, end_s, replace(SETTINGS, **changes), patches)
+        return entry_name(
+            ClipSource(video=video, start_s=start_s, end_s=end_s), replace(SETTINGS, **changes), patches
+        )
 
     variants = [
         name(),
@@ -97,7 +99,7 @@ def test_everything_that_shapes_a_clip_is_in_its_name(video: str) -> None:
 
 def test_a_copy_is_the_same_file_and_a_changed_one_is_not(tmp_path: Path, video: str) -> None:
     def name(path: str | Path) -> str:
-        return entry_name(str(path), 0.0, None, SETTINGS, QWEN2_5_VL)
+        return entry_name(ClipSource(video=str(path)), SETTINGS, QWEN2_5_VL)
 
     original = name(video)
     assert name(shutil.copy2(video, tmp_path / "copy.mp4")) == original

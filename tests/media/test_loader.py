@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from grpo.groups import Sample
-from grpo.media import loader as loader_module
+from grpo.media import reading
 from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
@@ -67,7 +67,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(path)
         return read_clip(path, **settings)
 
-    monkeypatch.setattr(loader_module, "read_clip", recorded)
+    monkeypatch.setattr(reading, "read_clip", recorded)
     return paths
 
 
@@ -161,13 +161,13 @@ def test_many_threads_asking_at_once_decode_once(
 ) -> None:
     loader = make_loader(num_workers=4)
     go = threading.Event()
-    recorded = loader_module.read_clip
+    recorded = reading.read_clip
 
     def held_back(path: str, **settings: Any) -> Any:
         assert go.wait(30)
         return recorded(path, **settings)
 
-    monkeypatch.setattr(loader_module, "read_clip", held_back)
+    monkeypatch.setattr(reading, "read_clip", held_back)
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(loader.get, samples[0]) for _ in range(8)]
         go.set()
@@ -186,7 +186,7 @@ def test_prefetching_does_not_wait(
         assert go.wait(30)
         return read_clip(path, **settings)
 
-    monkeypatch.setattr(loader_module, "read_clip", held_back)
+    monkeypatch.setattr(reading, "read_clip", held_back)
     loader = make_loader()
     loader.prefetch(samples)
     assert started.wait(30)  # in the background, while this thread goes on
@@ -209,7 +209,7 @@ def test_the_same_calls_count_the_same_whatever_finishes_first(
             threading.Event().wait(delays.uniform(0, 0.01))
             return read_clip(path, **settings)
 
-        monkeypatch.setattr(loader_module, "read_clip", delayed)
+        monkeypatch.setattr(reading, "read_clip", delayed)
         loader = make_loader(num_clips=3, num_workers=num_workers)
         history = []
         for step in range(0, len(order), 4):
@@ -253,7 +253,7 @@ def test_an_error_that_is_a_bug_is_not_taken_for_a_bad_file(
     def buggy(path: str, **settings: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(loader_module, "read_clip", buggy)
+    monkeypatch.setattr(reading, "read_clip", buggy)
     loader = make_loader()
     with pytest.raises(ZeroDivisionError):
         loader.get(samples[0])
@@ -270,7 +270,7 @@ def test_closing_drops_what_was_not_started(samples: list[Sample], monkeypatch: 
         read.append(path)
         return read_clip(path, **settings)
 
-    monkeypatch.setattr(loader_module, "read_clip", held_back)
+    monkeypatch.setattr(reading, "read_clip", held_back)
     loader = ClipLoader(SETTINGS, cache_gib=1.0, num_workers=1)
     loader.prefetch(samples)
     assert started.wait(30)

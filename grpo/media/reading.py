@@ -1,0 +1,72 @@
+"""A clip from wherever it is: the disk cache, else its video or its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpo.media.clip import Clip, ClipSource
+from grpo.media.decode import plan_clip, probe, read_clip
+from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.images import choose_images, probe_images, read_images
+from grpo.media.sampling import QWEN2_5_VL, ClipPlan, MediaSettings, PatchShape
+
+
+def read_source(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:
+    """The clip, of a video or of images, sampled and resized. Raises MediaError."""
+    if source.video is None:
+        return read_images(source, settings=settings, patches=patches)
+    return read_clip(
+        source.video, start_s=source.start_s, end_s=source.end_s, settings=settings, patches=patches
+    )
+
+
+def plan_source(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> ClipPlan:
+    """How many frames of which size `read_source` gives, without decoding any. Raises MediaError."""
+    if source.video is None:
+        return choose_images(source, settings, patches)[0].plan
+    return plan_clip(
+        source.video, start_s=source.start_s, end_s=source.end_s, settings=settings, patches=patches
+    )
+
+
+def probe_source(source: ClipSource) -> None:
+    """Raise MediaError unless the video, or the first image, opens; decodes nothing."""
+    if source.video is None:
+        probe_images(source)
+    else:
+        probe(source.video, start_s=source.start_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    clip: Clip
+    is_decoded: bool
+    """Otherwise it comes from the disk cache."""
+    name: str | None
+    """Of its entry there; None without a disk cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipReader:
+    """Reads clips, wherever it is sent to: it travels to the processes that decode."""
+
+    settings: MediaSettings
+    patches: PatchShape = QWEN2_5_VL
+    disk: DiskCache | None = None
+
+    def read(self, source: ClipSource) -> Read:
+        """Raises MediaError."""
+        if self.disk is None:
+            return Read(self.decode(source), is_decoded=True, name=None)
+        name = entry_name(source, self.settings, self.patches)
+        if (stored := self.disk.load(name, source.path)) is not None:
+            return Read(stored, is_decoded=False, name=name)
+        return Read(self.decode(source), is_decoded=True, name=name)
+
+    def decode(self, source: ClipSource) -> Clip:
+        return read_source(source, settings=self.settings, patches=self.patches)
+
+    def keep(self, read: Read) -> None:
+        """Store what was decoded in the disk cache, if there is one."""
+        if self.disk is not None and read.is_decoded and read.name is not None:
+            self.disk.store(read.name, read.clip)
