@@ -7,7 +7,7 @@ the reward set see `Config`; everything else takes plain parameters. Keys that m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -141,7 +141,8 @@ class Config:
     seed: int = 0
     num_steps: int = MISSING
     rewards_max_error_frac: float = 0.01
-    """Share of a step's scores that may fail before the run stops, naming the reward."""
+    """Share of a step's completions that may lack a total, since a reward failed on them, before the run stops and
+    names the reward."""
     model: ModelConfig = field(default_factory=ModelConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -239,8 +240,7 @@ def validate(config: Config) -> None:
     if config.rollout.group_size < 2:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
     _validate_data(config.data)
-    if not config.rewards:
-        raise ValueError("config: rewards is empty")
+    _validate_rewards(config.rewards)
     if not 0 < config.rollout.gpu_memory_frac <= 1:
         raise ValueError("config: rollout.gpu_memory_frac must lie in (0, 1]")
 
@@ -265,6 +265,13 @@ def _validate_prompt(config: Config) -> None:
             raise ValueError(
                 f"config: prompt.{key}: {error} in {text!r}; it may use {{{'}, {'.join(names)}}}, and {{{{ for a brace"
             ) from error
+
+
+def _validate_rewards(rewards: Mapping[str, RewardSpec]) -> None:
+    if not rewards:
+        raise ValueError("config: rewards is empty")
+    if not any(reward.weight for reward in rewards.values()):
+        raise ValueError("config: rewards: every weight is 0, so there is nothing to learn from")
 
 
 def _validate_aggregation(config: Config) -> None:

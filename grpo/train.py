@@ -98,7 +98,10 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     run_dir.check_same_data(data_files(config))
     for name, samples in {"training": train, **held_out}.items():
         accelerator.print(f"{name}: {describe(samples)}", flush=True)
-    rewards.probe(train[:2])  # of the data, since rewards may read its columns
+    for name in rewards.probe(train[:2]):  # of the data, since rewards may read its columns
+        accelerator.print(
+            f"note: rewards.{name} abstained on all that it was probed with, which it may mean to"
+        )
     family = replace(family, engine_dtype=torch.bfloat16 if on_gpu else torch.float32)
     check_prompts(config, family, train)
     check_fit(config, family, [*train, *chain.from_iterable(held_out.values())], accelerator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -26,7 +27,7 @@ from grpo.packing import pack, padding_row
 from grpo.policy import Policy
 from grpo.report.curves import draw_curves
 from grpo.rollout import Engine, Sampling
-from grpo.run_dir import RunDir, read_rows, rollout_rows
+from grpo.run_dir import RunDir, rollout_rows
 from grpo.tally import Tally
 from rewards.compose import gates_open
 from rewards.runner import RewardSet
@@ -59,6 +60,8 @@ class GRPOTrainer:
         self.counterfactual_plan = make_plan(rewards.counterfactuals, self.sampling)
         self.media_counters = feed.loader.counters()
         self.lost_steps = 0
+        self.num_reward_deaths = 0
+        self.reward_failures: list[dict[str, Any]] = []  # of the latest step, in all processes
         family = policy.family
         self.padding_row = padding_row(family.eos_ids[0], positions=family.positions)
 
@@ -188,9 +191,10 @@ class GRPOTrainer:
         for name, seconds in self.rewards.seconds.items():
             tally.highest(f"time/rewards/{name}", seconds)
         tally.add("groups/lost", len(lost))
-        num_scores = sum(len(group.totals) * len(group.rewards) for group in scored)
-        tally.mean_of("rewards/error_frac", len(failures), num_scores)
-        self._write_failures(step, lost, failures)
+        tally_failures(scored, failures, tally)
+        tally.add("rewards/process_deaths", self.rewards.num_deaths - self.num_reward_deaths)
+        self.num_reward_deaths = self.rewards.num_deaths
+        self.reward_failures = self._write_failures(step, lost, failures)
         every = self.config.log.rollouts_every_steps
         if every and step % every == 0:
             rows = gather_object([row for group in scored for row in rollout_rows(group)])
@@ -199,7 +203,8 @@ class GRPOTrainer:
 
     def _write_failures(
         self, step: int, lost: Sequence[LostSample], failures: Sequence[RewardFailure]
-    ) -> None:
+    ) -> list[dict[str, Any]]:
+        """Those of the rewards are returned, from all processes."""
         rows: list[dict[str, Any]] = [
             {"step": step, "kind": "sample", "sample_id": each.sample_id, "reason": each.reason}
             for each in lost
@@ -212,6 +217,7 @@ class GRPOTrainer:
                 "sample_id": each.sample_id,
                 "rollout": each.rollout_index,
                 "reason": each.summary,
+                "completion": each.completion,
                 "traceback": each.traceback,
             }
             for each in failures
@@ -219,6 +225,7 @@ class GRPOTrainer:
         rows = gather_object(rows)
         if self.accelerator.is_main_process and rows:
             self.run_dir.append_failures(rows)
+        return [row for row in rows if row["kind"] == "reward"]
 
     def _step_counts(self, scored: Sequence[ScoredGroup]) -> StepCounts:
         lengths = [
@@ -250,11 +257,10 @@ class GRPOTrainer:
                 f"step {step}: {MAX_LOST_STEPS} steps in a row had no usable prompt; see {self.run_dir.failures_file}"
             )
         if row.get("rewards/error_frac", 0.0) > self.config.rewards_max_error_frac:
-            names = sorted({each["reward"] for each in self._failures_of(step)})
             raise RuntimeError(
-                f"step {step}: {row['rewards/error_frac']:.1%} of the scores failed, more than "
-                f"rewards_max_error_frac={self.config.rewards_max_error_frac}: {', '.join(names)}; "
-                f"see {self.run_dir.failures_file}"
+                f"step {step}: {describe_failures(self.reward_failures)}; {row['rewards/error_frac']:.1%} of the "
+                f"completions have no total, more than rewards_max_error_frac="
+                f"{self.config.rewards_max_error_frac}; see {self.run_dir.failures_file}"
             )
         limit = max_gap(self.config.rollout.max_gap, self.policy.family.engine_dtype)
         if limit and row.get("sampler/gap_mean", 0.0) > limit:
@@ -262,10 +268,6 @@ class GRPOTrainer:
                 f"step {step}: the engine's log-probs differ from the learner's by {row['sampler/gap_mean']:.2g} on "
                 f"average, more than rollout.max_gap={limit:g}: it does not sample from the trained weights"
             )
-
-    def _failures_of(self, step: int) -> list[dict[str, Any]]:
-        rows = read_rows(self.run_dir.failures_file)
-        return [row for row in rows if row["step"] == step and row["kind"] == "reward"]
 
 
 def max_gap(configured: float | None, engine_dtype: torch.dtype) -> float:
@@ -298,6 +300,25 @@ def tally_groups(scored: Sequence[ScoredGroup], tally: Tally, specs: Mapping[str
         }
         if others:
             tally.add("tokens/counterfactual", sum(len(other.token_ids) for other in others.values()))
+
+
+def tally_failures(scored: Sequence[ScoredGroup], failures: Sequence[RewardFailure], tally: Tally) -> None:
+    """On what share of the completions each reward failed, and what share has no total for it."""
+    num_completions = sum(len(group.totals) for group in scored)
+    tally.mean("rewards/error_frac", [float(total is None) for group in scored for total in group.totals])
+    failed = Counter(failure.reward for failure in failures)
+    for name in {name: None for group in scored for name in group.rewards}:
+        tally.mean_of(f"rewards/{name}/failed", failed[name], num_completions)
+
+
+def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which rewards failed, how often, and why first."""
+    reasons = {row["reward"]: row["reason"] for row in reversed(rows)}
+    counts = Counter(row["reward"] for row in rows)
+    return ", ".join(
+        f"rewards.{name} failed on {count} completions ({reasons[name]})"
+        for name, count in counts.most_common()
+    )
 
 
 def progress(row: dict[str, float]) -> str:

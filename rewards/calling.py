@@ -33,7 +33,13 @@ def run(reward: Reward, group: Group) -> list[Outcome]:
 
 def outcomes_of(name: str, group: Group, results: Sequence[Result]) -> list[Outcome]:
     return [
-        RewardFailure(reward=name, sample_id=group.prompt.sample.id, rollout_index=index, traceback=result)
+        RewardFailure(
+            reward=name,
+            sample_id=group.prompt.sample.id,
+            rollout_index=index,
+            completion=group.rollouts[index].text,
+            traceback=result,
+        )
         if isinstance(result, str)
         else result
         for index, result in enumerate(results)
@@ -104,7 +110,8 @@ def as_value(raw: object) -> float | None:
     if raw is None:
         return None
     if not isinstance(raw, Real):
-        raise TypeError(f"returned {type(raw).__name__}, not a number or None")
+        hint = ": its .item() is one" if hasattr(raw, "item") else ""
+        raise TypeError(f"returned {type(raw).__name__}, not a number or None{hint}")
     value = float(raw)
     if not math.isfinite(value):
         raise ValueError(f"returned {value}, not a finite number")

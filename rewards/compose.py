@@ -107,6 +107,13 @@ def _check_gates(name: str, specs: Mapping[str, RewardSpec]) -> None:
     follow(name, (name,))
 
 
+def names_that_count(specs: Mapping[str, RewardSpec]) -> frozenset[str]:
+    """Rewards without which there is no total: those with a weight, and those that gate them."""
+    weighted = [name for name, spec in specs.items() if spec.weight]
+    gates = [gate.reward for name in weighted for gate in conditions_of(name, specs[name]).values()]
+    return frozenset([*weighted, *gates])
+
+
 def weight_at(spec: RewardSpec, step: int) -> float:
     """The weight in a step: its schedule's factor, by straight lines between points, constant outside them."""
     points = spec.schedule

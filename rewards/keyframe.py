@@ -194,15 +194,12 @@ def self_evidence(
     others show the answer too (before and after). And the policy is its own judge: how many frames are left,
     and where, tells the second answer something, and could become a code for the first.
     """
-    again = rollout.counterfactuals["cited_in_place"]
     share = cited_frac(rollout, temporal_frames)
-    if share is None:
-        return None
     own, held = (
         mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
-        for some in ([rollout], again)
+        for some in ([rollout], rollout.counterfactuals["cited_in_place"])
     )
-    return evidence(own, held, share / max_frac, right_above=right_above)
+    return evidence(own, held, share, max_frac=max_frac, right_above=right_above)
 
 
 @counterfactual("cited", num_samples=1, greedy=True)
@@ -222,26 +219,25 @@ def self_evidence_cut(
     cited moments move together in time, so that questions about when and how long can't hold; and the policy
     has to read clips of any length.
     """
-    again = rollout.counterfactuals["cited"]
     share = cited_frac(rollout, temporal_frames)
-    if share is None:
-        return None
     own, held = (
         mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
-        for some in ([rollout], again)
+        for some in ([rollout], rollout.counterfactuals["cited"])
     )
-    return evidence(own, held, share / max_frac, right_above=right_above)
+    return evidence(own, held, share, max_frac=max_frac, right_above=right_above)
 
 
-def evidence(own: float | None, held: float | None, used: float, *, right_above: float) -> float | None:
+def evidence(
+    own: float | None, held: float | None, share: float | None, *, max_frac: float, right_above: float
+) -> float | None:
     """What the answers from the cited frames are worth, times the share of the limit that is not used; 0 where
-    the rollout's own answer is wrong or the limit is used up.
+    the rollout's own answer is wrong or the limit is used up, None where there is no clip or no judgement.
     """
-    if own is None:
+    if share is None or own is None:
         return None
-    if not 0 < used < 1 or own <= right_above:
+    if not 0 < share < max_frac or own <= right_above:
         return 0.0
-    return None if held is None else held * (1 - used)
+    return None if held is None else held * (1 - share / max_frac)
 
 
 def cited_frac(rollout: Rollout, temporal_frames: int) -> float | None:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import zlib
@@ -181,6 +182,8 @@ def check_class(cls: type, args: Mapping[str, Any], *, key: str) -> None:
     """Raise ValueError unless the class can be made with these arguments, and its objects called."""
     if "__call__" not in dir(cls):
         raise ValueError(f"{key}: {cls.__name__} is a class whose objects can't be called")
+    if calling_of(cls) in ("columns", "messages"):
+        check_trl_signature(cls.__call__, {}, key=key)
     made_with = [] if cls.__init__ is object.__init__ else [*inspect.signature(cls).parameters.values()]
     if any(each.kind in POSITIONAL and each.default is each.empty for each in made_with):
         raise ValueError(f"{key}: {cls.__name__} must take its knobs as keyword-only arguments, after a *")
@@ -253,6 +256,8 @@ def _module_of_file(place: str, key: str) -> ModuleType:
 
 
 def _module_of_name(place: str, key: str) -> ModuleType:
+    if os.getcwd() not in sys.path:  # a script's path starts from its own folder, not from where it is called
+        sys.path.append(os.getcwd())
     try:
         return importlib.import_module(place)
     except Exception as error:

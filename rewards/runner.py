@@ -6,20 +6,20 @@ meanwhile in worker processes (`workers/`); `rewards_workers.max_workers=0` runs
 A value that a reward returned on purpose is data, None included: "not applicable here", which adds
 nothing to the rollout's total. An exception, a value that is no finite number, a list of the
 wrong length, a time-out or a crash is a *failure*: never a 0, but a rollout without a total, which takes no part in
-the update. So a total is None exactly where some reward, of whatever weight, failed.
+the update. So a total is None exactly where a reward that counts failed: one with a weight, or one that gates such
+a reward. One that is only watched (weight 0) costs no completion.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 
 from grpo.groups import Group, Sample
 from rewards import Counterfactual, hostile
 from rewards.cache import SLOW_S, RewardCache
 from rewards.calling import call, failures_in, outcomes_of
-from rewards.compose import check_specs, parts_of, totals_of
+from rewards.compose import check_specs, names_that_count, parts_of, totals_of
 from rewards.loading import load_reward, required_columns
 from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec, RewardTable, WorkerSettings
 from rewards.workers.jobs import Job, Payload
@@ -64,29 +64,42 @@ class RewardSet:
         measured = self._pool.seconds if self._pool else {}
         return {self.rewards[index].name: seconds for index, seconds in dict(measured).items()}
 
-    def scoring(self, step: int = 0) -> Scoring:
-        """A step's scoring, to which groups are added as they come."""
-        return Scoring(self, step)
+    @property
+    def num_deaths(self) -> int:
+        """How many reward processes ended by themselves so far, their calls made again."""
+        return self._pool.num_deaths if self._pool else 0
+
+    def scoring(self, step: int = 0, *, in_step: bool = True) -> Scoring:
+        """A step's scoring, to which groups are added as they come.
+
+        in_step: the time limits are for all of it, since a step waits; else for each value after another.
+        """
+        return Scoring(self, step, in_step=in_step)
 
     def score(self, groups: Sequence[Group], step: int = 0) -> list[RewardTable]:
         """A table for each group; groups are independent of each other. step: for schedules of weights."""
         return self.scoring(step).tables(groups)
 
-    def probe(self, samples: Sequence[Sample] | None = None) -> None:
+    def probe(self, samples: Sequence[Sample] | None = None) -> list[str]:
         """Run every reward on hostile completions; ValueError names the first reward that fails.
 
         The samples are synthetic unless some of the run's own are given, which rewards that read
-        dataset columns need; their clip is a synthetic one either way.
+        dataset columns need; their clip is a synthetic one either way. Returns the names of those that abstained
+        on everything.
         """
+        silent = []
         for index, reward in enumerate(self.rewards):
-            groups = probe_groups(reward, samples)
-            for group, outcomes in zip(groups, self._outcomes(index, groups), strict=True):
+            columns = self._outcomes(index, probe_groups(reward, samples))
+            if all(outcome is None for outcomes in columns for outcome in outcomes):
+                silent.append(reward.name)
+            for outcomes in columns:
                 for failure in failures_in(outcomes):
-                    text = group.rollouts[failure.rollout_index].text
+                    text = failure.completion
                     raise ValueError(
                         f"rewards.{reward.name}: {failure.summary} (probed with sample {failure.sample_id}, "
                         f"completion {text[:60]!r}, {len(text)} characters)"
                     )
+        return silent
 
     def close(self) -> None:
         if self._pool is not None:
@@ -102,7 +115,7 @@ class RewardSet:
         return self._pool
 
     def _outcomes(self, reward_index: int, groups: Sequence[Group]) -> list[list[Outcome]]:
-        scoring = self.scoring()
+        scoring = self.scoring(in_step=False)
         jobs = [scoring.start(reward_index, group) for group in groups]
         scoring.wait()
         name = self.rewards[reward_index].name
@@ -112,8 +125,8 @@ class RewardSet:
 class Scoring:
     """The rewards of one step's groups, under way."""
 
-    def __init__(self, rewards: RewardSet, step: int) -> None:
-        self._set, self._step = rewards, step
+    def __init__(self, rewards: RewardSet, step: int, *, in_step: bool) -> None:
+        self._set, self._step, self._in_step = rewards, step, in_step
         self._pool = rewards.pool()
         self._finished = threading.Condition()
         self._num_left = 0
@@ -146,7 +159,7 @@ class Scoring:
     def wait(self) -> None:
         """Until every job is done, or its reward's time limit from now is over."""
         if self._pool is not None:
-            self._pool.expire([*self._jobs.values()], time.monotonic())
+            self._pool.expire([*self._jobs.values()], in_step=self._in_step)
             with self._finished:
                 while not self._finished.wait_for(lambda: not self._num_left, timeout=1.0):
                     if self._pool.error is not None:
@@ -239,7 +252,8 @@ def make_table(
         for name, column in outcomes.items()
     }
     failures = [failure for column in outcomes.values() for failure in failures_in(column)]
-    failed = {failure.rollout_index for failure in failures}
+    counting = names_that_count(specs)
+    failed = {failure.rollout_index for failure in failures if failure.reward in counting}
     parts = parts_of(specs, columns, step, normalise=normalise)
     totals = totals_of(parts, [index in failed for index in range(len(next(iter(columns.values()))))])
     return RewardTable(columns=columns, parts=parts, totals=totals, failures=tuple(failures))

@@ -39,7 +39,7 @@ class RewardSpec:
     """Tasks of the samples it applies to; it abstains on others. None: all."""
     timeout_s: float = 60.0
     """What a step waits for it at most, from the moment that the last rollout is sampled. What is not scored by
-    then has failed."""
+    then has failed. A replay gives it as long from each value to the next."""
     cache: bool | None = None
     """Reuse a value for the same completion, sample, arguments and code. None: where a call takes long and the
     reward is a function, not an object with a state of its own."""
@@ -102,6 +102,7 @@ class RewardFailure:
     reward: str
     sample_id: str
     rollout_index: int
+    completion: str
     traceback: str
 
     @property

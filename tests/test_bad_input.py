@@ -150,12 +150,15 @@ def test_a_reward_that_fails_in_training_is_counted_and_too_many_stop_the_run(
         "num_steps=3",
     ]
     rows = run(tmp_path / "tolerant", clips, *overrides, "rewards_max_error_frac=0.5")
-    # its group fails: 4 of the 64 scores of that step (4 prompts x 4 completions x 4 rewards)
-    assert max(row.get("rewards/error_frac", 0) for row in rows) == pytest.approx(4 / 64)
+    # its group fails: 4 of the 16 completions of that step (4 prompts x 4 completions)
+    assert max(row.get("rewards/error_frac", 0) for row in rows) == pytest.approx(4 / 16)
+    assert max(row.get("rewards/fragile/failed", 0) for row in rows) == pytest.approx(4 / 16)
+    assert max(row.get("rewards/accuracy/failed", 0) for row in rows) == 0
     failures = read_rows(tmp_path / "tolerant" / "failures.jsonl")
     assert [each["sample_id"] for each in failures] == [marked] * 4
-    assert "no service" in failures[0]["traceback"]
-    with pytest.raises(RuntimeError, match="6.2% of the scores failed, more than .*: fragile; see"):
+    assert "no service" in failures[0]["traceback"] and failures[0]["completion"]
+    reason = r"rewards.fragile failed on 4 completions \(RuntimeError: no service\); 25.0% of the .* no total"
+    with pytest.raises(RuntimeError, match=reason):
         run(tmp_path / "strict", clips, *overrides)
 
 

@@ -76,10 +76,11 @@ def test_a_reward_that_hangs_costs_its_own_completions(clips: Path, tmp_path: Pa
 
 
 def test_a_reward_that_fails_too_often_stops_the_run_by_name(clips: Path, tmp_path: Path) -> None:
-    exits = f"rewards.exits={{fn: '{ROUGH}:exits_on', weight: 0.0, args: {{word: not sure}}}}"
-    with pytest.raises(
-        RuntimeError, match=r"step 1: .* of the scores failed, .*: exits; see .*failures\.jsonl"
-    ):
+    exits = f"rewards.exits={{fn: '{ROUGH}:exits_on', weight: 0.1, args: {{word: not sure}}}}"
+    reason = (
+        r"step 1: rewards.exits failed on .* exited with status .* have no total, .*; see .*failures\.jsonl"
+    )
+    with pytest.raises(RuntimeError, match=reason):
         runs.run(tmp_path / "run", clips, *NO_EVAL, exits)
     runs.reset_process_state()
 

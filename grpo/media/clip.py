@@ -9,6 +9,10 @@ from functools import cached_property
 import numpy as np
 
 
+class MediaError(ValueError):
+    """A clip that cannot be read: one line with the path and the reason."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Clip:
     """Frames of a video, sampled and resized once.

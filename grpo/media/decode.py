@@ -34,7 +34,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from grpo.media import sampling
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, MediaError
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, ClipPlan, MediaSettings, PatchShape
 
 INDEXED_FORMATS = ("mp4", "matroska")
@@ -45,10 +45,6 @@ MAX_SOURCE_PIXELS = 2 * 7680 * 4320
 """Of a frame as it is stored. While it is resized, it takes 15 bytes per pixel."""
 FORMATS_WITHOUT_TIMES = ("avi",)
 """Containers that store an order of decoding, from which a packet's time can only be guessed."""
-
-
-class MediaError(ValueError):
-    """A clip that cannot be read: one line with the path and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

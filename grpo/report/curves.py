@@ -13,10 +13,15 @@ from matplotlib.colors import to_hex
 
 matplotlib.use("Agg")  # no screen needed
 
+MANY_LINES = 8
+"""With more, the legend stands beside the panel."""
+
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Two panels from the rows of `metrics.jsonl`; held-out scores are dashed where sampled, solid where greedy."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), constrained_layout=True)
+    for axes in (left, right):
+        axes.set_prop_cycle(color=[*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors])  # pyright: ignore
     colours: dict[str, str] = {}
     for key in _keys(rows, prefix="rewards/", suffix="/mean"):
         name = key.removeprefix("rewards/").removesuffix("/mean")
@@ -58,5 +63,7 @@ def _finish(axes: Axes, title: str, ylabel: str) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -0.02), max(high, 1.02))
     axes.grid(alpha=0.3)
-    if axes.lines:
+    if len(axes.lines) > MANY_LINES:
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif axes.lines:
         axes.legend(fontsize=8)

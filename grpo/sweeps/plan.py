@@ -241,7 +241,7 @@ def check_folders(runs: Sequence[Run]) -> None:
 STEP_METRICS = {
     "loss": ("",),
     "reward": ("mean", "std"),
-    "rewards": ("error_frac",),
+    "rewards": ("error_frac", "process_deaths"),
     "completion": ("length", "stopped"),
     "groups": ("no_signal", "lost"),
 }
@@ -253,7 +253,11 @@ UNCHECKED = ("policy", "sampler", "optim", "tokens", "time", "media")
 def known_metrics(config: Config) -> set[str]:
     """What a run's rows can have."""
     names = {"/".join(filter(None, (kind, last))) for kind, lasts in STEP_METRICS.items() for last in lasts}
-    names |= {f"rewards/{name}/{last}" for name in config.rewards for last in ("mean", "abstained", "open")}
+    names |= {
+        f"rewards/{name}/{last}"
+        for name in config.rewards
+        for last in ("mean", "abstained", "failed", "open")
+    }
     if config.eval.every_steps == 0:
         return names
     passes = ["", "/sampled"] if config.eval.sampled else [""]

@@ -4,8 +4,7 @@ The set is the `rewards` of the config files; without a file that has any, the r
 on top. Only `rewards`, `rewards_workers` and `advantages` count; all else is as it was in the run. Prints what was
 found and leaves it as replay.md, replay.json and replay.html.
 
-A reward that looks at frames decodes the clips again, within its time limit: it may need a longer `timeout_s` here
-than in training, where they are decoded ahead.
+For a reward that looks at frames the clips are decoded again.
 """
 
 from __future__ import annotations
@@ -118,6 +117,10 @@ def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:
         files = [_load(arg) for arg in argv if "=" not in arg]
         overrides = OmegaConf.from_dotlist([arg for arg in argv if "=" in arg])
         OmegaConf.merge(schema, *files, overrides)  # a misspelt key is found here, wherever it is
+        if other := sorted({str(key) for key in overrides} - {*REPLAYED_KEYS}):
+            raise ValueError(
+                f"config: {other[0]}: a replay takes only {', '.join(REPLAYED_KEYS)}; the rest is the run's"
+            )
         own = OmegaConf.load(run.config_file)
         base = {
             key: value
@@ -171,7 +174,7 @@ def score_files(
     underway: list[tuple[int, Batch, Scoring]] = []
     for step, batch in read_groups(files, frames, limit=limit):
         check_counterfactuals(rewards, batch[0][1].group.rollouts[0])
-        scoring = rewards.scoring(step)
+        scoring = rewards.scoring(step, in_step=False)
         for _, scored in batch:
             scoring.add(scored.group)
         underway.append((step, batch, scoring))

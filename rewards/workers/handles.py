@@ -47,9 +47,14 @@ class WorkerHandle:
         self._outbox: SimpleQueue[bytes | None] | None = None
 
     @property
+    def wanted(self) -> list[CallOut]:
+        """Its calls without all their results."""
+        return [call for call in self.calls.values() if call.missing]
+
+    @property
     def at(self) -> CallOut | None:
         """The call under way: the first one without all its results."""
-        return next((call for call in self.calls.values() if call.missing), None)
+        return next(iter(self.wanted), None)
 
     def send(self, message: tuple[Any, ...]) -> None:
         """Never waits: a worker may be stopped, or not be reading, and its socket takes only so much."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from grpo.groups import Group
 from rewards.calling import Result
-from rewards.workers.worker import dump_group
+from rewards.workers.payloads import dump_group
 
 
 class Payload:
@@ -34,13 +35,26 @@ class Job:
     results: list[Result] = field(init=False)
     """By rollout; what is still missing is in `missing`, since None is a result."""
     missing: set[int] = field(init=False)
-    deadline: float | None = None
+    since: float | None = None
+    """When somebody began to wait for it."""
+    in_step: bool = True
+    """Its time limit is from then on; else from its reward's last value on."""
     is_late: bool = False
     """Its time was over before its results were there."""
 
     def __post_init__(self) -> None:
         size = len(self.payload.group.rollouts)
         self.results, self.missing = [None] * size, set(range(size))
+
+    def waits_since(self, valued_at: float) -> float:
+        """When its time began. valued_at: when its reward last gave a value."""
+        if self.since is None:
+            return math.inf
+        return self.since if self.in_step else max(self.since, valued_at)
+
+    def too_late(self, limit_s: float) -> str:
+        since = f"{limit_s:g} s after the last rollout was sampled" if self.in_step else f"for {limit_s:g} s"
+        return f"TimeoutError: no value {since} (timeout_s)"
 
     def fill(self, indices: Sequence[int], results: Sequence[Result]) -> None:
         """Take results; the first one for a rollout stays."""

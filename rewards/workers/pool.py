@@ -14,16 +14,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
-
-import psutil
 
 from rewards.calling import Result
 from rewards.specs import Reward, WorkerSettings
 from rewards.workers.handles import NurseryHandle, WorkerHandle
 from rewards.workers.jobs import CallOut, Job
+from rewards.workers.load import LoadMeter, has_free_memory
 from rewards.workers.queues import Queues
 from rewards.workers.worker import kill_group, rss_bytes
 
@@ -48,6 +46,7 @@ class Pool:
         self.rewards, self.settings = rewards, settings
         self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
         self.error: BaseException | None = None
+        self.num_deaths = 0  # of workers that something else ended than this pool
         self._print_room = MAX_PRINTED_CHARS
         self._inbox: deque[tuple[Any, ...]] = deque()
         self._woken, self._wake = os.pipe()
@@ -55,8 +54,9 @@ class Pool:
         self._workers: list[WorkerHandle] = []
         self._jobs: set[Job] = set()
         self._read_frames: set[int] = set()
+        self._valued_at: dict[int, float] = {}  # when each reward gave its last value
         self._looked_at = 0.0
-        self._grown_at = 0.0
+        self._load = LoadMeter()
         self._num_base = min(settings.max_workers, max(2, min(4, os.cpu_count() or 1)))
         self._nursery: NurseryHandle
         self._thread = threading.Thread(target=self._live, name="rewards", daemon=True)
@@ -74,9 +74,9 @@ class Pool:
     def submit(self, jobs: Sequence[Job]) -> None:
         self._tell(("jobs", jobs))
 
-    def expire(self, jobs: Sequence[Job], now: float) -> None:
-        """From now on each job has its reward's time limit left."""
-        self._tell(("expire", jobs, now))
+    def expire(self, jobs: Sequence[Job], *, in_step: bool) -> None:
+        """From now on each job has its reward's time limit left; in_step=False: from the reward's last value on."""
+        self._tell(("expire", jobs, time.monotonic(), in_step))
 
     def close(self) -> None:
         self._tell(("close",))
@@ -115,9 +115,9 @@ class Pool:
                     self._jobs.add(job)
                     self._queues.add(job, range(len(job.results)))
             elif kind == "expire":
-                jobs, now = content
+                jobs, now, in_step = content
                 for job in jobs:
-                    job.deadline = now + self.rewards[job.reward_index].spec.timeout_s
+                    job.since, job.in_step = now, in_step
         return False
 
     def _sources(self) -> list[Any]:
@@ -147,7 +147,17 @@ class Pool:
                 self._hear_worker(worker)  # its last words
             if worker in self._workers:
                 died = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+                self._note_death(worker, died)
                 self._lose(worker, worker.why_lost or died)
+
+    def _note_death(self, worker: WorkerHandle, died: str) -> None:
+        """Most deaths leave no other trace, since the calls are made again."""
+        if not worker.why_lost and worker.calls:
+            self.num_deaths += 1
+            names = sorted({self.rewards[call.job.reward_index].name for call in worker.calls.values()})
+            self._print(
+                f"a process of the rewards {died} while it ran {', '.join(names)}; that is done again\n"
+            )
 
     def _restart(self) -> None:
         """The nursery is gone, and with it the workers."""
@@ -191,6 +201,7 @@ class Pool:
         if call is None:  # cancelled meanwhile
             return
         reward_index = call.job.reward_index
+        self._valued_at[reward_index] = time.monotonic()
         self._queues.measured(reward_index, seconds)
         call.job.fill(call.indices[start : start + len(values)], values)
         if not call.job.missing:
@@ -225,11 +236,9 @@ class Pool:
     def _look_after(self) -> None:
         """Time limits, hanging workers, memory."""
         now = time.monotonic()
-        for job in [job for job in self._jobs if job.deadline is not None and now > job.deadline]:
-            limit_s = self.rewards[job.reward_index].spec.timeout_s
-            text = f"TimeoutError: no value {limit_s:g} s after the last rollout was sampled (timeout_s)"
+        for job in [job for job in self._jobs if self._is_over(job, now)]:
             job.is_late = True
-            self._fail(job, sorted(job.missing), text)
+            self._fail(job, sorted(job.missing), job.too_late(self._limit_s(job)))
         check_memory = now - self._looked_at > LOOK_S
         self._looked_at = now if check_memory else self._looked_at
         for worker in [*self._workers]:
@@ -246,12 +255,18 @@ class Pool:
                 self._check_memory(worker)
         self._make_room(now)
 
+    def _limit_s(self, job: Job) -> float:
+        return self.rewards[job.reward_index].spec.timeout_s
+
+    def _is_over(self, job: Job, now: float) -> bool:
+        return now > job.waits_since(self._valued_at.get(job.reward_index, 0.0)) + self._limit_s(job)
+
     def _unblock(self, worker: WorkerHandle, now: float) -> None:
         """Kill a worker that hangs in what nobody waits for any more; give others the rest of a bundle that hangs."""
         silent_s = now - worker.heard_at
         if silent_s < 5 * TICK_S or worker.connection.poll():  # it has spoken; we have not listened yet
             return
-        wanted = [call for call in worker.calls.values() if call.missing]
+        wanted = worker.wanted
         is_late = any(call.job.is_late for call in worker.calls.values())
         works_in_vain = not wanted and worker.resident is None and silent_s > SILENCE_S
         if is_late or works_in_vain:
@@ -272,7 +287,7 @@ class Pool:
     def _limit_call(self, worker: WorkerHandle, wanted: Sequence[CallOut], silent_s: float) -> None:
         """An object's calls wait for each other: one that takes a quarter of the time limit has failed, so that the
         others get theirs."""
-        if not wanted or silent_s < 0.25 * self.rewards[wanted[0].job.reward_index].spec.timeout_s:
+        if not wanted or silent_s < 0.25 * self._limit_s(wanted[0].job):
             return
         text = f"TimeoutError: a call of {silent_s:.1f} s; an object may take a quarter of timeout_s for each"
         at = wanted[0].missing[:1] if self._queues.takes_one(wanted[0].job) else wanted[0].missing
@@ -297,13 +312,13 @@ class Pool:
                 continue
             reward_index = at.job.reward_index
             if running[reward_index] >= many and self._queues.others_wait(reward_index):
-                wanted = [call for call in worker.calls.values() if call.missing]
-                self._kill_and_redo(worker, wanted, "was killed: others wait")
+                self._kill_and_redo(worker, worker.wanted, "was killed: others wait")
                 return
 
     def _can_be_split(self, worker: WorkerHandle) -> bool:
-        wanted = [call for call in worker.calls.values() if call.missing]
-        num_parts = sum(len(call.missing) if self._queues.takes_one(call.job) else 1 for call in wanted)
+        num_parts = sum(
+            len(call.missing) if self._queues.takes_one(call.job) else 1 for call in worker.wanted
+        )
         return not worker.has_been_split and num_parts > 1
 
     def _cancel_expired(self, worker: WorkerHandle, now: float) -> None:
@@ -318,8 +333,10 @@ class Pool:
 
     def _check_memory(self, worker: WorkerHandle) -> None:
         limit_gib = self.settings.memory_gib
-        if worker.pid and rss_bytes(worker.pid) > limit_gib * 2**30:
-            self._kill(worker, f"was killed: more than rewards_workers.memory_gib={limit_gib:g}")
+        if worker.pid and worker.lost_at is None and rss_bytes(worker.pid) > limit_gib * 2**30:
+            why = f"was killed: more than rewards_workers.memory_gib={limit_gib:g}"
+            self._note_death(worker, why)
+            self._kill(worker, why)
 
     def _kill(self, worker: WorkerHandle, why: str) -> None:
         worker.why_lost, worker.lost_at = why, time.monotonic()
@@ -342,25 +359,10 @@ class Pool:
         if not num_queued or not all(worker.is_running for worker in workers):
             return
         room = self._num_base - len(workers)
-        if room <= 0 and self._are_waiting(workers) and has_free_memory():
+        if room <= 0 and self._load.are_waiting(workers) and has_free_memory():
             room = min(3 * len(workers), self.settings.max_workers - len(workers))
         for _ in range(min(room, num_queued)):
             self._fork(None)
-
-    def _are_waiting(self, workers: Sequence[WorkerHandle]) -> bool:
-        """Whether busy workers use less than half of the cores; looked at now and then."""
-        now = time.monotonic()
-        elapsed_s = now - self._grown_at
-        if elapsed_s < 2 * TICK_S or not all(worker.pid for worker in workers):
-            return False
-        used_s = 0.0
-        for worker in workers:
-            with suppress(psutil.Error):
-                times = psutil.Process(worker.pid).cpu_times()
-                used_s += times.user + times.system - worker.cpu_s
-                worker.cpu_s = times.user + times.system
-        is_first_look, self._grown_at = self._grown_at == 0.0, now
-        return not is_first_look and used_s < 0.5 * elapsed_s * (os.cpu_count() or 1)
 
     def _fork(self, resident: int | None) -> WorkerHandle:
         self._workers.append(self._nursery.fork(resident))
@@ -412,9 +414,3 @@ class Pool:
             return
         worker.heard_at, worker.is_running = time.monotonic(), not worker.is_async
         worker.send(("run", calls, [*payloads.values()]))
-
-
-def has_free_memory() -> bool:
-    """A fifth of the machine's, which another few workers are not likely to fill."""
-    memory = psutil.virtual_memory()
-    return memory.available > 0.2 * memory.total

@@ -11,13 +11,12 @@ import asyncio
 import ctypes
 import io
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
@@ -26,10 +25,10 @@ from typing import Any, NoReturn
 import psutil
 
 from grpo.groups import Group
-from grpo.media.clip import Clip, LazyClip
 from rewards.calling import Result, call, call_async, traceback_text
 from rewards.loading import load_reward
 from rewards.specs import Reward
+from rewards.workers.payloads import FramesNeeded, FreshGroup, load_group
 
 FLUSH_S = 0.02
 """How long results may lie in a worker while it goes on."""
@@ -40,11 +39,6 @@ MAX_PRINTED_CHARS = 4_000
 
 Call = tuple[int, int, int, tuple[int, ...]]
 """Id, index of the reward, index of the payload, and which of the group's rollouts."""
-
-
-class FramesNeeded(BaseException):
-    """A reward looked at frames, which it is not known to do: they were not sent. Not an Exception, so that no
-    reward takes it for one of its own."""
 
 
 def main() -> None:
@@ -237,26 +231,6 @@ class Worker:
                 self._flush()
 
 
-class FreshGroup:
-    """A group as it was sent, whatever a reward does to its arguments."""
-
-    def __init__(self, payload: bytes) -> None:
-        self._payload = payload
-        self._group: Group | None = None
-        self._fingerprint: bytes | None = None
-
-    def take(self) -> Group:
-        if self._group is None:
-            self._group = load_group(self._payload)
-            self._fingerprint = _fingerprint(self._group)
-        return self._group
-
-    def forget_changes(self) -> None:
-        """Nobody shall see what a call has changed: the next one gets the group anew."""
-        if self._group is not None and _fingerprint(self._group) != self._fingerprint:
-            self._group = None
-
-
 class AsyncWorker:
     """Runs all calls of one async reward at once, in one event loop."""
 
@@ -365,49 +339,3 @@ def rss_bytes(pid: int | None = None) -> int:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:
         return 0
-
-
-def dump_group(group: Group, *, with_frames: bool) -> bytes:
-    """A group for a worker. Without frames it is a hundredth of the size, and most rewards read none."""
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=5)
-    if not with_frames:
-        pickler.dispatch_table = {Clip: _reduce_clip}
-    pickler.dump(group)
-    return buffer.getvalue()
-
-
-def _fingerprint(group: Group) -> bytes | None:
-    """Of what a reward could change of its arguments; the rest is frozen. None: of something beyond telling."""
-    sample = group.prompt.sample
-    kinds = [[*rollout.counterfactuals] for rollout in group.rollouts if rollout.counterfactuals]
-    if not sample.columns and not kinds:
-        return b""
-    try:
-        return pickle.dumps((sample.columns, kinds))
-    except Exception:  # it has put something in that can't even be pickled
-        return None
-
-
-def load_group(payload: bytes) -> Group:
-    return pickle.loads(payload)
-
-
-def _reduce_clip(clip: Clip) -> tuple[Any, tuple[Any, ...]]:
-    facts = {
-        "path": clip.path,
-        "times_s": clip.times_s,
-        "sample_fps": clip.sample_fps,
-        "duration_s": clip.duration_s,
-        "height_px": clip.height_px,
-        "width_px": clip.width_px,
-    }
-    return _clip_without_frames, (facts,)
-
-
-def _clip_without_frames(facts: Mapping[str, Any]) -> LazyClip:
-    return LazyClip(**facts, load_frames=_ask_for_frames)
-
-
-def _ask_for_frames() -> NoReturn:
-    raise FramesNeeded

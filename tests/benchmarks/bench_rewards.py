@@ -4,7 +4,8 @@
 
 Prints JSON, in milliseconds: 512 completions (64 groups of 8, each with a clip) with the three default rewards, in
 worker processes and in this one; eight rewards that sleep 100 ms for each of 64 completions, the first time and later;
-and what `import rewards` takes, beside an interpreter that imports nothing.
+what a reward that hangs on one completion in eight, with a time limit of 1 s, adds to each step; and what `import
+rewards` takes, beside an interpreter that imports nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ from rewards import reward
 @reward
 def sleeper(rollout):
     time.sleep(0.1)
+    return 1.0
+
+@reward
+def hangs(rollout):
+    while "<answer>A</answer>" in rollout.text and "<keyframes>3.5, 0<" in rollout.text:
+        time.sleep(0.1)
     return 1.0
 """
 
@@ -79,6 +86,20 @@ def sleeping_rewards(folder: Path) -> Mapping[str, float]:
     return {"first step": times[0], "later": median(times[1:])}
 
 
+def hanging_reward(folder: Path) -> Mapping[str, float]:
+    """Steps of 64 completions, of which one in eight makes it hang, and the same steps without that reward."""
+    plugin = folder / "sleeper.py"
+    many = groups(8, 8)
+    specs = {**DEFAULTS, "hangs": RewardSpec(fn=f"{plugin}:hangs", timeout_s=1.0, cache=False)}
+    result = {}
+    for name, chosen in (("without", DEFAULTS), ("with", specs)):
+        rewards = load_rewards(chosen, WorkerSettings())
+        milliseconds(rewards, many)
+        result[name] = median(milliseconds(rewards, many) for _ in range(5))
+        rewards.close()
+    return result
+
+
 def start_ms(code: str) -> float:
     def once() -> float:
         start = perf_counter()
@@ -93,6 +114,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "512 completions, 3 default rewards, ms": default_rewards(),
             "64 completions, 8 rewards of 100 ms each, ms": sleeping_rewards(Path(folder)),
+            "64 completions, a reward that hangs (limit 1000 ms), ms": hanging_reward(Path(folder)),
             "import rewards, ms": round(start_ms("import rewards") - start_ms("pass"), 1),
         }
     print(json.dumps(result, indent=2))

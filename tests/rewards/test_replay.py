@@ -245,7 +245,7 @@ def test_a_reward_that_hangs_costs_its_time_limit_and_no_more(folder: Path) -> N
     assert by_name(report)["accuracy"]["failed_frac"] == 0
 
 
-@pytest.mark.slow  # its workers import transformers, for the shape of a patch
+@pytest.mark.slow  # it imports transformers, for the shape of a patch
 def test_a_reward_that_looks_at_frames_gets_those_of_the_run_while_the_video_is_there(
     tmp_path: Path, clips: Path
 ) -> None:
@@ -262,7 +262,7 @@ def test_a_reward_that_looks_at_frames_gets_those_of_the_run_while_the_video_is_
     assert values["num"] == 2 and values["mean"] == pytest.approx(float(clip.frames_FHWC.mean()))
     failures = report["failures"]["brightness"]
     assert failures["count"] == 2
-    assert [*failures["reasons"]] == ["grpo.media.decode.MediaError: gone.mp4: no such file"]
+    assert [*failures["reasons"]] == ["grpo.media.clip.MediaError: gone.mp4: no such file"]
     assert by_name(report)["accuracy"]["values"]["num"] == 4
 
 
@@ -344,3 +344,8 @@ def test_a_missing_column_is_named(folder: Path, capsys: pytest.CaptureFixture[s
         capsys.readouterr().err
         == "error: step 2: the rollouts files have different columns: rewards/accuracy\n"
     )
+
+
+def test_an_override_of_what_a_replay_does_not_take_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"config: optim: a replay takes only rewards, rewards_workers, advantages"):
+        replay.replay(folder, ["optim.lr=0.1"])

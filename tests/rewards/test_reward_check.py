@@ -36,6 +36,16 @@ def counts_calls(rollout):
     return float(len(calls) % 1000)
 
 
+class Remembers:
+    def __init__(self):
+        self.calls = 0
+
+    @reward
+    def __call__(self, rollout):
+        self.calls += 1
+        return float(self.calls % 1000)
+
+
 @group_reward
 def favours_the_first(rollouts):
     return [1.0] + [0.0] * (len(rollouts) - 1)
@@ -170,3 +180,9 @@ def test_a_reward_that_ends_its_process_ends_the_check_with_a_line(
     assert main([f"{ROOT}/tests/rewards/plugins/rough.py:{arguments[0]}", *arguments[1:]]) == 1
     out = capsys.readouterr().out
     assert wrong_lines(out) == ["hangs or dies"] and detail in out
+
+
+def test_an_object_that_remembers_is_not_called_wrong(flawed: Path) -> None:
+    done = check(f"{flawed}:Remembers")
+    assert done.returncode == 0 and wrong_lines(done.stdout) == []
+    assert "-      deterministic" in done.stdout and "an object may remember: " in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rewards.specs import RewardSpec, RewardTable, WorkerSettings
 SAMPLE = synthetic_samples({})[0]
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
 
+ROOT = Path(__file__).parents[2]
 PLUGIN = """
 from dataclasses import dataclass
 
@@ -210,3 +212,30 @@ def test_an_installed_package_offers_rewards_by_name(
         in_workers.close()
     finally:
         entry_points_of.cache_clear()
+
+
+def test_a_class_without_a_decorator_is_refused_by_what_is_missing(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("class Plain:\n    def __call__(self, rollout):\n        return 1.0\n")
+    with pytest.raises(
+        ValueError, match="rewards.plain: it has no decorator, .* is @reward or @group_reward missing"
+    ):
+        load_rewards({"plain": RewardSpec(fn=f"{plugin}:Plain")})
+
+
+def test_a_module_in_the_working_directory_is_found_from_a_script_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "mine.py").write_text(
+        "from rewards import reward\n@reward\ndef one(rollout): return 1.0\n"
+    )
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(
+        "from rewards.runner import load_rewards\nfrom rewards.specs import RewardSpec\n"
+        "print(load_rewards({'one': RewardSpec(fn='my_package.mine:one')}).rewards[0].fn.__name__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "one\n", done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rewards import group_reward, hostile, reward
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.loading import calling_of
 from rewards.runner import RewardSet, load_rewards
-from rewards.specs import Reward, RewardSpec, WorkerSettings
+from rewards.specs import Reward, RewardSpec, RewardTable, WorkerSettings
 
 SAMPLE = replace(synthetic_samples({})[0], columns={"solution": "red", "weights": [1, 2]})
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
@@ -93,12 +94,20 @@ def test_an_abstention_adds_nothing_and_a_failure_leaves_no_total() -> None:
     assert "in moody" in failure.traceback and failure.summary == "KeyError: 'gaze'"
 
 
-def test_a_failure_counts_whatever_the_weight() -> None:
-    @reward
-    def broken(rollout: Rollout) -> float:
-        raise RuntimeError("down")
+def test_a_failure_leaves_no_total_unless_the_reward_is_only_watched(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from rewards import reward\n@reward\ndef broken(rollout):\n    raise RuntimeError('down')\n"
+    )
 
-    assert set_of(broken, weight=0.0).score([GROUP])[0].totals == (None, None, None)
+    def table(weight: float, gate: str | None = None) -> RewardTable:
+        broken = RewardSpec(fn=f"{plugin}:broken", weight=weight)
+        return load_rewards({"accuracy": RewardSpec(only_unless=gate), "broken": broken}).score([GROUP])[0]
+
+    assert table(-0.5).totals == table(0.0, gate="broken").totals == (None, None, None)
+    watched = table(0.0)
+    assert watched.columns["broken"] == (None, None, None) and len(watched.failures) == 3
+    assert watched.totals == watched.columns["accuracy"] != (None, None, None)
 
 
 def test_what_fails_on_one_group_leaves_the_others_alone() -> None:
@@ -232,7 +241,7 @@ def test_trls_own_rewards_run_unchanged() -> None:
 
 def test_the_built_ins_pass_the_probe() -> None:
     rewards = load_rewards({name: RewardSpec() for name in ("accuracy", "format", "keyframe")})
-    rewards.probe()
+    assert rewards.probe() == []
     tables = rewards.score(hostile.groups())  # what it is probed with
     assert len(tables) == 3 * len(synthetic_samples({}))
     assert [failure for table in tables for failure in table.failures] == []

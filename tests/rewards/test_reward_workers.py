@@ -109,6 +109,7 @@ def test_a_process_that_dies_costs_its_own_completion(load: Load, function: str,
     assert [(each.reward, each.rollout_index) for each in failed] == [("dies", 2)]
     assert message in failed[0].summary
     assert tables[1].columns["dies"] == (1.0, 1.0, None, 1.0)
+    assert rewards.num_deaths >= 2  # the second time it was alone
     assert all(None not in table.columns["length"] for table in tables)
 
 
