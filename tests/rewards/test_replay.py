@@ -347,5 +347,7 @@ def test_a_missing_column_is_named(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_an_override_of_what_a_replay_does_not_take_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"config: optim: a replay takes only rewards, rewards_workers, advantages"):
+    with pytest.raises(
+        ValueError, match=r"config: optim: a replay takes only rewards, rewards_workers, advantages"
+    ):
         replay.replay(folder, ["optim.lr=0.1"])
