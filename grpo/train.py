@@ -279,16 +279,21 @@ def read_data(config: Config) -> tuple[list[Part], dict[str, list[Sample]]]:
     gives no held-out answer away."""
     train_sets = load_sets(config.data.train)
     train = [sample for samples in train_sets for sample in samples]
-    held_out: dict[str, list[Sample]] = {}
-    for dataset in config.data.eval:
-        name = dataset.name or Path(dataset.path).stem
-        if name in held_out:
-            raise ValueError(f"data.eval: two sets are called {name!r}; set their name")
-        held_out[name] = load_samples([dataset])
+    names = eval_names(config)
+    held_out = {name: load_samples([each]) for name, each in zip(names, config.data.eval, strict=True)}
     for samples in (train, *held_out.values()):
         check_media(samples, num_probes=config.data.probe_clips)
     check_overlap(train, held_out, allowed=config.data.allow_overlap)
     return parts(train_sets, [dataset.share for dataset in config.data.train]), held_out
+
+
+def eval_names(config: Config) -> list[str]:
+    """What the held-out sets are called in the metrics; ValueError if two have the same name."""
+    names = [dataset.name or Path(dataset.path).stem for dataset in config.data.eval]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"data.eval: two sets are called {name!r}; set their name")
+    return names
 
 
 def load_policy(config: Config, family: Qwen25VL) -> Policy:

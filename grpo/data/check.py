@@ -44,7 +44,7 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
 def _check_files(clips: Sequence[tuple[Sample, ClipSource]]) -> None:
     missing: dict[str, tuple[Sample, str]] = {}
     for sample, source in clips:
-        if not _is_there(source):
+        if not is_there(source):
             missing.setdefault(source.path, (sample, "video file" if source.video else "image"))
     if missing:
         path, (sample, what) = next(iter(missing.items()))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, NamedTuple, Never
 
 from grpo.data.fields import Record, as_text, shown
 from grpo.groups import Sample
@@ -64,14 +64,21 @@ class Place:
 Translate = Callable[[Record, Place], Iterable[Sample]]
 
 
+class Problem(NamedTuple):
+    """What is wrong with a record, or with the file."""
+
+    source: str
+    reason: str
+
+
 class BadRecords(ValueError):
     """Records that could not be translated. The message is about the first; all are in `problems`, and what the
     other records gave is in `samples`.
     """
 
-    def __init__(self, problems: list[str], samples: list[Sample]) -> None:
+    def __init__(self, problems: list[Problem], samples: list[Sample]) -> None:
         others = f" ({len(problems) - 1} more bad records in the file)" if len(problems) > 1 else ""
-        super().__init__(problems[0] + others)
+        super().__init__(": ".join(problems[0]) + others)
         self.problems, self.samples = problems, samples
 
 
@@ -96,15 +103,15 @@ def read_samples(
     own_folder = file if file.is_dir() else file.parent
     root = own_folder if media_root is None else Path(media_root)
     samples: dict[str, Sample] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     try:
         for number, source, read in _records(file, key=key, lines=lines):
             try:
                 _add(samples, translate(_as_record(read()), Place(source, file, root, number)))
             except ValueError as error:
-                problems.append(f"{source}: {error}")
+                problems.append(Problem(source, str(error)))
     except ValueError as error:  # of the file's form: what lies behind can't be told apart
-        problems.append(str(error))
+        problems.append(Problem(str(file), str(error).removeprefix(f"{file}: ")))
     if problems:
         raise BadRecords(problems, [*samples.values()])
     if not samples:

@@ -404,4 +404,5 @@ def check_exists(path: str) -> None:
 
 def _check_start(path: str, start_s: float, end_s: float) -> None:
     if start_s >= end_s > 0:
-        raise MediaError(f"{path}: the clip starts at {start_s:g} s, but the video ends at {end_s:g} s")
+        late = sampling.TooShort(f"the clip starts at {start_s:g} s, but the video ends at {end_s:g} s")
+        raise MediaError(f"{path}: {late}") from late

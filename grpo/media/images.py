@@ -60,9 +60,8 @@ def choose_images(
     files = _list_files(source)
     times_s, file_end_s = _times(source, len(files))
     if source.start_s >= file_end_s:
-        raise MediaError(
-            f"{source.path}: the clip starts at {source.start_s:g} s, but the images end at {file_end_s:g} s"
-        )
+        late = f"the clip starts at {source.start_s:g} s, but the images end at {file_end_s:g} s"
+        raise MediaError(f"{source.path}: {late}") from sampling.TooShort(late)
     clip_end_s = file_end_s if source.end_s is None else min(source.end_s, file_end_s)
     with blamed_on(f"{source.path} from {source.start_s:g} s to {clip_end_s:g} s", ValueError):
         chosen = sampling.choose_frames(

@@ -103,6 +103,10 @@ class TooManyTokens(ValueError):
     """A clip that can't be shown within media.max_tokens."""
 
 
+class TooShort(ValueError):
+    """A clip with too few frames to show."""
+
+
 def frame_range(times_s: np.ndarray, start_s: float, end_s: float | None) -> tuple[int, int]:
     """First and last index of the frames that are shown from start_s up to and including end_s.
 
@@ -137,7 +141,7 @@ def num_sampled_frames(
     """How many of a clip's frames are sampled: a multiple of temporal_frames.
 
     may_repeat: where all frames are wanted, it may be more than there are.
-    Raises ValueError where the clip, or max_frames, has too few frames for a single token in time.
+    Raises TooShort where the clip, or max_frames, has too few frames for a single token in time.
     """
     min_frames = math.ceil(settings.min_frames / temporal_frames) * temporal_frames
     max_frames = settings.max_frames // temporal_frames * temporal_frames
@@ -147,7 +151,7 @@ def num_sampled_frames(
         sampled = min(math.ceil(sampled / temporal_frames) * temporal_frames, max_frames)
     sampled = math.floor(sampled / temporal_frames) * temporal_frames
     if sampled < temporal_frames:
-        raise ValueError(
+        raise TooShort(
             f"at least {temporal_frames} frames are needed, the clip has {num_frames} "
             f"and media.max_frames is {settings.max_frames}"
         )
@@ -303,14 +307,14 @@ def choose_frames(
 ) -> ChosenFrames:
     """The frames to sample of those shown from start_s to end_s, as times_s says.
 
-    size_px: height and width of the file's frames. Raises what `plan_clip` raises, and ValueError if there are none.
+    size_px: height and width of the file's frames. Raises what `plan_clip` raises, and TooShort if there are none.
     are_images: they were sampled from something already. Where all of them are wanted, none is left out to fill
     the last token in time, but the last one is repeated, as `fetch_video` does with lists of frames.
     """
     first, last = frame_range(times_s, start_s, end_s)
     num_frames = last - first + 1
     if num_frames < 1:
-        raise ValueError("no frame is shown")
+        raise TooShort("no frame is shown")
     next_s = times_s[last + 1] if last + 1 < len(times_s) else file_end_s
     fps = clip_fps(num_frames, float(next_s - times_s[first]), file_fps)
     plan = plan_clip(num_frames, fps, *size_px, settings, patches, may_repeat=are_images)

@@ -316,7 +316,7 @@ def test_all_bad_records_are_found_and_the_others_are_read(tmp_path: Path) -> No
     lines = [changed(id="a"), b"{torn", changed(id="b", answer="Z"), changed(id="a"), changed(id="c")]
     with pytest.raises(BadRecords) as caught:
         read_jsonl(write(tmp_path, *lines))
-    assert [problem.split(": ")[0][-1] for problem in caught.value.problems] == ["2", "3", "4"]
+    assert [problem.source[-2:] for problem in caught.value.problems] == [":2", ":3", ":4"]
     assert [sample.id for sample in caught.value.samples] == ["a", "c"]
     assert "train.jsonl:2: not readable as JSON" in str(caught.value)
     assert str(caught.value).endswith("(2 more bad records in the file)")
@@ -326,4 +326,7 @@ def test_behind_a_break_in_a_json_list_nothing_is_guessed(tmp_path: Path) -> Non
     (tmp_path / "train.json").write_text(f"[{json.dumps(changed(answer='Z'))}, {{torn, {{}}]")
     with pytest.raises(BadRecords) as caught:
         READERS["huggingface"](str(tmp_path / "train.json"), None)
-    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["record 1", "record 2"]
+    first, second = caught.value.problems
+    assert first.source.endswith("train.json: record 1") and second.reason.startswith(
+        "record 2: not readable"
+    )

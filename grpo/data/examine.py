@@ -1,0 +1,164 @@
+"""Everything that is wrong with a run's data, record by record, where a run would stop at the first. For `grpo.doctor`.
+
+Nothing is decoded: clips are opened, and their packets listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from grpo.data import Dataset, load_samples
+from grpo.data.check import is_there
+from grpo.data.overlap import question_key
+from grpo.data.records import BadRecords
+from grpo.groups import Sample
+from grpo.media.decode import MediaError, frame_table
+from grpo.media.sampling import TooManyTokens, TooShort
+from grpo.planner import Planner, PromptPlan
+
+Kind = Literal["record", "duplicate", "missing", "unreadable", "too short", "too long", "repeated", "config"]
+
+LATE_END_S = 1.0
+"""Bounds are rounded, and a file's last frame ends a little early: only what lies further behind is odd."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something wrong, and where."""
+
+    kind: Kind
+    source: str
+    """File and line or record, or the config's key."""
+    reason: str
+    is_fatal: bool = True
+    """The run stops at it or loses the sample; otherwise it is only odd."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examined:
+    """What was found about some samples."""
+
+    findings: list[Finding]
+    plans: list[tuple[Sample, PromptPlan]]
+    """Of the samples whose clips were opened, and that are fine."""
+
+
+def read_set(dataset: Dataset) -> tuple[list[Sample], list[Finding]]:
+    """The samples of the good records, and a finding for each bad one."""
+    try:
+        return load_samples([dataset]), []
+    except BadRecords as error:
+        return error.samples, [_of_record(*problem) for problem in error.problems]
+    except (ValueError, OSError) as error:
+        reason = str(error).removeprefix(f"{dataset.path}: ")
+        return [], [Finding(kind="record", source=dataset.path, reason=reason)]
+
+
+def shared_ids(sets: Iterable[Sequence[Sample]]) -> list[Finding]:
+    """Ids of several training sets."""
+    seen: dict[str, Sample] = {}
+    findings = []
+    for sample in (sample for samples in sets for sample in samples):
+        first = seen.setdefault(sample.id, sample)
+        if first is not sample:
+            reason = f"id {sample.id!r} was already used in {first.source}"
+            findings.append(Finding(kind="duplicate", source=sample.source, reason=reason))
+    return findings
+
+
+def repeated_questions(samples: Sequence[Sample]) -> list[Finding]:
+    """Records that ask what another one asks about the same clip; no run stops at them."""
+    seen: dict[Hashable, Sample] = {}
+    findings = []
+    for sample in samples:
+        first = seen.setdefault((sample.clip_source, question_key(sample)), sample)
+        if first is not sample:
+            same = (
+                "with the same answer" if first.answer == sample.answer else f"and answers {first.answer!r}"
+            )
+            reason = f"sample {sample.id}: {first.source} asks the same about the same clip, {same}"
+            findings.append(Finding(kind="repeated", source=sample.source, reason=reason, is_fatal=False))
+    return findings
+
+
+def examine(
+    samples: Sequence[Sample], planner: Planner, *, num_clips: int | None, num_workers: int
+) -> Examined:
+    """That all files are there, and what becomes of the prompts: of all, or of num_clips clips spread evenly."""
+    findings = [missing for sample in samples if (missing := _missing(sample)) is not None]
+    lacking = {finding.source for finding in findings}
+    present = [sample for sample in samples if sample.source not in lacking]
+    opened = spread_clips(present, num_clips)
+    with ThreadPoolExecutor(num_workers) as pool:
+        outcomes = pool.map(_planned(planner), opened)
+    plans: list[tuple[Sample, PromptPlan]] = []
+    for sample, (plan, found) in zip(opened, outcomes, strict=True):
+        findings += found
+        if plan is not None and not any(finding.is_fatal for finding in found):
+            plans.append((sample, plan))
+    return Examined(findings=findings, plans=plans)
+
+
+def spread_clips(samples: Sequence[Sample], num_clips: int | None) -> list[Sample]:
+    """The samples about num_clips clips, spread evenly, and those about none; None: all."""
+    keys = [*dict.fromkeys(key for sample in samples if (key := sample.clip_source) is not None)]
+    if num_clips is None or num_clips >= len(keys):
+        return [*samples]
+    spread = np.linspace(0, len(keys) - 1, num_clips).round().astype(int) if num_clips else []
+    kept = {None, *(keys[index] for index in spread)}
+    return [sample for sample in samples if sample.clip_source in kept]
+
+
+def _missing(sample: Sample) -> Finding | None:
+    source = sample.clip_source
+    if source is None or is_there(source):
+        return None
+    what = "video file" if source.video else "image"
+    reason = f"sample {sample.id}: no such {what}: {source.path}"
+    return Finding(kind="missing", source=sample.source, reason=reason)
+
+
+def _planned(planner: Planner) -> Callable[[Sample], tuple[PromptPlan | None, list[Finding]]]:
+    def look(sample: Sample) -> tuple[PromptPlan | None, list[Finding]]:
+        try:
+            plan = planner.plan(sample)
+        except (MediaError, ValueError) as error:
+            return None, [
+                Finding(kind=_kind(error), source=sample.source, reason=f"sample {sample.id}: {error}")
+            ]
+        reason = planner.refusal(sample, plan)
+        if reason is not None:
+            reason = reason.removeprefix(f"{sample.source}: ")
+            return plan, [Finding(kind="too long", source=sample.source, reason=reason)]
+        return plan, _late_end(sample)
+
+    return look
+
+
+def _late_end(sample: Sample) -> list[Finding]:
+    if sample.video is None or sample.end_s is None:
+        return []
+    file_end_s = frame_table(sample.video).end_s
+    if sample.end_s <= file_end_s + LATE_END_S:
+        return []
+    reason = f"sample {sample.id}: the clip ends at {sample.end_s:g} s, but the video at {file_end_s:g} s"
+    return [Finding(kind="too short", source=sample.source, reason=reason, is_fatal=False)]
+
+
+def _kind(error: Exception) -> Kind:
+    if not isinstance(error, MediaError):
+        return "record"
+    if isinstance(error.__cause__, TooManyTokens):
+        return "too long"
+    return "too short" if isinstance(error.__cause__, TooShort) else "unreadable"
+
+
+def _of_record(source: str, reason: str) -> Finding:
+    return Finding(
+        kind="duplicate" if "was already used in" in reason else "record", source=source, reason=reason
+    )
