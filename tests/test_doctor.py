@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,13 @@ from tests.videos import write_video
 Record = dict[str, Any]
 
 
-def good_records(clips: Path, count: int) -> list[Record]:
-    """Different questions about the demo's twelve clips."""
+def good_records(clips: Path, folder: Path, count: int) -> list[Record]:
+    """Different questions about the demo's twelve clips, in a folder of their own."""
+    shutil.copytree(clips, folder / "demo")
     lines = (clips / "train.jsonl").read_text().splitlines()
     records = [json.loads(lines[i % len(lines)]) for i in range(count)]
     return [
-        record | {"id": f"good-{i}", "video": str(clips / record["video"]), "question": f"Which one, {i}?"}
+        record | {"id": f"good-{i}", "video": f"demo/{record['video']}", "question": f"Which one, {i}?"}
         for i, record in enumerate(records)
     ]
 
@@ -47,7 +49,7 @@ def examined(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[
 def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = good_records(clips, 50)
+    good = good_records(clips, tmp_path, 50)
     write_video(tmp_path / "one_frame.mp4", num_frames=1)
     whole = write_video(tmp_path / "whole.mp4", num_frames=60)
     (tmp_path / "cut.mp4").write_bytes(Path(whole).read_bytes()[:3000])
@@ -69,7 +71,6 @@ def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
         line = 6 * number + 4  # spread among the good ones, counted as the file will have them
         records.insert(line - 1, good[number] | {"id": f"bad-{number}", "question": f"{number}?"} | change)
         expected.append((kind, f"{tmp_path}/train.jsonl:{line}"))
-    # What comes second has the id twice, so that the good ones with these ids must stand before them.
     status, report = examined(arguments(tmp_path, records), capsys)
     found = [(finding["kind"], finding["source"]) for finding in report["findings"]]
     assert sorted(found) == sorted(expected) and len(found) == 10
@@ -85,7 +86,7 @@ def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
 def test_prompts_that_cannot_fit_and_damage_inside_a_file_are_named(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = good_records(clips, 3)
+    records = good_records(clips, tmp_path, 3)
     records[1]["question"] = "red " * 300
     content = bytearray(Path(write_video(tmp_path / "damaged.mp4", size_px=(320, 192))).read_bytes())
     third = len(content) // 3
@@ -102,7 +103,7 @@ def test_prompts_that_cannot_fit_and_damage_inside_a_file_are_named(
 def test_what_is_odd_is_named_and_does_not_stop_a_run(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = good_records(clips, 3)
+    records = good_records(clips, tmp_path, 3)
     records[1]["end_s"] = 99.0
     records.append(records[2] | {"id": "again"})
     status, report = examined(arguments(tmp_path, records, "optim.tokens_per_row=60"), capsys)

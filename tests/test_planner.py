@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from grpo.media.decode import MediaError, plan_clip, read_clip
+from grpo.media.reading import read_source
 from grpo.media.sampling import (
     QWEN2_5_VL,
     ClipPlan,
@@ -63,6 +65,18 @@ def test_the_plan_is_what_decoding_and_rendering_give(videos: list[str], max_tok
             assert planned.clip.num_bytes == clip.frames_FHWC.nbytes
             assert planned.num_vision_tokens == family.num_vision_tokens(clip) <= (max_tokens or 1000)
             assert planned.num_tokens == len(family.render(sample, clip, **TEXT).token_ids)
+
+
+def test_a_clip_of_images_is_planned_too(tmp_path: Path) -> None:
+    for number in range(5):
+        Image.new("RGB", (200, 90)).save(tmp_path / f"{number}.png")
+    sample = tiny.sample(frames=(str(tmp_path),), frame_fps=2.0)
+    settings, family = replace(LIMITED, max_tokens=20), tiny.family()
+    assert sample.clip_source is not None
+    clip = read_source(sample.clip_source, settings=settings, patches=family.patches)
+    planned = planner(settings, 10_000).plan(sample)
+    assert planned.num_tokens == len(family.render(sample, clip, **TEXT).token_ids)
+    assert planned.num_vision_tokens == family.num_vision_tokens(clip) <= 20
 
 
 def test_frames_shrink_before_there_are_fewer() -> None:

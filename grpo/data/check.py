@@ -52,7 +52,8 @@ def _check_files(clips: Sequence[tuple[Sample, ClipSource]]) -> None:
         raise FileNotFoundError(f"{sample.source}: no such {what}: {path}{others}")
 
 
-def _is_there(source: ClipSource) -> bool:
+def is_there(source: ClipSource) -> bool:
+    """The video file, or of frames the first one or their folder; a folder that can't be looked into may hold it."""
     try:
         mode = os.stat(source.path).st_mode
     except OSError as error:

@@ -122,7 +122,7 @@ class Qwen25VL:
 
     def num_text_tokens(self, sample: Sample, *, template: str, option: str, tags: Sequence[str]) -> int:
         """Tokens of the sample's prompt beside its clip's."""
-        has_clip = sample.video is not None
+        has_clip = sample.clip_source is not None
         rendered = self._rendered(sample, has_clip, template=template, option=option, tags=tags)
         return len(self._token_ids(rendered)) - has_clip
 
