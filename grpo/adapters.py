@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grpo.model_settings import ALL_LINEAR, PARTS, LoraConfig, Part
+from grpo.sharding import whole
 
 NAME = "default"
 """peft's name for the only adapter of a model."""
@@ -68,7 +69,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 def adapter_weights(layer: Any) -> tuple[Tensor, Tensor, float]:
     """A layer's A (R, I), B (O, R) and what their product is multiplied by."""
-    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
+    return whole(layer.lora_A[NAME].weight), whole(layer.lora_B[NAME].weight), layer.scaling[NAME]
 
 
 @contextmanager

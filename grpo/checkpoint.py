@@ -13,6 +13,7 @@ from torch import nn
 
 from grpo.adapters import is_adapter, save_adapters
 from grpo.policy import Policy
+from grpo.sharding import whole
 
 
 def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int) -> None:
@@ -62,21 +63,26 @@ def store_trained_only(policy: Policy) -> None:
     policy.register_load_state_dict_post_hook(forgive)
 
 
-def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype) -> None:
+def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool = True) -> None:
     """The model with tokenizer and processor, as `from_pretrained` and vLLM load them.
 
-    With LoRA its weights are merged, and `folder/adapter` holds the adapters alone, for peft.
+    With LoRA its weights are merged, and `folder/adapter` holds the adapters alone, for peft. Where weights are
+    sharded, all processes must call it, since they gather them together; one of them writes.
     """
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in policy.named_weights():
+        # A tied head is the embedding, and not to be stored twice.
+        if writes and not (policy.has_tied_head and name == "lm_head.weight"):
+            weights[name] = weight.to("cpu", dtype)
+    adapters = {n: whole(w) for n, w in policy.model.named_parameters() if is_adapter(n)}
+    if not writes:
+        return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    weights = {name: weight.to(dtype) for name, weight in policy.named_weights()}
-    if policy.has_tied_head:  # the embedding's, and not to be stored twice
-        del weights["lm_head.weight"]
     policy.model.save_pretrained(partial, state_dict=weights)
     policy.family.processor.save_pretrained(partial)
     _set_dtype(partial / "config.json", dtype)
     if policy.has_adapters:
-        adapters = {n: w for n, w in policy.model.named_parameters() if is_adapter(n)}
         save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from grpo.checkpoint import store_trained_only
 from grpo.importance import importance_ratio_T, sampler_correction
+from grpo.launching import set_up_sharding
 from grpo.learner_settings import LossConfig, OptimConfig
 from grpo.losses import LOSSES, StepCounts, kl_T
 from grpo.packing import PackedRow
@@ -70,8 +71,9 @@ class Learner:
             policy.to(accelerator.device)  # the optimizer copies the weights, and has to find them there
         store_trained_only(policy)
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
-        set_deepspeed(accelerator, optim.max_grad_norm)
+        set_up_sharding(accelerator, optim.max_grad_norm)
         self.wrapped, self.optimizer = accelerator.prepare(policy, make_optimizer(trainable, optim))
+        policy.after_sharding()
         self.reference = self._make_reference(load_reference) if load_reference is not None else None
 
     def _make_reference(self, load: Callable[[torch.dtype], Policy]) -> Reference:
@@ -101,7 +103,7 @@ class Learner:
         behind: list[Behind] = []
         for iteration in range(self.optim.num_iterations if num_rows else 0):
             for index, row in enumerate(padded):
-                row = row.to(self.policy.device)
+                row = row.to(self.accelerator.device)
                 with self._exchange(index == num_rows - 1):
                     scores = self.wrapped(row, entropy_gradient=self.loss.entropy_coef != 0)
                     if index >= len(rows):
@@ -124,17 +126,17 @@ class Learner:
         assert self.reference is not None
         padded = [*rows, *[padding_row] * (self._most(len(rows)) - len(rows))]
         with torch.no_grad(), self.accelerator.autocast(), self.reference.ready() as policy:
-            return [policy(row.to(self.policy.device)).logps_T for row in padded][: len(rows)]
+            return [policy(row.to(self.accelerator.device)).logps_T for row in padded][: len(rows)]
 
     def _focus(self, rows: Sequence[PackedRow], num_real: int, counts: StepCounts) -> Focus:
         """All tokens, or those of highest entropy among the tokens of all rows of all processes."""
         quantile = self.loss.top_entropy_quantile
         if quantile == 1 or not rows:
-            ones = [torch.ones(len(row.target_T), device=self.policy.device) for row in rows]
+            ones = [torch.ones(len(row.target_T), device=self.accelerator.device) for row in rows]
             return Focus(kept_rows=ones, num_tokens=counts.num_tokens)
         with torch.no_grad():  # one pass over all rows: the threshold must not depend on how they are packed
-            entropies = [self.wrapped(row.to(self.policy.device)).entropy_T for row in rows][:num_real]
-        own = torch.cat([torch.zeros(0, device=self.policy.device), *entropies])
+            entropies = [self.wrapped(row.to(self.accelerator.device)).entropy_T for row in rows][:num_real]
+        own = torch.cat([torch.zeros(0, device=self.accelerator.device), *entropies])
         padded = self.accelerator.pad_across_processes(own, pad_index=-1)  # entropies are not negative
         everyone = self.accelerator.gather(padded)
         everyone = everyone[everyone >= 0]  # pyright: ignore
@@ -258,27 +260,3 @@ def _tally_row(row: PackedRow, scores: TokenScores, tally: Tally) -> None:
     tally.mean_of("sampler/gap_mean", gap_T.sum().item(), len(gap_T))
     tally.highest("sampler/gap_max", gap_T.max().item())
     tally.add("tokens/computed", len(row.input_ids_N))
-
-
-def check_launch(accelerator: Accelerator, optim: OptimConfig) -> None:
-    """Raise ValueError if this update can't run in the processes that were launched."""
-    if optim.prompts_per_step % accelerator.num_processes:
-        raise ValueError(
-            f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
-            f"{accelerator.num_processes} processes"
-        )
-    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
-    if plugin is not None and plugin.zero_stage == 3:
-        raise ValueError("ZeRO-3 is not supported yet: use ZeRO-2 (launch/accelerate/zero2.yaml)")
-    if plugin is not None and optim.robust.method != "none":
-        # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
-        raise ValueError(f"optim.robust.method={optim.robust.method} is not supported with DeepSpeed yet")
-
-
-def set_deepspeed(accelerator: Accelerator, max_grad_norm: float) -> None:
-    """DeepSpeed clips by its own config, and wants a batch size although it loads no data here."""
-    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
-    if plugin is None:
-        return
-    plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
-    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -28,6 +29,7 @@ from grpo.attention import SHARED_PREFIX, VISION_CHUNKS
 from grpo.families.qwen2_5_vl import Qwen25VL
 from grpo.model_settings import LoraConfig, Part
 from grpo.packing import PackedRow
+from grpo.sharding import is_sharded, share_head, whole
 
 HEAD_CHUNK_TOKENS = 1024
 """Rows of the output head at a time: with a vocabulary of 152k, 0.6 GiB of fp32 logits."""
@@ -60,7 +62,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model: Any = model  # its submodules are typed as "module or tensor" otherwise
         self.family = family
-        self.temperature = temperature
+        self.head = Head(model, family.suppressed_ids, temperature)
+        self.sharded = False
         self.activation_offloading = activation_offloading
         self.model.model.language_model.config._attn_implementation = SHARED_PREFIX
         self.model.model.visual.config._attn_implementation = VISION_CHUNKS
@@ -73,6 +76,11 @@ class Policy(nn.Module):
         self.trains_vision = any(weight.requires_grad for weight in self.model.model.visual.parameters())
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def after_sharding(self) -> None:
+        """Note what preparation for several processes has made of the weights."""
+        self.sharded = is_sharded(self.model)
+        share_head(self.head, self.model.lm_head.weight)
 
     @property
     def device(self) -> torch.device:
@@ -92,13 +100,7 @@ class Policy(nn.Module):
                 layout=row.layout,
             ).last_hidden_state[0]
         hidden_TD = hidden_ND[row.source_T]
-        parts = [
-            checkpoint(self._head, hidden, target, entropy_gradient, use_reentrant=False)
-            for hidden, target in zip(
-                hidden_TD.split(HEAD_CHUNK_TOKENS), row.target_T.split(HEAD_CHUNK_TOKENS), strict=True
-            )
-        ]
-        return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return self.head(hidden_TD, row.target_T, entropy_gradient)
 
     def _offloading(self) -> AbstractContextManager[Any]:
         """What a pass saves for the backward pass goes to main memory: with checkpointing, the layers' inputs."""
@@ -127,9 +129,9 @@ class Policy(nn.Module):
         return torch.cat(tuple(features.pooler_output))
 
     def _blank_vision_term(self) -> Tensor:
-        """Zero, computed through the tower where it trains: with several processes, each must run the same
-        modules in a pass, or the gradient exchange waits for ever."""
-        if not (self.trains_vision and torch.is_grad_enabled()):
+        """Zero, computed through the tower where it trains or is sharded: with several processes, each must run
+        the same modules in a pass, or the exchange of gradients or weights waits for ever."""
+        if not self.sharded and not (self.trains_vision and torch.is_grad_enabled()):
             return torch.zeros((), device=self.device)
         config = self.family.config.vision_config
         merge = config.spatial_merge_size
@@ -139,35 +141,62 @@ class Policy(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """The distribution that is sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""
-        logits_TV = self.model.lm_head(hidden_TD)
-        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-        bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
-        bias_V[list(self.family.suppressed_ids)] = SUPPRESSED_BIAS
-        return (logits_TV + bias_V) / self.temperature
-
-    def _head(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        logps_TV = torch.log_softmax(self.logits(hidden_TD), dim=-1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
-            entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)
-        return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T
+        return self.head.logits(hidden_TD)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under the name that checkpoints use, adapters merged, tied output embeddings included.
 
         `named_parameters` leaves a tied head out, and an engine that keeps its own copy would go on
-        sampling with the old one.
+        sampling with the old one. Sharded weights are gathered one after another, so all processes must
+        go through them together; no process holds the whole model.
         """
         layers = adapted_layers(self.model)
         for name, weight in self.model.named_parameters():
             if is_adapter(name):
                 continue
-            plain, weight = plain_name(name), unquantized(weight)
+            plain, weight = plain_name(name), unquantized(whole(weight))
             layer = layers.get(plain.removesuffix(".weight"))
             yield plain, weight if layer is None else merged(weight, *adapter_weights(layer))
         if self.has_tied_head:
-            yield "lm_head.weight", self.model.lm_head.weight.detach()
+            yield "lm_head.weight", whole(self.model.lm_head.weight)
 
     @property
     def has_tied_head(self) -> bool:
         """The output head is the embedding."""
         return self.model.lm_head.weight is self.model.get_input_embeddings().weight
+
+
+class Head(nn.Module):
+    """Log-probs from hidden states, in chunks.
+
+    A module of its own without weights of its own: where these are sharded, all processes must run the same
+    modules equally often, and each has as many chunks as its row has completion tokens.
+    """
+
+    def __init__(self, model: Any, suppressed_ids: tuple[int, ...], temperature: float) -> None:
+        super().__init__()
+        self.lm_head_of = (model,)  # in a tuple, or the model would be a part of its own part
+        self.suppressed_ids, self.temperature = list(suppressed_ids), temperature
+
+    def forward(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> TokenScores:
+        parts = [
+            checkpoint(self._chunk, hidden, target, entropy_gradient, use_reentrant=False)
+            for hidden, target in zip(
+                hidden_TD.split(HEAD_CHUNK_TOKENS), target_T.split(HEAD_CHUNK_TOKENS), strict=True
+            )
+        ]
+        return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """See `Policy.logits`."""
+        logits_TV = F.linear(hidden_TD, self.lm_head_of[0].lm_head.weight)
+        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+        bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
+        bias_V[self.suppressed_ids] = SUPPRESSED_BIAS
+        return (logits_TV + bias_V) / self.temperature
+
+    def _chunk(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        logps_TV = torch.log_softmax(self.logits(hidden_TD), dim=-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
+            entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)
+        return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T

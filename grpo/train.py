@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, parse_flag_from_env, set_seed
+from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
 from grpo.config import Config, check_same_run, load_config, to_yaml
@@ -29,7 +29,8 @@ from grpo.evaluation import EvalSet, Evaluator
 from grpo.families import Qwen25VL, load_family
 from grpo.feed import Feed, Render, make_batch
 from grpo.groups import Sample
-from grpo.learner import Learner, check_launch
+from grpo.launching import check_launch, make_accelerator, on_gpu
+from grpo.learner import Learner
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
 from grpo.mixture import Part, parts
@@ -87,9 +88,8 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     )
     make_plan(rewards.counterfactuals, sampling_of(config))  # its errors belong here
     check_engine(config.rollout.engine)
-    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no")
-    check_launch(accelerator, config.optim)
+    accelerator = make_accelerator()
+    check_launch(accelerator, config.optim, config.model)
     check_counterfactuals(rewards, config.optim.prompts_per_step // accelerator.num_processes)
     accelerator.print("reading the data (a demo's clips are rendered on first use)", flush=True)
     with accelerator.main_process_first():  # a reader may render its clips on first use
@@ -102,7 +102,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
         accelerator.print(
             f"note: rewards.{name} abstained on all that it was probed with, which it may mean to"
         )
-    family = replace(family, engine_dtype=torch.bfloat16 if on_gpu else torch.float32)
+    family = replace(family, engine_dtype=torch.bfloat16 if on_gpu() else torch.float32)
     check_prompts(config, family, train)
     check_fit(config, family, [*train, *chain.from_iterable(held_out.values())], accelerator)
     accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
@@ -227,7 +227,7 @@ def build_trainer(
         accelerator=accelerator,
         policy=policy,
         learner=learner,
-        engine=build_engine(config, policy),
+        engine=build_engine(config, accelerator, policy),
         sampling=sampling_of(config),
         feed=feed,
         rewards=rewards,
@@ -316,13 +316,15 @@ def load_reference(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Poli
     return Policy(family.load_model(dtype), family, temperature=config.rollout.temperature)
 
 
-def build_engine(config: Config, policy: Policy) -> Engine:
+def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> Engine:
     """The rollout engine; vLLM is imported only where it is used."""
     rollout = config.rollout
     if rollout.engine == "transformers":
         from grpo.rollout.transformers_engine import TransformersEngine
 
-        return TransformersEngine(policy)
+        dtype = policy.family.engine_dtype
+        own = load_reference(config, policy.family, dtype).to(accelerator.device) if policy.sharded else None
+        return TransformersEngine(policy, own=own)
     from grpo.rollout.vllm_engine import VLLMEngine
 
     return VLLMEngine(

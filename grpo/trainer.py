@@ -148,8 +148,13 @@ class GRPOTrainer:
             every = config.checkpoint.every_steps
             if every and (step % every == 0 or step == config.num_steps):
                 checkpoint.save(self.run_dir.checkpoints, step, self.accelerator, keep=config.checkpoint.keep)
+        checkpoint.save_final(
+            self.run_dir.final,
+            self.policy,
+            dtype=self.policy.family.engine_dtype,
+            writes=self.accelerator.is_main_process,
+        )
         if self.accelerator.is_main_process:
-            checkpoint.save_final(self.run_dir.final, self.policy, dtype=self.policy.family.engine_dtype)
             draw_curves(self.run_dir.metrics(), self.run_dir.path / "curves.png")
         if bar is not None:
             bar.close()

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ from grpo.advantages import score_groups
 from grpo.config import load_config
 from grpo.groups import Group
 from grpo.kl_reward import subtract_divergences
-from grpo.learner import check_launch
 from grpo.learner_settings import LossConfig, OptimConfig, RobustConfig
 from grpo.tally import Tally
 from rewards.specs import RewardTable
@@ -225,16 +222,6 @@ def test_spd_in_the_learner_reports_what_it_projects_and_pulls_towards_the_first
         tiny.policy(seed=1).parameters(), resumed.optimizer.optimizer.starts, strict=True
     ):
         assert torch.equal(anchor, start)
-
-
-def test_robust_optimizers_are_refused_under_deepspeed() -> None:
-    plugin = SimpleNamespace(zero_stage=2)
-    launch: Any = SimpleNamespace(
-        num_processes=2, distributed_type="DEEPSPEED", state=SimpleNamespace(deepspeed_plugin=plugin)
-    )
-    check_launch(launch, OptimConfig())
-    with pytest.raises(ValueError, match="optim.robust.method=spd is not supported with DeepSpeed"):
-        check_launch(launch, OptimConfig(robust=RobustConfig(method="spd")))
 
 
 @pytest.mark.parametrize(

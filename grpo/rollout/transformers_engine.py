@@ -1,4 +1,5 @@
-"""Sampling with the policy's own weights through transformers' cache: no second copy, no vLLM needed.
+"""Sampling with the policy's own weights through transformers' cache: no vLLM needed, and no second copy unless the
+policy is sharded over processes, which then could not decode independently.
 
 For machines without vLLM and for debugging. Prompts of equal length are decoded together.
 """
@@ -19,8 +20,10 @@ from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
 class TransformersEngine:
-    def __init__(self, policy: Policy, *, max_sequences: int = 256) -> None:
+    def __init__(self, policy: Policy, *, own: Policy | None = None, max_sequences: int = 256) -> None:
+        """own: a whole copy to sample with; None: the policy itself."""
         self.policy = policy
+        self.sampler = own or policy
         self.family = policy.family
         self.max_sequences = max_sequences
         """Completions decoded together."""
@@ -50,7 +53,14 @@ class TransformersEngine:
         return [groups[index] for index in range(len(prompts))]
 
     def sync(self) -> None:
-        """Nothing to do: these are the policy's weights."""
+        """Nothing to do where these are the policy's weights."""
+        if self.sampler is self.policy:
+            return
+        own = dict(self.sampler.model.named_parameters())
+        with torch.no_grad():
+            for name, weight in self.policy.named_weights():
+                if name in own:  # tied weights come twice
+                    own[name].copy_(weight)
 
     def sleep(self) -> None: ...
 
@@ -62,14 +72,14 @@ class TransformersEngine:
         """In the precision that the learner computes in."""
         dtype = self.family.engine_dtype
         lower = dtype != torch.float32
-        with torch.no_grad(), torch.autocast(self.policy.device.type, dtype=dtype, enabled=lower):
+        with torch.no_grad(), torch.autocast(self.sampler.device.type, dtype=dtype, enabled=lower):
             return self._decode(prompts, sampling, seeds)
 
     def _decode(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
         """Groups of prompts of equal length P, with B = prompts * G sequences in one cache."""
-        language_model = self.policy.model.model.language_model
-        was_training = self.policy.training
-        self.policy.eval()
+        language_model = self.sampler.model.model.language_model
+        was_training = self.sampler.training
+        self.sampler.eval()
         cache = DynamicCache(config=language_model.config)
         hidden_BD, position = self._prefill(prompts, cache)
         hidden_BD = hidden_BD.repeat_interleave(sampling.group_size, dim=0)
@@ -80,20 +90,20 @@ class TransformersEngine:
         done_B = torch.zeros(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
         columns: list[tuple[Tensor, Tensor]] = []
         for _ in range(sampling.max_new_tokens):
-            tokens_B, logps_B = sampler.sample(self.policy.logits(hidden_BD))
+            tokens_B, logps_B = sampler.sample(self.sampler.logits(hidden_BD))
             columns.append((tokens_B, logps_B))
             done_B |= torch.isin(tokens_B, eos)
             if bool(done_B.all()):
                 break
             hidden_BD = language_model(
-                inputs_embeds=self.policy.model.get_input_embeddings()(tokens_B)[:, None],
+                inputs_embeds=self.sampler.model.get_input_embeddings()(tokens_B)[:, None],
                 position_ids=position_B[None, :, None].expand(3, -1, -1),
                 attention_mask={"full_attention": None},
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, -1]
             position_B = position_B + 1
-        self.policy.train(was_training)
+        self.sampler.train(was_training)
         tokens_BL, logps_BL = (torch.stack(column, dim=1).tolist() for column in zip(*columns, strict=True))
         return self._groups(prompts, tokens_BL, logps_BL)
 
@@ -103,11 +113,11 @@ class TransformersEngine:
             [Segment(prompt=prompt, rollouts=(), advantages=()) for prompt in prompts],
             positions=self.family.positions,
             vision_token_id=self.family.vision_token_id,
-        ).to(self.policy.device)
+        ).to(self.sampler.device)
         count = len(prompts)
-        embeds_ND = self.policy.embed(row.input_ids_N, row)
+        embeds_ND = self.sampler.embed(row.input_ids_N, row)
         positions_3RP = row.positions_3N.view(3, count, -1)
-        hidden_RPD = self.policy.model.model.language_model(
+        hidden_RPD = self.sampler.model.model.language_model(
             inputs_embeds=embeds_ND.view(count, -1, embeds_ND.shape[-1]),
             position_ids=positions_3RP,
             attention_mask={"full_attention": None},

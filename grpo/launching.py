@@ -1,0 +1,76 @@
+"""How the processes were launched: the Accelerator, and what DeepSpeed and FSDP2 have to be told."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.integrations import unset_hf_deepspeed_config
+
+from grpo.learner_settings import OptimConfig
+from grpo.model_settings import ModelConfig
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def make_accelerator() -> Accelerator:
+    """Passes run in bf16 on a GPU, over fp32 weights; in fp32 on a CPU."""
+    # Without a GPU, accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the backend.
+    needs_backend = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(
+        mixed_precision="bf16" if on_gpu() else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if needs_backend else None,
+    )
+    # Else transformers loads every model in pieces under ZeRO-3, whatever zero3_init_flag says: also the reference
+    # and the engine's copy, which nobody would put together again.
+    unset_hf_deepspeed_config()
+    return accelerator
+
+
+def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:
+    """Raise ValueError if this update can't run in the processes that were launched."""
+    if optim.prompts_per_step % accelerator.num_processes:
+        raise ValueError(
+            f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
+            f"{accelerator.num_processes} processes"
+        )
+    plugin = deepspeed_plugin(accelerator)
+    if model.load_in_4bit and (accelerator.is_fsdp2 or (plugin is not None and plugin.zero_stage == 3)):
+        raise ValueError(
+            "model.load_in_4bit: weights of 4 bits can't be split over processes, and are small enough not to be: use "
+            "launch/accelerate/multi_gpu.yaml"
+        )
+    if plugin is not None and optim.robust.method != "none":
+        # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
+        raise ValueError(
+            f"optim.robust.method={optim.robust.method} does not go with DeepSpeed, which cuts the weights across "
+            "their borders: use launch/accelerate/fsdp2.yaml"
+        )
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise ValueError("FSDP1 is not supported: use FSDP2 (launch/accelerate/fsdp2.yaml)")
+
+
+def deepspeed_plugin(accelerator: Accelerator) -> Any:
+    """DeepSpeed's settings; None where something else was launched."""
+    return accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+
+
+def set_up_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
+    """What DeepSpeed and FSDP2 need before they take the model over."""
+    plugin = deepspeed_plugin(accelerator)
+    if plugin is not None:
+        # It clips by its own config, and wants a batch size although it loads no data here.
+        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+    fsdp: Any = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if fsdp is not None and accelerator.mixed_precision == "bf16":
+        # accelerate would sum gradients in bf16, and round the log-probs to it.
+        fsdp.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )

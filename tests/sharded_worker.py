@@ -1,0 +1,70 @@
+"""One update in each of the processes of torchrun, launched as DDP, DeepSpeed or FSDP2 by the environment.
+
+    torchrun --nproc_per_node 2 -m tests.sharded_worker CASE OUT.pt
+
+The first process stores the figures of the update and the weights after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+import grpo.policy
+from grpo.launching import make_accelerator
+from grpo.learner import Learner
+from grpo.learner_settings import LossConfig, OptimConfig
+from grpo.model_settings import LoraConfig, LoraTargets
+from grpo.tally import Tally
+from tests import tiny
+from tests.launched import allow_fsdp_on_cpu
+from tests.learners import counts_of, moved_policy, packed, padding
+
+OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.01)
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "frozen tower": {"frozen": ("vision", "merger")},
+    "lora": {"lora": LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["attn.qkv"]))},
+    "checkpointed": {"gradient_checkpointing": True},
+}
+LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5)
+
+
+def update(case: str, *, of_process: int | None) -> dict[str, Any]:
+    """An update with the rows of one of two processes, or with all rows.
+
+    One has all clips, the other the group without a clip, and their rows have different numbers of head chunks.
+    """
+    accelerator, groups = make_accelerator(), tiny.ragged_groups()
+    seeing = [scored for scored in groups if scored.group.prompt.clip is not None]
+    blind = [scored for scored in groups if scored.group.prompt.clip is None]
+    own = {None: groups, 0: seeing, 1: blind}[of_process]
+    policy = tiny.policy(seed=1, **CASES[case])
+    learner = Learner(
+        policy, accelerator, loss=LOSS, optim=OPTIM, num_steps=10, load_reference=lambda _: moved_policy()
+    )
+    tally = Tally()
+    learner.update(packed(own, tokens_per_row=600), padding(), counts_of(groups), 1, tally)
+    return {
+        "figures": tally.reduced(lambda part: gather_object([part])),
+        "weights": {name: weight.clone() for name, weight in policy.named_weights()},
+        "sharded": policy.sharded,
+    }
+
+
+def main(case: str, out: str) -> None:
+    allow_fsdp_on_cpu()
+    grpo.policy.HEAD_CHUNK_TOKENS = 16
+    result = update(case, of_process=int(os.environ["RANK"]))
+    if torch.distributed.get_rank() == 0:
+        torch.save(result, out)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+"""DDP, ZeRO and FSDP2 in two real processes: the update of one, from rows as unequal as can be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.launched import run_two
+from tests.runs import reset_process_state
+from tests.sharded_worker import CASES, update
+
+Result = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def in_one_process() -> dict[str, Result]:
+    """Each case's update of all rows in this process."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    results = {}
+    for case in CASES:
+        reset_process_state()
+        results[case] = update(case, of_process=None)
+    reset_process_state()
+    del os.environ["ACCELERATE_USE_CPU"]
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("multi_gpu", "checkpointed"),
+        ("zero2", "frozen tower"),
+        ("zero3", "full"),
+        ("zero3", "frozen tower"),
+        ("zero3", "lora"),
+        ("zero3_offload", "checkpointed"),
+        ("fsdp2", "full"),
+        ("fsdp2", "lora"),
+    ],
+)
+def test_two_processes_make_the_update_of_one(
+    kind: str, case: str, in_one_process: dict[str, Result], tmp_path: Path
+) -> None:
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    run_two(kind, ["-m", "tests.sharded_worker", case, str(tmp_path / "two.pt")], tmp_path)
+    one, two = in_one_process[case], torch.load(tmp_path / "two.pt")
+    assert two["sharded"] == (kind in ("zero3", "zero3_offload", "fsdp2"))
+    for key in ("loss", "optim/grad_norm", "policy/kl", "policy/entropy", "sampler/gap_max"):
+        assert two["figures"][key] == pytest.approx(one["figures"][key], rel=1e-4), key
+    assert one["figures"]["optim/grad_norm"] > 0.02  # it is clipped at 0.01
+    start = dict(tiny.policy(seed=1, **CASES[case]).named_weights())
+    assert two["weights"].keys() == one["weights"].keys() == start.keys()
+    # Adam turns a gradient of rounding errors into a full step: compare the whole.
+    off = sum(
+        float((two["weights"][name] - weight).square().sum()) for name, weight in one["weights"].items()
+    )
+    way = sum(float((start[name] - weight).square().sum()) for name, weight in one["weights"].items())
+    assert off < 1e-8 * way  # 1e-4 of the distance travelled
