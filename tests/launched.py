@@ -31,7 +31,7 @@ def run_two(kind: str, arguments: list[str], folder: Path) -> None:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr[:3000] + done.stderr[-3000:]
 
 
 def environment(kind: str, folder: Path) -> dict[str, str]:

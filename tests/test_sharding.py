@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from grpo.run_dir import read_rows
 from tests import tiny
 from tests.launched import run_two
-from tests.runs import reset_process_state
+from tests.runs import SMALL, close, data, repeatable, reset_process_state, run, weights
 from tests.sharded_worker import CASES, update
 
 Result = dict[str, Any]
@@ -63,3 +65,35 @@ def test_two_processes_make_the_update_of_one(
     )
     way = sum(float((start[name] - weight).square().sum()) for name, weight in one["weights"].items())
     assert off < 1e-8 * way  # 1e-4 of the distance travelled
+
+
+@pytest.mark.slow
+def test_a_run_under_zero_3_is_that_of_one_process_and_resumes(clips: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    folder = tmp_path / "two"
+    few = ["eval.every_steps=1", "eval.max_samples=2", "checkpoint.every_steps=1", "loss.beta=0.04"]
+    for num_steps in (1, 2):
+        arguments = [*SMALL, *data(clips), *few, f"run_dir={folder}", f"num_steps={num_steps}"]
+        run_two("zero3", ["grpo/train.py", *arguments], tmp_path)
+    rows = run(tmp_path / "one", clips, *few, "num_steps=2")
+    assert close(
+        repeatable(read_rows(folder / "metrics.jsonl"))[1:], repeatable(rows)[1:], but=("tokens/computed",)
+    )
+    start, one, two = (
+        load_file(tiny.BASE_POLICY / "model.safetensors"),
+        weights(tmp_path / "one"),
+        weights(folder),
+    )
+    assert two.keys() == start.keys()
+    off = sum(float((two[name] - one[name]).square().sum()) for name in one)
+    assert off < 1e-4 * sum(float((one[name] - start[name]).square().sum()) for name in one)
+
+
+@pytest.mark.slow
+def test_a_run_under_zero_3_leaves_a_frozen_tower_alone(clips: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    settings = ["model.freeze_vision=true", "num_steps=1", "eval.every_steps=0", "checkpoint.every_steps=0"]
+    run_two("zero3", ["grpo/train.py", *SMALL, *data(clips), *settings, f"run_dir={tmp_path}/run"], tmp_path)
+    start, end = load_file(tiny.BASE_POLICY / "model.safetensors"), weights(tmp_path / "run")
+    changed = {name for name in end if not torch.equal(start[name], end[name])}
+    assert changed and not any("visual" in name for name in changed)
