@@ -16,6 +16,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from grpo.dynamic_sampling import DynamicSamplingConfig, validate_dynamic_sampling
 from grpo.learner_settings import LossConfig, OptimConfig, validate_loss, validate_robust
 from grpo.media.sampling import MediaSettings
 from grpo.mixture import check_shares
@@ -153,6 +154,7 @@ class Config:
     advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -241,6 +243,7 @@ def validate(config: Config) -> None:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
     _validate_data(config.data)
     _validate_rewards(config.rewards)
+    validate_dynamic_sampling(config.dynamic_sampling, config.rewards)
     if not 0 < config.rollout.gpu_memory_frac <= 1:
         raise ValueError("config: rollout.gpu_memory_frac must lie in (0, 1]")
 

@@ -12,8 +12,8 @@ from functools import partial
 from itertools import compress
 
 from grpo.counterfactuals import Plan, add_counterfactuals, make_plan
-from grpo.feed import Batch, LostSample, Render, make_batch, rollout_seed
-from grpo.groups import Group, Rollout, Sample
+from grpo.feed import Render, make_batch, rollout_seed
+from grpo.groups import Batch, Group, LostSample, Rollout, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.tally import Tally

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from grpo.groups import Prompt, Sample
+from grpo.dynamic_sampling import DifficultyMemory
+from grpo.groups import Batch, LostSample, Prompt, Sample
 from grpo.media.clip import Clip
 from grpo.media.decode import MediaError
 from grpo.media.loader import ClipLoader
@@ -14,22 +15,8 @@ from grpo.mixture import Part, step_samples
 
 Render = Callable[[Sample, Clip | None], Prompt]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LostSample:
-    """A sample that could not be used, and why, in one line."""
-
-    sample_id: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Prompts with the seeds of their rollouts, and what was lost on the way."""
-
-    prompts: tuple[Prompt, ...]
-    seeds: tuple[int, ...]
-    lost: tuple[LostSample, ...]
+MAX_LEFT_OUT = 16
+"""How many questions that are left out are passed over for a place, before the first of them is asked after all."""
 
 
 class Feed:
@@ -47,6 +34,7 @@ class Feed:
         prefetch_steps: int,
         rank: int = 0,
         num_processes: int = 1,
+        memory: DifficultyMemory | None = None,
     ) -> None:
         assert prompts_per_step % num_processes == 0
         self.parts = parts
@@ -57,6 +45,7 @@ class Feed:
         self.max_prompt_tokens = max_prompt_tokens
         self.prefetch_steps = prefetch_steps
         self.rank, self.num_processes = rank, num_processes
+        self.memory = memory
 
     def batch(self, step: int) -> Batch:
         """This process's prompts of a step (the first is 1); later steps' clips start decoding."""
@@ -68,10 +57,34 @@ class Feed:
             [sample for _, sample in own], seeds, self.loader, self.render, self.max_prompt_tokens
         )
 
-    def _own(self, step: int) -> list[tuple[int, Sample]]:
-        samples = step_samples(self.parts, self.prompts_per_step, step, self.seed)
+    def others(self, step: int, attempt: int, places: Sequence[int]) -> Batch:
+        """Prompts of other questions for some places of a step's batch; a new set with each attempt, from 1 on."""
+        own = self._own(step, attempt)
+        seeds = [rollout_seed(self.seed, step, own[place][0], attempt) for place in places]
+        batch = make_batch(
+            [own[place][1] for place in places], seeds, self.loader, self.render, self.max_prompt_tokens
+        )
+        return replace(batch, places=tuple(places[place] for place in batch.places))
+
+    def _own(self, step: int, attempt: int = 0) -> list[tuple[int, Sample]]:
         slots = range(self.rank, self.prompts_per_step, self.num_processes)
-        return [(slot, samples[slot]) for slot in slots]
+        return [(slot, self._sample(step, attempt, slot)) for slot in slots]
+
+    def _sample(self, step: int, attempt: int, slot: int) -> Sample:
+        """What a slot of a step asks; another question in the place of one that the memory leaves out.
+
+        Others come from orders of their own, so that the epochs of the first stay what they are.
+        """
+        first = self._ordered(step, attempt)[slot]
+        if self.memory is None:
+            return first
+        tries = (self._ordered(step, f"{attempt}/{number}")[slot] for number in range(MAX_LEFT_OUT))
+        candidates = (each for each in (first, *tries) if not self.memory.leaves_out(each.id, step))
+        return next(candidates, first)
+
+    def _ordered(self, step: int, attempt: int | str) -> list[Sample]:
+        seed = self.seed if attempt == 0 else rollout_seed(self.seed, "others", attempt)
+        return step_samples(self.parts, self.prompts_per_step, step, seed)
 
 
 def make_batch(
@@ -82,9 +95,9 @@ def make_batch(
     max_prompt_tokens: int,
 ) -> Batch:
     """Prompts of samples. One that can't be decoded, rendered or is too long is lost, never replaced."""
-    kept: list[tuple[Prompt, int]] = []
+    kept: list[tuple[int, Prompt, int]] = []
     lost: list[LostSample] = []
-    for sample, seed in zip(samples, seeds, strict=True):
+    for place, (sample, seed) in enumerate(zip(samples, seeds, strict=True)):
         try:
             prompt = render(sample, loader.get(sample) if sample.clip_source is not None else None)
             if len(prompt.token_ids) > max_prompt_tokens:
@@ -92,11 +105,14 @@ def make_batch(
                     f"its prompt has {len(prompt.token_ids)} tokens, rollout.max_model_tokens leaves room for "
                     f"{max_prompt_tokens}"
                 )
-            kept.append((prompt, seed))
+            kept.append((place, prompt, seed))
         except (MediaError, ValueError) as error:
             lost.append(LostSample(sample_id=sample.id, reason=f"{error} ({sample.source})"))
     return Batch(
-        prompts=tuple(prompt for prompt, _ in kept), seeds=tuple(seed for _, seed in kept), lost=tuple(lost)
+        prompts=tuple(prompt for _, prompt, _ in kept),
+        seeds=tuple(seed for _, _, seed in kept),
+        places=tuple(place for place, _, _ in kept),
+        lost=tuple(lost),
     )
 
 

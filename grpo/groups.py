@@ -116,3 +116,22 @@ class ScoredGroup:
     """What each reward adds to the totals: gated, clipped, weighted."""
     totals: tuple[float | None, ...]
     advantages: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostSample:
+    """A sample that could not be used, and why, in one line."""
+
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Prompts with the seeds of their rollouts, and what was lost on the way."""
+
+    prompts: tuple[Prompt, ...]
+    seeds: tuple[int, ...]
+    places: tuple[int, ...]
+    """Where each prompt's sample was among those that the batch was made of."""
+    lost: tuple[LostSample, ...]

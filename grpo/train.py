@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.counterfactuals import make_plan
 from grpo.data import check_media, check_overlap, load_samples, load_sets
+from grpo.dynamic_sampling import DifficultyMemory
 from grpo.evaluation import EvalSet, Evaluator
 from grpo.families import Qwen25VL, load_family
 from grpo.feed import Feed, Render, make_batch
@@ -221,6 +222,7 @@ def build_trainer(
         prefetch_steps=config.media.prefetch_steps,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        memory=difficulty_memory(config, train, accelerator),
     )
     return GRPOTrainer(
         config,
@@ -234,6 +236,20 @@ def build_trainer(
         evaluator=build_evaluator(config, accelerator, feed, rewards, held_out, policy.family),
         run_dir=run_dir,
     )
+
+
+def difficulty_memory(
+    config: Config, train: Sequence[Part], accelerator: Accelerator
+) -> DifficultyMemory | None:
+    """What is known of the questions' difficulty, as a part of checkpoints; None where nobody wants to know."""
+    if not config.dynamic_sampling.skip_epochs:
+        return None
+    num_samples = sum(len(part.samples) for part in train)
+    memory = DifficultyMemory(
+        config.dynamic_sampling, steps_per_epoch=num_samples / config.optim.prompts_per_step
+    )
+    accelerator.register_for_checkpointing(memory)
+    return memory
 
 
 def clip_cache(config: Config) -> DiskCache | None:

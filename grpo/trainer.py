@@ -17,9 +17,10 @@ from grpo import checkpoint
 from grpo.advantages import score_groups
 from grpo.config import Config
 from grpo.counterfactuals import add_counterfactuals, make_plan
+from grpo.dynamic_sampling import Sampled, means_of
 from grpo.evaluation import Evaluator
-from grpo.feed import Feed, LostSample
-from grpo.groups import Group, ScoredGroup
+from grpo.feed import Feed
+from grpo.groups import Batch, Group, LostSample, ScoredGroup
 from grpo.kl_reward import subtract_divergences
 from grpo.learner import Learner
 from grpo.losses import StepCounts
@@ -67,13 +68,9 @@ class GRPOTrainer:
 
     def step(self, step: int, tally: Tally) -> None:
         """Sample a group per question, score it, and move the policy towards its better half."""
-        batch = self.feed.batch(step)
-        scoring = self.rewards.scoring(step)
-        with tally.timed("time/rollout"):
-            groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=scoring.add)
-            groups = self._with_counterfactuals(groups, batch.seeds)
-        with tally.timed("time/reward"):
-            tables = scoring.tables(groups)
+        sampled = self._sample(self.feed.batch(step), step, tally)
+        sampled = self._resample_flat(sampled, step, tally)
+        groups, tables = sampled.groups, sampled.tables
         if self.config.loss.kl_in_reward:
             tables = self._less_kl(groups, tables, tally)
         scored = score_groups(
@@ -98,9 +95,33 @@ class GRPOTrainer:
             self.engine.wake()
         with tally.timed("time/sync"):
             self.engine.sync()
-        self._record(
-            step, scored, batch.lost, [failure for table in tables for failure in table.failures], tally
-        )
+        failures = [failure for table in tables for failure in table.failures]
+        self._record(step, scored, sampled.batch.lost, failures, tally)
+
+    def _sample(self, batch: Batch, step: int, tally: Tally) -> Sampled:
+        """A group of completions per question, and what the rewards say about it."""
+        scoring = self.rewards.scoring(step)
+        with tally.timed("time/rollout"):
+            groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=scoring.add)
+            groups = self._with_counterfactuals(groups, batch.seeds)
+        with tally.timed("time/reward"):
+            tables = scoring.tables(groups)
+        if (memory := self.feed.memory) is not None:
+            for part in gather_object([means_of(groups, tables, memory.config.reward)]):
+                memory.record(step, part)
+            tally.highest("groups/left_out", memory.num_left_out(step))
+        return Sampled(batch, groups, tables)
+
+    def _resample_flat(self, sampled: Sampled, step: int, tally: Tally) -> Sampled:
+        """Other questions in the place of those without signal, as often as allowed (`dynamic_sampling.py`)."""
+        for attempt in range(1, self.config.dynamic_sampling.max_resample_times + 1):
+            flat = sampled.flat_places
+            if not any(gather_object([len(flat)])):  # all processes go on, or none does
+                break
+            others = self._sample(self.feed.others(step, attempt, flat), step, tally)
+            tally.add("groups/resampled", len(flat))
+            sampled = sampled.with_others(others)
+        return sampled
 
     def _with_counterfactuals(self, groups: Sequence[Group], seeds: Sequence[int]) -> list[Group]:
         """What rewards compare with, sampled beside the groups and never trained on."""

@@ -243,7 +243,7 @@ STEP_METRICS = {
     "reward": ("mean", "std"),
     "rewards": ("error_frac", "process_deaths"),
     "completion": ("length", "stopped"),
-    "groups": ("no_signal", "lost"),
+    "groups": ("no_signal", "lost", "resampled", "left_out"),
 }
 """Of every step, beside those that depend on the rewards and the evaluation. Kinds that are not here (policy, sampler,
 optim, tokens, time, media) tell of the machinery, and their names are not checked."""
