@@ -105,7 +105,7 @@ def unquantized(weight: Tensor) -> Tensor:
     """The values that a weight of 4 bits (bitsandbytes' `Params4bit`) stands for; any other weight as it is."""
     state = getattr(weight, "quant_state", None)
     if state is None:
-        return weight.detach()
+        return weight
     from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
     return dequantize_4bit(weight.data, state)

@@ -49,15 +49,18 @@ def steps(folder: Path) -> list[int]:
 
 def store_trained_only(policy: Policy) -> None:
     """From here on the policy's state dict holds what trains: frozen weights are in the model's own folder."""
-    named = policy.named_parameters(remove_duplicate=False)
-    frozen = {name for name, weight in named if not weight.requires_grad}
+    named = dict(policy.named_parameters(remove_duplicate=False))
+    trained = {name for name, weight in named.items() if weight.requires_grad}
+    if len(trained) == len(named):
+        return
 
     def drop(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: object) -> None:
-        for name in frozen:
-            state.pop(prefix + name, None)
+        for key in [key for key in state if key.startswith(prefix)]:
+            if key.removeprefix(prefix) not in trained:
+                del state[key]
 
     def forgive(module: nn.Module, keys: Any) -> None:  # DDP's "module." precedes the names
-        keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("module.") not in frozen]
+        keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("module.") in trained]
 
     policy.register_state_dict_post_hook(drop)
     policy.register_load_state_dict_post_hook(forgive)
@@ -79,8 +82,7 @@ def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool
         return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    policy.model.save_pretrained(partial, state_dict=weights)
-    policy.family.processor.save_pretrained(partial)
+    policy.family.save_model(partial, weights)
     _set_dtype(partial / "config.json", dtype)
     if policy.has_adapters:
         save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -40,12 +41,8 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
             f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
             f"{accelerator.num_processes} processes"
         )
+    _check_bitsandbytes(accelerator, optim, model)
     plugin = deepspeed_plugin(accelerator)
-    if model.load_in_4bit and (accelerator.is_fsdp2 or (plugin is not None and plugin.zero_stage == 3)):
-        raise ValueError(
-            "model.load_in_4bit: weights of 4 bits can't be split over processes, and are small enough not to be: use "
-            "launch/accelerate/multi_gpu.yaml"
-        )
     if plugin is not None and optim.robust.method != "none":
         # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
         raise ValueError(
@@ -54,6 +51,21 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
         )
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
         raise ValueError("FSDP1 is not supported: use FSDP2 (launch/accelerate/fsdp2.yaml)")
+
+
+def _check_bitsandbytes(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:
+    settings = {
+        "model.load_in_4bit": model.load_in_4bit,
+        "optim.optimizer=adamw_8bit": optim.optimizer == "adamw_8bit",
+    }
+    for key in [key for key, is_set in settings.items() if is_set]:
+        if find_spec("bitsandbytes") is None:
+            raise ValueError(f"{key}: bitsandbytes is not installed (pip install -e .[bitsandbytes])")
+        if accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
+            raise ValueError(
+                f"{key} is not supported with {accelerator.distributed_type.value}, which takes weights and moments "
+                "apart itself: use launch/accelerate/multi_gpu.yaml"
+            )
 
 
 def deepspeed_plugin(accelerator: Accelerator) -> Any:

@@ -72,7 +72,8 @@ class Learner:
         store_trained_only(policy)
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
         set_up_sharding(accelerator, optim.max_grad_norm)
-        self.wrapped, self.optimizer = accelerator.prepare(policy, make_optimizer(trainable, optim))
+        optimizer = make_optimizer(trainable, optim, from_zero=policy.has_adapters)
+        self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
         policy.after_sharding()
         self.reference = self._make_reference(load_reference) if load_reference is not None else None
 

@@ -76,7 +76,7 @@ class RobustConfig:
 
     method: Literal["none", "spd", "l2_sp"] = "none"
     """spd: Selective Projection Decay, which pulls back only tensors that move against their gradient (arXiv
-    2411.01713); l2_sp: weight decay towards the start in place of zero."""
+    2411.01713); l2_sp: weight decay towards the start in place of zero. Of LoRA's adapters the start is zero."""
     strength: float = 0.0
     """spd: 1 keeps such a tensor at its previous distance from the start, less lets it out, more pulls it in; not
     multiplied by the learning rate. l2_sp: multiplied by it, as `weight_decay` is."""
@@ -84,6 +84,8 @@ class RobustConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: its moments in 8 bits (bitsandbytes, arXiv 2110.02861), 2 bytes a trained weight in place of 8."""
     lr: float = 1e-6
     schedule: Literal["constant", "cosine"] = "cosine"
     min_lr_frac: float = 0.0
@@ -168,5 +170,7 @@ def validate_robust(optim: OptimConfig) -> None:
         return
     if optim.robust.strength < 0:
         raise ValueError(f"config: optim.robust.strength must not be negative, not {optim.robust.strength}")
+    if optim.optimizer != "adamw":
+        raise ValueError(f"config: optim.robust does not go with optim.optimizer={optim.optimizer}")
     if optim.weight_decay:
         raise ValueError("config: optim.robust takes the place of weight decay: set optim.weight_decay=0")

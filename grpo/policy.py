@@ -154,9 +154,12 @@ class Policy(nn.Module):
         for name, weight in self.model.named_parameters():
             if is_adapter(name):
                 continue
-            plain, weight = plain_name(name), unquantized(whole(weight))
+            plain, weight = plain_name(name), whole(unquantized(weight))
             layer = layers.get(plain.removesuffix(".weight"))
-            yield plain, weight if layer is None else merged(weight, *adapter_weights(layer))
+            if layer is not None:
+                down_RI, up_OR, scaling = adapter_weights(layer)
+                weight = merged(weight, whole(down_RI), whole(up_OR), scaling)
+            yield plain, weight
         if self.has_tied_head:
             yield "lm_head.weight", whole(self.model.lm_head.weight)
 

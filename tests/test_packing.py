@@ -50,7 +50,7 @@ def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ..
             ).logits[0, len(prompt.token_ids) - 1 : -1]
             bias = torch.zeros(logits.shape[-1])
             bias[list(family.suppressed_ids)] = SUPPRESSED_BIAS
-            logits = (logits + bias) / policy.temperature
+            logits = (logits + bias) / policy.head.temperature
             result[prompt.token_ids + rollout.token_ids] = -torch.nn.functional.cross_entropy(
                 logits, torch.tensor(rollout.token_ids), reduction="none"
             )

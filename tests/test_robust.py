@@ -51,6 +51,11 @@ def l2_sp_step(
     return adam.moved(weight - strength * LR * (weight - start), gradient), False
 
 
+def origins(from_zero: bool) -> list[np.ndarray]:
+    """What weights are pulled back to: where they began, or with adapters zero."""
+    return [start * (not from_zero) for start in starts()]
+
+
 def starts(seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.normal(size=shape) for shape in SHAPES]
@@ -66,9 +71,13 @@ def gradients(num_steps: int) -> list[list[np.ndarray]]:
     ]
 
 
-def optimizer_for(weights: Sequence[nn.Parameter], method: str, strength: float, **options: Any) -> Any:
+def optimizer_for(
+    weights: Sequence[nn.Parameter], method: str, strength: float, *, from_zero: bool = False, **options: Any
+) -> Any:
     robust = RobustConfig(method=method, strength=strength)  # pyright: ignore[reportArgumentType]
-    return make_optimizer(weights, OptimConfig(lr=LR, betas=BETAS, robust=robust, **options))
+    return make_optimizer(
+        weights, OptimConfig(lr=LR, betas=BETAS, robust=robust, **options), from_zero=from_zero
+    )
 
 
 def parameters(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
@@ -85,16 +94,17 @@ def stepped(
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.3])
 @pytest.mark.parametrize("method", ["spd", "l2_sp"])
-def test_equals_the_numpy_transcription(method: str, strength: float) -> None:
+@pytest.mark.parametrize("from_zero", [False, True], ids=["full", "lora"])
+def test_equals_the_numpy_transcription(from_zero: bool, method: str, strength: float) -> None:
     transcription = {"spd": spd_step, "l2_sp": l2_sp_step}[method]
     weights = parameters()
-    optimizer = optimizer_for(weights, method, strength)
+    optimizer = optimizer_for(weights, method, strength, from_zero=from_zero)
     expected, adams, projections = starts(), [Adam() for _ in SHAPES], 0
     for step in gradients(40):
         stepped(optimizer, weights, step)
         results = [
             transcription(*each, strength)
-            for each in zip(adams, expected, starts(), step, strict=True)
+            for each in zip(adams, expected, origins(from_zero), step, strict=True)
         ]  # fmt: skip
         expected = [value for value, _ in results]
         if method == "spd":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoProcessor,
+    BitsAndBytesConfig,
     GenerationConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -61,8 +63,34 @@ class Qwen25VL:
             eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
         )
 
-    def load_model(self, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(self.path, dtype=dtype)
+    def load_model(
+        self, dtype: torch.dtype, *, in_4bit_on: torch.device | None = None
+    ) -> Qwen2_5_VLForConditionalGeneration:
+        """in_4bit_on: a device, to have the linear layers of the language model there in NF4."""
+        options: dict[str, Any] = {}
+        if in_4bit_on is not None:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=["lm_head", "model.visual"],
+            )
+            options["device_map"] = {"": in_4bit_on}
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.path, dtype=dtype, **options)
+        for module in model.modules() if in_4bit_on is not None else ():
+            # In evaluation mode on some CPUs, bitsandbytes repacks weights for kernels that have no gradient.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
+        return model
+
+    def save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Weights as a model folder, whatever form they are trained in."""
+        with torch.device("meta"):
+            model = Qwen2_5_VLForConditionalGeneration(self.config)
+        model.generation_config = GenerationConfig.from_pretrained(self.path)
+        model.save_pretrained(folder, state_dict=weights)
+        self.processor.save_pretrained(folder)
 
     @staticmethod
     def part_of(name: str) -> Part:
