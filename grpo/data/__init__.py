@@ -25,7 +25,7 @@ from grpo.data.sharegpt import read_sharegpt
 from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
 
-__all__ = ["READERS", "check_media", "check_overlap", "load_samples", "load_sets"]
+__all__ = ["READERS", "check_media", "check_overlap", "load_samples", "load_sets", "timed"]
 
 Reader = Callable[[str, str | None], list[Sample]]
 
@@ -80,7 +80,7 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
     sets: list[list[Sample]] = []
     for dataset in datasets:
         read = _reader(dataset.reader)(dataset.path, dataset.media_root)
-        sets.append([_timed(sample, dataset.frame_fps) for sample in read])
+        sets.append([timed(sample, dataset.frame_fps) for sample in read])
         for sample in sets[-1]:
             if sample.id in seen:
                 raise ValueError(
@@ -90,7 +90,7 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
     return sets
 
 
-def _timed(sample: Sample, frame_fps: float | None) -> Sample:
+def timed(sample: Sample, frame_fps: float | None) -> Sample:
     """With the data set's frame rate, where a record of several images states none of its own."""
     if sample.frame_fps is not None or sample.frame_times_s:
         return sample

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from grpo.data import Dataset, load_samples
+from grpo.data import Dataset, load_samples, timed
 from grpo.data.check import is_there
 from grpo.data.overlap import question_key
 from grpo.data.records import BadRecords
@@ -53,7 +53,11 @@ def read_set(dataset: Dataset) -> tuple[list[Sample], list[Finding]]:
     try:
         return load_samples([dataset]), []
     except BadRecords as error:
-        return error.samples, [_of_record(*problem) for problem in error.problems]
+        found = [_of_record(*problem) for problem in error.problems]
+        try:
+            return [timed(sample, dataset.frame_fps) for sample in error.samples], found
+        except ValueError as untimed:
+            return [], [*found, Finding(kind="record", source=dataset.path, reason=str(untimed))]
     except (ValueError, OSError) as error:
         reason = str(error).removeprefix(f"{dataset.path}: ")
         return [], [Finding(kind="record", source=dataset.path, reason=reason)]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from grpo.data import READERS
+from grpo.data import READERS, load_samples
 from grpo.data.native import file_seconds, native_record
 from grpo.groups import Sample
 from grpo.media.clip import Clip
@@ -190,7 +190,7 @@ def annotate(
 def main(argv: Sequence[str] | None = None) -> int:
     """Annotate what the command line names; the exit status."""
     options = _parser().parse_args(argv)
-    root = Path(options.media_root or Path(options.data).parent)
+    root = Path(options.media_root or Path(options.path).parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = {
         "model": options.model,
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_frames=options.max_frames,
             max_pixels=256 * 28 * 28,  # CLIP-like models see 224 to 384 pixels each way
         )
-        samples = READERS[options.reader](options.data, options.media_root)
+        samples = load_samples([options])
         scorer = FrameScorer(options.model, device)
         with closing(ClipLoader(settings, cache_gib=0, num_workers=2)) as loader:
             num_failed = annotate(samples, Path(options.out), scorer, root, loader, source)
@@ -218,11 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m grpo.data.keyframes", description=__doc__)
-    parser.add_argument("data", metavar="DATA", help="a dataset's file")
+    parser.add_argument("path", metavar="DATA", help="a dataset's file")
     parser.add_argument("out", metavar="OUT.jsonl", help="written, or gone on with")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="a CLIP-like model")
     parser.add_argument("--reader", default="jsonl", choices=[*READERS], help="the data's format")
     parser.add_argument("--media-root", metavar="FOLDER", help="default: the data's folder")
+    parser.add_argument("--frame-fps", type=float, help="of clips that are images without times")
     parser.add_argument("--fps", type=float, default=2.0, help="frames per second to score")
     parser.add_argument("--max-frames", type=int, default=64, help="per clip, spread evenly")
     parser.add_argument("--top-k", type=int, default=3, help="frames that become key moments")
