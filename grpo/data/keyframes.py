@@ -42,6 +42,20 @@ ANSWERS_SHOWN = ("choice", "text", "ocr", "open")
 CLIPS_AHEAD = 4
 
 
+class Options(argparse.Namespace):
+    """The command line; what a config says of a dataset is among it."""
+
+    path: str
+    reader: str
+    media_root: str | None
+    frame_fps: float | None
+    out: str
+    model: str
+    fps: float
+    max_frames: int
+    top_k: int
+
+
 class FrameScorer:
     """Cosines of frames and texts under a model with a common space for both."""
 
@@ -189,7 +203,7 @@ def annotate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Annotate what the command line names; the exit status."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(argv, namespace=Options())
     root = Path(options.media_root or Path(options.path).parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = {
