@@ -73,7 +73,9 @@ class MediaConfig(MediaSettings):
     cache_disk_gib: float = 16.0
     """Limit of that folder, beyond which the clips used longest ago are removed; 0: no frames on disk."""
     num_workers: int = 2
-    """Decoding threads, per process."""
+    """Processes that decode clips, for each process that trains."""
+    timeout_s: float = 120.0
+    """Seconds that a clip may take to be read, on a file system that may hang; then its group is lost."""
     prefetch_steps: int = 2
     """Steps whose clips are decoded ahead."""
 
@@ -200,6 +202,7 @@ def validate(config: Config) -> None:
         "rewards_workers.memory_gib": config.rewards_workers.memory_gib,
         "num_steps": config.num_steps,
         "media.num_workers": config.media.num_workers,
+        "media.timeout_s": config.media.timeout_s,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "rollout.temperature": config.rollout.temperature,
         "optim.num_iterations": config.optim.num_iterations,
@@ -311,7 +314,7 @@ def to_yaml(config: Config) -> str:
 FREE_TO_CHANGE = (
     "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "rewards_workers",
     "data.eval", "data.probe_clips", "data.allow_overlap",
-    "media.num_workers", "media.cache_gib", "media.cache_dir", "media.cache_disk_gib",
+    "media.num_workers", "media.timeout_s", "media.cache_gib", "media.cache_dir", "media.cache_disk_gib",
     "media.prefetch_steps", "model.gradient_checkpointing", "model.activation_offloading",
     "loss.reference_offload", "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
 )  # fmt: skip

@@ -34,6 +34,7 @@ from grpo.launching import check_launch, make_accelerator, on_gpu
 from grpo.learner import Learner
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
 from grpo.mixture import Part, parts
 from grpo.planner import Planner
 from grpo.policy import Policy
@@ -147,7 +148,8 @@ def check_counterfactuals(rewards: RewardSet, prompts_per_process: int) -> None:
 
 def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample]) -> None:
     """Raise ValueError if none of the first samples gives a prompt: the settings don't fit the data."""
-    loader = ClipLoader(config.media, cache_gib=0, num_workers=1, patches=family.patches)
+    reader = ClipReader(settings=config.media, patches=family.patches)
+    loader = ClipLoader(reader, cache_gib=0, num_workers=0, timeout_s=config.media.timeout_s)
     first = samples[:4]
     batch = make_batch(
         first, [0] * len(first), loader, prompt_renderer(config, family), max_prompt_tokens(config)
@@ -206,11 +208,10 @@ def build_trainer(
     """Put the parts together."""
     policy = learner.policy
     loader = ClipLoader(
-        config.media,
+        ClipReader(settings=config.media, patches=policy.family.patches, disk=clip_cache(config)),
         cache_gib=config.media.cache_gib,
         num_workers=config.media.num_workers,
-        patches=policy.family.patches,
-        disk=clip_cache(config),
+        timeout_s=config.media.timeout_s,
     )
     feed = Feed(
         train,

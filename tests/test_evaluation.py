@@ -14,6 +14,7 @@ from grpo.data import load_samples
 from grpo.evaluation import EvalSet, Evaluator, accuracy_of
 from grpo.groups import Sample
 from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.rollout import Sampling
 from grpo.tally import Tally
@@ -40,7 +41,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 @pytest.fixture(scope="module")
 def loader() -> Iterator[ClipLoader]:
     settings = MediaSettings(max_frames=16, min_pixels=784, max_pixels=3136)
-    loader = ClipLoader(settings, cache_gib=1, num_workers=1, patches=tiny.family().patches)
+    reader = ClipReader(settings=settings, patches=tiny.family().patches)
+    loader = ClipLoader(reader, cache_gib=1, num_workers=0, timeout_s=60)
     yield loader
     loader.close()
 

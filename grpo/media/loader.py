@@ -1,7 +1,7 @@
-"""Clips decoded ahead of their use by a pool of threads (PyAV and torch let go of Python's lock), and kept.
+"""Clips decoded ahead of their use by processes (`decode_pool.py`), and kept.
 
 A clip comes from memory, else from the disk, else from its video. What happens to the cache in memory, and
-what is counted, depends on the order of `prefetch` and `get` calls alone and never on which thread finishes
+what is counted, depends on the order of `prefetch` and `get` calls alone and never on which process finishes
 first: from the same disk cache, the same run counts the same.
 """
 
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
 
 from grpo.groups import Sample
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import MediaError
-from grpo.media.disk_cache import DiskCache
+from grpo.media.decode_pool import DecodeHere, DecodePool
 from grpo.media.reading import ClipReader, Read
-from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,16 +52,19 @@ class ClipLoader:
 
     def __init__(
         self,
-        settings: MediaSettings,
+        reader: ClipReader,
         *,
         cache_gib: float,
         num_workers: int,
-        patches: PatchShape = QWEN2_5_VL,
-        disk: DiskCache | None = None,
+        timeout_s: float,
     ) -> None:
-        self._reader = ClipReader(settings=settings, patches=patches, disk=disk)
+        """num_workers: processes; with 0, clips are read in this one, when they are asked for, with no time limit."""
         self._max_bytes = int(cache_gib * 2**30)
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="clip")
+        self._pool = (
+            DecodePool(reader, num_workers=num_workers, timeout_s=timeout_s)
+            if num_workers
+            else DecodeHere(reader)
+        )
         self._lock = Lock()
         self._pending: dict[ClipSource, Future[Read]] = {}
         self._cache: OrderedDict[ClipSource, Clip] = OrderedDict()
@@ -108,18 +110,13 @@ class ClipLoader:
             )
 
     def close(self) -> None:
-        """Drop what has not been started and wait for the rest."""
-        self._pool.shutdown(cancel_futures=True)
+        """Drop what has not been read."""
+        self._pool.close()
 
     def _request(self, key: ClipSource) -> Future[Read]:
         if key not in self._pending:
-            self._pending[key] = self._pool.submit(self._read, key)
+            self._pending[key] = self._pool.submit(key)
         return self._pending[key]
-
-    def _read(self, key: ClipSource) -> Read:
-        read = self._reader.read(key)
-        self._reader.keep(read)
-        return read
 
     def _hand_over(self, key: ClipSource, future: Future[Read]) -> Clip:
         """Settle a finished clip: the first of several who waited for it moves it into the cache."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import plan_clip, probe, read_clip
@@ -53,6 +53,11 @@ class ClipReader:
     settings: MediaSettings
     patches: PatchShape = QWEN2_5_VL
     disk: DiskCache | None = None
+
+    def __post_init__(self) -> None:
+        # A config's settings would take the config, and all that it imports, along.
+        plain = {field.name: getattr(self.settings, field.name) for field in fields(MediaSettings)}
+        object.__setattr__(self, "settings", MediaSettings(**plain))
 
     def read(self, source: ClipSource) -> Read:
         """Raises MediaError."""

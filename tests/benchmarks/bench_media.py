@@ -33,6 +33,7 @@ from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
 
 FPS = 30
@@ -174,7 +175,8 @@ def samples_of(folder: str) -> list[Sample]:
 
 def memory_of_cached_clips(folder: str) -> dict[str, float]:
     """What the process grows by when a loader holds them all, over the frames' own bytes."""
-    loader = ClipLoader(SETTINGS, cache_gib=4, num_workers=2, disk=DiskCache(folder, max_gib=4))
+    reader = ClipReader(settings=SETTINGS, disk=DiskCache(folder, max_gib=4))
+    loader = ClipLoader(reader, cache_gib=4, num_workers=2, timeout_s=120)
     samples = samples_of(folder)
     loader.get(samples[0])
     before = psutil.Process().memory_info().rss

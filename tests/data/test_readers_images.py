@@ -15,7 +15,7 @@ from grpo.config import DatasetConfig
 from grpo.data import READERS, check_media, load_samples
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
-from grpo.media.loader import ClipLoader
+from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from tests import tiny
 from tests.readers import EGOCROSS, LLAVA, OPENEQA, VIDEO_R1, WRITERS, Record
@@ -145,9 +145,8 @@ def test_every_reader_of_images_gives_clips_and_prompts(
     check_media(samples, num_probes=8)
     [sample] = samples
     assert sample.video is None and len(sample.frames) == num_given
-    loader = ClipLoader(SETTINGS, cache_gib=1, num_workers=1)
-    clip = loader.get(sample)
-    loader.close()
+    assert sample.clip_source is not None
+    clip = read_source(sample.clip_source, settings=SETTINGS)
     assert clip.times_s == times_s
     prompt = tiny.prompt(sample, clip)
     assert prompt.token_ids.count(tiny.family().vision_token_id) == len(times_s) // 2 * 2 * 3

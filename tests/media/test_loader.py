@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +11,12 @@ import numpy as np
 import pytest
 
 from grpo.groups import Sample
-from grpo.media import reading
 from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
 from grpo.media.sampling import MediaSettings
+from tests.media.readers import Misbehaving, Recording
+from tests.processes import wait_until
 from tests.videos import write_video
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
@@ -24,6 +24,7 @@ CLIP_BYTES = 4 * 56 * 84 * 3
 """Of a clip of one second: at least 4 frames; 160x96 pixels in steps of 28, at most 8 tokens."""
 
 MakeLoader = Callable[..., ClipLoader]
+Reads = Callable[[], list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +46,21 @@ def make_sample(video: str, start_s: float = 0.0) -> Sample:
 
 
 @pytest.fixture
-def make_loader() -> Iterator[MakeLoader]:
+def log(tmp_path: Path) -> Path:
+    """Where every decoding leaves a line."""
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def make_loader(log: Path) -> Iterator[MakeLoader]:
     made: list[ClipLoader] = []
 
-    def make(num_clips: float = 100, num_workers: int = 2, disk: DiskCache | None = None) -> ClipLoader:
+    def make(
+        num_clips: float = 100, num_workers: int = 0, disk: DiskCache | None = None, **behaviour: Any
+    ) -> ClipLoader:
+        reader = Recording(settings=SETTINGS, disk=disk, log=str(log), **behaviour)
         cache_gib = num_clips * CLIP_BYTES / 2**30
-        made.append(ClipLoader(SETTINGS, cache_gib=cache_gib, num_workers=num_workers, disk=disk))
+        made.append(ClipLoader(reader, cache_gib=cache_gib, num_workers=num_workers, timeout_s=60))
         return made[-1]
 
     yield make
@@ -59,16 +69,9 @@ def make_loader() -> Iterator[MakeLoader]:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def reads(log: Path) -> Reads:
     """The paths that were decoded, in order."""
-    paths: list[str] = []
-
-    def recorded(path: str, **settings: Any) -> Any:
-        paths.append(path)
-        return read_clip(path, **settings)
-
-    monkeypatch.setattr(reading, "read_clip", recorded)
-    return paths
+    return lambda: log.read_text().splitlines()
 
 
 def test_the_loader_gives_the_clip_that_the_decoder_reads(
@@ -83,7 +86,7 @@ def test_the_loader_gives_the_clip_that_the_decoder_reads(
 
 
 def test_a_clip_is_decoded_once_while_it_stays(
-    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+    make_loader: MakeLoader, samples: list[Sample], reads: Reads
 ) -> None:
     loader = make_loader()
     for _ in range(3):
@@ -91,22 +94,22 @@ def test_a_clip_is_decoded_once_while_it_stays(
         loader.prefetch(samples)
         first = [loader.get(sample) for sample in samples]
         assert [loader.get(sample) for sample in samples] == first
-    assert sorted(reads) == sorted(str(sample.video) for sample in samples)
+    assert sorted(reads()) == sorted(str(sample.video) for sample in samples)
     assert loader.counters() == MediaCounters(decoded=6, cache_hits=30)
 
 
 def test_parts_of_one_file_are_different_clips(
-    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+    make_loader: MakeLoader, samples: list[Sample], reads: Reads
 ) -> None:
     loader = make_loader()
     later = make_sample(str(samples[0].video), start_s=0.5)
     assert loader.get(samples[0]).duration_s == pytest.approx(1.0)
     assert loader.get(later).duration_s == pytest.approx(0.5)
-    assert len(reads) == 2
+    assert len(reads()) == 2
 
 
 def test_the_clips_used_longest_ago_make_room(
-    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+    make_loader: MakeLoader, samples: list[Sample], reads: Reads
 ) -> None:
     loader = make_loader(num_clips=2)
     a, b, c = samples[:3]
@@ -116,7 +119,7 @@ def test_the_clips_used_longest_ago_make_room(
     loader.get(a)
     loader.get(b)
     assert loader.counters() == MediaCounters(decoded=4, cache_hits=2)
-    assert reads == [a.video, b.video, c.video, b.video]
+    assert reads() == [a.video, b.video, c.video, b.video]
 
 
 def test_the_cache_stays_within_its_bytes(make_loader: MakeLoader, samples: list[Sample]) -> None:
@@ -128,13 +131,13 @@ def test_the_cache_stays_within_its_bytes(make_loader: MakeLoader, samples: list
 
 
 def test_pending_clips_are_kept_however_small_the_cache(
-    make_loader: MakeLoader, samples: list[Sample], reads: list[str]
+    make_loader: MakeLoader, samples: list[Sample], reads: Reads
 ) -> None:
     loader = make_loader(num_clips=1)
     loader.prefetch(samples)
     for sample in samples:
         loader.get(sample)
-    assert len(reads) == 6
+    assert len(reads()) == 6
     assert loader.counters() == MediaCounters(decoded=6)
 
 
@@ -157,60 +160,39 @@ def test_without_a_cache_every_get_decodes(make_loader: MakeLoader, samples: lis
 
 
 def test_many_threads_asking_at_once_decode_once(
-    make_loader: MakeLoader, samples: list[Sample], reads: list[str], monkeypatch: pytest.MonkeyPatch
+    make_loader: MakeLoader, samples: list[Sample], reads: Reads, tmp_path: Path
 ) -> None:
-    loader = make_loader(num_workers=4)
-    go = threading.Event()
-    recorded = reading.read_clip
-
-    def held_back(path: str, **settings: Any) -> Any:
-        assert go.wait(30)
-        return recorded(path, **settings)
-
-    monkeypatch.setattr(reading, "read_clip", held_back)
+    loader = make_loader(num_workers=2, gate=str(tmp_path / "go"))
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(loader.get, samples[0]) for _ in range(8)]
-        go.set()
+        (tmp_path / "go").touch()
         clips = {id(future.result()) for future in futures}
-    assert len(clips) == len(reads) == 1
+    assert len(clips) == len(reads()) == 1
     assert loader.counters() == MediaCounters(decoded=1, cache_hits=7)
 
 
 def test_prefetching_does_not_wait(
-    make_loader: MakeLoader, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+    make_loader: MakeLoader, samples: list[Sample], log: Path, tmp_path: Path
 ) -> None:
-    go, started = threading.Event(), threading.Event()
-
-    def held_back(path: str, **settings: Any) -> Any:
-        started.set()
-        assert go.wait(30)
-        return read_clip(path, **settings)
-
-    monkeypatch.setattr(reading, "read_clip", held_back)
-    loader = make_loader()
+    loader = make_loader(num_workers=2, gate=str(tmp_path / "go"))
     loader.prefetch(samples)
-    assert started.wait(30)  # in the background, while this thread goes on
+    wait_until(log.exists)  # in the background, while this thread goes on
     assert loader.counters() == MediaCounters()
-    go.set()
-    loader.get(samples[0])
+    (tmp_path / "go").touch()
+    assert loader.get(samples[0]).num_frames == 4
 
 
 def test_the_same_calls_count_the_same_whatever_finishes_first(
-    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path
 ) -> None:
     broken = make_sample(str(tmp_path / "broken.mp4"))
     rng = np.random.default_rng(0)
     order = [(*samples, broken)[index] for index in rng.integers(0, 7, 60)]
 
     def counted(num_workers: int, delay_seed: int) -> list[MediaCounters]:
-        delays = np.random.default_rng(delay_seed)
-
-        def delayed(path: str, **settings: Any) -> Any:
-            threading.Event().wait(delays.uniform(0, 0.01))
-            return read_clip(path, **settings)
-
-        monkeypatch.setattr(reading, "read_clip", delayed)
-        loader = make_loader(num_clips=3, num_workers=num_workers)
+        delays = np.random.default_rng(delay_seed).uniform(0, 0.02, len(samples))
+        delays_s = {str(sample.video): float(delay) for sample, delay in zip(samples, delays, strict=True)}
+        loader = make_loader(num_clips=3, num_workers=num_workers, delays_s=delays_s)
         history = []
         for step in range(0, len(order), 4):
             loader.prefetch(order[step : step + 8])
@@ -223,12 +205,12 @@ def test_the_same_calls_count_the_same_whatever_finishes_first(
         return history
 
     first = counted(num_workers=1, delay_seed=1)
-    assert first == counted(num_workers=4, delay_seed=2) == counted(num_workers=3, delay_seed=3)
+    assert first == counted(num_workers=3, delay_seed=2) == counted(num_workers=0, delay_seed=3)
     assert first[-1].failed == 1 and first[-1].cache_hits > 5 and first[-1].decoded > 6
 
 
 def test_a_failure_is_raised_to_everybody_and_counted_once(
-    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path, reads: list[str]
+    make_loader: MakeLoader, samples: list[Sample], tmp_path: Path, reads: Reads
 ) -> None:
     loader = make_loader()
     path = tmp_path / "text.mp4"
@@ -244,50 +226,40 @@ def test_a_failure_is_raised_to_everybody_and_counted_once(
     loader.get(samples[0])
     assert len(messages) == 1 and str(path) in messages.pop()
     assert loader.counters() == MediaCounters(decoded=1, failed=1)
-    assert reads.count(str(path)) == 1
+    assert reads().count(str(path)) == 1
 
 
-def test_an_error_that_is_a_bug_is_not_taken_for_a_bad_file(
-    make_loader: MakeLoader, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def buggy(path: str, **settings: Any) -> Any:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(reading, "read_clip", buggy)
-    loader = make_loader()
-    with pytest.raises(ZeroDivisionError):
-        loader.get(samples[0])
+@pytest.mark.parametrize(("num_workers", "error"), [(0, ZeroDivisionError), (1, RuntimeError)])
+def test_an_error_that_is_a_bug_is_not_taken_for_a_bad_file(num_workers: int, error: type[Exception]) -> None:
+    loader = ClipLoader(Misbehaving(settings=SETTINGS), cache_gib=1, num_workers=num_workers, timeout_s=60)
+    with pytest.raises(error) as caught:
+        loader.get(make_sample("bug.mp4"))
+    assert num_workers == 0 or "ZeroDivisionError" in str(caught.value)
     assert loader.counters() == MediaCounters()
-
-
-def test_closing_drops_what_was_not_started(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    go, started = threading.Event(), threading.Event()
-    read: list[str] = []
-
-    def held_back(path: str, **settings: Any) -> Any:
-        started.set()
-        assert go.wait(30)
-        read.append(path)
-        return read_clip(path, **settings)
-
-    monkeypatch.setattr(reading, "read_clip", held_back)
-    loader = ClipLoader(SETTINGS, cache_gib=1.0, num_workers=1)
-    loader.prefetch(samples)
-    assert started.wait(30)
-    threading.Timer(0.05, go.set).start()
     loader.close()
-    assert read == [samples[0].video]
+
+
+def test_closing_drops_what_was_not_read(
+    make_loader: MakeLoader, samples: list[Sample], reads: Reads, log: Path, tmp_path: Path
+) -> None:
+    loader = make_loader(num_workers=1, gate=str(tmp_path / "never"))
+    loader.prefetch(samples)
+    wait_until(log.exists)
+    loader.close()
+    assert reads() == [samples[0].video]
+    with pytest.raises(RuntimeError, match="is closed"):
+        loader.get(samples[0])
 
 
 def test_a_clip_is_decoded_once_for_all_loaders_of_a_disk_cache(
-    make_loader: MakeLoader, samples: list[Sample], reads: list[str], tmp_path: Path
+    make_loader: MakeLoader, samples: list[Sample], reads: Reads, tmp_path: Path
 ) -> None:
     disk = DiskCache(tmp_path / "cache", max_gib=1)
     first, second = (make_loader(disk=disk), make_loader(disk=DiskCache(disk.folder, max_gib=1)))
     for loader in (first, second, second):
         loader.prefetch(samples)
         clips = [loader.get(sample) for sample in samples]
-    assert len(reads) == 6
+    assert len(reads()) == 6
     assert first.counters() == MediaCounters(decoded=6)
     assert second.counters() == MediaCounters(disk_hits=6, cache_hits=6)
     assert samples[0].video is not None
@@ -296,21 +268,21 @@ def test_a_clip_is_decoded_once_for_all_loaders_of_a_disk_cache(
 
 
 def test_a_changed_or_damaged_clip_is_decoded_again(
-    make_loader: MakeLoader, reads: list[str], tmp_path: Path
+    make_loader: MakeLoader, reads: Reads, tmp_path: Path
 ) -> None:
     disk = DiskCache(tmp_path / "cache", max_gib=1)
     sample = make_sample(write_video(tmp_path / "a.mp4", num_frames=30))
     assert make_loader(disk=disk).get(sample).duration_s == pytest.approx(1)
     write_video(tmp_path / "a.mp4", num_frames=60)
     assert make_loader(disk=disk).get(sample).duration_s == pytest.approx(2)
-    assert len(reads) == 2
+    assert len(reads()) == 2
     for file in disk.folder.glob("*/*"):
         file.write_bytes(file.read_bytes()[:100])
     loader = make_loader(disk=disk)
     assert loader.get(sample).duration_s == pytest.approx(2)
     assert loader.counters() == MediaCounters(decoded=1)
     assert make_loader(disk=disk).get(sample).duration_s == pytest.approx(2)
-    assert len(reads) == 3
+    assert len(reads()) == 3
 
 
 def test_a_disk_that_takes_nothing_leaves_the_loader_as_it_is_without_one(

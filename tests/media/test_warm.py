@@ -14,6 +14,7 @@ from grpo.data import load_samples
 from grpo.groups import Sample
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
+from grpo.media.reading import ClipReader
 from grpo.media.warm import main, run_in_processes
 from tests import tiny
 from tests.media.crashing import crash_on_two
@@ -49,7 +50,8 @@ def test_a_run_after_it_decodes_nothing(
     config = load_config(arguments)
     assert config.clip_cache == tmp_path / "clip_cache"
     disk = DiskCache(config.clip_cache, max_gib=1)
-    loader = ClipLoader(config.media, cache_gib=1, num_workers=1, patches=tiny.family().patches, disk=disk)
+    reader = ClipReader(settings=config.media, patches=tiny.family().patches, disk=disk)
+    loader = ClipLoader(reader, cache_gib=1, num_workers=0, timeout_s=60)
     for sample in load_samples(config.data.train)[:5]:
         assert loader.get(sample).num_frames >= 2
     assert loader.counters() == MediaCounters(disk_hits=4, cache_hits=1)
