@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +38,7 @@ from grpo.families import Qwen25VL, load_family
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
 from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
 from grpo.planner import PromptPlan
 from grpo.policy import Policy
 from grpo.run_dir import RunDir
@@ -201,10 +202,13 @@ def _decoding(
     some = spread_clips([sample for sample, plan in plans if plan.clip is not None], num_decoded)
     samples = [*{sample.clip_source: sample for sample in some}.values()]
     workers = config.media.num_workers
-    loader = ClipLoader(config.media, cache_gib=0, num_workers=workers, patches=family.patches)
+    reader = ClipReader(settings=config.media, patches=family.patches)
+    loader = ClipLoader(reader, cache_gib=0, num_workers=workers, timeout_s=config.media.timeout_s)
     damaged = []
-    begun_s = time.perf_counter()
     with closing(loader):
+        with suppress(MediaError):
+            loader.get(samples[0])  # the processes have started now
+        begun_s = time.perf_counter()
         loader.prefetch(samples)
         for sample in samples:
             try:
@@ -212,7 +216,7 @@ def _decoding(
             except MediaError as error:
                 reason = f"sample {sample.id}: {error}"
                 damaged.append(Finding(kind="unreadable", source=sample.source, reason=reason))
-    per_clip_s = (time.perf_counter() - begun_s) / len(samples)
+        per_clip_s = (time.perf_counter() - begun_s) / len(samples)
     return damaged, {
         "num_decoded": len(samples),
         "num_workers": workers,

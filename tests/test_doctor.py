@@ -16,6 +16,7 @@ from grpo.config import load_config
 from grpo.data import load_samples
 from grpo.doctor import main
 from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
 from tests import tiny
 from tests.runs import SMALL, data
 from tests.videos import write_video
@@ -121,7 +122,8 @@ def test_the_plan_is_what_the_run_will_have(
     status, report = examined(own, capsys)
     assert status == 0 and report["findings"] == []
     config = load_config(own)
-    loader = ClipLoader(config.media, cache_gib=1, num_workers=1, patches=tiny.family().patches)
+    reader = ClipReader(settings=config.media, patches=tiny.family().patches)
+    loader = ClipLoader(reader, cache_gib=1, num_workers=0, timeout_s=60)
     samples = load_samples(config.data.train) + load_samples(config.data.eval)
     num_bytes = sum(loader.get(sample).frames_FHWC.nbytes for sample in samples)
     loader.close()

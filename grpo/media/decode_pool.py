@@ -233,20 +233,25 @@ class DecodePool:
         return self._fork() if len(self._workers) < self._num_workers else None
 
     def _fork(self) -> _Worker:
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                if self._nursery is None:
-                    self._nursery = _Nursery(self._reader)
-                self._workers.append(self._nursery.fork())
-                return self._workers[-1]
-            except NurseryLost as error:
-                lost = error
-                if self._nursery is not None:
-                    self._nursery.close()
-                self._nursery = None
-        raise RuntimeError(
-            "media: the processes that decode clips can't be started; see their output above"
-        ) from lost
+        with suppress(NurseryLost):
+            return self._try_fork()
+        try:
+            return self._try_fork()
+        except NurseryLost as error:
+            raise RuntimeError(
+                "media: the processes that decode clips can't be started; see their output above"
+            ) from error
+
+    def _try_fork(self) -> _Worker:
+        if self._nursery is None:
+            self._nursery = _Nursery(self._reader)
+        try:
+            self._workers.append(self._nursery.fork())
+        except NurseryLost:
+            self._nursery.close()
+            self._nursery = None
+            raise
+        return self._workers[-1]
 
     def _end(self, error: BaseException) -> None:
         if self._nursery is not None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from grpo.feed import make_batch
 from grpo.groups import Sample
 from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
 from grpo.media.sampling import MediaSettings
+from tests import tiny
 from tests.media.readers import Misbehaving, Recording
 from tests.processes import wait_until
 from tests.videos import write_video
@@ -237,6 +240,21 @@ def test_an_error_that_is_a_bug_is_not_taken_for_a_bad_file(num_workers: int, er
     assert num_workers == 0 or "ZeroDivisionError" in str(caught.value)
     assert loader.counters() == MediaCounters()
     loader.close()
+
+
+def test_a_clip_whose_process_crashes_or_hangs_is_lost_by_its_samples_name(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    bad = [replace(make_sample(f"{tmp_path}/{name}.mp4"), id=name) for name in ("segfault", "hang")]
+    loader = ClipLoader(Misbehaving(settings=SETTINGS), cache_gib=1, num_workers=2, timeout_s=2)
+    asked = [bad[0], samples[0], bad[1], samples[1]]
+    loader.prefetch(asked)
+    batch = make_batch(asked, [0] * 4, loader, tiny.prompt, 10_000)
+    loader.close()
+    assert [prompt.sample for prompt in batch.prompts] == samples[:2]
+    assert [lost.sample_id for lost in batch.lost] == ["segfault", "hang"]
+    assert "was killed by signal 11 (SIGSEGV)" in batch.lost[0].reason and "here:1" in batch.lost[0].reason
+    assert "not read within media.timeout_s=2" in batch.lost[1].reason
 
 
 def test_closing_drops_what_was_not_read(
