@@ -23,7 +23,7 @@ from grpo.losses import LOSSES, StepCounts, kl_T
 from grpo.packing import PackedRow
 from grpo.policy import Policy, TokenScores
 from grpo.reference import Reference, SecondCopy, WithoutAdapters
-from grpo.robust import SPD, make_optimizer
+from grpo.robust import SPD, make_optimizer, take_start
 from grpo.tally import Tally
 
 
@@ -67,14 +67,13 @@ class Learner:
         self.accelerator = accelerator
         self.loss, self.optim, self.num_steps = loss, optim, num_steps
         self.policy = policy
-        if optim.robust.method != "none":
-            policy.to(accelerator.device)  # the optimizer copies the weights, and has to find them there
         store_trained_only(policy)
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
         set_up_sharding(accelerator, optim.max_grad_norm)
         optimizer = make_optimizer(trainable, optim, from_zero=policy.has_adapters)
         self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
         policy.after_sharding()
+        take_start(self.optimizer.optimizer)
         self.reference = self._make_reference(load_reference) if load_reference is not None else None
 
     def _make_reference(self, load: Callable[[torch.dtype], Policy]) -> Reference:

@@ -1,6 +1,7 @@
 """AdamW that keeps weights near where they began: Selective Projection Decay and L2-SP. Per tensor, in fp32.
 
-The start is what the weights are when the optimizer is made, before a checkpoint is loaded into them. That of an
+The start is what the weights are when the learner has prepared them for its processes, before a checkpoint is loaded.
+Under FSDP2 each process keeps its shards of it; norms and products are summed over all. The start of an
 adapter's tensors is zero, as in the published code (`pre: None`), not the random values that its A begins with:
 without adapters the model is the one that training started from.
 """
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from grpo.learner_settings import OptimConfig
+from grpo.sharding import gathered
 
 
 class SPD(torch.optim.AdamW):
@@ -32,6 +35,7 @@ class SPD(torch.optim.AdamW):
     ) -> None:
         super().__init__(weights, **options)
         self.strength = strength
+        self.from_zero = from_zero
         self.starts = _starts(weights, from_zero)
 
     @torch.no_grad()
@@ -50,12 +54,12 @@ class SPD(torch.optim.AdamW):
         """Whether descent leads back to the start, and the distance from it."""
         assert weight.grad is not None
         deviation = weight.float() - start.float()
-        return (weight.grad.float() * deviation).sum() > 0, deviation.norm()
+        return gathered((weight.grad.float() * deviation).sum()) > 0, gathered(deviation.norm())
 
     def _project(self, weight: Tensor, start: Tensor, leads_back: Tensor, previous: Tensor) -> Tensor:
         """Pull a tensor back; whether there was something to pull."""
         deviation = weight.float() - start.float()
-        distance = deviation.norm()
+        distance = gathered(deviation.norm())
         # Never moved: 0 / 0.
         ratio = ((distance - previous) / distance.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
         ratio = torch.where(leads_back, ratio, 0.0)
@@ -71,6 +75,7 @@ class L2SP(torch.optim.AdamW):
     ) -> None:
         super().__init__(weights, **options)
         self.strength = strength
+        self.from_zero = from_zero
         self.starts = _starts(weights, from_zero)
 
     @torch.no_grad()
@@ -101,12 +106,21 @@ def make_optimizer(
     return torch.optim.AdamW(weights, **options)
 
 
+def take_start(optimizer: torch.optim.Optimizer) -> None:
+    """Where preparation has moved, split or cast the weights, the start has to be so too."""
+    if isinstance(optimizer, SPD | L2SP):
+        optimizer.starts = _starts(_weights(optimizer), optimizer.from_zero)
+
+
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
-def _starts(weights: Sequence[nn.Parameter], from_zero: bool) -> list[Tensor]:
+def _starts(weights: Sequence[Tensor], from_zero: bool) -> list[Tensor]:
     """Zeros take no memory: each is a single number, seen in the weight's shape."""
     if from_zero:
-        return [weight.new_zeros(()).expand_as(weight) for weight in weights]
+        return [
+            torch.zeros_like(weight) if isinstance(weight, DTensor) else weight.new_zeros(()).expand_as(weight)
+            for weight in weights
+        ]
     return [weight.detach().clone() for weight in weights]

@@ -25,10 +25,10 @@ def whole(weight: Tensor) -> Tensor:
 
         with zero.GatheredParameters([weight]):
             return weight.detach().clone()
-    return local_whole(weight.detach())
+    return gathered(weight.detach())
 
 
-def local_whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """The whole of an FSDP2 tensor; another tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from accelerate.utils import gather_object
 import grpo.policy
 from grpo.launching import make_accelerator
 from grpo.learner import Learner
-from grpo.learner_settings import LossConfig, OptimConfig
+from grpo.learner_settings import LossConfig, OptimConfig, RobustConfig
 from grpo.model_settings import LoraConfig, LoraTargets
 from grpo.tally import Tally
 from tests import tiny
@@ -25,10 +26,12 @@ from tests.launched import allow_fsdp_on_cpu
 from tests.learners import counts_of, moved_policy, packed, padding
 
 OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.01)
+SPD = RobustConfig(method="spd", strength=1.0)
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "frozen tower": {"frozen": ("vision", "merger")},
     "lora": {"lora": LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["attn.qkv"]))},
+    "spd": {},
     "checkpointed": {"gradient_checkpointing": True},
 }
 LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5)
@@ -44,11 +47,16 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     blind = [scored for scored in groups if scored.group.prompt.clip is None]
     own = {None: groups, 0: seeing, 1: blind}[of_process]
     policy = tiny.policy(seed=1, **CASES[case])
+    optim = replace(OPTIM, robust=SPD) if case == "spd" else OPTIM
     learner = Learner(
-        policy, accelerator, loss=LOSS, optim=OPTIM, num_steps=10, load_reference=lambda _: moved_policy()
+        policy, accelerator, loss=LOSS, optim=optim, num_steps=10, load_reference=lambda _: moved_policy()
     )
     tally = Tally()
-    learner.update(packed(own, tokens_per_row=600), padding(), counts_of(groups), 1, tally)
+    rows = packed(own, tokens_per_row=600)
+    if case == "spd":  # a step away from the start, and one back, against the momentum
+        learner.update(rows, padding(), counts_of(groups), 1, Tally())
+        rows = [replace(row, advantages_T=-row.advantages_T) for row in rows]
+    learner.update(rows, padding(), counts_of(groups), 1, tally)
     return {
         "figures": tally.reduced(lambda part: gather_object([part])),
         "weights": {name: weight.clone() for name, weight in policy.named_weights()},
