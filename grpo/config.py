@@ -222,6 +222,8 @@ def validate(config: Config) -> None:
         "loss.beta": config.loss.beta,
         "loss.epsilon": config.loss.epsilon,
         "loss.epsilon_high": config.loss.epsilon_high,
+        "optim.max_skipped_updates": config.optim.max_skipped_updates,
+        "optim.spike_factor": config.optim.spike_factor,
         "optim.warmup_steps": config.optim.warmup_steps,
         "optim.weight_decay": config.optim.weight_decay,
         "eval.every_steps": config.eval.every_steps,
@@ -317,6 +319,7 @@ FREE_TO_CHANGE = (
     "media.num_workers", "media.timeout_s", "media.cache_gib", "media.cache_dir", "media.cache_disk_gib",
     "media.prefetch_steps", "model.gradient_checkpointing", "model.activation_offloading",
     "loss.reference_offload", "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
+    "optim.max_skipped_updates", "optim.spike_factor",
 )  # fmt: skip
 """What a resumed run may set anew: how it is run and watched, and how long. (Another `num_steps` stretches the rest
 of a cosine schedule.)"""

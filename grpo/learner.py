@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from grpo.checkpoint import store_trained_only
+from grpo.guards import Outcome
 from grpo.importance import importance_ratio_T, sampler_correction
 from grpo.launching import set_up_sharding
 from grpo.learner_settings import LossConfig, OptimConfig
@@ -89,11 +90,13 @@ class Learner:
 
     def update(
         self, rows: Sequence[PackedRow], padding_row: PackedRow, counts: StepCounts, step: int, tally: Tally
-    ) -> None:
+    ) -> Outcome:
         """One optimizer step per iteration; from the second on, ratios are to the first one's log-probs.
 
-        padding_row: forwarded with zero loss where another process has more rows.
+        padding_row: forwarded with zero loss where another process has more rows. A loss that is not finite makes the
+        gradient so in all processes, which then skip the update together.
         """
+        outcome = Outcome()
         self._set_lr(step, tally)
         num_rows = self._most(len(rows))
         padded = [*rows, *[padding_row] * (num_rows - len(rows))]
@@ -109,16 +112,24 @@ class Learner:
                     if index >= len(rows):
                         loss = 0.0 * (scores.logps_T.sum() + scores.entropy_T.sum())
                     else:
+                        part = Tally()
                         if iteration == 0:
                             kept_T, reference_T = focus.kept_rows[index], references[index]
-                            behind.append(self._behind(row, scores, kept_T, reference_T, tally))
-                        loss = self._row_loss(row, scores, behind[index], counts, focus.num_tokens, tally)
+                            behind.append(self._behind(row, scores, kept_T, reference_T, part))
+                        loss = self._row_loss(row, scores, behind[index], counts, focus.num_tokens, part)
+                        if loss.isfinite():
+                            tally.take(part)
+                        else:
+                            outcome.bad_rows.append(rows[index])
+                            loss = loss * torch.nan  # an infinite loss may have a gradient that is finite
                     # DDP and DeepSpeed average over processes; the counts are already global.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
-            self._step(tally)
+            outcome.norms.append(self._step(tally))
+        tally.highest("optim/skipped_updates", outcome.num_skipped)
         if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
             assert isinstance(self.reference, SecondCopy)
             self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
+        return outcome
 
     def reference_logps(self, rows: Sequence[PackedRow], padding_row: PackedRow) -> list[Tensor]:
         """The rows' log-probs under the reference, in the precision of the policy's passes; as many passes in
@@ -222,14 +233,17 @@ class Learner:
         self.accelerator.sync_gradients = last
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
-    def _step(self, tally: Tally) -> None:
+    def _step(self, tally: Tally) -> float:
+        """Move the weights; the gradient's norm before clipping. One that is not finite moves nothing."""
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.optim.max_grad_norm)
-        if norm is not None:
-            tally.highest("optim/grad_norm", float(norm))
-        self.optimizer.step()
-        if isinstance(self.optimizer.optimizer, SPD):
-            tally.mean_of("optim/projected_frac", self.optimizer.optimizer.projected_frac, 1)
+        norm = 0.0 if norm is None else float(norm)
+        if math.isfinite(norm):  # DeepSpeed has made its step by now, or skipped it for the same reason
+            tally.highest("optim/grad_norm", norm)
+            self.optimizer.step()
+            if isinstance(self.optimizer.optimizer, SPD):
+                tally.mean_of("optim/projected_frac", self.optimizer.optimizer.projected_frac, 1)
         self.optimizer.zero_grad()
+        return norm
 
     def _most(self, count: int) -> int:
         counts = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))

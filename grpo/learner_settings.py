@@ -94,6 +94,12 @@ class OptimConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
+    max_skipped_updates: int = 3
+    """An update whose loss or gradient is not finite is skipped, and its rows are kept in `bad_rows/`. More than so
+    many in a row stop the run."""
+    spike_factor: float = 10.0
+    """A gradient norm so many times as large as the median of the last 50 is noted in `failures.jsonl` with the
+    samples behind it; 0: never."""
     robust: RobustConfig = field(default_factory=RobustConfig)
     num_iterations: int = 1
     """Updates per batch of rollouts; from the second on, the ratio to the first one's log-probs is clipped."""

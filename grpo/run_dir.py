@@ -62,6 +62,11 @@ class RunDir:
         return self.path / "failures.jsonl"
 
     @property
+    def bad_rows(self) -> Path:
+        """Rows that could not be trained on, as `guards.py` stores them."""
+        return self.path / "bad_rows"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -34,6 +34,15 @@ class Tally:
         """Maximum over processes."""
         self._maxima[key] = max(value, self._maxima.get(key, value))
 
+    def take(self, part: Tally) -> None:
+        """Add the figures of another."""
+        for key, (total, count) in part._means.items():
+            self.mean_of(key, total, count)
+        for key, value in part._sums.items():
+            self.add(key, value)
+        for key, value in part._maxima.items():
+            self.highest(key, value)
+
     @contextmanager
     def timed(self, key: str) -> Iterator[None]:
         """Seconds spent in the block, of the slowest process."""

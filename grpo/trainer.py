@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from grpo.dynamic_sampling import Sampled, means_of
 from grpo.evaluation import Evaluator
 from grpo.feed import Feed
 from grpo.groups import Batch, Group, LostSample, ScoredGroup
+from grpo.guards import Guard
 from grpo.kl_reward import subtract_divergences
 from grpo.learner import Learner
 from grpo.losses import StepCounts
@@ -60,6 +60,13 @@ class GRPOTrainer:
         self.sampling = sampling
         self.counterfactual_plan = make_plan(rewards.counterfactuals, self.sampling)
         self.media_counters = feed.loader.counters()
+        self.guard = Guard(
+            run_dir.bad_rows,
+            max_skipped=config.optim.max_skipped_updates,
+            spike_factor=config.optim.spike_factor,
+            process=accelerator.process_index,
+        )
+        accelerator.register_for_checkpointing(self.guard)
         self.lost_steps = 0
         self.num_reward_deaths = 0
         self.reward_failures: list[dict[str, Any]] = []  # of the latest step, in all processes
@@ -91,10 +98,11 @@ class GRPOTrainer:
         )
         with tally.timed("time/update"):
             self.engine.sleep()
-            self.learner.update(rows, self.padding_row, self._step_counts(scored), step, tally)
+            outcome = self.learner.update(rows, self.padding_row, self._step_counts(scored), step, tally)
             self.engine.wake()
         with tally.timed("time/sync"):
             self.engine.sync()
+        self._append_failures(self.guard.watch(step, outcome, rows))
         failures = [failure for table in tables for failure in table.failures]
         self._record(step, scored, sampled.batch.lost, failures, tally)
 
@@ -247,10 +255,14 @@ class GRPOTrainer:
             }
             for each in failures
         ]
-        rows = gather_object(rows)
+        return [row for row in self._append_failures(rows) if row["kind"] == "reward"]
+
+    def _append_failures(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of all processes for `failures.jsonl`, which are returned."""
+        rows = gather_object(list(rows))
         if self.accelerator.is_main_process and rows:
             self.run_dir.append_failures(rows)
-        return [row for row in rows if row["kind"] == "reward"]
+        return list(rows)
 
     def _step_counts(self, scored: Sequence[ScoredGroup]) -> StepCounts:
         lengths = [
@@ -269,13 +281,9 @@ class GRPOTrainer:
         )
 
     def _check(self, step: int, row: dict[str, float]) -> None:
-        """Stop when figures are not finite, rewards fail too often, nothing can be read any more, or the engine
+        """Stop when updates are skipped too often, rewards fail too often, nothing can be read any more, or the engine
         samples from other weights than are trained."""
-        for key in ("loss", "optim/grad_norm", "sampler/gap_mean"):
-            if not math.isfinite(row.get(key, 0.0)):
-                raise RuntimeError(
-                    f"step {step}: {key} is {row[key]}; the last good weights are in checkpoints/"
-                )
+        self.guard.check(step)
         self.lost_steps = self.lost_steps + 1 if step and not row.get("tokens/prompt") else 0
         if self.lost_steps == MAX_LOST_STEPS:
             raise RuntimeError(

@@ -34,8 +34,8 @@ class KeepsGradients(Learner):
 
     behind: Fixed | None = None
 
-    def _step(self, tally: Tally) -> None:
-        pass
+    def _step(self, tally: Tally) -> float:
+        return 0.0
 
     def _behind(self, row: PackedRow, scores: Any, *others: Any) -> Behind:
         if self.behind is not None:

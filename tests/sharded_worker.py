@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen tower": {"frozen": ("vision", "merger")},
     "lora": {"lora": LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["attn.qkv"]))},
     "spd": {},
+    "not finite": {},
     "checkpointed": {"gradient_checkpointing": True},
 }
 LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5)
@@ -56,6 +57,8 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     if case == "spd":  # a step away from the start, and one back, against the momentum
         learner.update(rows, padding(), counts_of(groups), 1, Tally())
         rows = [replace(row, advantages_T=-row.advantages_T) for row in rows]
+    if case == "not finite" and of_process == 1:
+        rows = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
     learner.update(rows, padding(), counts_of(groups), 1, tally)
     return {
         "figures": tally.reduced(lambda part: gather_object([part])),

@@ -1,0 +1,108 @@
+"""What watches the updates: skipped ones, whose loss or gradient was not finite, and gradients much larger than usual.
+
+All processes come to the same judgement, since they all see the same gradient norms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from grpo.packing import PackedRow
+
+MEDIAN_OF = 50
+"""Gradient norms that the usual one is taken from."""
+
+MAX_STORED_ROWS = 32
+"""Per process: a row has the frames of its clips."""
+
+LEAST_NORMS = 10
+"""The first norms of a run have nothing to be compared with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of a step's updates."""
+
+    norms: list[float] = field(default_factory=list)
+    """Each update's gradient norm before clipping; one that is not finite was not applied."""
+    bad_rows: list[PackedRow] = field(default_factory=list)
+    """This process's rows whose loss was not finite."""
+
+    @property
+    def num_skipped(self) -> int:
+        return sum(not math.isfinite(norm) for norm in self.norms)
+
+
+class Guard:
+    """Remembers how the updates went; part of a checkpoint."""
+
+    def __init__(self, folder: Path, *, max_skipped: int, spike_factor: float, process: int) -> None:
+        """folder: for rows that can't be trained on. See `OptimConfig` for the limits."""
+        self.folder, self.process = folder, process
+        self.max_skipped, self.spike_factor = max_skipped, spike_factor
+        self.num_skipped = 0  # in a row
+        self.norms: deque[float] = deque(maxlen=MEDIAN_OF)
+
+    def watch(self, step: int, outcome: Outcome, rows: Sequence[PackedRow]) -> list[dict[str, Any]]:
+        """What `failures.jsonl` should say of the step: this process's part."""
+        found: list[dict[str, Any]] = []
+        for norm in outcome.norms:
+            finite = math.isfinite(norm)
+            self.num_skipped = 0 if finite else self.num_skipped + 1
+            if not finite or not self._is_spike(norm):
+                continue
+            ids = [prompt.sample.id for row in rows for prompt in row.prompts]
+            usual = median(self.norms)
+            found.append(
+                {"step": step, "kind": "grad_norm", "norm": norm, "median": usual, "sample_ids": ids}
+            )
+        self.norms.extend(filter(math.isfinite, outcome.norms))
+        # A loss can be finite and its gradient not: then any row may be to blame.
+        bad_rows = (outcome.bad_rows or rows) if outcome.num_skipped else []
+        return found + [self._dump(step, index, row) for index, row in enumerate(bad_rows)]
+
+    def check(self, step: int) -> None:
+        """Raise RuntimeError if too many updates in a row were skipped."""
+        if self.num_skipped > self.max_skipped:
+            raise RuntimeError(
+                f"step {step}: the loss or gradient of {self.num_skipped} updates in a row was not finite, more than "
+                f"optim.max_skipped_updates={self.max_skipped}; the last good weights are in checkpoints/, the rows in "
+                f"{self.folder}"
+            )
+
+    def _is_spike(self, norm: float) -> bool:
+        if not self.spike_factor or len(self.norms) < LEAST_NORMS:
+            return False
+        return norm > self.spike_factor * median(self.norms)
+
+    def _dump(self, step: int, index: int, row: PackedRow) -> dict[str, Any]:
+        """Store a row whole: `torch.load(file, weights_only=False)` gives what a pass takes."""
+        self.folder.mkdir(exist_ok=True)
+        own = f"process_{self.process}"
+        file = self.folder / f"step_{step:06d}_{own}_row_{index}.pt"
+        has_room = len(list(self.folder.glob(f"*_{own}_*"))) < MAX_STORED_ROWS
+        if has_room:
+            torch.save(row, file)
+        return {
+            "step": step,
+            "kind": "not_finite",
+            "sample_ids": [prompt.sample.id for prompt in row.prompts],
+            "prompt_tokens": [len(prompt.token_ids) for prompt in row.prompts],
+            "completion_tokens": row.completion_T.bincount().tolist(),
+            "row": file.name if has_room else None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_skipped": self.num_skipped, "norms": list(self.norms)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_skipped = state["num_skipped"]
+        self.norms = deque(state["norms"], maxlen=MEDIAN_OF)
