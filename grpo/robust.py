@@ -120,7 +120,9 @@ def _starts(weights: Sequence[Tensor], from_zero: bool) -> list[Tensor]:
     """Zeros take no memory: each is a single number, seen in the weight's shape."""
     if from_zero:
         return [
-            torch.zeros_like(weight) if isinstance(weight, DTensor) else weight.new_zeros(()).expand_as(weight)
+            torch.zeros_like(weight)
+            if isinstance(weight, DTensor)
+            else weight.new_zeros(()).expand_as(weight)
             for weight in weights
         ]
     return [weight.detach().clone() for weight in weights]
