@@ -13,6 +13,7 @@ from grpo.dynamic_sampling import DifficultyMemory, DynamicSamplingConfig, Sampl
 from grpo.feed import Feed
 from grpo.groups import Batch, Group, LostSample
 from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.mixture import Part
 from grpo.run_dir import read_rows
@@ -81,7 +82,7 @@ def feed(memory: DifficultyMemory | None, *, rank: int = 0, num_processes: int =
     samples = [tiny.sample(f"s{number}") for number in range(20)]
     return Feed(
         [Part(samples)],
-        ClipLoader(MediaSettings(), cache_gib=0, num_workers=1),
+        ClipLoader(ClipReader(settings=MediaSettings()), cache_gib=0, num_workers=0, timeout_s=60),
         tiny.prompt,
         seed=0,
         prompts_per_step=4,

@@ -26,12 +26,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from grpo.config import MediaConfig
 from grpo.data import READERS, load_samples
 from grpo.data.native import file_seconds, native_record
 from grpo.groups import Sample
 from grpo.media.clip import Clip
 from grpo.media.decode import MediaError
 from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 
 Scores = list[tuple[float, float]]
@@ -221,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         samples = load_samples([options])
         scorer = FrameScorer(options.model, device)
-        with closing(ClipLoader(settings, cache_gib=0, num_workers=2)) as loader:
+        reader, limit_s = ClipReader(settings=settings), MediaConfig().timeout_s
+        with closing(ClipLoader(reader, cache_gib=0, num_workers=2, timeout_s=limit_s)) as loader:
             num_failed = annotate(samples, Path(options.out), scorer, root, loader, source)
     except (ValueError, OSError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
