@@ -6,7 +6,7 @@ only where a completion token is predicted, in chunks, so that no logits of a pr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -27,9 +27,11 @@ from grpo.adapters import (
 )
 from grpo.attention import SHARED_PREFIX, VISION_CHUNKS
 from grpo.families.qwen2_5_vl import Qwen25VL
+from grpo.media.clip import Clip
 from grpo.model_settings import LoraConfig, Part
 from grpo.packing import PackedRow
 from grpo.sharding import is_sharded, share_head, whole
+from grpo.vision_features import FeatureCache
 
 HEAD_CHUNK_TOKENS = 1024
 """Rows of the output head at a time: with a vocabulary of 152k, 0.6 GiB of fp32 logits."""
@@ -65,6 +67,7 @@ class Policy(nn.Module):
         self.head = Head(model, family.suppressed_ids, temperature)
         self.sharded = False
         self.activation_offloading = activation_offloading
+        self.feature_cache: FeatureCache | None = None
         self.model.model.language_model.config._attn_implementation = SHARED_PREFIX
         self.model.model.visual.config._attn_implementation = VISION_CHUNKS
         if lora is not None:
@@ -114,13 +117,22 @@ class Policy(nn.Module):
         clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
         if not clips:
             return embeds_ND + self._blank_vision_term()
-        features_KD = self.vision_features(*self.family.pixels(clips))
+        features_KD = self._features_of(clips)
         if len(features_KD) != len(row.vision_index_K):
             ids = ", ".join(prompt.sample.id for prompt in row.prompts)
             raise ValueError(
                 f"{len(row.vision_index_K)} vision tokens for {len(features_KD)} features in: {ids}"
             )
         return embeds_ND.index_copy(0, row.vision_index_K, features_KD.to(embeds_ND.dtype))
+
+    def _features_of(self, clips: Sequence[Clip]) -> Tensor:
+        """The clips' features, one after another: fresh, or those that a frozen tower gave them before."""
+        if self.feature_cache is None:
+            return self.vision_features(*self.family.pixels(clips))
+        return torch.cat([self.feature_cache.get(clip, self._fresh_features) for clip in clips])
+
+    def _fresh_features(self, clip: Clip) -> Tensor:
+        return self.vision_features(*self.family.pixels([clip]))
 
     def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
         """The vision tower's output for some clips, one after another, (K, D)."""

@@ -38,9 +38,11 @@ from grpo.media.reading import ClipReader
 from grpo.mixture import Part, parts
 from grpo.planner import Planner
 from grpo.policy import Policy
+from grpo.reference import SecondCopy
 from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, make_manifest
 from grpo.trainer import GRPOTrainer
+from grpo.vision_features import FeatureCache
 from rewards.runner import RewardSet, load_rewards
 
 
@@ -207,6 +209,7 @@ def build_trainer(
 ) -> GRPOTrainer:
     """Put the parts together."""
     policy = learner.policy
+    keep_features(config, learner)
     loader = ClipLoader(
         ClipReader(settings=config.media, patches=policy.family.patches, disk=clip_cache(config)),
         cache_gib=config.media.cache_gib,
@@ -251,6 +254,20 @@ def difficulty_memory(
     )
     accelerator.register_for_checkpointing(memory)
     return memory
+
+
+def keep_features(config: Config, learner: Learner) -> None:
+    """Let policy and reference share what a frozen tower makes of each clip.
+
+    Not where weights are sharded: all processes must run the tower equally often there.
+    """
+    policy = learner.policy
+    if policy.trains_vision or policy.sharded:
+        return
+    tower = policy.model.model.visual
+    policy.feature_cache = FeatureCache(tower, max_gib=config.media.cache_gib, disk=clip_cache(config))
+    if isinstance(learner.reference, SecondCopy):
+        learner.reference.policy.feature_cache = policy.feature_cache
 
 
 def clip_cache(config: Config) -> DiskCache | None:

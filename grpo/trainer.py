@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from grpo.report.curves import draw_curves
 from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, rollout_rows
 from grpo.tally import Tally
+from grpo.vision_features import FeatureCounters
 from rewards.compose import gates_open
 from rewards.runner import RewardSet
 from rewards.specs import RewardFailure, RewardSpec, RewardTable
@@ -59,7 +60,7 @@ class GRPOTrainer:
         self.feed, self.rewards, self.evaluator, self.run_dir = feed, rewards, evaluator, run_dir
         self.sampling = sampling
         self.counterfactual_plan = make_plan(rewards.counterfactuals, self.sampling)
-        self.media_counters = feed.loader.counters()
+        self.media_counters, self.feature_counters = feed.loader.counters(), FeatureCounters()
         self.guard = Guard(
             run_dir.bad_rows,
             max_skipped=config.optim.max_skipped_updates,
@@ -209,6 +210,10 @@ class GRPOTrainer:
         counters = self.feed.loader.counters()
         for key, count in asdict(counters - self.media_counters).items():
             tally.add(f"media/{key}", count)
+        if (features := self.policy.feature_cache) is not None:
+            tally.add("media/features_computed", features.counters.computed - self.feature_counters.computed)
+            tally.add("media/features_reused", features.counters.reused - self.feature_counters.reused)
+            self.feature_counters = replace(features.counters)
         self.media_counters = counters
 
     def _record(

@@ -13,7 +13,7 @@ class MediaError(ValueError):
     """A clip that cannot be read: one line with the path and the reason."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True, eq=False)
 class Clip:
     """Frames of a video, sampled and resized once.
 

@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from functools import lru_cache
@@ -89,10 +89,22 @@ class DiskCache:
 
     def load(self, name: str, path: str) -> Clip | None:
         """The entry as a clip of the file at path; None if there is none. A damaged one is removed."""
+        entry = self.load_arrays(name)
+        return None if entry is None else _to_clip(entry, path)
+
+    def store(self, name: str, clip: Clip) -> None:
+        """Keep the clip, if it can be. What the disk says against it is said once, as a warning."""
+        numbers = np.array([*clip.times_s, clip.sample_fps, clip.duration_s])
+        self.store_arrays(name, {"frames": clip.frames_FHWC, "numbers": numbers})
+
+    def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        """An entry's arrays by name; None if there is none. A damaged one is removed."""
         file = self._file(name)
         try:
             # No memory map: the page of an entry that another machine removes would end this process.
-            clip = _unpack(load(file.read_bytes()), path)
+            entry = load(file.read_bytes())
+            if entry.pop("checksum") != _checksum(entry):
+                raise ValueError("its checksum is another")
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -102,11 +114,12 @@ class DiskCache:
             return None
         with suppress(OSError):  # the folder of somebody else may be read, if not marked
             os.utime(file)
-        return clip
+        return entry
 
-    def store(self, name: str, clip: Clip) -> None:
-        """Keep the clip, if it can be. What the disk says against it is said once, as a warning."""
-        content = save(_pack(clip))
+    def store_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """As `store`."""
+        entry = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        content = save({**entry, "checksum": _checksum(entry)})
         if not self.is_writing or len(content) > KEPT_FRAC * self.max_bytes:
             return
         try:
@@ -193,28 +206,22 @@ def _identity(path: str) -> list[Any]:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _pack(clip: Clip) -> dict[str, np.ndarray]:
-    numbers = np.array([*clip.times_s, clip.sample_fps, clip.duration_s])
-    frames_FHWC = np.ascontiguousarray(clip.frames_FHWC)
-    return {"frames": frames_FHWC, "numbers": numbers, "checksum": _checksum(frames_FHWC, numbers)}
-
-
-def _unpack(entry: dict[str, np.ndarray], path: str) -> Clip:
-    frames_FHWC, numbers = entry["frames"], entry["numbers"]
-    if entry["checksum"] != _checksum(frames_FHWC, numbers):
-        raise ValueError("its checksum is another")
-    *times_s, sample_fps, duration_s = numbers.tolist()
+def _to_clip(entry: Mapping[str, np.ndarray], path: str) -> Clip:
+    *times_s, sample_fps, duration_s = entry["numbers"].tolist()
     return Clip(
         path=path,
-        frames_FHWC=frames_FHWC,
+        frames_FHWC=entry["frames"],
         times_s=tuple(times_s),
         sample_fps=sample_fps,
         duration_s=duration_s,
     )
 
 
-def _checksum(frames_FHWC: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    return np.array([zlib.crc32(numbers.tobytes(), zlib.crc32(frames_FHWC.data))], np.uint32)
+def _checksum(entry: Mapping[str, np.ndarray]) -> np.ndarray:
+    value = 0
+    for name in sorted(entry):
+        value = zlib.crc32(entry[name].data, value)
+    return np.array([value], np.uint32)
 
 
 def _read_number(file: BinaryIO) -> int | None:

@@ -1,0 +1,142 @@
+"""The output of a frozen vision tower, once per clip: kept in memory and on disk, and reused by every later pass.
+
+An entry is named by the clip's own pixels and by the tower that saw them, so the same frames have the same features
+wherever they come from, and a changed tower never finds another one's. Each clip goes through the tower alone: its
+features don't depend on which other clips were missing too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from grpo.media.clip import Clip
+from grpo.media.disk_cache import DiskCache
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""How far features from the disk may be from fresh ones, as a share of the largest: kernels differ between devices."""
+
+
+@dataclass(slots=True)
+class FeatureCounters:
+    """How many clips went through the tower, and how many did not have to."""
+
+    computed: int = 0
+    reused: int = 0
+
+
+class FeatureCache:
+    """At most max_gib of features in memory, the ones used longest ago make room; all of them on disk, if there is one.
+
+    tower: the frozen vision tower with its merger.
+    """
+
+    def __init__(self, tower: nn.Module, *, max_gib: float, disk: DiskCache | None = None) -> None:
+        self.tower, self.disk = tower, disk
+        self.counters = FeatureCounters()
+        self._max_bytes, self._num_bytes = int(max_gib * 2**30), 0
+        self._entries: OrderedDict[str, Tensor] = OrderedDict()
+        self._digests: WeakKeyDictionary[Clip, str] = WeakKeyDictionary()
+        self._tower_digest: str | None = None
+        self._disk_is_trusted = False
+
+    def get(self, clip: Clip, compute: Callable[[Clip], Tensor]) -> Tensor:
+        """The clip's features (K, D), on the device where `compute` leaves them; that is called where none are kept."""
+        name = self._name(clip)
+        if name in self._entries:
+            self._entries.move_to_end(name)
+            self.counters.reused += 1
+            return self._entries[name].to(self._device)
+        features_KD = self._from_disk(name, clip, compute)
+        if features_KD is None:
+            features_KD = compute(clip)
+            self.counters.computed += 1
+            if self.disk is not None:
+                self.disk.store_arrays(name, _to_arrays(features_KD))
+        self._keep(name, features_KD.detach().cpu())
+        return features_KD
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.tower.parameters()).device
+
+    def _from_disk(self, name: str, clip: Clip, compute: Callable[[Clip], Tensor]) -> Tensor | None:
+        entry = None if self.disk is None else self.disk.load_arrays(name)
+        if entry is None:
+            return None
+        features_KD = _to_tensor(entry).to(self._device)
+        if not self._disk_is_trusted and not self._is_fresh(features_KD, compute(clip)):
+            logger.warning("media.cache_dir: vision features on disk are not this tower's; going on without")
+            self.disk = None
+            return None
+        self._disk_is_trusted = True
+        self.counters.reused += 1
+        return features_KD
+
+    def _is_fresh(self, kept_KD: Tensor, fresh_KD: Tensor) -> bool:
+        """Whether what another run has left equals what this one computes; looked at once."""
+        if kept_KD.shape != fresh_KD.shape or kept_KD.dtype != fresh_KD.dtype:
+            return False
+        limit = TOLERANCE[fresh_KD.dtype] * fresh_KD.abs().max()
+        return bool((kept_KD - fresh_KD).abs().max() <= limit)
+
+    def _keep(self, name: str, features_KD: Tensor) -> None:
+        if features_KD.nbytes > self._max_bytes:
+            return
+        self._entries[name] = features_KD
+        self._num_bytes += features_KD.nbytes
+        while self._num_bytes > self._max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self._num_bytes -= oldest.nbytes
+
+    def _name(self, clip: Clip) -> str:
+        """What the features depend on: the pixels, the tower, and how it computes."""
+        if clip not in self._digests:
+            self._digests[clip] = hashlib.blake2b(
+                np.ascontiguousarray(clip.frames_FHWC).data, digest_size=20
+            ).hexdigest()
+        device = self._device.type
+        computes_in = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"
+        recipe = [
+            self._digests[clip], clip.frames_FHWC.shape, self.tower_digest, device, computes_in,
+            torch.__version__, transformers.__version__,
+        ]  # fmt: skip
+        return hashlib.blake2b(json.dumps(recipe).encode(), digest_size=20).hexdigest()
+
+    @property
+    def tower_digest(self) -> str:
+        """Of all the tower's weights; a few seconds for a large one, once."""
+        if self._tower_digest is None:
+            digest = hashlib.blake2b(digest_size=20)
+            for name, weight in self.tower.named_parameters():
+                digest.update(f"{name} {weight.dtype} ".encode())
+                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            self._tower_digest = digest.hexdigest()
+        return self._tower_digest
+
+
+def _to_arrays(features_KD: Tensor) -> dict[str, np.ndarray]:
+    """numpy has no bfloat16: the bytes, and what they are."""
+    data = features_KD.detach().cpu().contiguous()
+    dtype = str(data.dtype).removeprefix("torch.")
+    return {
+        "features": data.view(torch.uint8).numpy(),
+        "dtype": np.frombuffer(dtype.encode(), np.uint8),
+    }
+
+
+def _to_tensor(entry: dict[str, np.ndarray]) -> Tensor:
+    dtype = getattr(torch, entry["dtype"].tobytes().decode())
+    return torch.from_numpy(entry["features"].copy()).view(dtype)
