@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,7 +56,7 @@ def test_processes_see_all_parts() -> None:
     """Two halves alternate: without the shuffle inside a step, slots 0, 2, 4, ... would all be of one part."""
     steps = [step_indices((9, 9), (1, 1), 8, step, seed=0) for step in range(1, 51)]
     firsts = Counter(part for step in steps for part, _ in step[::2])
-    assert min(firsts.values()) > 70  # of 200
+    assert firsts.keys() == {0, 1} and min(firsts.values()) > 70  # of 200
 
 
 def test_sets_without_a_share_are_one_part_with_the_rest() -> None:
@@ -110,3 +111,12 @@ def test_the_places_of_steps_follow_each_other() -> None:
     other = [each for step in range(1, 4) for each in step_indices((5, 8), (2, 3), 20, step, seed=0)]
     for until in accumulate([20, 20, 20]):
         assert Counter(one[:until]) == Counter(other[:until])
+
+
+def test_the_readmes_mixture_is_one(tmp_path: Path) -> None:
+    blocks = (tiny.ROOT / "README.md").read_text().split("```yaml\n")[1:]
+    (tmp_path / "mix.yaml").write_text(next(block for block in blocks if "share:" in block).split("```")[0])
+    config = load_config([DEMO, str(tmp_path / "mix.yaml")])
+    sets = [[tiny.sample("ego")], [tiny.sample("general")]]
+    mixed = parts(sets, [dataset.share for dataset in config.data.train])
+    assert [(part.samples[0].id, part.weight) for part in mixed] == [("general", 1), ("ego", 9)]

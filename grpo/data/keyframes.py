@@ -1,6 +1,6 @@
 """Key moments for data that has none: `python -m grpo.data.keyframes DATA.jsonl OUT.jsonl --model MODEL`.
 
-A CLIP-like model (a local folder that transformers' `AutoModel` loads, with text and image features: CLIP, SigLIP)
+A CLIP-like model (one on this machine that transformers' `AutoModel` loads, with text and image features: CLIP, SigLIP)
 compares frames sampled from each clip with the question and with the answer. OUT gets the native records, with two
 fields more: `frame_scores`, [time in seconds of the clip, score] of every sampled frame, which the reward
 `keyframe_scores` reads; and `keyframes_s`, the frames with the highest scores, which `keyframe` and the others read.
@@ -237,7 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m grpo.data.keyframes", description=__doc__)
     parser.add_argument("path", metavar="DATA", help="a dataset's file")
     parser.add_argument("out", metavar="OUT.jsonl", help="written, or gone on with")
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="a CLIP-like model")
+    parser.add_argument(
+        "--model", required=True, metavar="FOLDER", help="a CLIP-like model, or its name in the local cache"
+    )
     parser.add_argument("--reader", default="jsonl", choices=[*READERS], help="the data's format")
     parser.add_argument("--media-root", metavar="FOLDER", help="default: the data's folder")
     parser.add_argument("--frame-fps", type=float, help="of clips that are images without times")
