@@ -70,10 +70,13 @@ def test_two_processes_make_the_update_of_one(
 
 
 @pytest.mark.slow
-def test_a_run_under_zero_3_is_that_of_one_process_and_resumes(clips: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [[], ["model.lora.r=4", "optim.lr=2e-3"]], ids=["full", "lora"])
+def test_a_run_under_zero_3_is_that_of_one_process_and_resumes(
+    lora: list[str], clips: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("deepspeed")
     folder = tmp_path / "two"
-    few = ["eval.every_steps=1", "eval.max_samples=2", "checkpoint.every_steps=1", "loss.beta=0.04"]
+    few = ["eval.every_steps=1", "eval.max_samples=2", "checkpoint.every_steps=1", "loss.beta=0.04", *lora]
     for num_steps in (1, 2):
         arguments = [*SMALL, *data(clips), *few, f"run_dir={folder}", f"num_steps={num_steps}"]
         run_two("zero3", ["grpo/train.py", *arguments], tmp_path)
@@ -87,6 +90,7 @@ def test_a_run_under_zero_3_is_that_of_one_process_and_resumes(clips: Path, tmp_
         weights(folder),
     )
     assert two.keys() == start.keys()
+    assert (folder / "final" / "adapter").exists() == bool(lora)
     off = sum(float((two[name] - one[name]).square().sum()) for name in one)
     assert off < 1e-4 * sum(float((one[name] - start[name]).square().sum()) for name in one)
 
