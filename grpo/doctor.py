@@ -54,7 +54,7 @@ from grpo.train import (
 from rewards.runner import load_rewards
 
 GIB = 2**30
-BYTES_TRAINED = 16
+BYTES_TRAINED = {"adamw": 16, "adamw_8bit": 10}
 """Per parameter: fp32 weights, gradients and Adam's two moments."""
 
 Plans = Sequence[tuple[Sample, PromptPlan]]
@@ -185,11 +185,16 @@ def _memory(config: Config, family: Qwen25VL) -> dict[str, float]:
     weights = [*policy.parameters()]
     num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     num_frozen = sum(weight.numel() for weight in weights) - num_trained
+    language = [m for m in policy.model.model.language_model.modules() if isinstance(m, torch.nn.Linear)]
+    frozen_linear = [m.weight.numel() for m in language if not m.weight.requires_grad]
+    num_4bit = sum(frozen_linear) if model.load_in_4bit else 0
+    second_copy = config.loss.beta > 0 and not model.lora.is_on
     return {
         "num_trained": num_trained,
         "num_frozen": num_frozen,
-        "trained_gib": num_trained * BYTES_TRAINED / GIB,
-        "frozen_gib": num_frozen * (2 if model.lora.is_on else 4) / GIB,
+        "trained_gib": num_trained * BYTES_TRAINED[config.optim.optimizer] / GIB,
+        "frozen_gib": (num_frozen * (2 if model.lora.is_on else 4) - 1.5 * num_4bit) / GIB,
+        "reference_gib": 4 * (num_trained + num_frozen) / GIB if second_copy else 0.0,
         "engine_bf16_gib": (num_trained + num_frozen) * 2 / GIB,
         "kv_bytes_per_token_bf16": 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head_size,
     }
@@ -281,7 +286,8 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
     lines = [
         f"model: {model['num_trained'] / 1e6:.4g} M parameters train: {model['trained_gib']:.3g} GiB of fp32 weights, "
         "gradients and Adam's moments (ZeRO shares them out), and activations",
-        f"  {model['num_frozen'] / 1e6:.4g} M are frozen: {model['frozen_gib']:.3g} GiB",
+        f"  {model['num_frozen'] / 1e6:.4g} M are frozen: {model['frozen_gib']:.3g} GiB; "
+        f"a second copy as the reference: {model['reference_gib']:.3g} GiB",
         f"engine: {model['engine_bf16_gib']:.3g} GiB of weights in bf16, "
         f"{model['kv_bytes_per_token_bf16'] / 1024:.3g} KiB per token in its cache",
         f"decoded frames: {_line(frames['clip_mib'])} MiB a clip; all clips {frames['all_gib']:.3g} GiB",

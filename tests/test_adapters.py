@@ -24,6 +24,7 @@ from grpo.tally import Tally
 from tests import tiny
 from tests.learners import counts_of, make_learner, packed, padding, text_groups
 from tests.runs import repeatable, run, weights
+from tests.test_rollout import SAMPLING, SEEDS, TEMPERATURE, gap, prompts
 
 
 def adapters_of(policy: Policy) -> dict[str, Tensor]:
@@ -191,3 +192,19 @@ def test_a_run_with_adapters_samples_what_it_trains_and_resumes(clips: Path, tmp
     assert repeatable(run(folder, clips, *OVERRIDES)) == repeatable(rows)
     for name, weight in weights(folder).items():
         assert torch.equal(weight, end[name]), name
+
+
+@pytest.mark.slow
+def test_vllm_samples_with_the_adapters() -> None:
+    """It has only ever loaded the base: what it knows of adapters, it was sent."""
+    pytest.importorskip("vllm")
+    from grpo.rollout.vllm_engine import VLLMEngine
+
+    policy = tiny.policy(lora=tiny.LORA, temperature=TEMPERATURE)
+    engine = VLLMEngine(policy, seed=0, max_model_tokens=2048, gpu_memory_frac=0.3)
+    for seed in (3, 4):  # merged anew from the base each time
+        tiny.stir(adapters_of(policy), seed)
+        assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) > 1e-2
+        engine.sync()
+        assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) < 1e-3
+    engine.close()

@@ -10,6 +10,7 @@ from rewards.runner import load_rewards
 from tests import tiny
 
 SHIPPED = sorted((tiny.ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted((tiny.ROOT / "configs" / "overlays").glob("*.yaml"))
 DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
 
 
@@ -22,6 +23,12 @@ def test_every_shipped_config_loads_with_its_rewards_and_readers(path: Path) -> 
 
 def test_both_jobs_are_shipped() -> None:
     assert {"demo", "egovlm_3b"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_goes_with_the_real_job(path: Path) -> None:
+    job = str(tiny.ROOT / "configs" / "egovlm_3b.yaml")
+    assert load_config([job, str(path)]) != load_config([job])
 
 
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:

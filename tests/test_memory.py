@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from grpo.config import load_config
+from grpo.doctor import _memory
 from grpo.learner_settings import LossConfig
 from tests import tiny
 from tests.learners import counts_of, gradient_of, make_learner, moved_policy, packed, text_groups, updated
@@ -90,3 +92,19 @@ def test_an_offloaded_reference_is_on_the_device_only_while_it_is_needed(
     with reference.ready():
         assert moves == [reference.device]
     assert moves == [reference.device, "cpu"]
+
+
+def test_the_doctor_counts_what_each_choice_takes() -> None:
+    def memory(*overrides: str) -> dict[str, float]:
+        return _memory(load_config([str(tiny.ROOT / "configs" / "demo.yaml"), *overrides]), tiny.family())
+
+    all_weights = sum(weight.numel() for weight in tiny.policy().parameters())
+    full, small = memory("loss.beta=0.1"), memory("optim.optimizer=adamw_8bit")
+    assert full["trained_gib"] * 2**30 == 16 * all_weights and full["frozen_gib"] == 0
+    assert full["reference_gib"] * 2**30 == 4 * all_weights and small["reference_gib"] == 0
+    assert small["trained_gib"] * 2**30 == 10 * all_weights
+    lora, low = memory("model.lora.r=4"), memory("model.lora.r=4", "model.load_in_4bit=true")
+    assert lora["frozen_gib"] * 2**30 == 2 * all_weights
+    layers = tiny.policy().model.model.language_model.layers
+    linear = sum(module.weight.numel() for module in layers.modules() if isinstance(module, torch.nn.Linear))
+    assert low["frozen_gib"] * 2**30 == 2 * (all_weights - linear) + 0.5 * linear
