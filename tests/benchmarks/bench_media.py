@@ -6,7 +6,8 @@ Prints JSON. The video is 640x360 at 30 fps, H.264 with B-frames and a keyframe 
 sampled and resized to 100,352 pixels at most; torch has one thread. `ours` lists the file's packets too, as for the
 first clip of a file. What is allowed is 1.3 times `half_gops` (their share of `decode_all`) and `rest`: what any
 reader does, which is to open the file, seek to 16 keyframes, turn them into RGB and resize them. qwen-vl-utils runs
-with the backend that it chooses itself (torchcodec, decord or torchvision), if that works here.
+with the backend that it chooses itself (torchcodec, decord or torchvision), if that works here. `ahead` plays two
+epochs in each of two runs that share a disk cache, with a pause in place of each step.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import av
@@ -31,15 +35,17 @@ from grpo.groups import Sample
 from grpo.media import decode
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import read_clip
+from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.loader import ClipLoader
-from grpo.media.reading import ClipReader
+from grpo.media.reading import ClipReader, Read
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
 
 FPS = 30
 SIZE_PX = (640, 360)
 NUM_SAMPLED = 16
 SETTINGS = MediaSettings(fps=2.0, max_frames=NUM_SAMPLED, min_pixels=100_352, max_pixels=100_352)
+NUM_PARTS, NUM_STEPS, STEP_S = 32, 4, 1.0
 CACHED = {"clips": 64, "frames": 32, "height_px": 252, "width_px": 448}
 
 
@@ -148,6 +154,90 @@ def bench_cache(path: str, folder: Path, rounds: int) -> dict[str, float]:
     }
 
 
+def bench_ahead(path: str, folder: Path) -> dict[str, Any]:
+    """Steps whose clips are decoded ahead: what is decoded, and how long a step waits, in each epoch and run."""
+    epochs: dict[str, Any] = {}
+    for run in ("first_run", "second_run"):
+        reader = ClipReader(settings=SETTINGS, disk=DiskCache(folder / "ahead", max_gib=4))
+        with closing(ClipLoader(reader, cache_gib=4, num_workers=2, timeout_s=120)) as loader:
+            loader.get(replace(parts_of(path)[0], end_s=1.0))  # the processes have started now
+            for epoch in ("first_epoch", "second_epoch"):
+                before, waited_s = loader.counters(), epoch_of_steps(loader, parts_of(path))
+                counters = loader.counters() - before
+                epochs[f"{run}_{epoch}"] = {
+                    "decoded": counters.decoded,
+                    "from_disk": counters.disk_hits,
+                    "waited_over_step": round(waited_s / (NUM_STEPS * STEP_S), 4),
+                }
+    return {"clips_per_step": NUM_PARTS // NUM_STEPS, "step_s": STEP_S, **epochs}
+
+
+def epoch_of_steps(loader: ClipLoader, samples: list[Sample]) -> float:
+    """Seconds that its steps wait for their clips, the next step's being read ahead; a step is a pause."""
+    per_step, waited_s = len(samples) // NUM_STEPS, 0.0
+    for start in range(0, len(samples), per_step):
+        loader.prefetch(samples[start : start + 2 * per_step])
+        waited_s += seconds(
+            lambda start=start: [loader.get(each) for each in samples[start : start + per_step]]
+        )
+        sleep(STEP_S)
+    return waited_s
+
+
+def bench_workers(path: str, rounds: int) -> dict[str, float]:
+    """Clips per second of two processes, frames handed over, and of two threads, as an earlier version had."""
+    reader = ClipReader(settings=SETTINGS)
+    sources = [source for sample in parts_of(path) if (source := sample.clip_source) is not None]
+    started_s = perf_counter()
+    pool, threads = DecodePool(reader, num_workers=2, timeout_s=120), ThreadPoolExecutor(2)
+    with closing(pool), threads:
+        pool.submit(sources[0]).result()
+        started_s = perf_counter() - started_s
+
+        def in_threads() -> list[Future[Read]]:
+            return [threads.submit(reader.read, source) for source in sources]
+
+        def in_processes() -> list[Future[Read]]:
+            return [pool.submit(source) for source in sources]
+
+        works: dict[str, Callable[[], object]] = {
+            "processes": lambda: wait(in_processes()),
+            "threads": lambda: wait(in_threads()),
+            "busy_processes": lambda: (asked := in_processes(), python_work(), wait(asked)),
+            "busy_threads": lambda: (asked := in_threads(), python_work(), wait(asked)),
+        }
+        times: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(rounds):
+            for name, work in works.items():
+                times[name].append(seconds(work))
+        memory = [psutil.Process(pid).memory_full_info().uss for pid in pool.pids]
+    per_s = {name: len(sources) / median(each) for name, each in times.items()}
+    return {
+        "processes_clips_per_s": round(per_s["processes"], 1),
+        "threads_clips_per_s": round(per_s["threads"], 1),
+        "processes_over_threads": round(per_s["processes"] / per_s["threads"], 2),
+        "processes_over_threads_beside_python_work": round(
+            per_s["busy_processes"] / per_s["busy_threads"], 2
+        ),
+        "start_s": round(started_s, 2),
+        "own_memory_mib_per_process": round(max(memory) / 2**20, 1),
+    }
+
+
+def python_work() -> int:
+    """What a trainer does in Python while clips are decoded: about half a second of it."""
+    return sum(number % 7 for number in range(10_000_000))
+
+
+def parts_of(path: str) -> list[Sample]:
+    """Questions about parts of the video, three seconds each."""
+    starts_s = np.linspace(0, len(decode.frame_table(path).pts) / FPS - 4, NUM_PARTS).round(1).tolist()
+    return [
+        Sample(id=str(s), question="", answer="", task="text", source="", video=path, start_s=s, end_s=s + 3)
+        for s in starts_s
+    ]
+
+
 def fill(folder: str) -> None:
     """As many entries as are to be cached, each of random frames, under the names of clips of one file."""
     disk, rng = DiskCache(folder, max_gib=4), np.random.default_rng(0)
@@ -218,6 +308,8 @@ def main() -> None:
             "video_mib": round(Path(video).stat().st_size / 2**20, 1),
             "decoding": bench_decoding(video, args.rounds),
             "cache": bench_cache(video, Path(name), args.rounds),
+            "workers": bench_workers(video, args.rounds),
+            "ahead": bench_ahead(video, Path(name)),
             "memory": {**CACHED, **bench_memory(Path(name, "many"))},
         }
     print(json.dumps(result, indent=2))
