@@ -143,7 +143,11 @@ def _config_findings(config: Config, sets: Mapping[str, Sequence[Sample]]) -> li
 def _plan(config: Config, family: Qwen25VL, examined: Examined, num_clips: int) -> dict[str, Any]:
     plans = [plan for _, plan in examined.plans]
     clips = {sample.clip_source: plan.clip for sample, plan in examined.plans if plan.clip is not None}
-    sizes = [clip.num_bytes for clip in clips.values() if clip is not None] or [0]
+    sizes = [clip.num_bytes for clip in clips.values()] or [0]
+    patches, width = family.patches, family.config.vision_config.out_hidden_size
+    model = _memory(config, family)
+    bf16 = 0 if model["trains_vision"] else 2  # features are kept of a frozen tower alone
+    features = [clip.num_tokens(patches) * width * bf16 for clip in clips.values()] or [0]
     rollout, optim = config.rollout, config.optim
     longest = max(plan.num_tokens for plan in plans)
     completions = optim.prompts_per_step * rollout.group_size * rollout.max_new_tokens
@@ -153,19 +157,20 @@ def _plan(config: Config, family: Qwen25VL, examined: Examined, num_clips: int) 
             "prompt": _spread([plan.num_tokens for plan in plans]),
             "text": _spread([plan.num_text_tokens for plan in plans]),
             "vision": _spread([plan.num_vision_tokens for plan in plans]),
-            "frames": _spread([clip.num_frames for clip in clips.values() if clip is not None]),
+            "frames": _spread([clip.num_frames for clip in clips.values()]),
             "prompt_limit": rollout.max_model_tokens - rollout.max_new_tokens,
             "step_at_most": optim.prompts_per_step * longest + completions,
             "longest_row": max(longest + rollout.max_new_tokens, optim.tokens_per_row),
             "tokens_per_row": optim.tokens_per_row,
         },
-        "frames": {
+        "cached": {
             "clip_mib": _spread([size / 2**20 for size in sizes]),
-            "all_gib": float(np.mean(sizes)) * num_clips / GIB,
+            "frames_gib": float(np.mean(sizes)) * num_clips / GIB,
+            "features_gib": float(np.mean(features)) * num_clips / GIB,
             "cache_gib": config.media.cache_gib,
             "cache_disk_gib": config.media.cache_disk_gib,
         },
-        "model": _memory(config, family),
+        "model": model,
     }
 
 
@@ -192,6 +197,7 @@ def _memory(config: Config, family: Qwen25VL) -> dict[str, float]:
     return {
         "num_trained": num_trained,
         "num_frozen": num_frozen,
+        "trains_vision": policy.trains_vision,
         "trained_gib": num_trained * BYTES_TRAINED[config.optim.optimizer] / GIB,
         "frozen_gib": (num_frozen * (2 if model.lora.is_on else 4) - 1.5 * num_4bit) / GIB,
         "reference_gib": 4 * (num_trained + num_frozen) / GIB if second_copy else 0.0,
@@ -282,7 +288,7 @@ TOKEN_NAMES = {
 
 
 def _memory_lines(report: dict[str, Any]) -> list[str]:
-    model, frames = report["model"], report["frames"]
+    model, cached = report["model"], report["cached"]
     lines = [
         f"model: {model['num_trained'] / 1e6:.4g} M parameters train: {model['trained_gib']:.3g} GiB of fp32 weights, "
         "gradients and Adam's moments (ZeRO shares them out), and activations",
@@ -290,13 +296,16 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
         f"a second copy as the reference: {model['reference_gib']:.3g} GiB",
         f"engine: {model['engine_bf16_gib']:.3g} GiB of weights in bf16, "
         f"{model['kv_bytes_per_token_bf16'] / 1024:.3g} KiB per token in its cache",
-        f"decoded frames: {_line(frames['clip_mib'])} MiB a clip; all clips {frames['all_gib']:.3g} GiB",
+        f"decoded frames: {_line(cached['clip_mib'])} MiB a clip; all clips {cached['frames_gib']:.3g} GiB, "
+        f"{cached['features_gib']:.3g} GiB of features of a frozen tower",
     ]
-    for key in ("cache_gib", "cache_disk_gib"):
-        if frames[key] < frames["all_gib"]:
-            lines.append(
-                f"  media.{key}={frames[key]:g} does not hold them all: the others are decoded every epoch"
-            )
+    needed_gib = {
+        "cache_gib": max(cached["frames_gib"], cached["features_gib"]),
+        "cache_disk_gib": cached["frames_gib"] + cached["features_gib"],
+    }
+    for key, gib in needed_gib.items():
+        if cached[key] < gib:
+            lines.append(f"  media.{key}={cached[key]:g} does not hold them all: that would take {gib:.3g}")
     return lines
 
 

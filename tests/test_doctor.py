@@ -127,15 +127,18 @@ def test_the_plan_is_what_the_run_will_have(
     samples = load_samples(config.data.train) + load_samples(config.data.eval)
     num_bytes = sum(loader.get(sample).frames_FHWC.nbytes for sample in samples)
     loader.close()
-    assert report["frames"]["all_gib"] == pytest.approx(num_bytes / 2**30)
+    assert report["cached"]["frames_gib"] == pytest.approx(num_bytes / 2**30)
     assert (report["num_clips"], report["num_opened"]) == (16, 16)
     assert report["tokens"]["prompt"]["max"] == 63  # as the run itself says, see test_bad_input.py
     assert report["tokens"]["step_at_most"] == 4 * 63 + 4 * 4 * 24
     assert report["model"]["num_trained"] == sum(weight.numel() for weight in tiny.policy().parameters())
     assert report["decoding"]["num_decoded"] == 8 and report["decoding"]["clips_per_s"] > 0
-    _, fewer = examined([*own, "--clips", "5", "--decode", "0"], capsys)
+    _, fewer = examined([*own, "--clips", "5", "--decode", "0", "model.freeze_vision=true"], capsys)
     assert fewer["num_opened"] == 5 and "decoding" not in fewer
-    assert fewer["frames"]["all_gib"] == pytest.approx(num_bytes / 2**30)
+    assert fewer["cached"]["frames_gib"] == pytest.approx(num_bytes / 2**30)
+    width = tiny.family().config.text_config.hidden_size
+    assert report["cached"]["features_gib"] == 0
+    assert fewer["cached"]["features_gib"] == pytest.approx(16 * 32 * width * 2 / 2**30)  # bf16
 
 
 def test_wrong_settings_and_leaking_held_out_data_are_named(
