@@ -2,10 +2,13 @@
 
 A row (see `packing.py`) needs two attention calls per block of groups with equally long prompts: the
 prompts over themselves, causally; then all completions, batched, over [their prompt, themselves]. No
-mask of row by row size exists, and completions never see each other.
+mask of row by row size exists, and completions never see each other. `attention_backends.py` has other kernels.
 """
 
 from __future__ import annotations
+
+import logging
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,10 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from grpo.attention_backends import chosen_backend, dense_rows, flex_rows, varlen_rows
 from grpo.packing import Block, Layout
+
+logger = logging.getLogger(__name__)
 
 SHARED_PREFIX = "shared_prefix"
 
@@ -30,8 +36,10 @@ def shared_prefix_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    backend: str = "auto",
     layout: Layout | None = None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention over a packed row; without a layout, plain causal attention.
@@ -42,12 +50,28 @@ def shared_prefix_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # pyright: ignore
     # Under autocast the rotary embedding leaves queries and keys in fp32, and the bias object takes no mix.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    arguments = (query[0], key[0], value[0], layout, scaling)
+    if sliding_window is not None:
+        _warn_of_window()
+        return dense_rows(*arguments, sliding_window)[None], None
+    return BACKENDS[chosen_backend(backend, query.device.type, query.dtype)](*arguments)[None], None
+
+
+@lru_cache
+def _warn_of_window() -> None:
+    logger.warning("this model's attention has a sliding window: packed rows use a mask of row by row size")
+
+
+def two_calls(
+    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None
+) -> Tensor:
+    """PyTorch's kernels: per block of equally long prompts, the prompts and then the completions, (N, H, D)."""
     outputs = [
         part
         for block in layout.blocks
-        for part in _block_attention(block, query[0], key[0], value[0], scaling)
+        for part in _block_attention(block, query_HND, key_KND, value_KND, scaling)
     ]
-    return torch.cat(outputs)[layout.restore_N][None], None
+    return torch.cat(outputs)[layout.restore_N]
 
 
 def _block_attention(
@@ -110,5 +134,18 @@ def vision_chunk_attention(
     return output[None], None
 
 
-AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+BACKENDS = {"sdpa": two_calls, "flex": flex_rows, "flash_attn": varlen_rows}
+
+
+def implementation(backend: str) -> str:
+    """The name under which transformers finds the attention of packed rows with a kernel, or with `auto`."""
+    # No "flash" in it: transformers would make other masks.
+    return f"{SHARED_PREFIX}_{backend.replace('flash', 'varlen')}"
+
+
+for _backend in ("auto", *BACKENDS):
+    AttentionInterface.register(
+        implementation(_backend),
+        partial(shared_prefix_attention, backend=_backend),  # pyright: ignore
+    )
 AttentionInterface.register(VISION_CHUNKS, vision_chunk_attention)

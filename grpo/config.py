@@ -317,7 +317,7 @@ FREE_TO_CHANGE = (
     "run_dir", "num_steps", "eval", "checkpoint", "log", "rewards_max_error_frac", "rewards_workers",
     "data.eval", "data.probe_clips", "data.allow_overlap",
     "media.num_workers", "media.timeout_s", "media.cache_gib", "media.cache_dir", "media.cache_disk_gib",
-    "media.prefetch_steps", "model.gradient_checkpointing", "model.activation_offloading",
+    "media.prefetch_steps", "model.attention", "model.gradient_checkpointing", "model.activation_offloading",
     "loss.reference_offload", "rollout.gpu_memory_frac", "rollout.sleep", "rollout.max_gap", "optim.tokens_per_row",
     "optim.max_skipped_updates", "optim.spike_factor",
 )  # fmt: skip

@@ -25,7 +25,7 @@ from grpo.adapters import (
     plain_name,
     unquantized,
 )
-from grpo.attention import SHARED_PREFIX, VISION_CHUNKS
+from grpo.attention import VISION_CHUNKS, implementation
 from grpo.families.qwen2_5_vl import Qwen25VL
 from grpo.media.clip import Clip
 from grpo.model_settings import LoraConfig, Part
@@ -59,8 +59,10 @@ class Policy(nn.Module):
         lora: LoraConfig | None = None,
         gradient_checkpointing: bool = False,
         activation_offloading: bool = False,
+        attention: str = "auto",
     ) -> None:
-        """frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none."""
+        """frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none.
+        attention: the kernel for packed rows."""
         super().__init__()
         self.model: Any = model  # its submodules are typed as "module or tensor" otherwise
         self.family = family
@@ -68,7 +70,7 @@ class Policy(nn.Module):
         self.sharded = False
         self.activation_offloading = activation_offloading
         self.feature_cache: FeatureCache | None = None
-        self.model.model.language_model.config._attn_implementation = SHARED_PREFIX
+        self.model.model.language_model.config._attn_implementation = implementation(attention)
         self.model.model.visual.config._attn_implementation = VISION_CHUNKS
         if lora is not None:
             add_adapters(self.model, lora, family.part_of)
@@ -98,7 +100,9 @@ class Policy(nn.Module):
             hidden_ND = self.model.model.language_model(
                 inputs_embeds=self.embed(row.input_ids_N, row)[None],
                 position_ids=row.positions_3N[:, None],
-                attention_mask={"full_attention": None},  # the layout says who sees whom
+                attention_mask=dict.fromkeys(
+                    ("full_attention", "sliding_attention")
+                ),  # the layout says who sees whom
                 use_cache=False,
                 layout=row.layout,
             ).last_hidden_state[0]

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
+from grpo.attention_backends import check_backend
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.counterfactuals import make_plan
 from grpo.data import check_media, check_overlap, load_samples, load_sets
@@ -92,6 +93,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     )
     make_plan(rewards.counterfactuals, sampling_of(config))  # its errors belong here
     check_engine(config.rollout.engine)
+    check_backend(config.model.attention)
     accelerator = make_accelerator()
     check_launch(accelerator, config.optim, config.model)
     check_counterfactuals(rewards, config.optim.prompts_per_step // accelerator.num_processes)
@@ -343,6 +345,7 @@ def load_policy(config: Config, family: Qwen25VL, device: torch.device) -> Polic
         lora=model.lora if model.lora.is_on else None,
         gradient_checkpointing=model.gradient_checkpointing,
         activation_offloading=model.activation_offloading,
+        attention=model.attention,
     ).train()
 
 

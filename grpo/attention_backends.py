@@ -1,0 +1,190 @@
+"""Other kernels for the attention of packed rows, each one call for the whole row: FlexAttention, flash-attn, and a
+dense mask for what these can't do.
+
+All take query (H, N, D) and key, value (kv heads, N, D) of a flat row and return (N, H, D). What a kernel wants to know
+of a row is worked out once and serves all layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grpo.packing import Layout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Membership:
+    """For each flat position of a row, (N,): which prompt, which completion of the row, and how far into both."""
+
+    prompt_N: Tensor
+    completion_N: Tensor
+    """-1: a prompt's own token."""
+    offset_N: Tensor
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether flat positions may look at others: index tensors of any shape that broadcast."""
+        same_text = self.prompt_N[query] == self.prompt_N[key]
+        common = (self.completion_N[key] < 0) | (self.completion_N[key] == self.completion_N[query])
+        return same_text & common & (self.offset_N[key] <= self.offset_N[query])
+
+
+@lru_cache(maxsize=2)
+def membership(layout: Layout) -> Membership:
+    prompt_N, offset_N = (torch.zeros_like(layout.restore_N) for _ in range(2))
+    completion_N = torch.full_like(layout.restore_N, -1)
+    num_prompts = num_completions = 0
+    for block in layout.blocks:
+        (rows, num_tokens), (count, longest) = block.prompt_RP.shape, block.completion_CL.shape
+        prompt_R = torch.arange(rows, device=prompt_N.device) + num_prompts
+        prompt_N[block.prompt_RP] = prompt_R[:, None].expand(rows, num_tokens)
+        offset_N[block.prompt_RP] = torch.arange(num_tokens, device=prompt_N.device).expand(rows, -1)
+        prompt_N[block.completion_CL] = prompt_R[block.owner_C][:, None].expand(count, longest)
+        completion_C = torch.arange(count, device=prompt_N.device) + num_completions
+        completion_N[block.completion_CL] = completion_C[:, None].expand(count, longest)
+        offset_CL = num_tokens + torch.arange(longest, device=prompt_N.device).expand(count, -1)
+        # Padding repeats a completion's first token, which is the least far in.
+        flat = block.completion_CL.flatten()
+        offset_N.scatter_reduce_(0, flat, offset_CL.flatten(), "amin", include_self=False)
+        num_prompts, num_completions = num_prompts + rows, num_completions + count
+    return Membership(prompt_N=prompt_N, completion_N=completion_N, offset_N=offset_N)
+
+
+def dense_rows(
+    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None, window: int
+) -> Tensor:
+    """With a mask of N x N in memory. window: how many tokens back a token sees, itself included."""
+    members = membership(layout)
+    index_N = torch.arange(query_HND.shape[1], device=query_HND.device)
+    distance_NN = members.offset_N[:, None] - members.offset_N
+    mask_NN = members.sees(index_N[:, None], index_N) & (distance_NN < window)
+    out = F.scaled_dot_product_attention(
+        query_HND[None], key_KND[None], value_KND[None], attn_mask=mask_NN, scale=scaling, enable_gqa=True
+    )
+    return out[0].transpose(0, 1)
+
+
+def flex_rows(
+    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None
+) -> Tensor:
+    """FlexAttention: compiled on a GPU, where it skips the blocks that nobody sees; plain on a CPU."""
+    out = _flex(query_HND.device.type)(
+        query_HND[None],
+        key_KND[None],
+        value_KND[None],
+        block_mask=_block_mask(layout),
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1)
+
+
+@lru_cache
+def _flex(device_type: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
+
+
+@lru_cache(maxsize=2)
+def _block_mask(layout: Layout) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    members, num_tokens = membership(layout), len(layout.restore_N)
+    return create_block_mask(
+        lambda batch, head, query, key: members.sees(query, key),
+        B=None,
+        H=None,
+        Q_LEN=num_tokens,
+        KV_LEN=num_tokens,
+        device=str(layout.restore_N.device),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sequences:
+    """A row as sequences without padding: each prompt over itself, each completion over its prompt and itself."""
+
+    query_N: Tensor
+    """Flat positions, sequence after sequence."""
+    key_S: Tensor
+    query_starts: Tensor
+    """Where each sequence starts, and where the last one ends; int32, as the kernel wants it."""
+    key_starts: Tensor
+    longest_query: int
+    longest_key: int
+
+
+def varlen_rows(
+    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None
+) -> Tensor:
+    """flash-attn's kernel for sequences of any lengths; it is causal from the end of the keys."""
+    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
+    parts = sequences(layout)
+    out_NHD = flash_attn_varlen_func(
+        query_HND.transpose(0, 1)[parts.query_N],
+        key_KND.transpose(0, 1)[parts.key_S],
+        value_KND.transpose(0, 1)[parts.key_S],
+        cu_seqlens_q=parts.query_starts,
+        cu_seqlens_k=parts.key_starts,
+        max_seqlen_q=parts.longest_query,
+        max_seqlen_k=parts.longest_key,
+        softmax_scale=scaling,
+        causal=True,
+    )
+    return torch.empty_like(out_NHD).index_copy(0, parts.query_N, out_NHD)
+
+
+@lru_cache(maxsize=2)
+def sequences(layout: Layout) -> Sequences:
+    members = membership(layout)
+    queries, keys = [], []
+    for block in layout.blocks:
+        prompts = list(block.prompt_RP)
+        queries += prompts
+        keys += prompts
+        for own_L, owner in zip(block.completion_CL, block.owner_C.tolist(), strict=True):
+            first = len(prompts[owner])
+            own = own_L[
+                members.offset_N[own_L] == torch.arange(first, first + len(own_L), device=own_L.device)
+            ]
+            queries.append(own)
+            keys.append(torch.cat([prompts[owner], own]))
+    return Sequences(
+        query_N=torch.cat(queries),
+        key_S=torch.cat(keys),
+        query_starts=_starts(queries),
+        key_starts=_starts(keys),
+        longest_query=max(map(len, queries)),
+        longest_key=max(map(len, keys)),
+    )
+
+
+def _starts(parts: list[Tensor]) -> Tensor:
+    lengths = torch.tensor([0, *map(len, parts)], dtype=torch.int32, device=parts[0].device)
+    return lengths.cumsum(0, dtype=torch.int32)
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError if a kernel was asked for that can't train here."""
+    if name == "flash_attn" and find_spec("flash_attn") is None:
+        raise ValueError("model.attention=flash_attn: flash-attn is not installed; leave it at auto")
+    if name == "flex" and not torch.cuda.is_available():
+        raise ValueError(
+            "model.attention=flex: FlexAttention has no backward pass on a CPU; leave it at auto"
+        )
+
+
+def chosen_backend(name: str, device_type: str, dtype: torch.dtype) -> str:
+    """`auto` resolved: flash-attn where it is installed and can compute (GPU, 16 bits), else PyTorch's own kernels."""
+    can_flash = device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if name == "auto":
+        return "flash_attn" if can_flash and find_spec("flash_attn") is not None else "sdpa"
+    return name
