@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def scores(row: PackedRow, attention: str) -> tuple[Tensor, Tensor]:
 
 
 def flash_attn_varlen_func(
-    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **options: object
+    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **options: Any
 ) -> Tensor:
     """What flash-attn, which is built for GPUs only, documents: causal, aligned to the last key."""
     assert options["causal"] and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
@@ -40,7 +41,7 @@ def flash_attn_varlen_func(
             *parts,
             attn_mask=mask,
             scale=options["softmax_scale"],
-            enable_gqa=True,  # pyright: ignore
+            enable_gqa=True,
         )
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
@@ -48,7 +49,7 @@ def flash_attn_varlen_func(
 
 def test_flash_attn_is_asked_for_what_the_two_calls_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
-    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
     (row,) = packed(tiny.ragged_groups()[3:])
     assert len(row.layout.blocks) > 1
     (found, gradient), (expected, expected_gradient) = scores(row, "flash_attn"), scores(row, "sdpa")
