@@ -96,9 +96,10 @@ def test_a_run_under_zero_3_is_that_of_one_process_and_resumes(
 
 
 @pytest.mark.slow
-def test_a_run_under_zero_3_leaves_a_frozen_tower_alone(clips: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["model.freeze_vision=true", "model.lora.r=4"])
+def test_a_run_under_zero_3_leaves_a_frozen_tower_alone(setting: str, clips: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    settings = ["model.freeze_vision=true", "num_steps=1", "eval.every_steps=0", "checkpoint.every_steps=0"]
+    settings = [setting, "num_steps=1", "eval.every_steps=0", "checkpoint.every_steps=0"]
     run_two("zero3", ["grpo/train.py", *SMALL, *data(clips), *settings, f"run_dir={tmp_path}/run"], tmp_path)
     start, end = load_file(tiny.BASE_POLICY / "model.safetensors"), weights(tmp_path / "run")
     changed = {name for name in end if not torch.equal(start[name], end[name])}
