@@ -89,6 +89,16 @@ class RunDir:
         rows = self.metrics()
         return self.final.exists() and bool(rows) and rows[-1]["step"] >= num_steps
 
+    def check_goes_on(self, num_steps: int) -> None:
+        """Raise ValueError if a longer run would begin anew here, and lose the finished one."""
+        if not self.final.exists() or self.is_finished(num_steps) or any(self.checkpoints.glob("step_*")):
+            return
+        done = self.metrics()[-1]["step"] if self.metrics() else 0
+        raise ValueError(
+            f"run_dir: {self.path} holds a finished run of {done} steps without a checkpoint to go on from; "
+            "choose another run_dir, or remove that folder"
+        )
+
     def check_same_data(self, data_files: Iterable[str]) -> None:
         """Raise ValueError if a file that the run in this folder has read is another one now."""
         if not self.metrics_file.exists():

@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
                 stack.enter_context(run_dir.locked())
             if run_dir.metrics_file.exists():
                 check_same_run(run_dir.config_file, config)
+                run_dir.check_goes_on(config.num_steps)
             if run_dir.is_finished(config.num_steps):
                 print(f"nothing left to do: {run_dir.path}/ holds a finished run")
                 return

@@ -324,7 +324,6 @@ def tally_groups(scored: Sequence[ScoredGroup], tally: Tally, specs: Mapping[str
             tally.mean("reward/std", [float(torch.tensor(totals, dtype=torch.float64).std(correction=0))])
         for name, column in group.rewards.items():
             tally.mean(f"rewards/{name}/mean", column)
-            tally.mean(f"rewards/{name}/abstained", [float(value is None) for value in column])
         for name in [name for name, spec in specs.items() if spec.only_if or spec.only_unless]:
             tally.mean(f"rewards/{name}/open", map(float, gates_open(name, specs[name], group.rewards)))
         rollouts = group.group.rollouts
@@ -341,12 +340,16 @@ def tally_groups(scored: Sequence[ScoredGroup], tally: Tally, specs: Mapping[str
 
 
 def tally_failures(scored: Sequence[ScoredGroup], failures: Sequence[RewardFailure], tally: Tally) -> None:
-    """On what share of the completions each reward failed, and what share has no total for it."""
+    """On what share of the completions each reward failed or abstained, and what share has no total for it."""
     num_completions = sum(len(group.totals) for group in scored)
     tally.mean("rewards/error_frac", [float(total is None) for group in scored for total in group.totals])
     failed = Counter(failure.reward for failure in failures)
+    empty = Counter(
+        name for group in scored for name, column in group.rewards.items() for v in column if v is None
+    )
     for name in {name: None for group in scored for name in group.rewards}:
         tally.mean_of(f"rewards/{name}/failed", failed[name], num_completions)
+        tally.mean_of(f"rewards/{name}/abstained", empty[name] - failed[name], num_completions)
 
 
 def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -110,7 +110,8 @@ def as_value(raw: object) -> float | None:
     if raw is None:
         return None
     if not isinstance(raw, Real):
-        hint = ": its .item() is one" if hasattr(raw, "item") else ""
+        hint = ": its .item() is one" if getattr(raw, "ndim", 1) == 0 else ""
+        hint = " (for a list of numbers: @group_reward)" if isinstance(raw, list | tuple) else hint
         raise TypeError(f"returned {type(raw).__name__}, not a number or None{hint}")
     value = float(raw)
     if not math.isfinite(value):

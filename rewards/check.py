@@ -56,10 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fn", metavar="REWARD", help="my_rewards.py:fn, package.module:fn or a built-in's name"
     )
     parser.add_argument("args", nargs="*", metavar="key=value", help="knobs; column.key=value for a column")
+    parser.add_argument(
+        "--timeout-s", type=float, default=TIME_LIMIT_S, help="as in a config; default: %(default)g"
+    )
     options = parser.parse_args(argv)
     try:
         args, columns = read_arguments(options.args)
-        spec = RewardSpec(fn=options.fn, args=args, timeout_s=TIME_LIMIT_S)
+        spec = RewardSpec(fn=options.fn, args=args, timeout_s=options.timeout_s)
         reward = load_reward(options.fn.rpartition(":")[2], spec)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
@@ -99,7 +102,7 @@ def containment(reward: Reward, groups: Sequence[Group]) -> Finding | None:
     """What is wrong if the reward hangs or ends its process; looked at in a process of its own, as in a run."""
     rewards = RewardSet([reward], WorkerSettings())
     try:
-        tables = rewards.score(groups)
+        tables = rewards.scoring(in_step=False).tables(groups)
     except ValueError:  # it can't be made: the checks that follow say why
         return None
     finally:
@@ -125,7 +128,7 @@ def check_reward(reward: Reward, groups: Sequence[Group]) -> tuple[list[Finding]
         of_a_state(reward, sameness("deterministic", groups, first, [second])),
         of_a_state(reward, sameness(order, groups, first, [backward, shuffled])),
         value_range(first),
-        Finding("time", True, time_per_call(seconds)),
+        Finding("time", bool(values_in(first)) or None, time_per_call(seconds)),
     ]
     failures = [failure for outcomes in first for failure in failures_in(outcomes)]
     return findings, [failure.traceback for failure in failures[:1]]
@@ -137,7 +140,8 @@ def timed_run(reward: Reward, groups: Sequence[Group]) -> tuple[list[list[Outcom
     for group in groups:
         parts = [replace(group, rollouts=(each,)) for each in group.rollouts]
         column = []
-        for part in parts if reward.calling == "rollout" else [group]:
+        # Those of an async reward wait at the same time, as in a run.
+        for part in parts if reward.calling == "rollout" and not reward.is_async else [group]:
             start_s = time.perf_counter()
             column += run(reward, part)
             seconds[describe(part)] = time.perf_counter() - start_s
@@ -219,7 +223,7 @@ def same(a: Outcome, b: Outcome) -> bool:
 def value_range(outcomes: Sequence[Sequence[Outcome]]) -> Finding:
     """Smallest and largest value; a reward without a single value checked nothing."""
     flat = [each for column in outcomes for each in column]
-    values = [each for each in flat if isinstance(each, float)]
+    values = values_in(outcomes)
     abstained = f"None for {flat.count(None)} of {len(flat)}"
     if not values:
         hint = (
@@ -228,6 +232,10 @@ def value_range(outcomes: Sequence[Sequence[Outcome]]) -> Finding:
         return Finding("range", False, f"no value at all, {abstained}{hint}")
     note = ", the same everywhere: no signal here" if min(values) == max(values) else ""
     return Finding("range", True, f"{min(values):g} to {max(values):g}{note}; {abstained}")
+
+
+def values_in(outcomes: Sequence[Sequence[Outcome]]) -> list[float]:
+    return [each for column in outcomes for each in column if isinstance(each, float)]
 
 
 def time_per_call(seconds: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ The probe before a run and the checker for plugin authors both use them.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from grpo.groups import Group, Prompt, Rollout, Sample
 from grpo.media.clip import Clip
 from rewards import Counterfactual
 from rewards.parsing import TAGS
+
+END_OF_TURN = 100_000
 
 COMPLETIONS: Mapping[str, str] = {
     "right": "<think>It is red.</think><keyframes>3.5</keyframes><answer>B</answer>",
@@ -75,7 +78,7 @@ def groups(columns: Mapping[str, Any] | None = None) -> list[Group]:
 def groups_of(sample: Sample) -> list[Group]:
     """The hostile completions as one group; then a group of equal completions, and a group of one."""
     texts = list(COMPLETIONS.values())
-    clip = black_clip() if sample.clip_source else None
+    clip = moving_clip() if sample.clip_source else None
     tags = TAGS if sample.keyframes_s else ("think", "answer")
     return [
         make_group(part, sample, clip=clip, tags=tags)
@@ -134,11 +137,14 @@ def synthetic_samples(columns: Mapping[str, Any]) -> list[Sample]:
     ]
 
 
-def black_clip() -> Clip:
-    """Eight seconds of black, two frames a second, as small as the model takes them."""
+def moving_clip() -> Clip:
+    """Eight seconds of a white bar that moves over black, two frames a second, as small as the model takes them."""
+    frames_FHWC = np.zeros((16, 28, 28, 3), np.uint8)
+    for index, frame_HWC in enumerate(frames_FHWC):
+        frame_HWC[:, index : index + 4 + index // 2] = 255
     return Clip(
         path="probe.mp4",
-        frames_FHWC=np.zeros((16, 28, 28, 3), np.uint8),
+        frames_FHWC=frames_FHWC,
         times_s=tuple(index / 2 for index in range(16)),
         sample_fps=2.0,
         duration_s=8.0,
@@ -146,13 +152,15 @@ def black_clip() -> Clip:
 
 
 def _rollout(text: str, prompt: Prompt) -> Rollout:
-    num_tokens = len(text) // 4 + 1  # about what a tokenizer makes of it, with the end-of-turn token
+    # About what a tokenizer makes of it, equal ones for equal pieces, with the end-of-turn token.
+    pieces = [text[start : start + 4] for start in range(0, 4 * (len(text) // 4), 4)]
+    token_ids = (*(zlib.crc32(piece.encode(errors="replace")) % 100_000 for piece in pieces), END_OF_TURN)
     return Rollout(
         sample=prompt.sample,
         clip=prompt.clip,
         tags=prompt.tags,
         text=text,
-        token_ids=tuple(range(num_tokens)),
-        logprobs=(-1.0,) * num_tokens,
-        stopped=num_tokens < 1024,
+        token_ids=token_ids,
+        logprobs=(-1.0,) * len(token_ids),
+        stopped=len(token_ids) < 1024,
     )

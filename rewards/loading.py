@@ -84,8 +84,14 @@ def find_function(fn: str, *, key: str) -> Callable[..., Any]:
     """
     place, colon, function = _known(fn).rpartition(":")
     if not colon:
+        guess = f"{fn}:FUNCTION" if fn.endswith(".py") else ":".join(fn.rsplit(".", 1))
+        hint = (
+            did_you_mean(fn, [*BUILTINS, *_entry_points()])
+            if "." not in fn
+            else f" (did you mean {guess!r}?)"
+        )
         raise ValueError(
-            f"{key}: no built-in reward named {fn!r}{did_you_mean(fn, [*BUILTINS, *_entry_points()])}; "
+            f"{key}: no built-in reward named {fn!r}{hint}; "
             "a reward of your own is package.module:function or path/to/file.py:function"
         )
     module = _module_of_file(place, key) if place.endswith(".py") else _module_of_name(place, key)

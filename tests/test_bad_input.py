@@ -154,6 +154,7 @@ def test_a_reward_that_fails_in_training_is_counted_and_too_many_stop_the_run(
     assert max(row.get("rewards/error_frac", 0) for row in rows) == pytest.approx(4 / 16)
     assert max(row.get("rewards/fragile/failed", 0) for row in rows) == pytest.approx(4 / 16)
     assert max(row.get("rewards/accuracy/failed", 0) for row in rows) == 0
+    assert max(row.get("rewards/fragile/abstained", 0) for row in rows) == 0
     failures = read_rows(tmp_path / "tolerant" / "failures.jsonl")
     assert [each["sample_id"] for each in failures] == [marked] * 4
     assert "no service" in failures[0]["traceback"] and failures[0]["completion"]

@@ -91,3 +91,14 @@ def test_normalise_then_sum_trains(clips: Path, tmp_path: Path) -> None:
     )
     assert abs(rows[-1]["reward/mean"]) < 1e-6  # every reward's mean in its group is 0
     assert rows[-1]["reward/std"] > 0
+
+
+def test_a_finished_run_without_checkpoints_is_not_lost_to_a_longer_one(clips: Path, tmp_path: Path) -> None:
+    half = [*NO_EVAL, "rewards.half={fn: configs/plugins/kinds.py:sees_motion, weight: 0, tasks: [number]}"]
+    rows = runs.run(tmp_path / "run", clips, *half)
+    assert rows[-1]["rewards/half/abstained"] == 1.0 and rows[-1]["rewards/half/failed"] == 0.0
+    with pytest.raises(
+        SystemExit, match="holds a finished run of 2 steps without a checkpoint to go on from"
+    ):
+        runs.run(tmp_path / "run", clips, *half, "num_steps=3")
+    assert read_rows(tmp_path / "run" / "metrics.jsonl") == rows

@@ -170,6 +170,7 @@ def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folde
     if run_dir.metrics_file.exists():
         try:
             check_same_run(run_dir.config_file, config)
+            run_dir.check_goes_on(config.num_steps)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
         if (done := last_step(run_dir)) > config.num_steps:

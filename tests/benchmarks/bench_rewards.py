@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from grpo.groups import Group
-from rewards.hostile import black_clip, make_group, synthetic_samples
+from rewards.hostile import make_group, moving_clip, synthetic_samples
 from rewards.runner import RewardSet, load_rewards
 from rewards.specs import RewardSpec, WorkerSettings
 
@@ -54,7 +54,7 @@ def groups(num_groups: int, group_size: int) -> list[Group]:
         [COMPLETION.format(moment=(p + g) % 8, letter="ABCD"[g % 4]) for g in range(group_size)]
         for p in range(num_groups)
     ]
-    return [make_group(column, sample, clip=black_clip()) for column in texts]
+    return [make_group(column, sample, clip=moving_clip()) for column in texts]
 
 
 def milliseconds(rewards: RewardSet, many: list[Group]) -> float:

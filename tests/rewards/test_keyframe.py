@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from grpo.groups import Rollout
 from rewards import hostile
 from rewards.check import check_reward
-from rewards.hostile import COMPLETIONS, black_clip, make_group, synthetic_samples, with_counterfactuals
+from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples, with_counterfactuals
 from rewards.keyframe import (
     Span,
     few_moments,
@@ -31,7 +31,7 @@ from rewards.loading import load_reward
 from rewards.specs import RewardSpec
 
 SAMPLE = synthetic_samples({})[0]
-CLIP = black_clip()  # 8 seconds
+CLIP = moving_clip()  # 8 seconds
 ONE: tuple[Span, ...] = ((3.0, 4.0),)
 TWO: tuple[Span, ...] = ((1.0, 1.0), (5.0, 6.0))
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from grpo.groups import Rollout
-from rewards.hostile import COMPLETIONS, black_clip, make_group, synthetic_samples
+from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples
 from rewards.keyframe import self_evidence, self_evidence_cut
 
 SAMPLE = synthetic_samples({})[0]
-CLIP = black_clip()  # 8 seconds
+CLIP = moving_clip()  # 8 seconds
 EVIDENCE = [(self_evidence, "cited_in_place"), (self_evidence_cut, "cited")]
 
 

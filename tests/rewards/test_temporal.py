@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from grpo.groups import Group, Rollout, Sample
 from rewards import hostile
 from rewards.check import check_reward
-from rewards.hostile import COMPLETIONS, black_clip, make_group, synthetic_samples
+from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples
 from rewards.loading import load_reward
 from rewards.parsing import read_span
 from rewards.specs import RewardSpec
@@ -240,6 +240,6 @@ def test_without_exactly_one_answer_block_nothing_is_answered(fn, sample: Sample
 @pytest.mark.parametrize("name", ["temporal_iou", "point_in_span", "event_order", "counting"])
 def test_hostile_completions_get_a_finite_number_or_none(name: str, sample: Sample) -> None:
     reward = load_reward(name, RewardSpec())
-    group: Group = make_group(list(COMPLETIONS.values()), sample, clip=black_clip())
+    group: Group = make_group(list(COMPLETIONS.values()), sample, clip=moving_clip())
     findings, tracebacks = check_reward(reward, [group, *hostile.groups({"events": ["B", "A"]})])
     assert all(each.ok for each in findings if each.check != "range"), (findings, tracebacks)
