@@ -95,13 +95,15 @@ def pack(
     positions: Callable[[Prompt], Tensor],
     vision_token_id: int,
     drop_flat: bool = True,
+    spread: Callable[[Sequence[Segment]], Sequence[Segment]] = list,
 ) -> list[PackedRow]:
     """Fill rows up to a token budget, first fit by decreasing size.
 
     positions: a prompt's position ids, shape (3, P). drop_flat: leave out groups without signal, which
-    have no gradient unless a KL term is used. Rollouts without an advantage are always left out.
+    have no gradient unless a KL term is used. Rollouts without an advantage are always left out. spread: gives
+    other processes some of the work and takes some of theirs (`balance.py`).
     """
-    segments = [part for group in scored for part in _segments(group, tokens_per_row, drop_flat)]
+    segments = spread([part for group in scored for part in _segments(group, tokens_per_row, drop_flat)])
     bins: list[list[Segment]] = []
     room: list[int] = []
     for segment in sorted(segments, key=lambda segment: -segment.num_tokens):

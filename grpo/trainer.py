@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from grpo import checkpoint
 from grpo.advantages import score_groups
+from grpo.balance import spread
 from grpo.config import Config
 from grpo.counterfactuals import add_counterfactuals, make_plan
 from grpo.dynamic_sampling import Sampled, means_of
@@ -96,6 +98,7 @@ class GRPOTrainer:
             positions=self.policy.family.positions,
             vision_token_id=self.policy.family.vision_token_id,
             drop_flat=not self.config.loss.needs_flat_groups,
+            spread=partial(spread, accelerator=self.accelerator),
         )
         with tally.timed("time/update"):
             self.engine.sleep()

@@ -177,6 +177,8 @@ def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folde
             raise ValueError(
                 f"{key}: {folder} holds a run of {done} steps, not {config.num_steps}; set out=..."
             )
+    if config.media.cache_dir is None:  # all arms read the same clips
+        own.append(f"media.cache_dir={_quoted(str(Path(sweep.out) / 'clip_cache'))}")
     argv = (*sweep.config, *sweep.overrides, *changes, *own)
     return Run(arm=arm, seed=seed, folder=folder, argv=argv, num_steps=config.num_steps)
 

@@ -1,0 +1,76 @@
+"""Segments change processes before the update, so that all have about as many tokens: a step takes as long as its
+slowest process, and prompts and completions are of any length.
+
+All processes work out the same moves from the same sizes; then each segment goes from one process to another, its
+clip with it. The gradient is that of the whole step either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from grpo.packing import Segment
+
+MIN_GAIN_FRAC = 0.02
+"""Of the fullest process's tokens: what a move has to save."""
+
+
+class Move(NamedTuple):
+    """A segment's way, by its index in the process that it leaves."""
+
+    source: int
+    index: int
+    target: int
+
+
+def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
+    """Moves from the fullest to the emptiest process while they help; tokens: of every process's segments.
+
+    None moves twice, so it ends; the largest sum never rises.
+    """
+    left = [dict(enumerate(own)) for own in tokens]
+    sums = [sum(own) for own in tokens]
+    moves: list[Move] = []
+    while True:
+        source, target = sums.index(max(sums)), sums.index(min(sums))
+        gap = sums[source] - sums[target]
+        # Half the gap would be best. A segment as large as the gap or larger only turns it round.
+        helping = {index: size for index, size in left[source].items() if 0 < size < gap}
+        if not helping:
+            return moves
+        index = min(helping, key=lambda each: (abs(gap - 2 * helping[each]), each))
+        size = left[source].pop(index)
+        if min(size, gap - size) < MIN_GAIN_FRAC * sums[source]:
+            return moves
+        sums[source] -= size
+        sums[target] += size
+        moves.append(Move(source, index, target))
+
+
+def spread(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segment]:
+    """This process's segments after all have exchanged some."""
+    if accelerator.num_processes == 1:
+        return [*segments]
+    sizes = gather_object([[segment.num_tokens for segment in segments]])
+    own, received = dict(enumerate(segments)), []
+    for source, index, target in plan_moves(sizes):
+        if accelerator.process_index == source:
+            dist.send_object_list([_light(own.pop(index))], dst=target, device=accelerator.device)
+        elif accelerator.process_index == target:
+            arrived: list[Segment] = [None]  # pyright: ignore[reportAssignmentType]
+            dist.recv_object_list(arrived, src=source, device=accelerator.device)
+            received += arrived
+    return [*own.values(), *received]
+
+
+def _light(segment: Segment) -> Segment:
+    """Without what the learner does not look at: completions about changed frames, with clips of their own."""
+    return replace(
+        segment, rollouts=tuple(replace(rollout, counterfactuals={}) for rollout in segment.rollouts)
+    )
