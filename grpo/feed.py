@@ -73,7 +73,8 @@ class Feed:
     def _sample(self, step: int, attempt: int, slot: int) -> Sample:
         """What a slot of a step asks; another question in the place of one that the memory leaves out.
 
-        Others come from orders of their own, so that the epochs of the first stay what they are.
+        Others come from orders of their own, so that the epochs of the first stay what they are, and from the same
+        part of a mixture, so that the shares do.
         """
         first = self._ordered(step, attempt)[slot]
         if self.memory is None:
@@ -83,8 +84,8 @@ class Feed:
         return next(candidates, first)
 
     def _ordered(self, step: int, attempt: int | str) -> list[Sample]:
-        seed = self.seed if attempt == 0 else rollout_seed(self.seed, "others", attempt)
-        return step_samples(self.parts, self.prompts_per_step, step, seed)
+        order_seed = self.seed if attempt == 0 else rollout_seed(self.seed, "others", attempt)
+        return step_samples(self.parts, self.prompts_per_step, step, self.seed, order_seed)
 
 
 def make_batch(

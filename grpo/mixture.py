@@ -61,24 +61,32 @@ def check_shares(shares: Sequence[float | None]) -> None:
         raise ValueError(f"config: data.train: shares of {total:g} leave nothing to the sets without one")
 
 
-def step_samples(parts: Sequence[Part], prompts_per_step: int, step: int, seed: int) -> list[Sample]:
-    """A step's samples (the first step is 1)."""
+def step_samples(
+    parts: Sequence[Part], prompts_per_step: int, step: int, seed: int, order_seed: int | None = None
+) -> list[Sample]:
+    """A step's samples (the first step is 1). order_seed: for other samples of the same parts in the same places."""
     sizes, weights = tuple(len(part.samples) for part in parts), tuple(part.weight for part in parts)
-    picked = step_indices(sizes, weights, prompts_per_step, step, seed)
+    picked = step_indices(sizes, weights, prompts_per_step, step, seed, order_seed)
     return [parts[part].samples[index] for part, index in picked]
 
 
 def step_indices(
-    sizes: tuple[int, ...], weights: tuple[int, ...], prompts_per_step: int, step: int, seed: int
+    sizes: tuple[int, ...],
+    weights: tuple[int, ...],
+    prompts_per_step: int,
+    step: int,
+    seed: int,
+    order_seed: int | None = None,
 ) -> list[tuple[int, int]]:
     """Part and index of each of a step's samples. Every part is gone through epoch after epoch, each time in an order
     of its own."""
     first = (step - 1) * prompts_per_step
+    order_seed = seed if order_seed is None else order_seed
     picked: list[tuple[int, int]] = []
     for place in range(first, first + prompts_per_step):
         part, turn = _turn(weights, place)
         epoch, within = divmod(turn, sizes[part])
-        picked.append((part, int(_epoch_order(sizes[part], epoch, seed, part)[within])))
+        picked.append((part, int(_epoch_order(sizes[part], epoch, order_seed, part)[within])))
     if len(sizes) == 1:
         return picked
     # Parts alternate: without this, of two halves on two processes each process would see one.

@@ -78,10 +78,14 @@ def test_a_groups_mean_ignores_abstentions() -> None:
     assert means_of(first.groups, first.tables, "accuracy") == {"a0": 0.5}
 
 
-def feed(memory: DifficultyMemory | None, *, rank: int = 0, num_processes: int = 1) -> Feed:
-    samples = [tiny.sample(f"s{number}") for number in range(20)]
+ALL = [Part([tiny.sample(f"s{number}") for number in range(20)])]
+
+
+def feed(
+    memory: DifficultyMemory | None, *, rank: int = 0, num_processes: int = 1, parts: Sequence[Part] = ALL
+) -> Feed:
     return Feed(
-        [Part(samples)],
+        parts,
         ClipLoader(ClipReader(settings=MediaSettings()), cache_gib=0, num_workers=0, timeout_s=60),
         tiny.prompt,
         seed=0,
@@ -115,6 +119,16 @@ def test_other_questions_depend_on_the_place_and_not_on_the_processes() -> None:
     assert one.others(1, 1, [1, 3]).seeds == half.others(1, 1, [0, 1]).seeds
     assert one.others(1, 1, [1, 3]).places == (1, 3)
     assert len({tuple(asked(one.others(1, attempt, [0, 1, 2, 3]))) for attempt in (1, 2, 3)}) == 3
+
+
+def test_other_questions_come_from_the_same_part_of_a_mixture() -> None:
+    mixed = [Part([tiny.sample(f"{name}{number}") for number in range(20)]) for name in ("a", "b")]
+    memory = DifficultyMemory(ALWAYS, steps_per_epoch=5)
+    memory.record(0, dict.fromkeys((f"a{number}" for number in range(18)), 1.0))
+    for step in range(1, 6):
+        parts = [name[0] for name in asked(feed(None, parts=mixed).batch(step))]
+        assert [name[0] for name in asked(feed(memory, parts=mixed).batch(step))] == parts
+        assert [name[0] for name in asked(feed(None, parts=mixed).others(step, 1, [0, 1, 2, 3]))] == parts
 
 
 def test_a_run_replaces_flat_groups_skips_what_is_known_and_resumes(clips: Path, tmp_path: Path) -> None:

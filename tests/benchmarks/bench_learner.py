@@ -73,6 +73,13 @@ def bench_group(policy: Policy, prompt_tokens: int, group_size: int, completion_
     )
 
 
+def as_text(group: ScoredGroup) -> ScoredGroup:
+    """The same number of tokens, none of them of a clip."""
+    tokens = tuple(index % 300 for index in range(len(group.group.prompt.token_ids)))
+    prompt = replace(group.group.prompt, clip=None, token_ids=tokens)
+    return replace(group, group=Group(prompt=prompt, rollouts=group.group.rollouts))
+
+
 def rows_of(policy: Policy, group: ScoredGroup, *, shared: bool) -> list[PackedRow]:
     """One row for the group, or a row of its own for every completion."""
     return pack(
@@ -92,10 +99,16 @@ def seconds(policy: Policy, rows: list[PackedRow]) -> float:
     return perf_counter() - start
 
 
-def peak_mib(shared: bool, prompt: int, group_size: int, completion: int) -> float:
-    """Peak resident memory of one pass, above what the process had before; in a process of its own."""
+def peak_mib(layout: str, prompt: int, group_size: int, completion: int) -> float:
+    """Peak resident memory of one pass, above what the process had before; in a process of its own.
+
+    layout: shared, separate, or text: one causal sequence of as many tokens, as many of them predicted, without a clip.
+    """
     policy = bench_policy()
-    rows = rows_of(policy, bench_group(policy, prompt, group_size, completion), shared=shared)
+    group = bench_group(
+        policy, prompt, *((1, group_size * completion) if layout == "text" else (group_size, completion))
+    )
+    rows = rows_of(policy, as_text(group) if layout == "text" else group, shared=layout != "separate")
     before = resident_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew (Linux)
     seconds(policy, rows)
@@ -120,7 +133,9 @@ def main() -> None:
     shared, separate = (rows_of(policy, group, shared=flag) for flag in (True, False))
     pairs = [(seconds(policy, separate), seconds(policy, shared)) for _ in range(args.rounds + 1)][1:]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peak_shared, peak_separate = pool.starmap(peak_mib, [(True, *sizes), (False, *sizes)], chunksize=1)
+        peaks = pool.starmap(
+            peak_mib, [(name, *sizes) for name in ("shared", "separate", "text")], chunksize=1
+        )
     tokens = [sum(len(row.input_ids_N) for row in rows) for rows in (separate, shared)]
     result = {
         "prompt_tokens": args.prompt,
@@ -130,8 +145,11 @@ def main() -> None:
         "shared_s": min(pair[1] for pair in pairs),
         "speedup": float(np.median([a / b for a, b in pairs])),
         "token_ratio": tokens[0] / tokens[1],
-        "separate_peak_mib": peak_separate,
-        "shared_peak_mib": peak_shared,
+        "share_of_token_ratio": float(np.median([a / b for a, b in pairs])) / (tokens[0] / tokens[1]),
+        "shared_peak_mib": peaks[0],
+        "separate_peak_mib": peaks[1],
+        "text_row_peak_mib": peaks[2],
+        "shared_to_text_row_peak": peaks[0] / peaks[2],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
