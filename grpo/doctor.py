@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from grpo.config import Config, check_same_run, load_config
-from grpo.counterfactuals import make_plan
+from grpo.attention_backends import check_backend
+from grpo.config import Config, load_config
 from grpo.data import check_overlap
 from grpo.data.examine import (
     Examined,
@@ -33,6 +33,7 @@ from grpo.data.examine import (
     repeated_questions,
     shared_ids,
     spread_clips,
+    wordy_numbers,
 )
 from grpo.families import Qwen25VL, load_family
 from grpo.groups import Sample
@@ -43,15 +44,18 @@ from grpo.planner import PromptPlan
 from grpo.policy import Policy
 from grpo.run_dir import RunDir
 from grpo.train import (
+    check_counterfactuals,
     check_engine,
+    check_run_dir,
     data_files,
     describe,
     eval_names,
     make_planner,
+    mixture,
+    probe_rewards,
     quiet_libraries,
-    sampling_of,
+    read_rewards,
 )
-from rewards.runner import load_rewards
 
 GIB = 2**30
 BYTES_TRAINED = {"adamw": 16, "adamw_8bit": 10}
@@ -92,7 +96,8 @@ def examine_run(
     )
     findings = [finding for _, found in read.values() for finding in found]
     findings += _config_findings(config, sets) + examined.findings
-    findings += [finding for samples in sets.values() for finding in repeated_questions(samples)]
+    for samples in sets.values():
+        findings += repeated_questions(samples) + wordy_numbers(samples)
     report: dict[str, Any] = {
         "sets": {key: describe(samples) for key, samples in sets.items()},
         "num_clips": len({sample.clip_source for sample in everything} - {None}),
@@ -115,18 +120,19 @@ def _config_findings(config: Config, sets: Mapping[str, Sequence[Sample]]) -> li
 
     def run_dir() -> None:
         run = RunDir(config.run_dir)
-        if run.metrics_file.exists():
-            check_same_run(run.config_file, config)
+        check_run_dir(config, run)
         run.check_same_data(path for path in data_files(config) if os.path.exists(path))
 
     def rewards() -> None:
-        with closing(load_rewards(config.rewards, config.rewards_workers)) as found:
-            make_plan(found.counterfactuals, sampling_of(config))
-            found.probe(flat[:2] or None)
+        with closing(read_rewards(config)) as found:
+            # For a single process: how many will be launched is not known here.
+            check_counterfactuals(found, config.optim.prompts_per_step)
+            probe_rewards(found, mixture(config, train))
 
     checks: dict[str, Callable[[], object]] = {
         "run_dir": run_dir,
         "rollout.engine": lambda: check_engine(config.rollout.engine),
+        "model.attention": lambda: check_backend(config.model.attention),
         "rewards": rewards,
         "data.eval": lambda: eval_names(config),
         "data.allow_overlap": lambda: check_overlap(flat, held_out, allowed=config.data.allow_overlap),

@@ -17,7 +17,7 @@ from grpo.families import Qwen25VL
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
 from grpo.media.reading import plan_source
-from grpo.media.sampling import ClipPlan, MediaSettings, TooManyTokens, most_tokens
+from grpo.media.sampling import ClipPlan, MediaSettings, PatchShape, TooManyTokens, most_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +99,14 @@ class Planner:
 
     @cached_property
     def _most_vision_tokens(self) -> int:
-        """Of any clip at all."""
-        bound = most_tokens(self.settings.max_frames, self.settings, self.family.patches)
-        return min(bound, self.settings.max_tokens or bound)
+        return most_vision_tokens(self.settings, self.family.patches)
+
+
+def most_vision_tokens(settings: MediaSettings, patches: PatchShape) -> int:
+    """No clip has more, whatever its length and shape.
+
+    All numbers of frames are looked at: by total_pixels, fewer frames may be so much larger that they have more tokens.
+    """
+    step = patches.temporal_frames
+    bound = max(most_tokens(count, settings, patches) for count in range(step, settings.max_frames + 1, step))
+    return min(bound, settings.max_tokens or bound)

@@ -56,9 +56,7 @@ def main(argv: Sequence[str]) -> None:
             run_dir = RunDir(config.run_dir)
             if is_first:
                 stack.enter_context(run_dir.locked())
-            if run_dir.metrics_file.exists():
-                check_same_run(run_dir.config_file, config)
-                run_dir.check_goes_on(config.num_steps)
+            check_run_dir(config, run_dir)
             if run_dir.is_finished(config.num_steps):
                 print(f"nothing left to do: {run_dir.path}/ holds a finished run")
                 return
@@ -84,15 +82,17 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def check_run_dir(config: Config, run_dir: RunDir) -> None:
+    """Raise ValueError if the folder holds another run, or one that can't be gone on with."""
+    if run_dir.metrics_file.exists():
+        check_same_run(run_dir.config_file, config)
+        run_dir.check_goes_on(config.num_steps)
+
+
 def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     """Everything up to the first step. ValueError or OSError in one line for a user's mistake."""
     family = load_family(config.model.path)
-    rewards = load_rewards(
-        config.rewards,
-        config.rewards_workers,
-        normalise=config.advantages.multi_objective_aggregation == "normalize_then_sum",
-    )
-    make_plan(rewards.counterfactuals, sampling_of(config))  # its errors belong here
+    rewards = read_rewards(config)
     check_engine(config.rollout.engine)
     check_backend(config.model.attention)
     accelerator = make_accelerator()
@@ -105,7 +105,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     run_dir.check_same_data(data_files(config))
     for name, samples in {"training": train, **held_out}.items():
         accelerator.print(f"{name}: {describe(samples)}", flush=True)
-    for name in rewards.probe(train[:2]):  # of the data, since rewards may read its columns
+    for name in probe_rewards(rewards, train_parts):
         accelerator.print(
             f"note: rewards.{name} abstained on all that it was probed with, which it may mean to"
         )
@@ -134,6 +134,19 @@ def describe(samples: Sequence[Sample]) -> str:
     columns = sorted({name for sample in samples for name in sample.columns})
     extra = f"; other columns: {', '.join(columns)}" if columns else ""
     return f"{len(samples)} questions, {with_moments} with key moments{extra}"
+
+
+def read_rewards(config: Config) -> RewardSet:
+    """The run's rewards; ValueError that names the first one that doesn't go with the settings."""
+    normalise = config.advantages.multi_objective_aggregation == "normalize_then_sum"
+    rewards = load_rewards(config.rewards, config.rewards_workers, normalise=normalise)
+    make_plan(rewards.counterfactuals, sampling_of(config))  # its errors belong here
+    return rewards
+
+
+def probe_rewards(rewards: RewardSet, train: Sequence[Part]) -> list[str]:
+    """`RewardSet.probe` with the first of the training samples, since rewards may read their columns."""
+    return rewards.probe([sample for part in train for sample in part.samples][:2] or None)
 
 
 def check_engine(engine: str) -> None:
@@ -321,7 +334,11 @@ def read_data(config: Config) -> tuple[list[Part], dict[str, list[Sample]]]:
     for samples in (train, *held_out.values()):
         check_media(samples, num_probes=config.data.probe_clips)
     check_overlap(train, held_out, allowed=config.data.allow_overlap)
-    return parts(train_sets, [dataset.share for dataset in config.data.train]), held_out
+    return mixture(config, train_sets), held_out
+
+
+def mixture(config: Config, train_sets: Sequence[Sequence[Sample]]) -> list[Part]:
+    return parts(train_sets, [dataset.share for dataset in config.data.train])
 
 
 def eval_names(config: Config) -> list[str]:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from grpo.config import load_config
+from grpo.config import load_config, to_yaml
 from grpo.data import load_samples
 from grpo.doctor import main
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
+from grpo.run_dir import RunDir
 from tests import tiny
 from tests.runs import SMALL, data
 from tests.videos import write_video
@@ -163,3 +165,82 @@ def test_it_runs_as_a_command(clips: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "16 of 16 clips opened" in done.stdout and "this would run" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_images_without_times_or_files_and_answers_without_numbers_are_named_one_by_one(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = good_records(clips, tmp_path, 5)
+    names = [f"{number}.png" for number in range(6)]
+    for name in names[:4] + names[5:]:
+        Image.new("RGB", (56, 56)).save(tmp_path / name)
+    images = {"video": None, "keyframes_s": None, "frames": names[:3]}
+    records[0] |= images
+    records[1] |= images | {"frames": names, "frame_fps": 1}
+    records[2] |= images | {"frame_fps": 1}
+    records[3] |= {"video": "a\0b.mp4"}
+    records[4] |= {"task": "number", "options": None, "answer": "a few"}
+    status, report = examined(arguments(tmp_path, records, "--decode", "0"), capsys)
+    found = {finding["source"][-1]: (finding["kind"], finding["reason"]) for finding in report["findings"]}
+    assert status == 1 and found.keys() == {"1", "2", "4", "5"}
+    assert found["1"] == (
+        "record",
+        "nothing says when its frames are shown: set frame_fps beside the data set's path",
+    )
+    assert found["2"] == ("missing", f"sample good-1: no such image: {tmp_path}/4.png")
+    assert "null character" in found["4"][1] and "must be a number" in found["5"][1]
+    assert report["num_clips"] == 2
+
+
+def test_what_a_start_refuses_is_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from rewards import reward, counterfactual\n"
+        "@counterfactual(frames='other_clip')\n@reward\ndef other(rollout):\n    return 0.0\n"
+    )
+    own = [*SMALL, *data(clips), f"run_dir={tmp_path}/run", "--clips", "0"]
+    cases = {
+        "model.attention": (["model.attention=flex"], "model.attention=flex: "),
+        "rewards": (
+            [f"rewards.other.fn={plugin}:other", "optim.prompts_per_step=1"],
+            "other_clip takes the clip of another question",
+        ),
+    }
+    for key, (overrides, reason) in cases.items():
+        status, report = examined([*own, *overrides], capsys)
+        [finding] = report["findings"]
+        assert status == 1 and finding["source"] == key and reason in finding["reason"]
+
+
+def test_a_longer_run_in_a_finished_one_without_checkpoints_is_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [*SMALL, *data(clips), f"run_dir={tmp_path}/run", "--clips", "0"]
+    finished = RunDir(tmp_path / "run")
+    finished.open(to_yaml(load_config(own[:-2])), {"data": {}})
+    finished.append_metrics([{"step": 4}])
+    finished.final.mkdir()
+    assert examined(own, capsys)[0] == 0
+    status, report = examined([*own, "num_steps=8"], capsys)
+    [finding] = report["findings"]
+    assert status == 1 and finding["source"] == "run_dir" and "finished run of 4 steps" in finding["reason"]
+
+
+def test_rewards_are_probed_with_the_samples_that_a_start_takes(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stated share puts its set first, wherever the config lists it."""
+    records = good_records(clips, tmp_path, 4)
+    for name, own in (("plain", records[:2]), ("mine", [record | {"mine": 1} for record in records[2:]])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)))
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from rewards import reward\n@reward\ndef column(rollout):\n"
+        "    return float(rollout.sample.columns['mine'])\n"
+    )
+    train = f"data.train=[{{path: {tmp_path}/plain.jsonl}}, {{path: {tmp_path}/mine.jsonl, share: 0.5}}]"
+    own = [train, "data.eval=[]", f"rewards.column.fn={plugin}:column", f"run_dir={tmp_path}/run"]
+    status, report = examined([*SMALL, *own, "--clips", "0"], capsys)
+    assert status == 0, report["findings"]

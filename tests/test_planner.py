@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,7 +22,7 @@ from grpo.media.sampling import (
     most_tokens,
 )
 from grpo.media.sampling import plan_clip as plan
-from grpo.planner import Planner
+from grpo.planner import Planner, most_vision_tokens
 from tests import tiny
 from tests.videos import SMALL, write_video
 
@@ -99,13 +99,20 @@ def test_frames_shrink_before_there_are_fewer() -> None:
     st.integers(16, 4000),
     st.integers(16, 4000),
     st.integers(1, 400),
+    st.integers(784, 10_000_000),
     st.one_of(st.none(), st.integers(1, 4000)),
 )
+@example(30, 1024, 1024, 16, 4_247_712, None)  # 15 x 19 x 19 tokens, at most 5408 of 32 frames
 def test_no_clip_exceeds_the_limits(
-    num_frames: int, height_px: int, width_px: int, least: int, max_tokens: int | None
+    num_frames: int, height_px: int, width_px: int, least: int, total_pixels: int, max_tokens: int | None
 ) -> None:
     settings = MediaSettings(
-        min_pixels=least * 784, max_pixels=400 * 784, max_frames=32, max_tokens=max_tokens
+        fps=30.0,
+        min_pixels=least * 784,
+        max_pixels=512 * 784,
+        total_pixels=total_pixels,
+        max_frames=32,
+        max_tokens=max_tokens,
     )
     try:
         planned = plan(num_frames, 30.0, height_px, width_px, settings, QWEN2_5_VL)
@@ -116,7 +123,7 @@ def test_no_clip_exceeds_the_limits(
         return  # too long and narrow
     tokens = planned.num_tokens(QWEN2_5_VL)
     assert tokens <= most_tokens(planned.num_frames, settings, QWEN2_5_VL)
-    assert tokens <= most_tokens(32, settings, QWEN2_5_VL)
+    assert tokens <= most_vision_tokens(settings, QWEN2_5_VL)
     assert max_tokens is None or tokens <= max_tokens
 
 

@@ -25,7 +25,7 @@ from grpo.data.sharegpt import read_sharegpt
 from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
 
-__all__ = ["READERS", "check_media", "check_overlap", "load_samples", "load_sets", "timed"]
+__all__ = ["READERS", "check_media", "check_overlap", "load_samples", "load_sets", "read_records", "timed"]
 
 Reader = Callable[[str, str | None], list[Sample]]
 
@@ -79,8 +79,7 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
     seen: dict[str, Sample] = {}
     sets: list[list[Sample]] = []
     for dataset in datasets:
-        read = _reader(dataset.reader)(dataset.path, dataset.media_root)
-        sets.append([timed(sample, dataset.frame_fps) for sample in read])
+        sets.append([timed(sample, dataset.frame_fps) for sample in read_records(dataset)])
         for sample in sets[-1]:
             if sample.id in seen:
                 raise ValueError(
@@ -88,6 +87,11 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
                 )
             seen[sample.id] = sample
     return sets
+
+
+def read_records(dataset: Dataset) -> list[Sample]:
+    """The samples as the data set's reader gives them; those of images may still have no times (`timed`)."""
+    return _reader(dataset.reader)(dataset.path, dataset.media_root)
 
 
 def timed(sample: Sample, frame_fps: float | None) -> Sample:

@@ -16,7 +16,7 @@ from grpo.media.clip import ClipSource
 def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
     """Raise unless all video files exist and the headers of up to num_probes clips, spread evenly, open.
 
-    Of frames, the first one stands for all. A file in a folder that can't be looked into is left to the probes.
+    A file in a folder that can't be looked into is left to the probes.
 
     Raises FileNotFoundError that names the first missing file and counts the others, or MediaError.
     """
@@ -44,18 +44,25 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
 def _check_files(clips: Sequence[tuple[Sample, ClipSource]]) -> None:
     missing: dict[str, tuple[Sample, str]] = {}
     for sample, source in clips:
-        if not is_there(source):
-            missing.setdefault(source.path, (sample, "video file" if source.video else "image"))
+        for path in missing_files(source):
+            missing.setdefault(path, (sample, "video file" if source.video else "image"))
     if missing:
         path, (sample, what) = next(iter(missing.items()))
         others = f" ({len(missing) - 1} more files are missing)" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{sample.source}: no such {what}: {path}{others}")
 
 
-def is_there(source: ClipSource) -> bool:
-    """The video file, or of frames the first one or their folder; a folder that can't be looked into may hold it."""
+def missing_files(source: ClipSource) -> list[str]:
+    """The video, or those of the images, that are not there; of images in a folder, the folder."""
+    may_be_folder = source.video is None and len(source.frames) == 1
+    paths = source.frames if source.video is None else (source.video,)
+    return [path for path in paths if not _is_there(path, may_be_folder=may_be_folder)]
+
+
+def _is_there(path: str, *, may_be_folder: bool) -> bool:
+    """A folder that can't be looked into may hold it."""
     try:
-        mode = os.stat(source.path).st_mode
+        mode = os.stat(path).st_mode
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR)
-    return S_ISREG(mode) or (S_ISDIR(mode) and source.video is None)
+    return S_ISREG(mode) or (S_ISDIR(mode) and may_be_folder)

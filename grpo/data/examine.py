@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from grpo.data import Dataset, load_samples, timed
-from grpo.data.check import is_there
+from grpo.data import Dataset, read_records, timed
+from grpo.data.check import missing_files
+from grpo.data.fields import holds_number, shown
 from grpo.data.overlap import question_key
 from grpo.data.records import BadRecords
 from grpo.groups import Sample
@@ -50,17 +51,22 @@ class Examined:
 
 def read_set(dataset: Dataset) -> tuple[list[Sample], list[Finding]]:
     """The samples of the good records, and a finding for each bad one."""
+    samples: list[Sample] = []
+    findings: list[Finding] = []
     try:
-        return load_samples([dataset]), []
+        read = read_records(dataset)
     except BadRecords as error:
-        found = [_of_record(*problem) for problem in error.problems]
-        try:
-            return [timed(sample, dataset.frame_fps) for sample in error.samples], found
-        except ValueError as untimed:
-            return [], [*found, Finding(kind="record", source=dataset.path, reason=str(untimed))]
+        read, findings = error.samples, [_of_record(*problem) for problem in error.problems]
     except (ValueError, OSError) as error:
         reason = str(error).removeprefix(f"{dataset.path}: ")
         return [], [Finding(kind="record", source=dataset.path, reason=reason)]
+    for sample in read:
+        try:
+            samples.append(timed(sample, dataset.frame_fps))
+        except ValueError as untimed:
+            reason = str(untimed).removeprefix(f"{sample.source}: ")
+            findings.append(Finding(kind="record", source=sample.source, reason=reason))
+    return samples, findings
 
 
 def shared_ids(sets: Iterable[Sequence[Sample]]) -> list[Finding]:
@@ -88,6 +94,20 @@ def repeated_questions(samples: Sequence[Sample]) -> list[Finding]:
             reason = f"sample {sample.id}: {first.source} asks the same about the same clip, {same}"
             findings.append(Finding(kind="repeated", source=sample.source, reason=reason, is_fatal=False))
     return findings
+
+
+def wordy_numbers(samples: Sequence[Sample]) -> list[Finding]:
+    """Questions for a number whose answer holds none; no run stops at them, but no number is ever right."""
+    return [
+        Finding(
+            kind="record",
+            source=sample.source,
+            reason=f"sample {sample.id}: its task is {sample.task!r}, but its answer {shown(sample.answer)} holds none",
+            is_fatal=False,
+        )
+        for sample in samples
+        if sample.task in ("number", "regression") and not holds_number(sample.answer)
+    ]
 
 
 def examine(
@@ -120,10 +140,11 @@ def spread_clips(samples: Sequence[Sample], num_clips: int | None) -> list[Sampl
 
 def _missing(sample: Sample) -> Finding | None:
     source = sample.clip_source
-    if source is None or is_there(source):
+    if source is None or not (paths := missing_files(source)):
         return None
     what = "video file" if source.video else "image"
-    reason = f"sample {sample.id}: no such {what}: {source.path}"
+    others = f" ({len(paths) - 1} more of its images are missing)" if len(paths) > 1 else ""
+    reason = f"sample {sample.id}: no such {what}: {paths[0]}{others}"
     return Finding(kind="missing", source=sample.source, reason=reason)
 
 

@@ -131,6 +131,11 @@ def check_bounds(start_s: float, end_s: float, *, keys: tuple[str, str]) -> None
         raise ValueError(f"{keys[1]!r} ({end_s:g}) must lie behind {keys[0]!r} ({start_s:g})")
 
 
+def holds_number(answer: str) -> bool:
+    """Whether a number may be read from an answer; a LaTeX command may stand for one (`\\pi`)."""
+    return re.search(r"\d|\\[a-zA-Z]", answer) is not None
+
+
 def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

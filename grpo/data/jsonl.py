@@ -25,6 +25,7 @@ from grpo.data.fields import (
     as_text,
     check_bounds,
     check_letter,
+    holds_number,
     is_number,
     on_clips_clock,
     options,
@@ -101,6 +102,8 @@ def _answer(record: Record, task: str, choices: tuple[str, ...], start_s: float,
     given = as_text(answer, "answer")
     if task == "choice":
         return check_letter(given, len(choices))
+    if task in ("number", "regression") and not holds_number(given):
+        raise ValueError(f"'answer' must be a number for the task {task!r}, not {shown(given)}")
     return _span_answer(given, start_s, end_s) if task == "span" else given
 
 

@@ -6,9 +6,10 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Literal
+from itertools import chain
+from typing import Literal, NamedTuple
 
 from grpo.groups import Sample
 
@@ -22,7 +23,7 @@ def check_overlap(
 ) -> None:
     """Raise ValueError, with both samples' places, if a held-out set shares with training more than is allowed.
 
-    nothing: no clip of a held-out question may share a stretch of the same file with a clip of training.
+    nothing: no clip of a held-out question may share a stretch of the same file, or an image, with a clip of training.
     clips: only the same question (`question_key`) may not be asked about it. Questions about no clip are compared
     by their words alone. questions: nothing is compared.
     """
@@ -43,23 +44,22 @@ def check_overlap(
 
 
 class _Index:
-    """Training samples by file, and by file and question."""
+    """Training samples by what they show."""
 
     def __init__(self, train: Iterable[Sample]) -> None:
-        self._of_file: dict[str | None, list[Sample]] = defaultdict(list)
-        self._of_question: dict[tuple[str | None, QuestionKey], list[Sample]] = defaultdict(list)
+        self._showing: dict[Hashable, list[tuple[Sample, QuestionKey]]] = defaultdict(list)
         for sample in train:
-            file = _file(sample)
-            self._of_file[file].append(sample)
-            self._of_question[file, question_key(sample)].append(sample)
+            question = question_key(sample)
+            for key in _shown(sample).own:
+                self._showing[key].append((sample, question))
 
     def twin(self, sample: Sample, allowed: Allowed) -> Sample | None:
         """The training sample that gives this one away: first one with the same question."""
-        file = _file(sample)
-        candidates = [*self._of_question.get((file, question_key(sample)), ())]
-        if file is not None and allowed == "nothing":
-            candidates += self._of_file.get(file, ())
-        return next((other for other in candidates if _meet(sample, other)), None)
+        question, any_question = question_key(sample), allowed == "nothing"
+        candidates = [pair for key in _shown(sample).met for pair in self._showing.get(key, ())]
+        same = (other for other, asked in candidates if asked == question)
+        rest = (other for other, asked in candidates if any_question and asked != question)
+        return next((other for other in chain(same, rest) if _meet(sample, other)), None)
 
 
 def question_key(sample: Sample) -> QuestionKey:
@@ -68,14 +68,42 @@ def question_key(sample: Sample) -> QuestionKey:
 
 
 def _meet(some: Sample, other: Sample) -> bool:
-    """Their parts of one file have a stretch of time in common."""
+    """They show the same at some time, given that they share a file."""
+    if (some.frames, some.frame_fps, some.frame_times_s) != (
+        other.frames,
+        other.frame_fps,
+        other.frame_times_s,
+    ):
+        return True  # images of two lists: their times can't be compared, and the shared files are enough
     (start_s, end_s), (other_start_s, other_end_s) = _part(some), _part(other)
     return start_s < other_end_s and other_start_s < end_s
 
 
-def _file(sample: Sample) -> str | None:
-    """Of several images, the first one stands for all."""
-    return None if sample.clip_source is None else _resolved(sample.clip_source.path)
+class _Shown(NamedTuple):
+    """Under which keys a sample is found, and under which it finds others."""
+
+    own: list[Hashable]
+    met: list[Hashable]
+
+
+def _shown(sample: Sample) -> _Shown:
+    """Of a video its file, of images their folder and names, of no clip the question."""
+    if not sample.frames:
+        keys: list[Hashable] = [question_key(sample) if sample.video is None else _resolved(sample.video)]
+        return _Shown(keys, keys)
+    if len(sample.frames) == 1:
+        file = _resolved(sample.frames[0])
+        if os.path.isdir(file):
+            whole = (file, "all its images")
+            return _Shown([whole], [whole, (file, "some of its images")])
+        files = [file]
+    else:
+        files = [os.path.join(_resolved(folder), name) for folder, name in map(os.path.split, sample.frames)]
+    folders = {os.path.dirname(file) for file in files}
+    return _Shown(
+        [*files, *((folder, "some of its images") for folder in folders)],
+        [*files, *((folder, "all its images") for folder in folders)],
+    )
 
 
 def _part(sample: Sample) -> tuple[float, float]:

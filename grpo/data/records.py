@@ -40,10 +40,12 @@ class Place:
         return f"{self.file.stem}/{own}"
 
     def media(self, path: str) -> str:
-        """A path as the record has it, joined to the root; ValueError if it leads out of there.
+        """A path as the record has it, joined to the root; ValueError if it leads out of there, or is none.
 
         Links in the folders are followed wherever they lead: whoever owns the folders put them there, not the record.
         """
+        if "\0" in path:
+            raise ValueError(f"{shown(path)} can't be a path: it has a null character")
         joined = os.path.normpath(self.root / path)
         if os.path.relpath(joined, self.root).split(os.sep)[0] in ("..", "."):
             raise ValueError(f"{shown(path)} leads out of the media root {self.root}")

@@ -330,3 +330,24 @@ def test_behind_a_break_in_a_json_list_nothing_is_guessed(tmp_path: Path) -> Non
     assert first.source.endswith("train.json: record 1") and second.reason.startswith(
         "record 2: not readable"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"video": "a\0b.mp4"}, r"'a\\x00b.mp4' can't be a path: it has a null character"),
+        ({"options": None, "task": "number", "answer": "a few"}, "'answer' must be a number .* not 'a few'"),
+        ({"options": None, "task": "regression", "answer": "nan"}, "'answer' must be a number .* not 'nan'"),
+    ],
+)
+def test_null_characters_and_numbers_in_words_are_bad_records(
+    fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadRecords, match=f"train.jsonl:1: {reason}"):
+        read_jsonl(write(tmp_path, changed(**fields)))
+
+
+@pytest.mark.parametrize("answer", ["1,000", "-3", "12%", r"\pi"])
+def test_numbers_may_be_written_as_rewards_read_them(answer: str, tmp_path: Path) -> None:
+    [sample] = read_jsonl(write(tmp_path, changed(options=None, task="number", answer=answer)))
+    assert sample.answer == answer

@@ -77,6 +77,23 @@ def test_a_run_is_refused_unless_it_is_allowed(clips: Path, tmp_path: Path) -> N
 
 
 def test_images_are_told_apart_by_their_files() -> None:
-    one, other = (tiny.sample(name, frames=(f"{name}.png", "end.png")) for name in ("a", "b"))
+    one, other = (tiny.sample(name, frames=(f"{name}.png", f"{name}_end.png")) for name in ("a", "b"))
     assert refusal(one, other) is None
     assert refusal(one, replace(one, id="h", question="Why?")) is not None
+
+
+def test_clips_of_images_meet_where_they_share_one(tmp_path: Path) -> None:
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "scene")
+
+    def of(*names: str) -> Sample:
+        return tiny.sample("s", frames=tuple(f"{tmp_path}/{name}" for name in names), frame_fps=1.0)
+
+    first, second, later = of("scene/0.png", "scene/1.png"), of("link/1.png", "link/2.png"), of("scene/2.png")
+    whole, other = of("scene"), of("1.png", "2.png")
+    for one, two in ((first, second), (first, whole), (second, later), (later, whole), (whole, whole)):
+        assert refusal(one, asking(two, "Why?")) and refusal(two, asking(one, "Why?"))
+    for one, two in ((first, later), (first, other), (whole, other)):
+        assert refusal(one, asking(two, "Why?")) is None and refusal(two, asking(one, "Why?")) is None
+    for one, two in ((first, first), (whole, whole)):
+        assert refusal(replace(one, end_s=1.0), replace(two, start_s=1.0)) is None

@@ -182,3 +182,14 @@ def test_the_check_finds_images_that_are_missing_or_none(tmp_path: Path) -> None
     check_media([looped], num_probes=0)  # not missing: left to the run, which names it
     with pytest.raises(MediaError, match="here:1: .*loop/0.png: no such file"):
         check_media([looped], num_probes=1)
+
+
+def test_the_check_names_any_image_of_a_list_that_is_missing(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(6)]
+    for name in names:
+        picture(tmp_path / name)
+    dataset = native(tmp_path, frames=names, frame_fps=1)
+    check_media(load_samples([dataset]), num_probes=0)
+    (tmp_path / "4.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train.jsonl:1: no such image: .*/4.png$"):
+        check_media(load_samples([dataset]), num_probes=0)
