@@ -15,6 +15,7 @@ from PIL import Image
 
 from grpo.config import load_config, to_yaml
 from grpo.data import load_samples
+from grpo.data.examine import wordy_numbers
 from grpo.doctor import main
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
@@ -220,7 +221,7 @@ def test_a_longer_run_in_a_finished_one_without_checkpoints_is_named(
     own = [*SMALL, *data(clips), f"run_dir={tmp_path}/run", "--clips", "0"]
     finished = RunDir(tmp_path / "run")
     finished.open(to_yaml(load_config(own[:-2])), {"data": {}})
-    finished.append_metrics([{"step": 4}])
+    finished.append_metrics({"step": 4})
     finished.final.mkdir()
     assert examined(own, capsys)[0] == 0
     status, report = examined([*own, "num_steps=8"], capsys)
@@ -244,3 +245,10 @@ def test_rewards_are_probed_with_the_samples_that_a_start_takes(
     own = [train, "data.eval=[]", f"rewards.column.fn={plugin}:column", f"run_dir={tmp_path}/run"]
     status, report = examined([*SMALL, *own, "--clips", "0"], capsys)
     assert status == 0, report["findings"]
+
+
+def test_a_published_number_in_words_is_odd() -> None:
+    """Only the native reader refuses it: one such record must not stop a run on somebody else's file."""
+    samples = [tiny.sample(each, task="number", answer=each, options=()) for each in ("3/4", "none")]
+    [finding] = wordy_numbers(samples)
+    assert not finding.is_fatal and finding.source == "made-up:none" and "'none' holds none" in finding.reason
