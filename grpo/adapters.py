@@ -76,13 +76,15 @@ def adapter_weights(layer: Any) -> tuple[Tensor, Tensor, float]:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model computes what it did before training."""
     layers = adapted_layers(model).values()
+    # Not enable_adapters: that also takes the adapters' gradient away, and FSDP2, whose first pass this may be, would
+    # note for good that nothing trains.
     for layer in layers:
-        layer.enable_adapters(False)
+        layer._disable_adapters = True
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
+            layer._disable_adapters = False
 
 
 def is_adapter(name: str) -> bool:

@@ -248,7 +248,8 @@ def validate(config: Config) -> None:
         raise ValueError("config: rollout.group_size must be at least 2: one completion has no group")
     _validate_data(config.data)
     _validate_rewards(config.rewards)
-    validate_dynamic_sampling(config.dynamic_sampling, config.rewards)
+    has_kl_or_entropy = config.loss.needs_flat_groups or config.loss.kl_in_reward
+    validate_dynamic_sampling(config.dynamic_sampling, config.rewards, flat_groups_teach=has_kl_or_entropy)
     if not 0 < config.rollout.gpu_memory_frac <= 1:
         raise ValueError("config: rollout.gpu_memory_frac must lie in (0, 1]")
 

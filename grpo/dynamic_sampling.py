@@ -61,8 +61,9 @@ class Sampled:
 
 
 def is_flat(table: RewardTable) -> bool:
-    """Whether all totals are the same, or there is at most one."""
-    return len({total for total in table.totals if total is not None}) <= 1
+    """Whether all totals are the same, or there is at most one. Not where a reward failed: that is not for the policy
+    to answer for, and must not be lost with the group."""
+    return not table.failures and len({total for total in table.totals if total is not None}) <= 1
 
 
 class DifficultyMemory:
@@ -103,9 +104,16 @@ def means_of(groups: Sequence[Group], tables: Sequence[RewardTable], reward: str
     return means
 
 
-def validate_dynamic_sampling(config: DynamicSamplingConfig, rewards: Mapping[str, object]) -> None:
+def validate_dynamic_sampling(
+    config: DynamicSamplingConfig, rewards: Mapping[str, object], *, flat_groups_teach: bool
+) -> None:
     """Raise ValueError with the key's name for values that mean nothing."""
     key = "config: dynamic_sampling"
+    if config.max_resample_times and flat_groups_teach:
+        raise ValueError(
+            f"{key}.max_resample_times: with loss.beta or loss.entropy_coef, groups of equal rewards have a gradient "
+            "too; they must not be replaced"
+        )
     if config.max_resample_times < 0 or config.skip_epochs < 0:
         name = "max_resample_times" if config.max_resample_times < 0 else "skip_epochs"
         raise ValueError(f"{key}.{name} must not be negative")

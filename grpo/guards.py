@@ -51,8 +51,10 @@ class Guard:
         self.num_skipped = 0  # in a row
         self.norms: deque[float] = deque(maxlen=MEDIAN_OF)
 
-    def watch(self, step: int, outcome: Outcome, rows: Sequence[PackedRow]) -> list[dict[str, Any]]:
-        """What `failures.jsonl` should say of the step: this process's part."""
+    def watch(
+        self, step: int, outcome: Outcome, rows: Sequence[PackedRow], *, is_blamed: bool = False
+    ) -> list[dict[str, Any]]:
+        """What `failures.jsonl` should say of the step: this process's part. is_blamed: some process has a bad row."""
         found: list[dict[str, Any]] = []
         for norm in outcome.norms:
             finite = math.isfinite(norm)
@@ -66,8 +68,11 @@ class Guard:
             )
         self.norms.extend(filter(math.isfinite, outcome.norms))
         # A loss can be finite and its gradient not: then any row may be to blame.
-        bad_rows = (outcome.bad_rows or rows) if outcome.num_skipped else []
-        return found + [self._dump(step, index, row) for index, row in enumerate(bad_rows)]
+        suspects = outcome.bad_rows if outcome.bad_rows or is_blamed else rows
+        bad_rows = (
+            {id(row): row for row in suspects} if outcome.num_skipped else {}
+        )  # once for all iterations
+        return found + [self._dump(step, index, row) for index, row in enumerate(bad_rows.values())]
 
     def check(self, step: int) -> None:
         """Raise RuntimeError if too many updates in a row were skipped."""

@@ -73,6 +73,11 @@ def deepspeed_plugin(accelerator: Accelerator) -> Any:
     return accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
 
 
+def pass_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """What FSDP2 turns the weights into for a pass; None where they are used as they are."""
+    return torch.bfloat16 if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16" else None
+
+
 def set_up_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
     """What DeepSpeed and FSDP2 need before they take the model over."""
     plugin = deepspeed_plugin(accelerator)
@@ -81,8 +86,8 @@ def set_up_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
     fsdp: Any = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
-    if fsdp is not None and accelerator.mixed_precision == "bf16":
-        # accelerate would sum gradients in bf16, and round the log-probs to it.
+    if fsdp is not None and pass_dtype(accelerator) is not None:
+        # accelerate would sum gradients in bf16, and round the log-probs and every layer's rotary angles to it.
         fsdp.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from grpo.checkpoint import store_trained_only
 from grpo.guards import Outcome
 from grpo.importance import importance_ratio_T, sampler_correction
-from grpo.launching import set_up_sharding
+from grpo.launching import pass_dtype, set_up_sharding
 from grpo.learner_settings import LossConfig, OptimConfig
 from grpo.losses import LOSSES, StepCounts, kl_T
 from grpo.packing import PackedRow
@@ -80,9 +80,9 @@ class Learner:
     def _make_reference(self, load: Callable[[torch.dtype], Policy]) -> Reference:
         if self.policy.has_adapters:
             return WithoutAdapters(self.policy, self.wrapped)
-        # DeepSpeed has made the policy bf16 by now. With another precision than the policy's, the divergence
-        # of equal weights would not be 0.
-        own = load(self.policy.model.dtype)
+        # DeepSpeed has made the policy bf16 by now, and FSDP2 does so for each pass. With another precision than the
+        # policy's, the divergence of equal weights would not be 0.
+        own = load(pass_dtype(self.accelerator) or self.policy.model.dtype)
         reference = SecondCopy(own, self.accelerator.device, offload=self.loss.reference_offload)
         if self.loss.sync_ref_model:  # a reference that moves is part of a checkpoint
             self.accelerator.register_for_checkpointing(reference.policy)

@@ -44,9 +44,11 @@ class SecondCopy:
     @contextmanager
     def ready(self) -> Iterator[Any]:
         self.policy.to(self.device)
-        yield self.policy
-        if self.offload:
-            self.policy.to("cpu")
+        try:
+            yield self.policy
+        finally:
+            if self.offload:
+                self.policy.to("cpu")
 
     @torch.no_grad()
     def follow(self, named_weights: Iterable[tuple[str, Tensor]], share: float) -> None:

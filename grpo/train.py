@@ -94,6 +94,11 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     family = load_family(config.model.path)
     rewards = read_rewards(config)
     check_engine(config.rollout.engine)
+    if (
+        config.rollout.engine == "transformers"
+        and "sliding_attention" in family.config.text_config.layer_types
+    ):
+        raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
     check_backend(config.model.attention)
     accelerator = make_accelerator()
     check_launch(accelerator, config.optim, config.model)
@@ -281,7 +286,13 @@ def keep_features(config: Config, learner: Learner) -> None:
     if policy.trains_vision or policy.sharded:
         return
     tower = policy.model.model.visual
-    policy.feature_cache = FeatureCache(tower, max_gib=config.media.cache_gib, disk=clip_cache(config))
+    about = {
+        "tower": policy.family.config.vision_config.to_dict(),
+        "pixels": policy.family.processor.video_processor.to_dict(),
+    }
+    policy.feature_cache = FeatureCache(
+        tower, about=about, max_gib=config.media.cache_gib, disk=clip_cache(config)
+    )
     if isinstance(learner.reference, SecondCopy):
         learner.reference.policy.feature_cache = policy.feature_cache
 
@@ -369,7 +380,12 @@ def load_policy(config: Config, family: Qwen25VL, device: torch.device) -> Polic
 
 def load_reference(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:
     """The frozen start as a model of its own."""
-    return Policy(family.load_model(dtype), family, temperature=config.rollout.temperature)
+    return Policy(
+        family.load_model(dtype),
+        family,
+        temperature=config.rollout.temperature,
+        attention=config.model.attention,
+    )
 
 
 def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> Engine:

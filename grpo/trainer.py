@@ -106,7 +106,8 @@ class GRPOTrainer:
             self.engine.wake()
         with tally.timed("time/sync"):
             self.engine.sync()
-        self._append_failures(self.guard.watch(step, outcome, rows))
+        is_blamed = any(gather_object([len(outcome.bad_rows)]))
+        self._append_failures(self.guard.watch(step, outcome, rows, is_blamed=is_blamed))
         failures = [failure for table in tables for failure in table.failures]
         self._record(step, scored, sampled.batch.lost, failures, tally)
 

@@ -11,8 +11,9 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -43,8 +44,17 @@ class FeatureCache:
     tower: the frozen vision tower with its merger.
     """
 
-    def __init__(self, tower: nn.Module, *, max_gib: float, disk: DiskCache | None = None) -> None:
+    def __init__(
+        self,
+        tower: nn.Module,
+        *,
+        max_gib: float,
+        disk: DiskCache | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """about: the settings that features depend on beside weights and frames."""
         self.tower, self.disk = tower, disk
+        self.about = json.dumps(about or {}, sort_keys=True, default=str)
         self.counters = FeatureCounters()
         self._max_bytes, self._num_bytes = int(max_gib * 2**30), 0
         self._entries: OrderedDict[str, Tensor] = OrderedDict()
@@ -110,7 +120,7 @@ class FeatureCache:
         device = self._device.type
         computes_in = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"
         recipe = [
-            self._digests[clip], clip.frames_FHWC.shape, self.tower_digest, device, computes_in,
+            self._digests[clip], clip.frames_FHWC.shape, self.tower_digest, self.about, device, computes_in,
             torch.__version__, transformers.__version__,
         ]  # fmt: skip
         return hashlib.blake2b(json.dumps(recipe).encode(), digest_size=20).hexdigest()

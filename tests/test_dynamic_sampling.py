@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.mixture import Part
 from grpo.run_dir import read_rows
-from rewards.specs import RewardTable
+from rewards.specs import RewardFailure, RewardTable
 from tests import runs, tiny
 from tests.test_config import DEMO
 
@@ -49,6 +50,8 @@ def ids(of: Sampled) -> list[str]:
 def test_a_group_is_flat_if_no_two_totals_differ() -> None:
     assert is_flat(table(1.0, 1.0, None)) and is_flat(table(None, None)) and is_flat(table(0.5, None))
     assert not is_flat(table(1.0, 0.0, None))
+    failure = RewardFailure(reward="judge", sample_id="s", rollout_index=0, completion="", traceback="down")
+    assert not is_flat(replace(table(None, None), failures=(failure,)))  # it must be seen
 
 
 def test_others_take_the_places_of_flat_groups_if_they_have_a_signal() -> None:
@@ -153,11 +156,12 @@ def test_a_run_replaces_flat_groups_skips_what_is_known_and_resumes(clips: Path,
         ("max_resample_times=-1", "max_resample_times must not be negative"),
         ("skip_epochs=-0.1", "skip_epochs must not be negative"),
         ("solved_from=0.0", "hopeless_to must be below solved_from"),
+        ("max_resample_times=1 loss.beta=0.1", "groups of equal rewards have a gradient too"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_config([DEMO, f"dynamic_sampling.{override}"])
+        load_config([DEMO, *f"dynamic_sampling.{override}".split()])
 
 
 def test_the_memory_wants_a_reward_that_there_is() -> None:

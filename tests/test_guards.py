@@ -128,3 +128,12 @@ def test_two_processes_skip_together_what_is_not_finite_in_one(kind: str, tmp_pa
     assert two["figures"]["optim/skipped_updates"] == 1
     for name, weight in tiny.policy(seed=1).named_weights():
         assert torch.equal(weight, two["weights"][name]), name
+
+
+def test_only_the_process_with_a_bad_row_names_rows_and_each_once(tmp_path: Path) -> None:
+    guard = Guard(tmp_path / "bad_rows", max_skipped=9, spike_factor=0, process=0)
+    rows = packed(text_groups(), tokens_per_row=30)
+    assert guard.watch(1, Outcome(norms=[math.nan]), rows, is_blamed=True) == []
+    twice = Outcome(norms=[math.nan, math.nan], bad_rows=[rows[1], rows[1]])
+    assert len(guard.watch(2, twice, rows, is_blamed=True)) == 1
+    assert len(guard.watch(3, Outcome(norms=[math.nan]), rows)) == len(rows)  # any of them may be to blame

@@ -43,6 +43,7 @@ def in_one_process() -> dict[str, Result]:
         ("zero3", "lora"),
         ("zero3_offload", "checkpointed"),
         ("fsdp2", "lora"),
+        ("fsdp2", "checkpointed"),
         ("fsdp2", "spd"),
     ],
 )

@@ -82,6 +82,12 @@ def test_another_run_finds_the_features_on_disk_and_another_tower_does_not(tmp_p
     after = cached(tiny.policy(seed=1), max_gib=0, disk=disk)
     found = [after.get(clip, lambda clip: torch.full((2, 3), clip.num_frames + 0.5)) for clip in some]
     assert all(map(torch.equal, kept, found)) and after.counters == FeatureCounters(reused=3)
+    normalised_otherwise = tiny.policy(seed=1)
+    normalised_otherwise.feature_cache = FeatureCache(
+        normalised_otherwise.model.model.visual, max_gib=0, disk=disk, about={"image_mean": 0.5}
+    )
+    normalised_otherwise.feature_cache.get(some[0], lambda clip: torch.zeros(2, 3))
+    assert normalised_otherwise.feature_cache.counters == FeatureCounters(computed=1)
     other = cached(tiny.policy(seed=2), disk=disk)
     other.get(some[0], lambda clip: torch.zeros(2, 3))
     assert other.counters == FeatureCounters(computed=1)
