@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOConfig, GRPOTrainer
 
-from grpo.families import Qwen25VL
 from grpo.groups import Rollout, ScoredGroup
 from grpo.importance import completion_sums_T, importance_ratio_T, sampler_correction
 from grpo.learner_settings import LossConfig
@@ -146,15 +145,10 @@ def test_the_sampler_correction_by_hand(mode: Any, weights: list[float], outside
 # Against trl: one step of the real Learner on one packed row, and trl's loss on one padded row per completion.
 
 
-class EveryTokenSampled(Qwen25VL):
-    """trl suppresses no token, and its fused head gives no logits to change."""
-
-    suppressed_ids = ()  # pyright: ignore[reportAssignmentType]
-
-
 def plain_policy() -> Policy:
+    """Any token may be sampled: trl suppresses none, and its fused head gives no logits to change."""
     policy = tiny.policy(seed=1)
-    policy.family = EveryTokenSampled(**vars(policy.family))
+    policy.head.suppressed_ids = []
     return policy
 
 
