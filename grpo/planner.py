@@ -7,6 +7,7 @@ file opened. `python -m grpo.doctor` opens all of them, and reports how tokens a
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,10 @@ from functools import cached_property
 from grpo.families import Qwen25VL
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
-from grpo.media.reading import plan_source
+from grpo.media.reading import describe, plan_source
 from grpo.media.sampling import ClipPlan, MediaSettings, PatchShape, TooManyTokens, most_tokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +85,9 @@ class Planner:
         except MediaError as error:
             is_ours = isinstance(error.__cause__, TooManyTokens)
             return f"{sample.source}: sample {sample.id}: {error}" if is_ours else None
+        except Exception as error:  # of the file, whose clip will be lost: the text was counted above
+            logger.warning("%s: sample %s: %s", sample.source, sample.id, describe(error))
+            return None
 
     def _surely_fits(self, sample: Sample) -> bool:
         if sample.clip_source is None:

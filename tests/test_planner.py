@@ -11,12 +11,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from grpo.data.examine import examine
+from grpo.media.clip import ClipSource
 from grpo.media.decode import MediaError, plan_clip, read_clip
-from grpo.media.reading import read_source
+from grpo.media.reading import plan_source, read_source
 from grpo.media.sampling import (
     QWEN2_5_VL,
     ClipPlan,
     MediaSettings,
+    PatchShape,
     TooManyTokens,
     clip_frame_size,
     most_tokens,
@@ -156,3 +159,24 @@ def test_no_file_is_opened_where_any_clip_would_fit(tmp_path: Path) -> None:
     assert with_limit.refusals([nowhere], num_workers=1) == []
     with pytest.raises(MediaError, match="no such file"):
         with_limit.plan(nowhere)
+
+
+def test_a_file_that_brings_up_any_error_is_survived_and_its_record_named(
+    videos: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, good = tiny.sample("odd", video=videos[1]), tiny.sample("good", video=videos[0])
+
+    def plan_or_fail(source: ClipSource, *, settings: MediaSettings, patches: PatchShape) -> ClipPlan:
+        if source.path == odd.video:
+            raise MemoryError("9 GiB")
+        return plan_source(source, settings=settings, patches=patches)
+
+    monkeypatch.setattr("grpo.planner.plan_source", plan_or_fail)
+    [reason] = planner(LIMITED, 20).refusals([odd, good], num_workers=1)
+    assert reason.startswith("made-up:good: sample good: ")
+    assert "made-up:odd: sample odd: MemoryError: 9 GiB" in caplog.messages
+    found = examine([odd, good], planner(LIMITED, 10_000), num_clips=None, num_workers=1)
+    [finding] = found.findings
+    assert (finding.kind, finding.source) == ("unreadable", "made-up:odd")
+    assert finding.reason == "sample odd: MemoryError: 9 GiB"
+    assert [sample for sample, _ in found.plans] == [good]

@@ -19,6 +19,7 @@ from grpo.data.overlap import question_key
 from grpo.data.records import BadRecords
 from grpo.groups import Sample
 from grpo.media.decode import MediaError, frame_table
+from grpo.media.reading import describe
 from grpo.media.sampling import TooManyTokens, TooShort
 from grpo.planner import Planner, PromptPlan
 
@@ -152,15 +153,17 @@ def _planned(planner: Planner) -> Callable[[Sample], tuple[PromptPlan | None, li
     def look(sample: Sample) -> tuple[PromptPlan | None, list[Finding]]:
         try:
             plan = planner.plan(sample)
-        except (MediaError, ValueError) as error:
+            late = _late_end(sample)
+        except Exception as error:  # whatever one file brings up, the others are looked at too
+            what = error if isinstance(error, ValueError) else describe(error)
             return None, [
-                Finding(kind=_kind(error), source=sample.source, reason=f"sample {sample.id}: {error}")
+                Finding(kind=_kind(error), source=sample.source, reason=f"sample {sample.id}: {what}")
             ]
         reason = planner.refusal(sample, plan)
         if reason is not None:
             reason = reason.removeprefix(f"{sample.source}: ")
             return plan, [Finding(kind="too long", source=sample.source, reason=reason)]
-        return plan, _late_end(sample)
+        return plan, late
 
     return look
 
@@ -177,7 +180,7 @@ def _late_end(sample: Sample) -> list[Finding]:
 
 def _kind(error: Exception) -> Kind:
     if not isinstance(error, MediaError):
-        return "record"
+        return "record" if isinstance(error, ValueError) else "unreadable"
     if isinstance(error.__cause__, TooManyTokens):
         return "too long"
     return "too short" if isinstance(error.__cause__, TooShort) else "unreadable"

@@ -28,7 +28,7 @@ import numpy as np
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import MediaError
 from grpo.media.decode_process import transfer
-from grpo.media.reading import ClipReader, Read
+from grpo.media.reading import ClipReader, Read, describe
 
 CODE = "from grpo.media.decode_process import main; main()"
 START_S = 120.0
@@ -157,11 +157,18 @@ class DecodePool:
         worker.since = time.monotonic()  # what is left to do is to store it
         assert task is not None
         if kind == "read":
-            task.future.set_result(_take_over(worker.memory, *content))
-        elif kind == "refused":
-            task.future.set_exception(MediaError(*content))
+            self._accept(task, worker.memory, *content)
         else:
-            task.future.set_exception(RuntimeError(f"{task.source.path}: a bug in reading it:\n{content[0]}"))
+            task.future.set_exception(MediaError(*content))
+
+    def _accept(self, task: _Task, memory: int, *content: Any) -> None:
+        try:
+            read = _take_over(memory, *content)
+        except Exception as error:  # no memory for it, say; nobody else knows of the task any more
+            reason = f"its frames could not be taken over: {describe(error)}"
+            task.future.set_exception(MediaError(f"{task.source.path}: {reason}"))
+        else:
+            task.future.set_result(read)
 
     def _note(self, is_writing: bool, said: list[tuple[str, int, str]]) -> None:
         self._may_store &= is_writing
@@ -190,6 +197,7 @@ class DecodePool:
         try:
             status = self._nursery.status(pid) if self._nursery else None
         except NurseryLost:
+            self._drop_nursery()
             status = None
         if status is None:
             return "was lost"
@@ -248,14 +256,18 @@ class DecodePool:
         try:
             self._workers.append(self._nursery.fork())
         except NurseryLost:
-            self._nursery.close()
-            self._nursery = None
+            self._drop_nursery()
             raise
         return self._workers[-1]
 
-    def _end(self, error: BaseException) -> None:
+    def _drop_nursery(self) -> None:
+        """Its workers end with it. Kept, it might answer late, and that be taken for another question's answer."""
         if self._nursery is not None:
             self._nursery.close()
+            self._nursery = None
+
+    def _end(self, error: BaseException) -> None:
+        self._drop_nursery()
         with self._lock:
             self._error = error
             tasks = [*self._inbox, *self._queue, *(each.task for each in self._workers if each.task)]
@@ -312,7 +324,9 @@ class _Nursery:
         memory = os.memfd_create("clip")
         try:
             with theirs:
-                pid = self._ask(("fork",), theirs.fileno(), memory)
+                pid = self._ask(("fork",), theirs.fileno(), memory, within_s=ANSWER_S)
+            if not (isinstance(pid, int) and pid > 1):  # a kill of -1 or 0 would end far more
+                raise NurseryLost(f"it calls {pid} a process")
         except NurseryLost:
             ours.close()
             os.close(memory)
@@ -321,7 +335,7 @@ class _Nursery:
 
     def status(self, pid: int) -> int | None:
         """How a worker has ended; None if it has not."""
-        return self._ask(("status", pid))
+        return self._ask(("status", pid), within_s=ANSWER_S)
 
     def close(self) -> None:
         """The kernel ends its workers with it."""
@@ -329,7 +343,7 @@ class _Nursery:
         self._process.kill()
         self._process.wait()
 
-    def _ask(self, message: Any, *handles: int, within_s: float = ANSWER_S) -> Any:
+    def _ask(self, message: Any, *handles: int, within_s: float) -> Any:
         try:
             self._control.send(message)
             for handle in handles:

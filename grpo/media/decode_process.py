@@ -105,9 +105,6 @@ def _serve(source: Any, may_store: bool, reader: ClipReader, connection: Connect
     except MediaError as error:
         connection.send(("refused", str(error)))
         return
-    except Exception:
-        connection.send(("bug", traceback.format_exc()))
-        return
     clip = read.clip
     transfer(os.pwrite, memory, clip.frames_FHWC)
     facts = {

@@ -49,6 +49,8 @@ MIN_FREE_GIB = 1.0
 """Left on the disk: metrics and logs have to go somewhere."""
 ABANDONED_AFTER_S = 3600.0
 """An unfinished file this old belongs to a writer that was killed."""
+LOCK_S = 5.0
+"""How long a writer waits for the others; one that was stopped holds the lock until it goes on."""
 IDENTITY_BYTES = 64 * 1024
 """Of a video's start and of its end."""
 
@@ -124,6 +126,12 @@ class DiskCache:
             return
         try:
             self._write(self._file(name), content)
+        except BlockingIOError:
+            logger.warning(
+                "media.cache_dir: %s: another process holds the lock for over %g s; a clip is not stored",
+                self.folder,
+                LOCK_S,
+            )
         except OSError as error:
             if self.is_writing:
                 logger.warning(
@@ -189,11 +197,23 @@ class DiskCache:
     @contextmanager
     def _locked_total(self) -> Iterator[BinaryIO]:
         with open(os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed, or its process dies
+            _lock(file)
             yield file
 
     def _file(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}{SUFFIX}"
+
+
+def _lock(file: BinaryIO) -> None:
+    """Until it is closed, or its process dies. BlockingIOError where others don't let go of it."""
+    give_up_at = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.002)
 
 
 def _identity(path: str) -> list[Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import logging
+import traceback
+from dataclasses import dataclass, fields, replace
 
-from grpo.media.clip import Clip, ClipSource
+from grpo.media.clip import Clip, ClipSource, MediaError
 from grpo.media.decode import plan_clip, probe, read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.images import choose_images, probe_images, read_images
 from grpo.media.sampling import QWEN2_5_VL, ClipPlan, MediaSettings, PatchShape
+
+logger = logging.getLogger(__name__)
 
 
 def read_source(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:
@@ -60,7 +64,17 @@ class ClipReader:
         object.__setattr__(self, "settings", MediaSettings(**plain))
 
     def read(self, source: ClipSource) -> Read:
-        """Raises MediaError."""
+        """Raises MediaError, and nothing else: no file is worth the run, whatever reading it brings up."""
+        try:
+            return self._read(source)
+        except MediaError:
+            raise
+        except Exception as error:
+            # As text: the process that decodes hands on no more of what is logged.
+            logger.warning("%s: unexpected in reading it:\n%s", source.path, traceback.format_exc())
+            raise MediaError(f"{source.path}: {describe(error)}") from error
+
+    def _read(self, source: ClipSource) -> Read:
         if self.disk is None:
             return Read(self.decode(source), is_decoded=True, name=None)
         name = entry_name(source, self.settings, self.patches)
@@ -75,3 +89,25 @@ class ClipReader:
         """Store what was decoded in the disk cache, if there is one."""
         if self.disk is not None and read.is_decoded and read.name is not None:
             self.disk.store(read.name, read.clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoringReader(ClipReader):
+    """Stores a clip before it hands it over, and hands over one pixel: for those who only want it in the cache."""
+
+    def read(self, source: ClipSource) -> Read:
+        read = super().read(source)
+        super().keep(read)
+        pixel = replace(
+            read.clip, frames_FHWC=read.clip.frames_FHWC[:1, :1, :1], times_s=read.clip.times_s[:1]
+        )
+        return replace(read, clip=pixel)
+
+    def keep(self, read: Read) -> None:
+        """It has been."""
+
+
+def describe(error: Exception) -> str:
+    """In one line; many exceptions say little without their kind."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

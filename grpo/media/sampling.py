@@ -123,8 +123,10 @@ def clip_fps(num_frames: int, span_s: float, file_fps: float | None) -> float:
 
     span_s: from the first frame's start to the last frame's end. Containers round times (Matroska to the
     millisecond), and the file's rate doesn't, so it is better by default. With a variable frame rate it
-    is an average over the file that can be far off inside the clip.
+    is an average over the file that can be far off inside the clip. Raises TooShort for frames that last no time.
     """
+    if span_s <= 0:
+        raise TooShort(f"the clip's frames ({num_frames}) are shown for {span_s:g} s")
     if file_fps and abs(num_frames - span_s * file_fps) <= 0.5:
         return file_fps
     return num_frames / span_s

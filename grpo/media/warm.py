@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from multiprocessing import get_context
 
-import torch
 from tqdm import tqdm
 
 from grpo.config import Config, load_config
 from grpo.data import load_samples
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
+from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
-from grpo.media.reading import ClipReader
-from grpo.media.sampling import MediaSettings, PatchShape
+from grpo.media.reading import Read, StoringReader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +38,7 @@ class Outcome:
 
 
 def main(argv: Sequence[str]) -> int:
-    from grpo.families import load_family  # late: the worker processes read this file too, and need no models
+    from grpo.families import load_family
 
     try:
         config = load_config(argv)
@@ -51,20 +48,16 @@ def main(argv: Sequence[str]) -> int:
         clips = distinct_clips(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}".splitlines()[0])
-    warm = partial(
-        warm_clip,
-        folder=str(config.clip_cache),
-        max_gib=config.media.cache_disk_gib,
-        settings=config.media,
-        patches=patches,
-    )
+    disk = DiskCache(config.clip_cache, max_gib=config.media.cache_disk_gib)
+    reader = StoringReader(settings=config.media, patches=patches, disk=disk)
+    num_workers = len(os.sched_getaffinity(0))
     outcomes: list[Outcome] = []
-    results = run_in_processes(warm, clips, num_processes=len(os.sched_getaffinity(0)))
-    for sample, outcome in tqdm(results, total=len(clips), unit="clip", disable=None):
-        outcomes.append(outcome)
-        if outcome.failure is not None:
-            tqdm.write(f"{sample.source}: {sample.id}: {outcome.failure}")
-    return report(outcomes, DiskCache(config.clip_cache, max_gib=config.media.cache_disk_gib))
+    with closing(DecodePool(reader, num_workers=num_workers, timeout_s=config.media.timeout_s)) as pool:
+        for sample, outcome in tqdm(warm(pool, clips), total=len(clips), unit="clip", disable=None):
+            outcomes.append(outcome)
+            if outcome.failure is not None:
+                tqdm.write(f"{sample.source}: {sample.id}: {outcome.failure}")
+    return report(outcomes, disk)
 
 
 def distinct_clips(config: Config) -> list[Sample]:
@@ -76,37 +69,12 @@ def distinct_clips(config: Config) -> list[Sample]:
     return [*reversed(by_clip.values())]
 
 
-def warm_clip(
-    sample: Sample, *, folder: str, max_gib: float, settings: MediaSettings, patches: PatchShape
-) -> Outcome:
-    """Have the sample's clip in the cache. In a worker process, whose other threads would only compete."""
-    torch.set_num_threads(1)
-    reader = ClipReader(settings=settings, patches=patches, disk=_open_cache(folder, max_gib))
-    assert sample.clip_source is not None
-    try:
-        read = reader.read(sample.clip_source)
-    except MediaError as error:
-        return Outcome(failure=str(error))
-    reader.keep(read)
-    return Outcome(name=read.name or "", is_new=read.is_decoded)
-
-
-def run_in_processes(
-    warm: Callable[[Sample], Outcome], clips: Sequence[Sample], *, num_processes: int
-) -> Iterator[tuple[Sample, Outcome]]:
-    """The clips with what became of them, in order; one whose file makes a decoder crash is found and survived."""
-    done = 0
-    while done < len(clips):
-        try:
-            with _processes(num_processes) as pool:
-                for outcome in pool.map(warm, clips[done:]):
-                    yield clips[done], outcome
-                    done += 1
-        except BrokenProcessPool:
-            # It was one of those under way: they are tried one by one.
-            for sample in clips[done : done + 2 * num_processes]:
-                yield sample, _run_alone(warm, sample)
-                done += 1
+def warm(pool: DecodePool, clips: Sequence[Sample]) -> Iterator[tuple[Sample, Outcome]]:
+    """The clips with what became of them, in order. pool: of a `StoringReader`, whose answers take no memory."""
+    sources = [clip_source for sample in clips if (clip_source := sample.clip_source) is not None]
+    futures = [pool.submit(clip_source) for clip_source in sources]
+    for sample, future in zip(clips, futures, strict=True):
+        yield sample, _outcome(future)
 
 
 def report(outcomes: Sequence[Outcome], cache: DiskCache) -> int:
@@ -126,23 +94,12 @@ def report(outcomes: Sequence[Outcome], cache: DiskCache) -> int:
     return 1 if failed or missing else 0
 
 
-def _run_alone(warm: Callable[[Sample], Outcome], sample: Sample) -> Outcome:
+def _outcome(future: Future[Read]) -> Outcome:
     try:
-        with _processes(1) as pool:
-            return pool.submit(warm, sample).result()
-    except BrokenProcessPool:
-        return Outcome(failure=f"{sample.video}: the process that decoded it died")
-
-
-def _processes(count: int) -> ProcessPoolExecutor:
-    # Not forked: this process has threads by now, of torch and of the progress bar.
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-
-
-@lru_cache(maxsize=1)
-def _open_cache(folder: str, max_gib: float) -> DiskCache:
-    """One for all clips of a worker: a full disk is said once."""
-    return DiskCache(folder, max_gib=max_gib)
+        read = future.result()
+    except MediaError as error:
+        return Outcome(failure=str(error))
+    return Outcome(name=read.name or "", is_new=read.is_decoded)
 
 
 if __name__ == "__main__":

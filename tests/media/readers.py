@@ -55,5 +55,5 @@ class Misbehaving(ClipReader):
         elif name == "hang":
             time.sleep(1000)
         elif name == "bug":
-            raise ZeroDivisionError
+            raise ZeroDivisionError("by\nnought")
         return super().decode(source)

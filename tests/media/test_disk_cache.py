@@ -169,6 +169,7 @@ def test_processes_that_write_at_once_keep_to_the_limit_and_harm_no_entry(tmp_pa
     while any(writer.is_alive() for writer in writers):
         with cache._locked_total():  # nothing comes or goes while the sum is taken
             largest = max(largest, cache.num_bytes())
+        time.sleep(0.005)  # who waits for the lock looks at it now and then
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert 0 < largest <= cache.max_bytes
     for number in held(cache, 60):
@@ -257,3 +258,16 @@ def test_a_folder_that_cannot_be_used_is_said_once(
             cache.store(name_of(number), made_up(number))
     assert sum("going on without storing clips" in message for message in caplog.messages) == 1
     assert held(cache, 3) == []
+
+
+def test_a_lock_that_is_never_let_go_costs_one_clips_storing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_cache, "LOCK_S", 0.05)
+    cache = cache_of(tmp_path, 4)
+    with caplog.at_level(logging.WARNING), cache_of(tmp_path, 4)._locked_total():
+        cache.store(name_of(0), made_up(0))
+    (warning,) = caplog.messages
+    assert "another process holds the lock for over 0.05 s" in warning
+    cache.store(name_of(1), made_up(1))
+    assert held(cache, 2) == [1] and not [*tmp_path.glob("*/.*")]

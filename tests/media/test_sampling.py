@@ -14,6 +14,7 @@ from grpo.media.sampling import (
     QWEN2_5_VL,
     MediaSettings,
     PatchShape,
+    TooShort,
     clip_fps,
     clip_frame_size,
     frame_indices,
@@ -130,6 +131,12 @@ def test_the_files_rate_holds_unless_the_clips_frames_contradict_it() -> None:
     # A slow stretch of a file with a variable rate: 20 frames in 2 s.
     assert clip_fps(20, 2.0, 30.0) == 10.0
     assert clip_fps(20, 2.0, None) == 10.0
+
+
+@pytest.mark.parametrize("file_fps", [None, 30.0])
+def test_frames_that_last_no_time_are_too_short(file_fps: float | None) -> None:
+    with pytest.raises(TooShort, match="shown for 0 s"):
+        clip_fps(1, 0.0, file_fps)
 
 
 def test_the_resize_target_is_the_references() -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from grpo.config import load_config
 from grpo.data import load_samples
-from grpo.groups import Sample
+from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
 from grpo.media.reading import ClipReader
-from grpo.media.warm import main, run_in_processes
+from grpo.media.warm import main, warm
 from tests import tiny
-from tests.media.crashing import crash_on_two
+from tests.media.readers import Misbehaving
 from tests.runs import SMALL
 from tests.videos import write_video
 
@@ -87,13 +88,22 @@ def test_without_a_cache_there_is_nothing_to_fill(arguments: list[str]) -> None:
         main([*arguments, "media.cache_disk_gib=0"])
 
 
-def test_a_file_that_kills_its_process_is_named_and_survived() -> None:
-    samples = [
-        Sample(id=str(i), question="?", answer="!", task="text", source="here:1", video=str(i))
-        for i in range(12)
-    ]
-    results = [*run_in_processes(crash_on_two, samples, num_processes=2)]
+def test_files_that_kill_or_hold_up_their_process_are_named_and_survived(tmp_path: Path) -> None:
+    first = write_video(tmp_path / "a.mp4", num_frames=30)
+    for name in ("segfault", "hang", "b"):
+        (tmp_path / f"{name}.mp4").write_bytes(Path(first).read_bytes())
+    names = ("a", "segfault", "hang", "b")
+    samples = [tiny.sample(video=f"{tmp_path}/{name}.mp4") for name in names]
+    reader = Misbehaving(settings=load_config(SMALL).media)
+    with closing(DecodePool(reader, num_workers=2, timeout_s=2.0)) as pool:
+        results = [*warm(pool, samples)]
     assert [sample for sample, _ in results] == samples
-    names = [outcome.name or outcome.failure for _, outcome in results]
-    died = {number: f"{number}: the process that decoded it died" for number in (3, 8)}
-    assert names == [died.get(number, str(number)) for number in range(12)]
+    good, killed, late, last = (outcome.failure for _, outcome in results)
+    assert good is None and last is None
+    assert killed is not None and "killed by signal 11 (SIGSEGV), 2 times" in killed
+    assert late == f"{tmp_path}/hang.mp4: not read within media.timeout_s=2"
+
+
+def test_its_time_limit_is_the_configs(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "media.timeout_s=0.0001"]) == 1
+    assert "2.mp4: not read within media.timeout_s=0.0001" in capfd.readouterr().out
