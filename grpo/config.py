@@ -117,6 +117,8 @@ class EvalConfig:
     """The first so many of each set; None: all."""
     sampled: bool = True
     """Beside the greedy answer, score one sampled at the rollout temperature."""
+    batch_prompts: int = 64
+    """Questions per request to the engine, in each process, whose clips and the next so many's are in memory."""
     blind: list[Literal["blank", "shuffled", "reversed"]] = field(default_factory=list)
     """Answer once more about changed frames (black, in random order, backwards), for `eval/<set>/blank/accuracy` and
     the like: what is left shows how much is answered without looking. Empty: not at all."""
@@ -208,6 +210,7 @@ def validate(config: Config) -> None:
         "optim.num_iterations": config.optim.num_iterations,
         "optim.prompts_per_step": config.optim.prompts_per_step,
         "optim.tokens_per_row": config.optim.tokens_per_row,
+        "eval.batch_prompts": config.eval.batch_prompts,
         "checkpoint.keep": config.checkpoint.keep,
         "optim.lr": config.optim.lr,
         "optim.max_grad_norm": config.optim.max_grad_norm,

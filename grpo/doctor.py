@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from grpo.assembly import make_planner
 from grpo.attention_backends import check_backend
 from grpo.config import Config, load_config
 from grpo.data import check_overlap
@@ -50,7 +51,6 @@ from grpo.train import (
     data_files,
     describe,
     eval_names,
-    make_planner,
     mixture,
     probe_rewards,
     quiet_libraries,
@@ -95,7 +95,7 @@ def examine_run(
         num_workers=len(os.sched_getaffinity(0)),
     )
     findings = [finding for _, found in read.values() for finding in found]
-    findings += _config_findings(config, sets) + examined.findings
+    findings += _config_findings(config, family, sets) + examined.findings
     for samples in sets.values():
         findings += repeated_questions(samples) + wordy_numbers(samples)
     report: dict[str, Any] = {
@@ -112,7 +112,7 @@ def examine_run(
     return report
 
 
-def _config_findings(config: Config, sets: Mapping[str, Sequence[Sample]]) -> list[Finding]:
+def _config_findings(config: Config, family: Qwen25VL, sets: Mapping[str, Sequence[Sample]]) -> list[Finding]:
     """What a start finds out beside the records."""
     train = [samples for key, samples in sets.items() if key.startswith("data.train")]
     held_out = {key: samples for key, samples in sets.items() if key.startswith("data.eval")}
@@ -131,7 +131,7 @@ def _config_findings(config: Config, sets: Mapping[str, Sequence[Sample]]) -> li
 
     checks: dict[str, Callable[[], object]] = {
         "run_dir": run_dir,
-        "rollout.engine": lambda: check_engine(config.rollout.engine),
+        "rollout.engine": lambda: check_engine(config.rollout.engine, family),
         "model.attention": lambda: check_backend(config.model.attention),
         "rewards": rewards,
         "data.eval": lambda: eval_names(config),
@@ -173,11 +173,18 @@ def _plan(config: Config, family: Qwen25VL, examined: Examined, num_clips: int) 
             "clip_mib": _spread([size / 2**20 for size in sizes]),
             "frames_gib": float(np.mean(sizes)) * num_clips / GIB,
             "features_gib": float(np.mean(features)) * num_clips / GIB,
+            "ahead_gib": max(sizes) * _most_clips_ahead(config) / GIB,
             "cache_gib": config.media.cache_gib,
             "cache_disk_gib": config.media.cache_disk_gib,
         },
         "model": model,
     }
+
+
+def _most_clips_ahead(config: Config) -> int:
+    """Clips that a process holds beside those it has handed over, where it is the only one."""
+    of_steps = (config.media.prefetch_steps + 1) * config.optim.prompts_per_step
+    return max(of_steps, 2 * config.eval.batch_prompts if config.eval.every_steps else 0)
 
 
 def _memory(config: Config, family: Qwen25VL) -> dict[str, float]:
@@ -304,6 +311,8 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
         f"{model['kv_bytes_per_token_bf16'] / 1024:.3g} KiB per token in its cache",
         f"decoded frames: {_line(cached['clip_mib'])} MiB a clip; all clips {cached['frames_gib']:.3g} GiB, "
         f"{cached['features_gib']:.3g} GiB of features of a frozen tower",
+        f"  in memory at most media.cache_gib={cached['cache_gib']:g}, and {cached['ahead_gib']:.3g} GiB decoded ahead "
+        "(media.prefetch_steps, eval.batch_prompts; shared out over the processes)",
     ]
     needed_gib = {
         "cache_gib": max(cached["frames_gib"], cached["features_gib"]),

@@ -22,8 +22,6 @@ from rewards.accuracy import accuracy
 from rewards.runner import RewardSet
 from rewards.specs import RewardFailure
 
-BATCH_PROMPTS = 128
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSet:
@@ -48,6 +46,7 @@ class Evaluator:
     sampled: bool
     seed: int
     max_prompt_tokens: int
+    batch_prompts: int
     temporal_frames: int = 2
     """Frames that the vision tower merges into one token in time."""
     counterfactuals: Sequence[Counterfactual] = ()
@@ -81,10 +80,8 @@ class Evaluator:
         return lost, failures
 
     def _batches(self, eval_set: EvalSet) -> Iterator[Batch]:
-        chunks = [
-            eval_set.samples[start : start + BATCH_PROMPTS]
-            for start in range(0, len(eval_set.samples), BATCH_PROMPTS)
-        ]
+        size = self.batch_prompts
+        chunks = [eval_set.samples[start : start + size] for start in range(0, len(eval_set.samples), size)]
         for index, chunk in enumerate(chunks):
             for ahead in chunks[index : index + 2]:
                 self.loader.prefetch(ahead)

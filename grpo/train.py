@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
@@ -22,28 +22,29 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
+from grpo.assembly import (
+    build_trainer,
+    load_policy,
+    load_reference,
+    make_planner,
+    max_prompt_tokens,
+    prompt_renderer,
+    sampling_of,
+)
 from grpo.attention_backends import check_backend
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.counterfactuals import make_plan
 from grpo.data import check_media, check_overlap, load_samples, load_sets
-from grpo.dynamic_sampling import DifficultyMemory
-from grpo.evaluation import EvalSet, Evaluator
 from grpo.families import Qwen25VL, load_family
-from grpo.feed import Feed, Render, make_batch
+from grpo.feed import make_batch
 from grpo.groups import Sample
 from grpo.launching import check_launch, make_accelerator, on_gpu
 from grpo.learner import Learner
-from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.mixture import Part, parts
-from grpo.planner import Planner
-from grpo.policy import Policy
-from grpo.reference import SecondCopy
-from grpo.rollout import Engine, Sampling
 from grpo.run_dir import RunDir, make_manifest
 from grpo.trainer import GRPOTrainer
-from grpo.vision_features import FeatureCache
 from rewards.runner import RewardSet, load_rewards
 
 
@@ -93,12 +94,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     """Everything up to the first step. ValueError or OSError in one line for a user's mistake."""
     family = load_family(config.model.path)
     rewards = read_rewards(config)
-    check_engine(config.rollout.engine)
-    if (
-        config.rollout.engine == "transformers"
-        and "sliding_attention" in family.config.text_config.layer_types
-    ):
-        raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
+    check_engine(config.rollout.engine, family)
     check_backend(config.model.attention)
     accelerator = make_accelerator()
     check_launch(accelerator, config.optim, config.model)
@@ -154,10 +150,12 @@ def probe_rewards(rewards: RewardSet, train: Sequence[Part]) -> list[str]:
     return rewards.probe([sample for part in train for sample in part.samples][:2] or None)
 
 
-def check_engine(engine: str) -> None:
-    """Raise ValueError if the rollout engine is not installed."""
+def check_engine(engine: str, family: Qwen25VL) -> None:
+    """Raise ValueError if the rollout engine is not installed or not for this model."""
     if engine == "vllm" and find_spec("vllm") is None:
         raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
+    if engine == "transformers" and "sliding_attention" in family.config.text_config.layer_types:
+        raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
 
 
 def check_counterfactuals(rewards: RewardSet, prompts_per_process: int) -> None:
@@ -172,12 +170,10 @@ def check_counterfactuals(rewards: RewardSet, prompts_per_process: int) -> None:
 def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample]) -> None:
     """Raise ValueError if none of the first samples gives a prompt: the settings don't fit the data."""
     reader = ClipReader(settings=config.media, patches=family.patches)
-    loader = ClipLoader(reader, cache_gib=0, num_workers=0, timeout_s=config.media.timeout_s)
-    first = samples[:4]
-    batch = make_batch(
-        first, [0] * len(first), loader, prompt_renderer(config, family), max_prompt_tokens(config)
-    )
-    loader.close()
+    first, render = samples[:4], prompt_renderer(config, family)
+    timeout_s = config.media.timeout_s  # which needs a process
+    with closing(ClipLoader(reader, cache_gib=0, num_workers=1, timeout_s=timeout_s)) as loader:
+        batch = make_batch(first, [0] * len(first), loader, render, max_prompt_tokens(config))
     if not batch.prompts:
         raise ValueError(batch.lost[0].reason)
 
@@ -189,150 +185,6 @@ def check_fit(config: Config, family: Qwen25VL, samples: Sequence[Sample], accel
     if reasons := gather_object(reasons):
         others = f" ({len(reasons) - 1} more prompts can't)" if len(reasons) > 1 else ""
         raise ValueError(f"{reasons[0]}{others}; python -m grpo.doctor names all")
-
-
-def make_planner(config: Config, family: Qwen25VL) -> Planner:
-    prompt = config.prompt
-    return Planner(
-        family=family,
-        settings=config.media,
-        count_text=partial(
-            family.num_text_tokens, template=prompt.template, option=prompt.option, tags=config.tags
-        ),
-        max_prompt_tokens=max_prompt_tokens(config),
-    )
-
-
-def prompt_renderer(config: Config, family: Qwen25VL) -> Render:
-    prompt = config.prompt
-    return partial(family.render, template=prompt.template, option=prompt.option, tags=config.tags)
-
-
-def sampling_of(config: Config) -> Sampling:
-    rollout = config.rollout
-    return Sampling(
-        group_size=rollout.group_size, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature
-    )
-
-
-def max_prompt_tokens(config: Config) -> int:
-    return config.rollout.max_model_tokens - config.rollout.max_new_tokens
-
-
-def build_trainer(
-    config: Config,
-    accelerator: Accelerator,
-    learner: Learner,
-    rewards: RewardSet,
-    train: Sequence[Part],
-    held_out: dict[str, list[Sample]],
-    run_dir: RunDir,
-) -> GRPOTrainer:
-    """Put the parts together."""
-    policy = learner.policy
-    keep_features(config, learner)
-    loader = ClipLoader(
-        ClipReader(settings=config.media, patches=policy.family.patches, disk=clip_cache(config)),
-        cache_gib=config.media.cache_gib,
-        num_workers=config.media.num_workers,
-        timeout_s=config.media.timeout_s,
-    )
-    feed = Feed(
-        train,
-        loader,
-        prompt_renderer(config, policy.family),
-        seed=config.seed,
-        prompts_per_step=config.optim.prompts_per_step,
-        max_prompt_tokens=max_prompt_tokens(config),
-        prefetch_steps=config.media.prefetch_steps,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        memory=difficulty_memory(config, train, accelerator),
-    )
-    return GRPOTrainer(
-        config,
-        accelerator=accelerator,
-        policy=policy,
-        learner=learner,
-        engine=build_engine(config, accelerator, policy),
-        sampling=sampling_of(config),
-        feed=feed,
-        rewards=rewards,
-        evaluator=build_evaluator(config, accelerator, feed, rewards, held_out, policy.family),
-        run_dir=run_dir,
-    )
-
-
-def difficulty_memory(
-    config: Config, train: Sequence[Part], accelerator: Accelerator
-) -> DifficultyMemory | None:
-    """What is known of the questions' difficulty, as a part of checkpoints; None where nobody wants to know."""
-    if not config.dynamic_sampling.skip_epochs:
-        return None
-    num_samples = sum(len(part.samples) for part in train)
-    memory = DifficultyMemory(
-        config.dynamic_sampling, steps_per_epoch=num_samples / config.optim.prompts_per_step
-    )
-    accelerator.register_for_checkpointing(memory)
-    return memory
-
-
-def keep_features(config: Config, learner: Learner) -> None:
-    """Let policy and reference share what a frozen tower makes of each clip.
-
-    Not where weights are sharded: all processes must run the tower equally often there.
-    """
-    policy = learner.policy
-    if policy.trains_vision or policy.sharded:
-        return
-    tower = policy.model.model.visual
-    about = {
-        "tower": policy.family.config.vision_config.to_dict(),
-        "pixels": policy.family.processor.video_processor.to_dict(),
-    }
-    policy.feature_cache = FeatureCache(
-        tower, about=about, max_gib=config.media.cache_gib, disk=clip_cache(config)
-    )
-    if isinstance(learner.reference, SecondCopy):
-        learner.reference.policy.feature_cache = policy.feature_cache
-
-
-def clip_cache(config: Config) -> DiskCache | None:
-    if not config.media.cache_disk_gib:
-        return None
-    return DiskCache(config.clip_cache, max_gib=config.media.cache_disk_gib)
-
-
-def build_evaluator(
-    config: Config,
-    accelerator: Accelerator,
-    feed: Feed,
-    rewards: RewardSet,
-    held_out: dict[str, list[Sample]],
-    family: Qwen25VL,
-) -> Evaluator:
-    """With this process's share of the held-out samples; it decodes and renders as the feed does."""
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    return Evaluator(
-        sets=[
-            EvalSet(
-                name=name,
-                samples=samples[: config.eval.max_samples][rank::num_processes],
-                num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
-            )
-            for name, samples in held_out.items()
-        ],
-        loader=feed.loader,
-        render=feed.render,
-        rewards=rewards,
-        sampling=sampling_of(config),
-        sampled=config.eval.sampled,
-        seed=config.seed,
-        max_prompt_tokens=feed.max_prompt_tokens,
-        temporal_frames=family.temporal_patch,
-        counterfactuals=rewards.counterfactuals,
-        blind=config.eval.blind,
-    )
 
 
 def read_data(config: Config) -> tuple[list[Part], dict[str, list[Sample]]]:
@@ -359,53 +211,6 @@ def eval_names(config: Config) -> list[str]:
         if names.count(name) > 1:
             raise ValueError(f"data.eval: two sets are called {name!r}; set their name")
     return names
-
-
-def load_policy(config: Config, family: Qwen25VL, device: torch.device) -> Policy:
-    """The model that trains. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not
-    rounded away. Under adapters, the frozen weights are in the precision of the passes."""
-    model = config.model
-    dtype = family.engine_dtype if model.lora.is_on else torch.float32
-    return Policy(
-        family.load_model(dtype, in_4bit_on=device if model.load_in_4bit else None),
-        family,
-        temperature=config.rollout.temperature,
-        frozen=model.frozen,
-        lora=model.lora if model.lora.is_on else None,
-        gradient_checkpointing=model.gradient_checkpointing,
-        activation_offloading=model.activation_offloading,
-        attention=model.attention,
-    ).train()
-
-
-def load_reference(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:
-    """The frozen start as a model of its own."""
-    return Policy(
-        family.load_model(dtype),
-        family,
-        temperature=config.rollout.temperature,
-        attention=config.model.attention,
-    )
-
-
-def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> Engine:
-    """The rollout engine; vLLM is imported only where it is used."""
-    rollout = config.rollout
-    if rollout.engine == "transformers":
-        from grpo.rollout.transformers_engine import TransformersEngine
-
-        dtype = policy.family.engine_dtype
-        own = load_reference(config, policy.family, dtype).to(accelerator.device) if policy.sharded else None
-        return TransformersEngine(policy, own=own)
-    from grpo.rollout.vllm_engine import VLLMEngine
-
-    return VLLMEngine(
-        policy,
-        seed=config.seed,
-        max_model_tokens=rollout.max_model_tokens,
-        gpu_memory_frac=rollout.gpu_memory_frac,
-        sleep=rollout.sleep,
-    )
 
 
 def data_files(config: Config) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +52,9 @@ def engine() -> RecordingEngine:
     return RecordingEngine(tiny.policy())
 
 
-def evaluator(loader: ClipLoader, *sets: EvalSet, reward: str = "accuracy") -> Evaluator:
+def evaluator(
+    loader: ClipLoader, *sets: EvalSet, reward: str = "accuracy", batch_prompts: int = 64
+) -> Evaluator:
     return Evaluator(
         sets=sets,
         loader=loader,
@@ -62,6 +64,7 @@ def evaluator(loader: ClipLoader, *sets: EvalSet, reward: str = "accuracy") -> E
         sampled=False,
         seed=0,
         max_prompt_tokens=200,
+        batch_prompts=batch_prompts,
         blind=("blank", "shuffled"),
     )
 
@@ -108,6 +111,24 @@ def test_the_slice_is_asked_again_about_changed_frames_and_only_the_slice(
         assert sorted(frame.tobytes() for frame in shuffled.frames_FHWC) == sorted(
             frame.tobytes() for frame in before.frames_FHWC
         )
+
+
+def test_few_questions_are_asked_at_once_and_no_more_than_the_next_few_clips_are_held(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[Sequence[Sample]] = []
+    monkeypatch.setattr(loader, "prefetch", asked_for.append)
+    held = EvalSet(name="held", samples=samples[:8])
+    few = row_of(evaluator(loader, held, batch_prompts=3), engine)
+    assert [len(prompts) for prompts, _ in engine.calls if prompts] == [3, 3, 2]
+    assert [len(ahead) for ahead in asked_for] == [
+        3,
+        3,
+        3,
+        2,
+        2,
+    ]  # each time this request's and the next one's
+    assert few == row_of(evaluator(loader, held), engine)
 
 
 def test_the_drop_is_that_of_the_same_questions(

@@ -15,8 +15,7 @@ from grpo.data.egocross import read_egocross, read_egocross_open
 from grpo.data.egoplan import read_egoplan
 from grpo.data.egoschema import read_egoschema
 from grpo.data.egotempo import read_egotempo
-from grpo.data.hf_datasets import read_huggingface
-from grpo.data.jsonl import read_jsonl
+from grpo.data.jsonl import read_huggingface, read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.openeqa import read_openeqa
 from grpo.data.overlap import check_overlap

@@ -1,28 +1,16 @@
 """Hugging Face data sets on disk: parquet files, a folder of them, or what `Dataset.save_to_disk` wrote.
 
-Their rows are records like those of any other file, so every reader takes them; the reader `huggingface` expects the
-columns of the native record (`jsonl.py`).
+Their rows are records like those of any other file, so every reader takes them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo.data.jsonl import translate
-from grpo.data.records import read_samples
-from grpo.groups import Sample
-
 SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` leaves in the folder of a data set, and of several splits."""
-
-
-def read_huggingface(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate)
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:

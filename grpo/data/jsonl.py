@@ -58,6 +58,13 @@ def read_jsonl(
     return read_samples(path, media_root, translate, lines=True)
 
 
+def read_huggingface(
+    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
+) -> list[Sample]:
+    """The same records as rows of a table, in any form that `hf_datasets.py` reads."""
+    return read_samples(path, media_root, translate)
+
+
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     task = text(record, "task")
     if task not in TASKS:

@@ -13,6 +13,10 @@ class MediaError(ValueError):
     """A clip that cannot be read: one line with the path and the reason."""
 
 
+class TookTooLong(MediaError):
+    """A clip that was not read in time, which may be another's fault."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True, eq=False)
 class Clip:
     """Frames of a video, sampled and resized once.

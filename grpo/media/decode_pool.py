@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo.media.clip import Clip, ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import Clip, ClipSource, MediaError, TookTooLong
 from grpo.media.decode_process import transfer
 from grpo.media.reading import ClipReader, Read, describe
 
@@ -216,7 +215,7 @@ class DecodePool:
             worker.close()
             if worker.task is not None:
                 reason = f"not read within media.timeout_s={self._timeout_s:g}"
-                worker.task.future.set_exception(MediaError(f"{worker.task.source.path}: {reason}"))
+                worker.task.future.set_exception(TookTooLong(f"{worker.task.source.path}: {reason}"))
             elif self._may_store:
                 self._may_store = False
                 logger.warning(

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from grpo.groups import Sample
-from grpo.media.clip import Clip, ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import Clip, ClipSource, MediaError, TookTooLong
 from grpo.media.decode_pool import DecodeHere, DecodePool
 from grpo.media.reading import ClipReader, Read
 
@@ -70,6 +69,8 @@ class ClipLoader:
         self._cache: OrderedDict[ClipSource, Clip] = OrderedDict()
         self._cached_bytes = 0
         self._failures: dict[ClipSource, str] = {}
+        """Of clips that are not tried again."""
+        self._failed: set[ClipSource] = set()
         self._decoded = 0
         self._disk_hits = 0
         self._cache_hits = 0
@@ -85,7 +86,10 @@ class ClipLoader:
                     self._request(key)
 
     def get(self, sample: Sample) -> Clip:
-        """The sample's clip, waiting for it if need be; raises MediaError, the same one every time."""
+        """The sample's clip, waiting for it if need be. Raises MediaError, the same one every time.
+
+        A clip that took too long is tried once more when it is next asked for: a file system may hang for a while.
+        """
         key = _source_of(sample)
         with self._lock:
             if key in self._failures:
@@ -106,7 +110,7 @@ class ClipLoader:
                 decoded=self._decoded,
                 disk_hits=self._disk_hits,
                 cache_hits=self._cache_hits,
-                failed=len(self._failures),
+                failed=len(self._failed),
             )
 
     def close(self) -> None:
@@ -126,7 +130,11 @@ class ClipLoader:
         try:
             read = future.result()
         except MediaError as error:
-            self._failures[key] = str(error)
+            is_final = key in self._failed or not isinstance(error, TookTooLong)
+            if is_first and is_final:
+                self._failures[key] = str(error)
+            if is_first:
+                self._failed.add(key)
             raise MediaError(str(error)) from error
         if is_first:
             self._decoded += read.is_decoded

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grpo.data.hf_datasets import read_huggingface
-from grpo.data.jsonl import read_jsonl
+from grpo.data.jsonl import read_huggingface, read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.records import read_samples
 from tests.readers import LLAVA, NATIVE, Record, write_json, write_parquet

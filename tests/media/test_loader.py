@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,22 @@ def test_a_clip_whose_process_crashes_or_hangs_is_lost_by_its_samples_name(
     assert [lost.sample_id for lost in batch.lost] == ["segfault", "hang"]
     assert "was killed by signal 11 (SIGSEGV)" in batch.lost[0].reason and "here:1" in batch.lost[0].reason
     assert "not read within media.timeout_s=2" in batch.lost[1].reason
+
+
+def test_a_clip_that_took_too_long_is_tried_once_more_when_it_is_asked_for_again(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    reader = Misbehaving(settings=SETTINGS, once=str(tmp_path))
+    once, twice = (make_sample(f"{tmp_path}/late_{tries}.mp4") for tries in (1, 2))
+    for late in (once, twice):
+        shutil.copy(str(samples[0].video), str(late.video))
+    with closing(ClipLoader(reader, cache_gib=1, num_workers=1, timeout_s=2)) as loader:
+        for late in (once, twice, twice, twice):
+            with pytest.raises(MediaError, match="not read within"):
+                loader.get(late)
+        assert (tmp_path / "late_2").read_text() == "xx"  # and no third time
+        assert loader.get(once).num_frames == 4
+        assert loader.counters() == MediaCounters(decoded=1, failed=2)
 
 
 def test_closing_drops_what_was_not_read(
