@@ -48,7 +48,9 @@ def group_advantages(
         advantages_PG = advantages_PG / (std_P1 + eps)
     elif scale == "batch":
         all_totals_B = totals_PG.flatten() if all_totals_B is None else all_totals_B
-        advantages_PG = advantages_PG / (all_totals_B[~all_totals_B.isnan()].std(correction=0) + eps)
+        present_B = all_totals_B[~all_totals_B.isnan()]
+        if len(present_B):
+            advantages_PG = advantages_PG / (present_B.std(correction=0) + eps)
     return _flat_to_zero(advantages_PG, totals_PG)
 
 

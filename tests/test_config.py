@@ -1,10 +1,14 @@
 """Every shipped config is valid, and what is wrong with a config is said with its key."""
 
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from grpo.config import check_same_run, load_config, to_yaml
+from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.data import READERS
 from rewards.runner import load_rewards
 from tests import tiny
@@ -29,6 +33,21 @@ def test_both_jobs_are_shipped() -> None:
 def test_every_overlay_goes_with_the_real_job(path: Path) -> None:
     job = str(tiny.ROOT / "configs" / "egovlm_3b.yaml")
     assert load_config([job, str(path)]) != load_config([job])
+
+
+def test_every_setting_is_set_by_a_config_or_a_test() -> None:
+    files = [*tiny.ROOT.glob("configs/**/*.yaml"), *tiny.ROOT.glob("tests/**/*.py")]
+    text = "\n".join(file.read_text() for file in files)
+    unset = [key for key in keys_of(Config) if not re.search(rf"\b{key.split('.')[-1]}['\"]?\s*[=:]", text)]
+    assert unset == []
+
+
+def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
+    for name, kind in get_type_hints(cls).items():
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from keys_of(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:

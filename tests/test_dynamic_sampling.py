@@ -65,8 +65,9 @@ def test_others_take_the_places_of_flat_groups_if_they_have_a_signal() -> None:
 
 
 def test_the_memory_leaves_out_what_is_solved_or_hopeless_for_so_many_epochs() -> None:
-    memory = DifficultyMemory(DynamicSamplingConfig(skip_epochs=0.5, solved_from=0.9), steps_per_epoch=10)
-    memory.record(3, {"solved": 0.95, "hopeless": 0.0, "open": 0.5})
+    config = DynamicSamplingConfig(skip_epochs=0.5, solved_from=0.9, hopeless_to=0.1)
+    memory = DifficultyMemory(config, steps_per_epoch=10)
+    memory.record(3, {"solved": 0.95, "hopeless": 0.1, "open": 0.5})
     left_out = [memory.leaves_out(each, 4) for each in ("solved", "hopeless", "open", "new")]
     assert left_out == [True, True, False, False]
     assert memory.leaves_out("solved", 8) and not memory.leaves_out("solved", 9)

@@ -93,6 +93,23 @@ def test_the_run_does_not_depend_on_how_groups_are_packed(
     assert close(repeatable(rows), repeatable(reference_run[1]), but=("tokens/computed",))
 
 
+def test_what_is_kept_where_and_how_far_ahead_changes_no_update(
+    reference_run: Reference, clips: Path, tmp_path: Path
+) -> None:
+    rows = run(
+        tmp_path / "run",
+        clips,
+        "log.rollouts_every_steps=3",
+        f"media.cache_dir={tmp_path}/frames",
+        "media.prefetch_steps=0",
+        "eval.batch_prompts=3",
+    )
+    assert repeatable(rows) == repeatable(reference_run[1])
+    assert [path.name for path in (tmp_path / "run" / "rollouts").iterdir()] == ["step_000003.parquet"]
+    assert len([*(tmp_path / "frames").glob("*/[!.]*.clip")]) == 16
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "frames"}
+
+
 UNEVEN = """
 from rewards import reward
 

@@ -60,6 +60,11 @@ def source(folder: Path, name: str) -> ClipSource:
     return ClipSource(video=f"{folder}/{name}.mp4")
 
 
+def entries(cache: Path) -> list[Path]:
+    """Without those that are still being written, whose names start with a dot."""
+    return [*cache.glob("*/[!.]*.clip")]
+
+
 def refusal(future: Future[Read]) -> str:
     with pytest.raises(MediaError) as caught:
         future.result(timeout=60)
@@ -77,7 +82,7 @@ def test_clips_come_as_they_were_read(make_pool: MakePool, folder: Path, tmp_pat
             assert (read.clip.times_s, read.clip.path) == (plain.times_s, plain.path)
             assert (read.clip.sample_fps, read.clip.duration_s) == (plain.sample_fps, plain.duration_s)
             assert read.is_decoded is is_decoded
-        wait_until(lambda: len([*(tmp_path / "cache").glob("*/*.clip")]) == 3)  # stored after they were sent
+        wait_until(lambda: len(entries(tmp_path / "cache")) == 3)  # stored after they were sent
     assert len(pool.pids) <= 2
 
 
@@ -216,8 +221,8 @@ def test_what_processes_log_is_logged_here(
 ) -> None:
     pool = make_pool(ClipReader(settings=SETTINGS, disk=DiskCache(tmp_path, max_gib=1)))
     pool.submit(source(folder, "a")).result(timeout=60)
-    wait_until(lambda: [*tmp_path.glob("*/*.clip")])
-    [entry] = tmp_path.glob("*/*.clip")
+    wait_until(lambda: entries(tmp_path))
+    [entry] = entries(tmp_path)
     entry.write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING):
         assert pool.submit(source(folder, "a")).result(timeout=60).is_decoded
