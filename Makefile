@@ -2,6 +2,9 @@
 .PHONY: install demo test test-quick lint bench
 
 bin := .venv/bin
+# Tests in so many processes, each of up to 3 GB; 0 for one after another, as a debugger wants them.
+WORKERS ?= 2
+parallel = --numprocesses $(WORKERS) --dist worksteal
 
 # The demo's and the tests' models are small: with two threads on two busy cores they ran 10 to 60 times
 # slower than with one, because every small parallel region waits for a preempted thread.
@@ -23,10 +26,10 @@ lint: install
 	$(bin)/pyright
 
 test: lint
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest $(parallel)
 
 test-quick: install
-	$(bin)/python -m pytest -m "not slow"
+	$(bin)/python -m pytest $(parallel) -m "not slow"
 
 bench: install
 	@set -e; for script in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(bin)/python "$$script"; done

@@ -34,6 +34,7 @@ def build_trainer(
     accelerator: Accelerator,
     learner: Learner,
     rewards: RewardSet,
+    loader: ClipLoader,
     train: Sequence[Part],
     held_out: dict[str, list[Sample]],
     run_dir: RunDir,
@@ -41,12 +42,6 @@ def build_trainer(
     """Put the parts together."""
     policy = learner.policy
     keep_features(config, learner)
-    loader = ClipLoader(
-        ClipReader(settings=config.media, patches=policy.family.patches, disk=clip_cache(config)),
-        cache_gib=config.media.cache_gib,
-        num_workers=config.media.num_workers,
-        timeout_s=config.media.timeout_s,
-    )
     feed = Feed(
         train,
         loader,
@@ -103,6 +98,15 @@ def build_evaluator(
         temporal_frames=family.temporal_patch,
         counterfactuals=rewards.counterfactuals,
         blind=config.eval.blind,
+    )
+
+
+def build_loader(config: Config, family: Qwen25VL) -> ClipLoader:
+    return ClipLoader(
+        ClipReader(settings=config.media, patches=family.patches, disk=clip_cache(config)),
+        cache_gib=config.media.cache_gib,
+        num_workers=config.media.num_workers,
+        timeout_s=config.media.timeout_s,
     )
 
 

@@ -23,6 +23,7 @@ from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
 from grpo.assembly import (
+    build_loader,
     build_trainer,
     load_policy,
     load_reference,
@@ -41,7 +42,6 @@ from grpo.groups import Sample
 from grpo.launching import check_launch, make_accelerator, on_gpu
 from grpo.learner import Learner
 from grpo.media.loader import ClipLoader
-from grpo.media.reading import ClipReader
 from grpo.mixture import Part, parts
 from grpo.run_dir import RunDir, make_manifest
 from grpo.trainer import GRPOTrainer
@@ -93,40 +93,39 @@ def check_run_dir(config: Config, run_dir: RunDir) -> None:
 def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     """Everything up to the first step. ValueError or OSError in one line for a user's mistake."""
     family = load_family(config.model.path)
-    rewards = read_rewards(config)
-    check_engine(config.rollout.engine, family)
-    check_backend(config.model.attention)
-    accelerator = make_accelerator()
-    check_launch(accelerator, config.optim, config.model)
-    check_counterfactuals(rewards, config.optim.prompts_per_step // accelerator.num_processes)
-    accelerator.print("reading the data (a demo's clips are rendered on first use)", flush=True)
-    with accelerator.main_process_first():  # a reader may render its clips on first use
-        train_parts, held_out = read_data(config)
-    train = [sample for part in train_parts for sample in part.samples]
-    run_dir.check_same_data(data_files(config))
-    for name, samples in {"training": train, **held_out}.items():
-        accelerator.print(f"{name}: {describe(samples)}", flush=True)
-    for name in probe_rewards(rewards, train_parts):
-        accelerator.print(
-            f"note: rewards.{name} abstained on all that it was probed with, which it may mean to"
+    with ExitStack() as undo:
+        rewards = undo.enter_context(closing(read_rewards(config)))
+        check_engine(config.rollout.engine, family)
+        check_backend(config.model.attention)
+        accelerator = make_accelerator()
+        check_launch(accelerator, config.optim, config.model)
+        check_counterfactuals(rewards, config.optim.prompts_per_step // accelerator.num_processes)
+        train_parts, held_out = read_data(config, accelerator)
+        run_dir.check_same_data(data_files(config))
+        for name in probe_rewards(rewards, train_parts):
+            accelerator.print(
+                f"note: rewards.{name} abstained on all that it was probed with, which it may mean to"
+            )
+        family = replace(family, engine_dtype=torch.bfloat16 if on_gpu() else torch.float32)
+        loader = undo.enter_context(closing(build_loader(config, family)))  # its processes start meanwhile
+        train = [sample for part in train_parts for sample in part.samples]
+        check_fit(config, family, [*train, *chain.from_iterable(held_out.values())], accelerator)
+        check_prompts(config, family, train, loader)
+        accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
+        set_seed(config.seed)
+        learner = Learner(
+            load_policy(config, family, accelerator.device),
+            accelerator,
+            loss=config.loss,
+            optim=config.optim,
+            num_steps=config.num_steps,
+            load_reference=partial(load_reference, config, family) if config.loss.beta else None,
         )
-    family = replace(family, engine_dtype=torch.bfloat16 if on_gpu() else torch.float32)
-    check_prompts(config, family, train)
-    check_fit(config, family, [*train, *chain.from_iterable(held_out.values())], accelerator)
-    accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
-    set_seed(config.seed)
-    learner = Learner(
-        load_policy(config, family, accelerator.device),
-        accelerator,
-        loss=config.loss,
-        optim=config.optim,
-        num_steps=config.num_steps,
-        load_reference=partial(load_reference, config, family) if config.loss.beta else None,
-    )
-    trainer = build_trainer(config, accelerator, learner, rewards, train_parts, held_out, run_dir)
-    if accelerator.is_main_process:
-        run_dir.open(to_yaml(config), manifest(config, accelerator))
-    return trainer
+        trainer = build_trainer(config, accelerator, learner, rewards, loader, train_parts, held_out, run_dir)
+        if accelerator.is_main_process:
+            run_dir.open(to_yaml(config), manifest(config, accelerator))
+        undo.pop_all()
+        return trainer
 
 
 def describe(samples: Sequence[Sample]) -> str:
@@ -167,13 +166,10 @@ def check_counterfactuals(rewards: RewardSet, prompts_per_process: int) -> None:
         )
 
 
-def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample]) -> None:
+def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample], loader: ClipLoader) -> None:
     """Raise ValueError if none of the first samples gives a prompt: the settings don't fit the data."""
-    reader = ClipReader(settings=config.media, patches=family.patches)
     first, render = samples[:4], prompt_renderer(config, family)
-    timeout_s = config.media.timeout_s  # which needs a process
-    with closing(ClipLoader(reader, cache_gib=0, num_workers=1, timeout_s=timeout_s)) as loader:
-        batch = make_batch(first, [0] * len(first), loader, render, max_prompt_tokens(config))
+    batch = make_batch(first, [0] * len(first), loader, render, max_prompt_tokens(config))
     if not batch.prompts:
         raise ValueError(batch.lost[0].reason)
 
@@ -187,7 +183,18 @@ def check_fit(config: Config, family: Qwen25VL, samples: Sequence[Sample], accel
         raise ValueError(f"{reasons[0]}{others}; python -m grpo.doctor names all")
 
 
-def read_data(config: Config) -> tuple[list[Part], dict[str, list[Sample]]]:
+def read_data(config: Config, accelerator: Accelerator) -> tuple[list[Part], dict[str, list[Sample]]]:
+    """What `checked_data` gives, said aloud."""
+    accelerator.print("reading the data (a demo's clips are rendered on first use)", flush=True)
+    with accelerator.main_process_first():  # a reader may render its clips on first use
+        train_parts, held_out = checked_data(config)
+    train = [sample for part in train_parts for sample in part.samples]
+    for name, samples in {"training": train, **held_out}.items():
+        accelerator.print(f"{name}: {describe(samples)}", flush=True)
+    return train_parts, held_out
+
+
+def checked_data(config: Config) -> tuple[list[Part], dict[str, list[Sample]]]:
     """Training samples, and held-out samples by the name of their set; their media are checked, and that training
     gives no held-out answer away."""
     train_sets = load_sets(config.data.train)

@@ -26,6 +26,7 @@ from grpo.guards import Guard
 from grpo.kl_reward import subtract_divergences
 from grpo.learner import Learner
 from grpo.losses import StepCounts
+from grpo.media.loader import MediaCounters
 from grpo.packing import pack, padding_row
 from grpo.policy import Policy
 from grpo.report.curves import draw_curves
@@ -62,7 +63,8 @@ class GRPOTrainer:
         self.feed, self.rewards, self.evaluator, self.run_dir = feed, rewards, evaluator, run_dir
         self.sampling = sampling
         self.counterfactual_plan = make_plan(rewards.counterfactuals, self.sampling)
-        self.media_counters, self.feature_counters = feed.loader.counters(), FeatureCounters()
+        # From nought: the first row counts the clips that the start looked at, too.
+        self.media_counters, self.feature_counters = MediaCounters(), FeatureCounters()
         self.guard = Guard(
             run_dir.bad_rows,
             max_skipped=config.optim.max_skipped_updates,

@@ -175,6 +175,7 @@ OVERRIDES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_samples_what_it_trains_and_resumes(clips: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     rows = run(folder, clips, *OVERRIDES)

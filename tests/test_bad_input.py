@@ -67,6 +67,7 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
         reset_process_state()
 
 
+@pytest.mark.slow
 def test_clips_that_turn_out_unreadable_lose_their_groups_and_the_run_goes_on(
     clips: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_clips_that_turn_out_unreadable_lose_their_groups_and_the_run_goes_on(
     assert rows[-1]["step"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_images(clips: Path, tmp_path: Path) -> None:
     """Frames of a clip in a folder, and a single picture."""
     record = json.loads((clips / "train.jsonl").read_text().splitlines()[1])
@@ -138,6 +140,7 @@ def fragile(rollout, *, marked: str):
 """
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_in_training_is_counted_and_too_many_stop_the_run(
     clips: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +166,7 @@ def test_a_reward_that_fails_in_training_is_counted_and_too_many_stop_the_run(
         run(tmp_path / "strict", clips, *overrides)
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_on_held_out_samples_is_written_down(clips: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN)
@@ -178,17 +182,20 @@ def test_a_reward_that_fails_on_held_out_samples_is_written_down(clips: Path, tm
     assert {(each["step"], each["sample_id"]) for each in failures} == {(0, marked), (1, marked)}
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_stop_the_run(clips: Path, tmp_path: Path) -> None:
     with pytest.raises((RuntimeError, ValueError), match="finite|nan"):
         run(tmp_path / "run", clips, "optim.lr=1e30", "optim.warmup_steps=0", "eval.every_steps=0")
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_checkpoints_is_left_alone(clips: Path, tmp_path: Path) -> None:
     overrides = ["checkpoint.every_steps=0", "num_steps=1"]
     rows = run(tmp_path / "run", clips, *overrides)
     assert run(tmp_path / "run", clips, *overrides) == rows
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_with_more_steps_but_not_on_other_data(clips: Path, tmp_path: Path) -> None:
     own = tmp_path / "clips"
     shutil.copytree(clips, own)
@@ -201,6 +208,7 @@ def test_a_run_is_continued_with_more_steps_but_not_on_other_data(clips: Path, t
         run(tmp_path / "run", own, "num_steps=3", "optim.schedule=constant")
 
 
+@pytest.mark.slow
 def test_a_failed_start_leaves_nothing_that_blocks_the_next(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="prompt.template"):
         run(tmp_path / "run", clips, "prompt.template='{what}'", "num_steps=1")
@@ -209,6 +217,7 @@ def test_a_failed_start_leaves_nothing_that_blocks_the_next(clips: Path, tmp_pat
     assert len(run(tmp_path / "run", clips, "num_steps=1")) == 2
 
 
+@pytest.mark.slow
 def test_two_runs_cannot_share_a_folder(clips: Path, tmp_path: Path) -> None:
     with RunDir(tmp_path / "run").locked(), pytest.raises(SystemExit, match="another process is running in"):
         run(tmp_path / "run", clips, "num_steps=1")

@@ -87,6 +87,7 @@ def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
     assert lines[-1] == "this would NOT run as it is"
 
 
+@pytest.mark.slow
 def test_prompts_that_cannot_fit_and_damage_inside_a_file_are_named(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_prompts_that_cannot_fit_and_damage_inside_a_file_are_named(
     assert found["3"][0] == "unreadable" and "damaged.mp4" in found["3"][1]
 
 
+@pytest.mark.slow
 def test_what_is_odd_is_named_and_does_not_stop_a_run(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +120,7 @@ def test_what_is_odd_is_named_and_does_not_stop_a_run(
     assert report["tokens"]["longest_row"] > 60
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_the_run_will_have(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +147,7 @@ def test_the_plan_is_what_the_run_will_have(
     assert fewer["cached"]["features_gib"] == pytest.approx(16 * 32 * width * 2 / 2**30)  # bf16
 
 
+@pytest.mark.slow
 def test_wrong_settings_and_leaking_held_out_data_are_named(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +164,7 @@ def test_wrong_settings_and_leaking_held_out_data_are_named(
     assert status == 1 and "rollout.group_size must be at least 2" in report["error"]
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_command(clips: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "grpo.doctor", *SMALL, *data(clips), f"run_dir={tmp_path}/run"]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False)

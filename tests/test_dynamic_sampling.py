@@ -135,6 +135,7 @@ def test_other_questions_come_from_the_same_part_of_a_mixture() -> None:
         assert [name[0] for name in asked(feed(None, parts=mixed).others(step, 1, [0, 1, 2, 3]))] == parts
 
 
+@pytest.mark.slow
 def test_a_run_replaces_flat_groups_skips_what_is_known_and_resumes(clips: Path, tmp_path: Path) -> None:
     options = ["rewards.format.weight=0", "rewards.keyframe.weight=0", "eval.every_steps=0", "num_steps=4"]
     plain = runs.run(tmp_path / "plain", clips, *options, "checkpoint.every_steps=0")[-4:]

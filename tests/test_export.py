@@ -24,6 +24,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_weighted_mean_of_the_two_models(tuned: Path, tmp_path: Path) -> None:
     arguments = ["interpolate", str(tiny.BASE_POLICY), str(tuned), "--alpha", "0.25"]
     command = [sys.executable, "-m", "grpo.export", *arguments, "--out", str(tmp_path / "mixed")]

@@ -82,6 +82,7 @@ def test_a_gradient_far_above_the_median_is_noted_with_its_samples(tmp_path: Pat
     }
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_bad_update_and_says_what_was_in_it(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from grpo.learner_settings import LossConfig, OptimConfig, RobustConfig
 from grpo.tally import Tally
 from rewards.specs import RewardTable
 from tests import tiny
+from tests.launched import run_in_two
 from tests.learners import (
     counts_of,
     gradient_of,
@@ -66,17 +65,8 @@ def test_the_update_does_not_depend_on_packing(case: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "rows_of_the_second"), [("gspo", 1), ("entropy", 1), ("top entropy", 0)])
 def test_the_update_does_not_depend_on_processes(case: str, rows_of_the_second: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, "-m", "tests.learner_worker", case, str(rows_of_the_second), str(tmp_path / "update.pt")],
-        cwd=tiny.ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = ["-m", "tests.learner_worker", case, str(rows_of_the_second), str(tmp_path / "update.pt")]
+    run_in_two(arguments, {**os.environ, "ACCELERATE_USE_CPU": "true"}, tmp_path)
     assert_same_update(torch.load(tmp_path / "update.pt"), update_of(CASES[case]))
 
 

@@ -31,6 +31,7 @@ def every_kind(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_every_kind_of_reward_trains(every_kind: Path) -> None:
     rows = read_rows(every_kind / "metrics.jsonl")
     names = {"sees_motion", "rarity", "Novelty", "remote", "needs_eyes", "trl_style", "again_1", "again_2"}
@@ -41,6 +42,7 @@ def test_every_kind_of_reward_trains(every_kind: Path) -> None:
     assert not (every_kind / "failures.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_rollouts_file_explains_the_total_column_by_column(every_kind: Path) -> None:
     for step, factor in ((1, 0.0), (2, 1.0)):
         rows = pq.read_table(every_kind / "rollouts" / f"step_{step:06d}.parquet").to_pylist()
@@ -52,6 +54,7 @@ def test_the_rollouts_file_explains_the_total_column_by_column(every_kind: Path)
             assert row["parts/rarity"] == pytest.approx(0.1 * row["rewards/rarity"])
 
 
+@pytest.mark.slow
 def test_where_rewards_run_changes_nothing(clips: Path, tmp_path: Path) -> None:
     overrides = [*NO_EVAL, EVERY_KIND[1], EVERY_KIND[4]]
     apart = runs.run(tmp_path / "apart", clips, *overrides)
@@ -59,6 +62,7 @@ def test_where_rewards_run_changes_nothing(clips: Path, tmp_path: Path) -> None:
     assert runs.repeatable(apart) == runs.repeatable(here)
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_costs_its_own_completions(clips: Path, tmp_path: Path) -> None:
     hangs = f"rewards.hangs={{fn: '{ROUGH}:hangs_on', weight: 0.1, timeout_s: 1.0, args: {{word: not sure}}}}"
     rows = runs.run(tmp_path / "run", clips, *NO_EVAL, hangs, "rewards_max_error_frac=1.0")
@@ -75,6 +79,7 @@ def test_a_reward_that_hangs_costs_its_own_completions(clips: Path, tmp_path: Pa
     assert rows[-1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_too_often_stops_the_run_by_name(clips: Path, tmp_path: Path) -> None:
     exits = f"rewards.exits={{fn: '{ROUGH}:exits_on', weight: 0.1, args: {{word: not sure}}}}"
     reason = (
@@ -85,6 +90,7 @@ def test_a_reward_that_fails_too_often_stops_the_run_by_name(clips: Path, tmp_pa
     runs.reset_process_state()
 
 
+@pytest.mark.slow
 def test_normalise_then_sum_trains(clips: Path, tmp_path: Path) -> None:
     rows = runs.run(
         tmp_path / "run", clips, *NO_EVAL, "advantages.multi_objective_aggregation=normalize_then_sum"
@@ -93,6 +99,7 @@ def test_normalise_then_sum_trains(clips: Path, tmp_path: Path) -> None:
     assert rows[-1]["reward/std"] > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_checkpoints_is_not_lost_to_a_longer_one(clips: Path, tmp_path: Path) -> None:
     half = [*NO_EVAL, "rewards.half={fn: configs/plugins/kinds.py:sees_motion, weight: 0, tasks: [number]}"]
     rows = runs.run(tmp_path / "run", clips, *half)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from grpo.run_dir import read_rows
 from tests import tiny
+from tests.launched import run_in_two
 from tests.runs import SMALL, close, data, repeatable, run, weights
 
 
@@ -59,10 +60,12 @@ def test_the_rollouts_file_explains_every_completion(reference_run: Reference) -
 
 def test_a_clip_is_decoded_once_per_run(reference_run: Reference) -> None:
     rows = reference_run[1]
-    # 4 held-out clips and 12 training clips, 4 a step; step 4 starts the second epoch
-    assert [row["media/decoded"] for row in rows] == [4, 4, 4, 4, 0]
+    # 4 held-out clips and 12 training clips, the first 4 of which the start tries; step 4 starts the second epoch
+    decoded = [row["media/decoded"] for row in rows]
+    assert sum(decoded) == 16 and decoded[0] == 8 and decoded[4] == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(reference_run: Reference, clips: Path, tmp_path: Path) -> None:
     rows = run(tmp_path / "run", clips)
     assert repeatable(rows) == repeatable(reference_run[1])
@@ -85,6 +88,7 @@ def test_a_run_stopped_after_a_checkpoint_goes_on_as_if_uninterrupted(
         assert torch.equal(weight, weights(reference_run[0])[name]), name
 
 
+@pytest.mark.slow
 def test_the_run_does_not_depend_on_how_groups_are_packed(
     reference_run: Reference, clips: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +97,7 @@ def test_the_run_does_not_depend_on_how_groups_are_packed(
     assert close(repeatable(rows), repeatable(reference_run[1]), but=("tokens/computed",))
 
 
+@pytest.mark.slow
 def test_what_is_kept_where_and_how_far_ahead_changes_no_update(
     reference_run: Reference, clips: Path, tmp_path: Path
 ) -> None:
@@ -119,10 +124,8 @@ def uneven(rollout):
 """
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["plain", *(pytest.param(case, marks=pytest.mark.slow) for case in ("uneven rows", "kl, two updates"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["plain", "uneven rows", "kl, two updates"])
 def test_two_processes_make_the_same_run_as_one(case: str, clips: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "uneven.py"
     plugin.write_text(UNEVEN)
@@ -133,18 +136,8 @@ def test_two_processes_make_the_same_run_as_one(case: str, clips: Path, tmp_path
         "uneven rows": [f"rewards.uneven.fn={plugin}:uneven", *weightless, "optim.tokens_per_row=1"],
         "kl, two updates": ["loss.beta=0.5", "optim.num_iterations=2", "optim.tokens_per_row=200"],
     }[case]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(tiny.ROOT / "grpo" / "train.py"), *SMALL, *data(clips), *overrides]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments, f"run_dir={tmp_path}/two"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = ["grpo/train.py", *SMALL, *data(clips), *overrides, f"run_dir={tmp_path}/two"]
+    run_in_two(arguments, {**os.environ, "ACCELERATE_USE_CPU": "true"}, tmp_path)
     one, two = run(tmp_path / "one", clips, *overrides), read_rows(tmp_path / "two" / "metrics.jsonl")
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["num_processes"] == 2
     assert close(repeatable(two), repeatable(one), but=("tokens/computed",))
@@ -157,12 +150,14 @@ def test_two_processes_make_the_same_run_as_one(case: str, clips: Path, tmp_path
     assert difference < 1e-4 * one_way  # 1 % of the distance travelled
 
 
+@pytest.mark.slow
 def test_several_updates_per_batch_use_the_clip(clips: Path, tmp_path: Path) -> None:
     overrides = ["optim.num_iterations=3", "optim.lr=2e-3", "optim.warmup_steps=0", "num_steps=1"]
     rows = run(tmp_path / "run", clips, *overrides, "loss.epsilon=0.05", "loss.epsilon_high=0.05")
     assert rows[1]["policy/clip_fraction"] > 0
 
 
+@pytest.mark.slow
 def test_the_kl_term_grows_from_zero(clips: Path, tmp_path: Path) -> None:
     rows = run(
         tmp_path / "run", clips, "loss.beta=0.04", "optim.lr=1e-3", "optim.warmup_steps=0", "num_steps=2"
@@ -171,6 +166,7 @@ def test_the_kl_term_grows_from_zero(clips: Path, tmp_path: Path) -> None:
     assert rows[2]["policy/kl"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_frozen_vision_tower_stays_as_it_was(clips: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", clips, "model.freeze_vision=true", "num_steps=1", "eval.every_steps=0")
     start, end = load_file(tiny.BASE_POLICY / "model.safetensors"), weights(tmp_path / "run")
@@ -178,6 +174,7 @@ def test_a_frozen_vision_tower_stays_as_it_was(clips: Path, tmp_path: Path) -> N
     assert changed and not any("visual" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(
     reference_run: Reference, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

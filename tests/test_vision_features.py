@@ -116,6 +116,7 @@ def test_features_come_from_disk_bit_by_bit(tmp_path: Path, dtype: torch.dtype) 
     assert found.dtype == dtype and torch.equal(found, features_KD)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_frozen_tower_runs_it_once_per_clip(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

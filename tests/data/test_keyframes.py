@@ -73,6 +73,7 @@ def run(data: Path, model: Path, *more: str) -> tuple[int, list[dict[str, Any]]]
     return status, [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_key_moments_and_scores_are_added_and_the_rest_is_kept(
     data: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_key_moments_and_scores_are_added_and_the_rest_is_kept(
     assert {record.get("keyframes_from", {}).get("top_k") for record in records} == {None, 2}
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(data: Path, model: Path) -> None:
     _, whole = run(data, model)
     out = data.with_name("out.jsonl")

@@ -68,6 +68,7 @@ def test_questions_about_no_clip_are_compared_by_their_words() -> None:
     assert refusal(about("t", "a.mp4"), about("h", None)) is None
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_unless_it_is_allowed(clips: Path, tmp_path: Path) -> None:
     same = data(clips)[0].replace("data.train", "data.eval")
     with pytest.raises(SystemExit, match=r"train.jsonl:1: held-out sample .* 12 of 12 samples of 'train'"):

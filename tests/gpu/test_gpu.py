@@ -13,6 +13,7 @@ from tests.gpu.__main__ import agreement, main, num_flops, scores
 SIZE = (200, 4, 16)
 
 
+@pytest.mark.slow
 def test_the_table_can_be_made_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--device", "cpu", "--tiny"])
     shown = capsys.readouterr().out

@@ -111,6 +111,7 @@ def test_the_installed_mend_is_this_file():
     assert Path(torchvision_cpu_ops.__file__).read_text() == (LAUNCH / "torchvision_cpu_ops.py").read_text()
 
 
+@pytest.mark.slow
 @needs_cpu_torch
 def test_a_fresh_interpreter_imports_torchvision_and_its_transforms_work():
     code = """
@@ -123,6 +124,7 @@ print(tuple(functional.resize(torch.zeros(3, 8, 8), [4, 6]).shape))
     assert run(code) == "(3, 4, 6)\n"
 
 
+@pytest.mark.slow
 @needs_cpu_torch
 def test_without_the_mend_torchvision_does_not_import_here():
     """When this fails, torchvision has a CPU build that loads, and the mend can go."""

@@ -111,6 +111,7 @@ def test_a_clip_whose_process_was_killed_by_others_is_read_by_another(
     assert pool.submit(source(folder, "a")).result(timeout=60).clip.num_frames == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hang", "stop"])
 def test_a_clip_that_takes_too_long_is_refused_and_others_go_on(
     name: str, make_pool: MakePool, folder: Path
@@ -126,6 +127,7 @@ def test_a_clip_that_takes_too_long_is_refused_and_others_go_on(
     wait_until(lambda: not is_running(stuck))
 
 
+@pytest.mark.slow
 def test_the_process_that_forks_is_replaced(make_pool: MakePool, folder: Path) -> None:
     pool = make_pool(ClipReader(settings=SETTINGS), num_workers=1)
     pool.submit(source(folder, "a")).result(timeout=60)
@@ -148,6 +150,7 @@ def test_processes_that_cannot_start_are_an_error(
         pool.submit(source(folder, "b")).result(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_once_by_all_processes(
     make_pool: MakePool, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,6 +162,7 @@ def test_a_full_disk_is_said_once_by_all_processes(
     assert sum("going on without storing" in message for message in caplog.messages) == 1
 
 
+@pytest.mark.slow
 def test_storing_that_hangs_costs_no_clip(
     make_pool: MakePool, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +208,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_processes_die_with_the_trainer_however_that_ends() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", TRAINER], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -245,6 +250,7 @@ def no_memory(*_: object) -> Read:
     raise MemoryError("9 GiB")
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_too_late_is_not_taken_for_another(
     make_pool: MakePool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

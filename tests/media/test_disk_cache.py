@@ -159,6 +159,7 @@ def store_many(folder: Path, seed: int) -> None:
             cache.store(name_of(number), made_up(number))
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_keep_to_the_limit_and_harm_no_entry(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=store_many, args=(tmp_path, seed)) for seed in range(3)]
@@ -189,6 +190,7 @@ for number in range(10**9):
 """
 
 
+@pytest.mark.slow
 def test_writers_killed_at_any_moment_leave_whole_entries_and_no_lock(tmp_path: Path) -> None:
     for delay_s in (0.001, 0.0047, 0.0123, 0.0351):
         with subprocess.Popen(

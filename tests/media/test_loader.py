@@ -187,6 +187,7 @@ def test_prefetching_does_not_wait(
     assert loader.get(samples[0]).num_frames == 4
 
 
+@pytest.mark.slow
 def test_the_same_calls_count_the_same_whatever_finishes_first(
     make_loader: MakeLoader, samples: list[Sample], tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ def test_an_error_that_nobody_expected_costs_its_clip_and_is_logged_in_full(
     loader.close()
 
 
+@pytest.mark.slow
 def test_a_clip_whose_process_crashes_or_hangs_is_lost_by_its_samples_name(
     samples: list[Sample], tmp_path: Path
 ) -> None:
@@ -263,6 +265,7 @@ def test_a_clip_whose_process_crashes_or_hangs_is_lost_by_its_samples_name(
     assert "not read within media.timeout_s=2" in batch.lost[1].reason
 
 
+@pytest.mark.slow
 def test_a_clip_that_took_too_long_is_tried_once_more_when_it_is_asked_for_again(
     samples: list[Sample], tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def arguments(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_after_it_decodes_nothing(
     arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +60,7 @@ def test_a_run_after_it_decodes_nothing(
     loader.close()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_named_and_the_rest_is_there(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "1.mp4").write_text("no video")
     (tmp_path / "2.mp4").unlink()
@@ -88,6 +90,7 @@ def test_without_a_cache_there_is_nothing_to_fill(arguments: list[str]) -> None:
         main([*arguments, "media.cache_disk_gib=0"])
 
 
+@pytest.mark.slow
 def test_files_that_kill_or_hold_up_their_process_are_named_and_survived(tmp_path: Path) -> None:
     first = write_video(tmp_path / "a.mp4", num_frames=30)
     for name in ("segfault", "hang", "b"):

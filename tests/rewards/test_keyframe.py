@@ -400,6 +400,7 @@ def test_values_lie_between_0_and_1_and_are_1_for_the_annotation_itself(fn, cite
     assert fn(cite(annotated)) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["keyframe_iou", "keyframe_hit", "keyframe_distance", "few_moments", "keyframe_scores", "self_evidence"]

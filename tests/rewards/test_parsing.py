@@ -244,6 +244,7 @@ def test_spans_are_read_back(spans: list[tuple[int, int]]) -> None:
     assert read_moments(text) == [(start / 4, (start + length) / 4) for start, length in spans]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

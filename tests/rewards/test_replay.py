@@ -82,6 +82,7 @@ def by_name(report: Mapping[str, Any]) -> dict[str, Any]:
     return {reward["name"]: reward for reward in report["rewards"]}
 
 
+@pytest.mark.slow
 def test_a_run_replayed_under_its_own_rewards_gives_its_own_figures(trained: Path) -> None:
     run = RunDir(trained)
     config, own = replay.read_configs(run, [])
@@ -99,6 +100,7 @@ def test_a_run_replayed_under_its_own_rewards_gives_its_own_figures(trained: Pat
     assert np.allclose(found.advantages_PG, found.run_advantages_PG, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_replay_counts_the_kl_the_baseline_and_the_mask_as_the_run_did(tmp_path: Path, clips: Path) -> None:
     folder = tmp_path / "run"
     runs.run(
@@ -237,6 +239,7 @@ def test_a_reward_that_fails_sometimes_is_counted_and_its_completions_have_no_to
     assert report["totals"]["replay"]["num"] == 2
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_costs_its_time_limit_and_no_more(folder: Path) -> None:
     report = replay.replay(folder, [*plugin(folder, "endless"), "rewards.endless.timeout_s=1"])
     assert (

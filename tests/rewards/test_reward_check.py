@@ -96,6 +96,7 @@ def check(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", ["accuracy", "format", "keyframe"])
 def test_the_built_ins_pass(fn: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([fn]) == 0
@@ -119,6 +120,7 @@ def test_a_file_in_the_working_directory_is_found_and_its_exception_shown(flawed
     assert "Traceback (most recent call last):" in done.stdout and "in raises" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
@@ -161,12 +163,14 @@ def test_a_mistake_is_one_line_and_status_1(
     assert captured.err.count("\n") == (1 if message else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", ["sees_motion", "rarity", "Novelty", "needs_eyes", "trl_style"])
 def test_the_plugin_of_every_kind_passes(fn: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{ROOT}/configs/plugins/kinds.py:{fn}"]) == 0
     assert wrong_lines(capsys.readouterr().out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "detail"),
     [

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from grpo.groups import Group
 from grpo.media.clip import Clip, LazyClip, MediaError
@@ -14,6 +15,7 @@ from tests.rewards.test_reward_workers import Load, groups, load, spec
 __all__ = ["load"]  # a fixture
 
 
+@pytest.mark.slow
 def test_where_no_step_waits_the_limit_is_from_one_value_to_the_next(load: Load) -> None:
     rewards = load({"sleeps": spec("sleeps", args={"seconds": 0.3}, timeout_s=1.0)}, max_workers=1)
     (in_step,) = rewards.score(groups(1, 8))  # 2.4 s of work

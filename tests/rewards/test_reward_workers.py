@@ -75,6 +75,7 @@ def test_waiting_rewards_wait_together(load: Load) -> None:
     assert time.monotonic() - started < 0.8 * 32 * 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_hang_costs_its_time_limit_and_its_own_completion(load: Load, busy: bool) -> None:
     specs = {
@@ -134,6 +135,7 @@ def test_megabytes_of_output_are_cut(load: Load, capfd: pytest.CaptureFixture[st
     assert out == "" and "x" in err and len(err) < 25_000
 
 
+@pytest.mark.slow
 def test_a_leak_is_bounded_and_named(load: Load) -> None:
     rewards = load({"leaks": spec("leaks"), "length": spec("length")}, memory_gib=0.5, max_workers=1)
     (table,) = rewards.score(groups(1, 6))
@@ -175,6 +177,7 @@ def test_async_calls_run_at_the_same_time_and_stop_at_their_limit(load: Load) ->
     assert {failure.reward for table in tables for failure in table.failures} == {"late"}
 
 
+@pytest.mark.slow
 def test_a_blocked_event_loop_is_replaced(load: Load) -> None:
     rewards = load({"waits": spec("waits", args={"seconds": 0.01, "word": "1-1."}, timeout_s=1.5)})
     first = rewards.score(groups(2, 2))
@@ -228,12 +231,14 @@ def test_a_reward_that_can_not_be_made_is_named(load: Load) -> None:
         load({"counter": spec("Counter", args={"begin": 1})})
 
 
+@pytest.mark.slow
 def test_the_probe_names_a_reward_that_hangs(load: Load) -> None:
     rewards = load({"hangs": spec("hangs_on", args={"word": "The hand takes"}, timeout_s=1.0)})
     with pytest.raises(ValueError, match=r"rewards\.hangs: TimeoutError: .*The hand takes the red object"):
         rewards.probe()
 
 
+@pytest.mark.slow
 def test_the_workers_end_when_the_trainer_is_killed(tmp_path: Path) -> None:
     script = f"""
 import time
@@ -279,6 +284,7 @@ def test_values_are_floats_whatever_the_process(load: Load) -> None:
     assert all(type(value) is float for value in table.columns["length"])
 
 
+@pytest.mark.slow
 def test_a_hang_in_an_object_leaves_the_calls_behind_it_their_time(load: Load) -> None:
     rewards = load({"object": spec("HangsOn", args={"word": "1-1."}, timeout_s=8.0)})
     tables = rewards.score(groups(4, 4))
@@ -288,6 +294,7 @@ def test_a_hang_in_an_object_leaves_the_calls_behind_it_their_time(load: Load) -
     assert tables[3].columns["object"] == (1.0,) * 4
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_everywhere_starves_no_other(load: Load) -> None:
     specs = {
         "hangs": spec("hangs_on", args={"word": "-"}, timeout_s=4.0),

@@ -42,6 +42,7 @@ def one_sample_of_each_task() -> list[Sample]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOBS)
 def test_hostile_completions_get_a_number_in_range_or_none(name: str) -> None:
     reward = load_reward(name, RewardSpec(args=KNOBS[name]))
@@ -75,6 +76,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOBS)
 def test_100_000_characters_take_no_longer_than_their_length_explains(name: str) -> None:
     # Quadratic would be 10^10 steps, minutes. The slowest linear one takes about 0.1 s on a free core.

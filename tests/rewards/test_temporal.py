@@ -236,6 +236,7 @@ def test_without_exactly_one_answer_block_nothing_is_answered(fn, sample: Sample
     assert fn(make_group([text.format(right)], sample).rollouts[0]) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", [SPAN, ORDER, NUMBER])
 @pytest.mark.parametrize("name", ["temporal_iou", "point_in_span", "event_order", "counting"])
 def test_hostile_completions_get_a_finite_number_or_none(name: str, sample: Sample) -> None:

@@ -196,6 +196,7 @@ def test_a_search_over_a_key_that_does_not_exist_is_refused(tmp_path: Path) -> N
         check_space(sweep, sweep.search)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda path: path.stem)
 def test_every_run_of_a_shipped_sweep_is_valid_and_has_a_folder_of_its_own(
     file: Path, tmp_path: Path

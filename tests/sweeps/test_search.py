@@ -60,6 +60,7 @@ def test_each_trial_is_a_run_with_its_proposal_and_the_best_is_bold(tmp_path: Pa
     assert len({weight for _, _, weight in found}) == 3
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     whole, halves = sweep_in(tmp_path / "whole"), sweep_in(tmp_path / "halves")
     search(whole)

@@ -1,0 +1,10 @@
+"""What processes of a training run import, for a process that is then forked (`launched.py`)."""
+
+import os
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one as it is imported
+
+import deepspeed  # noqa: E402, F401
+import peft  # noqa: E402, F401
+
+import grpo.train  # noqa: E402, F401
