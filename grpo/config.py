@@ -75,7 +75,8 @@ class MediaConfig(MediaSettings):
     num_workers: int = 2
     """Processes that decode clips, for each process that trains."""
     timeout_s: float = 120.0
-    """Seconds that a clip may take to be read, on a file system that may hang; then its group is lost."""
+    """Seconds that a clip may take to be read, on a file system that may hang; then its group is lost. It is tried
+    once more in a later step."""
     prefetch_steps: int = 2
     """Steps whose clips are decoded ahead."""
 

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
@@ -38,6 +38,7 @@ from grpo.data.examine import (
 )
 from grpo.families import Qwen25VL, load_family
 from grpo.groups import Sample
+from grpo.launching import check_bitsandbytes
 from grpo.media.decode import MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
@@ -102,8 +103,10 @@ def examine_run(
         "sets": {key: describe(samples) for key, samples in sets.items()},
         "num_clips": len({sample.clip_source for sample in everything} - {None}),
     }
-    if examined.plans:
-        report |= _plan(config, family, examined, report["num_clips"])
+    if examined.plans and not any(finding.source == "model.lora" for finding in findings):
+        held_out = [len(samples) for key, samples in sets.items() if key.startswith("data.eval")]
+        num_ahead = _most_clips_ahead(config, held_out)
+        report |= _plan(config, family, examined, report["num_clips"], num_ahead)
     if report.get("num_opened") and num_decoded:
         damaged, report["decoding"] = _decoding(config, family, examined.plans, num_decoded)
         findings += damaged
@@ -126,13 +129,15 @@ def _config_findings(config: Config, family: Qwen25VL, sets: Mapping[str, Sequen
     def rewards() -> None:
         with closing(read_rewards(config)) as found:
             # For a single process: how many will be launched is not known here.
-            check_counterfactuals(found, config.optim.prompts_per_step)
+            check_counterfactuals(found, config, num_processes=1)
             probe_rewards(found, mixture(config, train))
 
     checks: dict[str, Callable[[], object]] = {
         "run_dir": run_dir,
         "rollout.engine": lambda: check_engine(config.rollout.engine, family),
         "model.attention": lambda: check_backend(config.model.attention),
+        "model": lambda: check_bitsandbytes(config.optim, config.model),
+        "model.lora": lambda: _shapes(config, family),
         "rewards": rewards,
         "data.eval": lambda: eval_names(config),
         "data.allow_overlap": lambda: check_overlap(flat, held_out, allowed=config.data.allow_overlap),
@@ -146,7 +151,9 @@ def _config_findings(config: Config, family: Qwen25VL, sets: Mapping[str, Sequen
     return findings
 
 
-def _plan(config: Config, family: Qwen25VL, examined: Examined, num_clips: int) -> dict[str, Any]:
+def _plan(
+    config: Config, family: Qwen25VL, examined: Examined, num_clips: int, num_ahead: int
+) -> dict[str, Any]:
     plans = [plan for _, plan in examined.plans]
     clips = {sample.clip_source: plan.clip for sample, plan in examined.plans if plan.clip is not None}
     sizes = [clip.num_bytes for clip in clips.values()] or [0]
@@ -173,7 +180,7 @@ def _plan(config: Config, family: Qwen25VL, examined: Examined, num_clips: int) 
             "clip_mib": _spread([size / 2**20 for size in sizes]),
             "frames_gib": float(np.mean(sizes)) * num_clips / GIB,
             "features_gib": float(np.mean(features)) * num_clips / GIB,
-            "ahead_gib": max(sizes) * _most_clips_ahead(config) / GIB,
+            "ahead_gib": max(sizes) * num_ahead / GIB,
             "cache_gib": config.media.cache_gib,
             "cache_disk_gib": config.media.cache_disk_gib,
         },
@@ -181,23 +188,31 @@ def _plan(config: Config, family: Qwen25VL, examined: Examined, num_clips: int) 
     }
 
 
-def _most_clips_ahead(config: Config) -> int:
+def _most_clips_ahead(config: Config, eval_sizes: Iterable[int]) -> int:
     """Clips that a process holds beside those it has handed over, where it is the only one."""
-    of_steps = (config.media.prefetch_steps + 1) * config.optim.prompts_per_step
-    return max(of_steps, 2 * config.eval.batch_prompts if config.eval.every_steps else 0)
+    step, later = config.optim.prompts_per_step, config.media.prefetch_steps * config.optim.prompts_per_step
+    evaluated = max(eval_sizes, default=0) if config.eval.every_steps else 0
+    if config.eval.max_samples is not None:
+        evaluated = min(evaluated, config.eval.max_samples)
+    return later + max(step, min(2 * config.eval.batch_prompts, evaluated))
+
+
+def _shapes(config: Config, family: Qwen25VL) -> Policy:
+    """The policy without its weights. Raises ValueError for adapters of layers that are not there."""
+    with torch.device("meta"):
+        return Policy(
+            Qwen2_5_VLForConditionalGeneration(copy.deepcopy(family.config)),
+            family,
+            temperature=1.0,
+            frozen=config.model.frozen,
+            lora=config.model.lora if config.model.lora.is_on else None,
+        )
 
 
 def _memory(config: Config, family: Qwen25VL) -> dict[str, float]:
     """What is known without activations, which come on top."""
     model = config.model
-    with torch.device("meta"):  # shapes alone
-        policy = Policy(
-            Qwen2_5_VLForConditionalGeneration(copy.deepcopy(family.config)),
-            family,
-            temperature=1.0,
-            frozen=model.frozen,
-            lora=model.lora if model.lora.is_on else None,
-        )
+    policy = _shapes(config, family)
     text = family.config.text_config
     head_size = text.hidden_size // text.num_attention_heads
     weights = [*policy.parameters()]

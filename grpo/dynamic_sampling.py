@@ -61,9 +61,10 @@ class Sampled:
 
 
 def is_flat(table: RewardTable) -> bool:
-    """Whether all totals are the same, or there is at most one. Not where a reward failed: that is not for the policy
-    to answer for, and must not be lost with the group."""
-    return not table.failures and len({total for total in table.totals if total is not None}) <= 1
+    """Whether all totals are the same, or there is at most one. Not where a failed reward cost a total: that is not
+    for the policy to answer for, and must not be lost with the group."""
+    has_lost_totals = any(table.totals[failure.rollout_index] is None for failure in table.failures)
+    return not has_lost_totals and len({total for total in table.totals if total is not None}) <= 1
 
 
 class DifficultyMemory:

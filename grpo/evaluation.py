@@ -6,10 +6,11 @@ much of it needs no looking?
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
+from itertools import compress, pairwise
 
 from grpo.counterfactuals import Plan, add_counterfactuals, make_plan
 from grpo.feed import Render, make_batch, rollout_seed
@@ -80,8 +81,12 @@ class Evaluator:
         return lost, failures
 
     def _batches(self, eval_set: EvalSet) -> Iterator[Batch]:
-        size = self.batch_prompts
-        chunks = [eval_set.samples[start : start + size] for start in range(0, len(eval_set.samples), size)]
+        num_samples = len(eval_set.samples)
+        num_chunks = math.ceil(
+            num_samples / self.batch_prompts
+        )  # all of about one size: the clip of another question
+        ends = [num_samples * index // num_chunks for index in range(num_chunks + 1)] if num_chunks else []
+        chunks = [eval_set.samples[start:end] for start, end in pairwise(ends)]
         for index, chunk in enumerate(chunks):
             for ahead in chunks[index : index + 2]:
                 self.loader.prefetch(ahead)

@@ -41,7 +41,7 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
             f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
             f"{accelerator.num_processes} processes"
         )
-    _check_bitsandbytes(accelerator, optim, model)
+    check_bitsandbytes(optim, model, accelerator)
     plugin = deepspeed_plugin(accelerator)
     if plugin is not None and optim.robust.method != "none":
         # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
@@ -53,7 +53,10 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
         raise ValueError("FSDP1 is not supported: use FSDP2 (launch/accelerate/fsdp2.yaml)")
 
 
-def _check_bitsandbytes(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:
+def check_bitsandbytes(
+    optim: OptimConfig, model: ModelConfig, accelerator: Accelerator | None = None
+) -> None:
+    """Raise ValueError if what is to be kept in 4 or 8 bits can't be. accelerator None: not known yet."""
     settings = {
         "model.load_in_4bit": model.load_in_4bit,
         "optim.optimizer=adamw_8bit": optim.optimizer == "adamw_8bit",
@@ -61,7 +64,7 @@ def _check_bitsandbytes(accelerator: Accelerator, optim: OptimConfig, model: Mod
     for key in [key for key, is_set in settings.items() if is_set]:
         if find_spec("bitsandbytes") is None:
             raise ValueError(f"{key}: bitsandbytes is not installed (pip install -e .[bitsandbytes])")
-        if accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
+        if accelerator is not None and accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
             raise ValueError(
                 f"{key} is not supported with {accelerator.distributed_type.value}, which takes weights and moments "
                 "apart itself: use launch/accelerate/multi_gpu.yaml"
@@ -87,7 +90,7 @@ def set_up_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
     fsdp: Any = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
     if fsdp is not None and pass_dtype(accelerator) is not None:
-        # accelerate would sum gradients in bf16, and round the log-probs and every layer's rotary angles to it.
+        # accelerate would sum gradients in bf16, and round to it what goes into each module and the log-probs.
         fsdp.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )

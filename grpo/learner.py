@@ -81,8 +81,9 @@ class Learner:
         if self.policy.has_adapters:
             return WithoutAdapters(self.policy, self.wrapped)
         # DeepSpeed has made the policy bf16 by now, and FSDP2 does so for each pass. With another precision than the
-        # policy's, the divergence of equal weights would not be 0.
-        own = load(pass_dtype(self.accelerator) or self.policy.model.dtype)
+        # policy's, the divergence of equal weights would not be 0. But one that moves takes steps too small for bf16.
+        dtype = None if self.loss.sync_ref_model else pass_dtype(self.accelerator)
+        own = load(dtype or self.policy.model.dtype)
         reference = SecondCopy(own, self.accelerator.device, offload=self.loss.reference_offload)
         if self.loss.sync_ref_model:  # a reference that moves is part of a checkpoint
             self.accelerator.register_for_checkpointing(reference.policy)

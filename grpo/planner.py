@@ -78,8 +78,11 @@ class Planner:
         )
 
     def _refusal(self, sample: Sample) -> str | None:
-        if self._surely_fits(sample):
-            return None
+        try:
+            if self._surely_fits(sample):
+                return None
+        except ValueError as error:  # of the text
+            return f"{sample.source}: sample {sample.id}: {error}"
         try:
             return self.refusal(sample, self.plan(sample))
         except MediaError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -63,8 +64,11 @@ def main(argv: Sequence[str]) -> None:
                 return
             trainer = prepare(config, run_dir)
         except (ValueError, OSError) as error:
-            # With several processes all find the same mistake; one says so.
-            sys.exit(f"error: {error}".splitlines()[0] if is_first else 1)
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                # Mostly all processes find the same mistake. Then one on each machine says so, and its launcher ends
+                # the others meanwhile.
+                time.sleep(3)
+            sys.exit(f"error: {error}".splitlines()[0])
         try:
             trainer.run()
         finally:
@@ -99,7 +103,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
         check_backend(config.model.attention)
         accelerator = make_accelerator()
         check_launch(accelerator, config.optim, config.model)
-        check_counterfactuals(rewards, config.optim.prompts_per_step // accelerator.num_processes)
+        check_counterfactuals(rewards, config, accelerator.num_processes)
         train_parts, held_out = read_data(config, accelerator)
         run_dir.check_same_data(data_files(config))
         for name in probe_rewards(rewards, train_parts):
@@ -157,13 +161,15 @@ def check_engine(engine: str, family: Qwen25VL) -> None:
         raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
 
 
-def check_counterfactuals(rewards: RewardSet, prompts_per_process: int) -> None:
+def check_counterfactuals(rewards: RewardSet, config: Config, num_processes: int) -> None:
     """Raise ValueError if a reward wants another question's clip and a process never has one."""
-    if prompts_per_process < 2 and any(each.frames == "other_clip" for each in rewards.counterfactuals):
-        raise ValueError(
-            "rewards: other_clip takes the clip of another question of the same process; optim.prompts_per_step "
-            "must be at least twice the number of processes"
-        )
+    if not any(each.frames == "other_clip" for each in rewards.counterfactuals):
+        return
+    takes = "rewards: other_clip takes the clip of another question of the same process;"
+    if config.optim.prompts_per_step // num_processes < 2:
+        raise ValueError(f"{takes} optim.prompts_per_step must be at least twice the number of processes")
+    if config.eval.batch_prompts < 2:
+        raise ValueError(f"{takes} eval.batch_prompts must be at least 2")
 
 
 def check_prompts(config: Config, family: Qwen25VL, samples: Sequence[Sample], loader: ClipLoader) -> None:

@@ -134,6 +134,8 @@ def test_the_plan_is_what_the_run_will_have(
     num_bytes = sum(loader.get(sample).frames_FHWC.nbytes for sample in samples)
     loader.close()
     assert report["cached"]["frames_gib"] == pytest.approx(num_bytes / 2**30)
+    # Clips of one size, of which two later steps' four wait while the four held-out ones are asked about.
+    assert report["cached"]["ahead_gib"] == pytest.approx((2 * 4 + 4) / 16 * num_bytes / 2**30)
     assert (report["num_clips"], report["num_opened"]) == (16, 16)
     assert report["tokens"]["prompt"]["max"] == 63  # as the run itself says, see test_bad_input.py
     assert report["tokens"]["step_at_most"] == 4 * 63 + 4 * 4 * 24
@@ -160,6 +162,10 @@ def test_wrong_settings_and_leaking_held_out_data_are_named(
     broken = ["rewards.briefness.weight=1", "rollout.group_size=1"]
     status, report = examined([*SMALL, *data(clips), broken[0], f"run_dir={tmp_path}/run"], capsys)
     assert status == 1 and [finding["source"] for finding in report["findings"]] == ["rewards"]
+    lora = ["model.lora.r=4", "model.lora.targets.language=[q_prj]"]
+    status, report = examined([*SMALL, *data(clips), *lora, f"run_dir={tmp_path}/run"], capsys)
+    (finding,) = report["findings"]
+    assert status == 1 and finding["source"] == "model.lora" and "'q_prj'" in finding["reason"]
     status, report = examined([*SMALL, broken[1]], capsys)
     assert status == 1 and "rollout.group_size must be at least 2" in report["error"]
 

@@ -52,6 +52,7 @@ def test_a_group_is_flat_if_no_two_totals_differ() -> None:
     assert not is_flat(table(1.0, 0.0, None))
     failure = RewardFailure(reward="judge", sample_id="s", rollout_index=0, completion="", traceback="down")
     assert not is_flat(replace(table(None, None), failures=(failure,)))  # it must be seen
+    assert is_flat(replace(table(1.0, 1.0), failures=(failure,)))  # of a reward that is only watched
 
 
 def test_others_take_the_places_of_flat_groups_if_they_have_a_signal() -> None:

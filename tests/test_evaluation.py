@@ -120,14 +120,9 @@ def test_few_questions_are_asked_at_once_and_no_more_than_the_next_few_clips_are
     monkeypatch.setattr(loader, "prefetch", asked_for.append)
     held = EvalSet(name="held", samples=samples[:8])
     few = row_of(evaluator(loader, held, batch_prompts=3), engine)
-    assert [len(prompts) for prompts, _ in engine.calls if prompts] == [3, 3, 2]
-    assert [len(ahead) for ahead in asked_for] == [
-        3,
-        3,
-        3,
-        2,
-        2,
-    ]  # each time this request's and the next one's
+    assert [len(prompts) for prompts, _ in engine.calls if prompts] == [2, 3, 3]
+    counts = [len(ahead) for ahead in asked_for]  # each time this request's and the next one's
+    assert counts == [2, 3, 3, 3, 3]
     assert few == row_of(evaluator(loader, held), engine)
 
 

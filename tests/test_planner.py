@@ -153,6 +153,12 @@ def test_a_prompt_that_cannot_fit_is_named_with_the_way_out(videos: list[str]) -
     )
 
 
+def test_a_text_that_cannot_be_a_prompt_is_refused_by_its_record() -> None:
+    bad = tiny.sample(question="What is <|video_pad|>?")
+    (reason,) = planner(LIMITED, 10_000).refusals([tiny.sample(), bad], num_workers=2)
+    assert reason.startswith(f"{bad.source}: sample {bad.id}: ") and "<|video_pad|>" in reason
+
+
 def test_no_file_is_opened_where_any_clip_would_fit(tmp_path: Path) -> None:
     nowhere = tiny.sample(video=str(tmp_path / "none.mp4"))
     with_limit = planner(replace(LIMITED, min_pixels=784, max_frames=64, max_tokens=200), 300)

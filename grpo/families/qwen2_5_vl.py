@@ -162,8 +162,8 @@ class Qwen25VL:
         content = [{"type": "video"}] if has_clip else []
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if (found := rendered.count(self.processor.video_token)) != len(content):
-            raise ValueError(f"sample {sample.id} ({sample.source}): {found} video tokens in its prompt")
+        if rendered.count(self.processor.video_token) != len(content):
+            raise ValueError(f"its text has {self.processor.video_token}, which stands for a clip")
         return rendered
 
     def _token_ids(self, rendered: str) -> list[int]:

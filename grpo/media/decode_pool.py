@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ START_S = 120.0
 """For its imports, from a slow disk."""
 ANSWER_S = 30.0
 """For a fork, on a machine that is very busy."""
+POLL_S = 0.2
 MAX_ATTEMPTS = 2
 
 logger = logging.getLogger(__name__)
@@ -118,7 +120,7 @@ class DecodePool:
         error: BaseException = RuntimeError("the clip loader is closed")
         try:
             with suppress(NurseryLost):  # to be tried again when there is a clip to read
-                self._nursery = _Nursery(self._reader)
+                self._nursery = self._new_nursery()
             while not self._is_closing:
                 self._take_in(
                     wait([self._woken, *(each.connection for each in self._workers)], self._rest_s())
@@ -251,13 +253,16 @@ class DecodePool:
 
     def _try_fork(self) -> _Worker:
         if self._nursery is None:
-            self._nursery = _Nursery(self._reader)
+            self._nursery = self._new_nursery()
         try:
             self._workers.append(self._nursery.fork())
         except NurseryLost:
             self._drop_nursery()
             raise
         return self._workers[-1]
+
+    def _new_nursery(self) -> _Nursery:
+        return _Nursery(self._reader, lambda: self._is_closing)
 
     def _drop_nursery(self) -> None:
         """Its workers end with it. Kept, it might answer late, and that be taken for another question's answer."""
@@ -299,7 +304,9 @@ class DecodeHere:
 class _Nursery:
     """The trainer's end of the process that forks. Every call raises NurseryLost if that is gone."""
 
-    def __init__(self, reader: ClipReader) -> None:
+    def __init__(self, reader: ClipReader, is_unwanted: Callable[[], bool]) -> None:
+        """is_unwanted: asked while it does not answer."""
+        self._is_unwanted = is_unwanted
         ours, theirs = socketpair()
         with theirs:
             paths = [path or os.getcwd() for path in sys.path]
@@ -340,15 +347,18 @@ class _Nursery:
         """The kernel ends its workers with it."""
         self._control.close()
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # it waits for a disk: left behind
+            self._process.wait(timeout=5.0)
 
     def _ask(self, message: Any, *handles: int, within_s: float) -> Any:
         try:
             self._control.send(message)
             for handle in handles:
                 send_handle(self._control, handle, self._process.pid)
-            if not self._control.poll(within_s):
-                raise NurseryLost(f"no answer within {within_s:g} s")
+            give_up_at = time.monotonic() + within_s
+            while not self._control.poll(POLL_S):
+                if self._is_unwanted() or time.monotonic() > give_up_at:
+                    raise NurseryLost(f"no answer within {within_s:g} s")
             return self._control.recv()
         except (EOFError, OSError) as error:
             raise NurseryLost(f"it has ended: {self._process.poll()}") from error

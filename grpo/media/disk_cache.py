@@ -49,8 +49,7 @@ MIN_FREE_GIB = 1.0
 """Left on the disk: metrics and logs have to go somewhere."""
 ABANDONED_AFTER_S = 3600.0
 """An unfinished file this old belongs to a writer that was killed."""
-LOCK_S = 5.0
-"""How long a writer waits for the others; one that was stopped holds the lock until it goes on."""
+MAX_WAITS = 3
 IDENTITY_BYTES = 64 * 1024
 """Of a video's start and of its end."""
 
@@ -80,11 +79,14 @@ def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape)
 class DiskCache:
     """At most max_gib of clips in a folder. Any thread, process or run may use it at once."""
 
-    def __init__(self, folder: str | os.PathLike[str], *, max_gib: float) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, max_gib: float, lock_s: float = 5.0) -> None:
         self.folder = Path(folder)
         self.max_bytes = int(max_gib * 2**30)
+        self.lock_s = lock_s
+        """How long a writer waits for the others; one that was stopped holds the lock until it goes on."""
         self.is_writing = True
-        """False after a write that failed."""
+        """False after a write that failed, or several in a row that waited in vain."""
+        self._waited_in_vain = 0
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).is_file()
@@ -126,11 +128,15 @@ class DiskCache:
             return
         try:
             self._write(self._file(name), content)
+            self._waited_in_vain = 0
         except BlockingIOError:
+            self._waited_in_vain += 1
+            self.is_writing = self._waited_in_vain < MAX_WAITS
             logger.warning(
-                "media.cache_dir: %s: another process holds the lock for over %g s; a clip is not stored",
+                "media.cache_dir: %s: another process holds the lock for over %g s; %s",
                 self.folder,
-                LOCK_S,
+                self.lock_s,
+                "a clip is not stored" if self.is_writing else "going on without storing clips",
             )
         except OSError as error:
             if self.is_writing:
@@ -197,16 +203,16 @@ class DiskCache:
     @contextmanager
     def _locked_total(self) -> Iterator[BinaryIO]:
         with open(os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            _lock(file)
+            _lock(file, self.lock_s)
             yield file
 
     def _file(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}{SUFFIX}"
 
 
-def _lock(file: BinaryIO) -> None:
+def _lock(file: BinaryIO, within_s: float) -> None:
     """Until it is closed, or its process dies. BlockingIOError where others don't let go of it."""
-    give_up_at = time.monotonic() + LOCK_S
+    give_up_at = time.monotonic() + within_s
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

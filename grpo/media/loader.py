@@ -69,8 +69,11 @@ class ClipLoader:
         self._cache: OrderedDict[ClipSource, Clip] = OrderedDict()
         self._cached_bytes = 0
         self._failures: dict[ClipSource, str] = {}
-        """Of clips that are not tried again."""
         self._failed: set[ClipSource] = set()
+        """All that ever did."""
+        self._late: set[ClipSource] = set()
+        """Those that took too long when they were last tried."""
+        self._to_retry: set[ClipSource] = set()
         self._decoded = 0
         self._disk_hits = 0
         self._cache_hits = 0
@@ -82,13 +85,16 @@ class ClipLoader:
                 continue
             key = _source_of(sample)
             with self._lock:
+                if key in self._to_retry:
+                    self._to_retry.remove(key)
+                    del self._failures[key]
                 if key not in self._cache and key not in self._failures:
                     self._request(key)
 
     def get(self, sample: Sample) -> Clip:
         """The sample's clip, waiting for it if need be. Raises MediaError, the same one every time.
 
-        A clip that took too long is tried once more when it is next asked for: a file system may hang for a while.
+        A clip that took too long is tried once more from the next `prefetch` on: a file system may hang for a while.
         """
         key = _source_of(sample)
         with self._lock:
@@ -130,13 +136,15 @@ class ClipLoader:
         try:
             read = future.result()
         except MediaError as error:
-            is_final = key in self._failed or not isinstance(error, TookTooLong)
-            if is_first and is_final:
-                self._failures[key] = str(error)
             if is_first:
+                self._failures[key] = str(error)
                 self._failed.add(key)
+                if isinstance(error, TookTooLong) and key not in self._late:
+                    self._late.add(key)
+                    self._to_retry.add(key)
             raise MediaError(str(error)) from error
         if is_first:
+            self._late.discard(key)
             self._decoded += read.is_decoded
             self._disk_hits += not read.is_decoded
             self._store(key, read.clip)

@@ -48,7 +48,10 @@ def main(argv: Sequence[str]) -> int:
         clips = distinct_clips(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}".splitlines()[0])
-    disk = DiskCache(config.clip_cache, max_gib=config.media.cache_disk_gib)
+    # A clip that is not stored was decoded for nothing here, so it waits for the others.
+    disk = DiskCache(
+        config.clip_cache, max_gib=config.media.cache_disk_gib, lock_s=config.media.timeout_s / 2
+    )
     reader = StoringReader(settings=config.media, patches=patches, disk=disk)
     num_workers = len(os.sched_getaffinity(0))
     outcomes: list[Outcome] = []

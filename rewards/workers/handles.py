@@ -69,7 +69,7 @@ class WorkerHandle:
             self.connection.send_bytes(data)
 
     def _send_all(self, outbox: SimpleQueue[bytes | None]) -> None:
-        with suppress(OSError):
+        with suppress(OSError, TypeError):  # TypeError: another thread has closed it
             while (data := outbox.get()) is not None:
                 self.connection.send_bytes(data)
 

@@ -262,14 +262,19 @@ def test_a_folder_that_cannot_be_used_is_said_once(
     assert held(cache, 3) == []
 
 
-def test_a_lock_that_is_never_let_go_costs_one_clips_storing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_who_waits_in_vain_for_the_lock_stores_nothing_and_after_three_times_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(disk_cache, "LOCK_S", 0.05)
     cache = cache_of(tmp_path, 4)
+    cache.lock_s = 0.05
     with caplog.at_level(logging.WARNING), cache_of(tmp_path, 4)._locked_total():
         cache.store(name_of(0), made_up(0))
     (warning,) = caplog.messages
     assert "another process holds the lock for over 0.05 s" in warning
     cache.store(name_of(1), made_up(1))
     assert held(cache, 2) == [1] and not [*tmp_path.glob("*/.*")]
+    with cache_of(tmp_path, 4)._locked_total():
+        for _ in range(3):
+            assert cache.is_writing
+            cache.store(name_of(2), made_up(2))
+    assert not cache.is_writing and "going on without storing clips" in caplog.messages[-1]
