@@ -6,6 +6,7 @@ has to know of them. Merging makes new tensors: the model never holds merged wei
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -123,7 +124,7 @@ def save_adapters(folder: Path, model: Any, weights: Mapping[str, Tensor], base_
     stored = {names[name]: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = copy(model.peft_config[NAME])
-    settings.base_model_name_or_path = base_path
+    settings.base_model_name_or_path = os.path.abspath(base_path) if os.path.isdir(base_path) else base_path
     settings.target_modules = sorted(settings.target_modules)  # of a set, whose order changes from run to run
     settings.inference_mode = True
     settings.save_pretrained(folder)

@@ -86,6 +86,8 @@ def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool
     _set_dtype(partial / "config.json", dtype)
     if policy.has_adapters:
         save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
+    for file in partial.rglob("*.safetensors"):
+        shutil.copymode(partial / "config.json", file)  # safetensors lets nobody else read what it writes
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -37,6 +38,7 @@ from grpo.attention_backends import check_backend
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.counterfactuals import make_plan
 from grpo.data import check_media, check_overlap, load_samples, load_sets
+from grpo.data.jsonl import OWN_KEYS
 from grpo.families import Qwen25VL, load_family
 from grpo.feed import make_batch
 from grpo.groups import Sample
@@ -135,9 +137,13 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
 def describe(samples: Sequence[Sample]) -> str:
     """What was read, in one line: a misspelt field shows up as a column that nobody expected."""
     with_moments = sum(bool(sample.keyframes_s) for sample in samples)
+    without_clip = sum(sample.clip_source is None for sample in samples)
+    about_text = f", {without_clip} about text alone" if without_clip else ""
     columns = sorted({name for sample in samples for name in sample.columns})
-    extra = f"; other columns: {', '.join(columns)}" if columns else ""
-    return f"{len(samples)} questions, {with_moments} with key moments{extra}"
+    meant = {name: get_close_matches(name, OWN_KEYS, n=1, cutoff=0.75) for name in columns}
+    named = [f"{name} (did you mean {meant[name][0]!r}?)" if meant[name] else name for name in columns]
+    extra = f"; other columns: {', '.join(named)}" if columns else ""
+    return f"{len(samples)} questions, {with_moments} with key moments{about_text}{extra}"
 
 
 def read_rewards(config: Config) -> RewardSet:

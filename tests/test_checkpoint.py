@@ -23,6 +23,8 @@ def test_the_final_model_is_whole_and_says_its_dtype(tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], weight.bfloat16()), name
     assert AutoProcessor.from_pretrained(tmp_path / "final").video_token == "<|video_pad|>"
     assert not list(tmp_path.glob(".*"))  # nothing half-written beside it
+    modes = {file.stat().st_mode for file in (tmp_path / "final").iterdir()}
+    assert len(modes) == 1  # who reads the config reads the weights
 
 
 def test_only_finished_checkpoints_count(tmp_path: Path) -> None:

@@ -109,12 +109,14 @@ def test_prompts_that_cannot_fit_and_damage_inside_a_file_are_named(
 def test_what_is_odd_is_named_and_does_not_stop_a_run(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = good_records(clips, tmp_path, 3)
+    *records, late = good_records(clips, tmp_path, 4)
     records[1]["end_s"] = 99.0
     records.append(records[2] | {"id": "again"})
+    records.append(late | {"keyframes_s": [2.0, [50, 60]]})
     status, report = examined(arguments(tmp_path, records, "optim.tokens_per_row=60"), capsys)
     found = {finding["source"][-1]: finding["reason"] for finding in report["findings"]}
-    assert status == 0 and report["would_run"] and found.keys() == {"2", "4"}
+    assert status == 0 and report["would_run"] and found.keys() == {"2", "4", "5"}
+    assert "a key moment ends at 60 s, but the video at 8 s" in found["5"]
     assert "the clip ends at 99 s, but the video at 8 s" in found["2"]
     assert "train.jsonl:3 asks the same about the same clip, with the same answer" in found["4"]
     assert report["tokens"]["longest_row"] > 60

@@ -22,6 +22,7 @@ from grpo.media.decode import MediaError, frame_table
 from grpo.media.reading import describe
 from grpo.media.sampling import TooManyTokens, TooShort
 from grpo.planner import Planner, PromptPlan
+from rewards.parsing import read_span
 
 Kind = Literal["record", "duplicate", "missing", "unreadable", "too short", "too long", "repeated", "config"]
 
@@ -169,13 +170,25 @@ def _planned(planner: Planner) -> Callable[[Sample], tuple[PromptPlan | None, li
 
 
 def _late_end(sample: Sample) -> list[Finding]:
-    if sample.video is None or sample.end_s is None:
+    """What a record places behind its video's end; no run stops at it, but no reward for it can be earned."""
+    if sample.video is None:
         return []
+    answer_s = read_span(sample.answer) if sample.task == "span" else None
+    ends_s = {
+        "the clip": sample.end_s,
+        "the answer": answer_s and sample.start_s + answer_s[1],
+        "a key moment": max((sample.start_s + end_s for _, end_s in sample.keyframes_s), default=None),
+    }
     file_end_s = frame_table(sample.video).end_s
-    if sample.end_s <= file_end_s + LATE_END_S:
-        return []
-    reason = f"sample {sample.id}: the clip ends at {sample.end_s:g} s, but the video at {file_end_s:g} s"
-    return [Finding(kind="too short", source=sample.source, reason=reason, is_fatal=False)]
+    reasons = [
+        f"sample {sample.id}: {what} ends at {end_s:g} s, but the video at {file_end_s:g} s"
+        for what, end_s in ends_s.items()
+        if end_s is not None and end_s > file_end_s + LATE_END_S
+    ]
+    return [
+        Finding(kind="too short", source=sample.source, reason=reason, is_fatal=False)
+        for reason in reasons[:1]  # the others follow from it
+    ]
 
 
 def _kind(error: Exception) -> Kind:

@@ -34,12 +34,13 @@ def check_overlap(
         pairs = [(sample, index.twin(sample, allowed)) for sample in samples]
         found = [(sample, twin) for sample, twin in pairs if twin is not None]
         if found:
-            sample, twin = found[0]
-            same = question_key(sample) == question_key(twin)
+            asked = [pair for pair in found if question_key(pair[0]) == question_key(pair[1])]
+            sample, twin = (asked or found)[0]
             raise ValueError(
-                f"{sample.source}: held-out sample {sample.id} {'asks the same' if same else 'shows the same'} as "
-                f"training sample {twin.id} ({twin.source}); {len(found)} of {len(samples)} samples of {name!r} have "
-                f"such a twin. Take them out, or set data.allow_overlap={'questions' if same else 'clips'}"
+                f"{sample.source}: held-out sample {sample.id} {'asks' if asked else 'shows'} the same as training "
+                f"sample {twin.id} ({twin.source}); {len(found)} of {len(samples)} samples of {name!r} have such a "
+                f"twin, {len(asked)} with the same question. Take them out, or set "
+                f"data.allow_overlap={'questions' if asked else 'clips'}"
             )
 
 

@@ -79,7 +79,8 @@ class BadRecords(ValueError):
     """
 
     def __init__(self, problems: list[Problem], samples: list[Sample]) -> None:
-        others = f" ({len(problems) - 1} more bad records in the file)" if len(problems) > 1 else ""
+        more = len(problems) - 1
+        others = f" ({more} more bad record{'s' if more > 1 else ''} in the file)" if more else ""
         super().__init__(": ".join(problems[0]) + others)
         self.problems, self.samples = problems, samples
 

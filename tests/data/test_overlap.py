@@ -33,7 +33,7 @@ def test_a_clip_of_training_is_refused_with_both_places(tmp_path: Path) -> None:
     message = refusal(about("t", "a.mp4", 0, 10), asking(about("h", "a.mp4", 9.5, 20), "Why?"))
     assert message == (
         "made-up:h: held-out sample h shows the same as training sample t (made-up:t); 1 of 1 samples of 'heldout' "
-        "have such a twin. Take them out, or set data.allow_overlap=clips"
+        "have such a twin, 0 with the same question. Take them out, or set data.allow_overlap=clips"
     )
 
 
