@@ -1,13 +1,14 @@
 """Attention for packed rows and for the vision tower, registered with transformers.
 
-A row (see `packing.py`) needs two attention calls per block of groups with equally long prompts: the
-prompts over themselves, causally; then all completions, batched, over [their prompt, themselves]. No
-mask of row by row size exists, and completions never see each other. `attention_backends.py` has other kernels.
+A row (see `packing.py`) goes block by block, groups of equal shape together: the prompts over themselves, causally;
+then all completions, batched, over [their prompt, themselves]. No mask of row by row size exists, and completions never
+see each other. `attention_backends.py` has other kernels.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
@@ -19,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grpo.attention_backends import chosen_backend, dense_rows, flex_rows, varlen_rows
 from grpo.packing import Block, Layout
+from grpo.split_attention import SplitAttention
 
 logger = logging.getLogger(__name__)
 
@@ -62,49 +64,76 @@ def _warn_of_window() -> None:
     logger.warning("this model's attention has a sliding window: packed rows use a mask of row by row size")
 
 
-def two_calls(
-    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None
+def by_blocks(
+    query_HND: Tensor,
+    key_KND: Tensor,
+    value_KND: Tensor,
+    layout: Layout,
+    scaling: float | None,
+    *,
+    complete: Callable[..., Tensor],
 ) -> Tensor:
-    """PyTorch's kernels: per block of equally long prompts, the prompts and then the completions, (N, H, D)."""
-    outputs = [
-        part
-        for block in layout.blocks
-        for part in _block_attention(block, query_HND, key_KND, value_KND, scaling)
-    ]
+    """PyTorch's kernels: per block the prompts over themselves, and then their completions, (N, H, D)."""
+    outputs = []
+    for block in layout.blocks:
+        # All of (R, heads, P, D).
+        query, key, value = (x[:, block.prompt_RP].transpose(0, 1) for x in (query_HND, key_KND, value_KND))
+        prompts = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        own = (x[:, block.completion_RGL] for x in (query_HND, key_KND, value_KND))
+        completions_HRGLD = complete(*own, key, value, block, scaling)
+        outputs += [prompts.transpose(1, 2).flatten(0, 1), completions_HRGLD.flatten(1, 3).transpose(0, 1)]
     return torch.cat(outputs)[layout.restore_N]
 
 
-def _block_attention(
-    block: Block, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, scaling: float | None
-) -> tuple[Tensor, Tensor]:
-    """Outputs of the prompts (R*P, H, D) and of the completions with their padding (C*L, H, D)."""
-    prompt_q, prompt_k, prompt_v = (_gather(x, block.prompt_RP) for x in (query_HND, key_KND, value_KND))
-    prompts = F.scaled_dot_product_attention(
-        prompt_q, prompt_k, prompt_v, is_causal=True, scale=scaling, enable_gqa=True
-    )
-    own_q, own_k, own_v = (_gather(x, block.completion_CL) for x in (query_HND, key_KND, value_KND))
-    completions = F.scaled_dot_product_attention(
-        own_q,
-        torch.cat([prompt_k[block.owner_C], own_k], dim=2),
-        torch.cat([prompt_v[block.owner_C], own_v], dim=2),
-        attn_mask=completion_mask(block, query_HND.device.type),
+def in_one_call(
+    query: Tensor,
+    own_key: Tensor,
+    own_value: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    block: Block,
+    scaling: float | None,
+) -> Tensor:
+    """Completions over their prompt and themselves, for which the prompt's keys are repeated.
+
+    Their own states and the output: (heads, R, G, L, D); the prompts': (R, heads, P, D).
+    """
+    shape = query.shape[1:3]
+
+    def joined(prompt: Tensor, own: Tensor) -> Tensor:
+        repeated = prompt.transpose(0, 1)[:, :, None].expand(-1, -1, shape[1], -1, -1)
+        return torch.cat([repeated, own], dim=3).flatten(1, 2).transpose(0, 1)
+
+    output = F.scaled_dot_product_attention(
+        query.flatten(1, 2).transpose(0, 1),
+        joined(prompt_key, own_key),
+        joined(prompt_value, own_value),
+        attn_mask=completion_mask(block, query.device.type),
         scale=scaling,
         enable_gqa=True,
     )
-    return prompts.transpose(1, 2).flatten(0, 1), completions.transpose(1, 2).flatten(0, 1)
+    return output.transpose(0, 1).unflatten(1, shape)
+
+
+def in_two_parts(
+    query: Tensor,
+    own_key: Tensor,
+    own_value: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    block: Block,
+    scaling: float | None,
+) -> Tensor:
+    """The same without repeating anything."""
+    return SplitAttention.apply(query, prompt_key, prompt_value, own_key, own_value, scaling)
 
 
 def completion_mask(block: Block, device_type: str) -> Tensor:
-    """The mask of a block's completions; on CUDA an object that stands for it.
-
-    There it reaches a flash kernel, with no mask in memory; on CPU it would be built anew at every call.
-    """
+    """The mask of a block's completions; on CUDA an object that stands for it and reaches a flash kernel, with nothing
+    in memory."""
     return causal_lower_right(*block.mask_LS.shape) if device_type == "cuda" else block.mask_LS
-
-
-def _gather(states_HND: Tensor, index_BT: Tensor) -> Tensor:
-    """Rows of a flat sequence as a batch: (B, heads, T, D)."""
-    return states_HND[:, index_BT].transpose(0, 1)
 
 
 def vision_chunk_attention(
@@ -126,7 +155,7 @@ def vision_chunk_attention(
     parts, indices = [], []
     for length in lengths.unique().tolist():
         index_BT = starts[lengths == length][:, None] + torch.arange(length, device=query.device)
-        q, k, v = (_gather(x[0], index_BT) for x in (query, key, value))
+        q, k, v = (x[0, :, index_BT].transpose(0, 1) for x in (query, key, value))
         out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
         parts.append(out.transpose(1, 2).flatten(0, 1))
         indices.append(index_BT.flatten())
@@ -134,7 +163,12 @@ def vision_chunk_attention(
     return output[None], None
 
 
-BACKENDS = {"sdpa": two_calls, "flex": flex_rows, "flash_attn": varlen_rows}
+BACKENDS = {
+    "sdpa": partial(by_blocks, complete=in_one_call),
+    "split": partial(by_blocks, complete=in_two_parts),
+    "flex": flex_rows,
+    "flash_attn": varlen_rows,
+}
 
 
 def implementation(backend: str) -> str:

@@ -41,16 +41,17 @@ def membership(layout: Layout) -> Membership:
     completion_N = torch.full_like(layout.restore_N, -1)
     num_prompts = num_completions = 0
     for block in layout.blocks:
-        (rows, num_tokens), (count, longest) = block.prompt_RP.shape, block.completion_CL.shape
+        (rows, num_tokens), (_, group_size, longest) = block.prompt_RP.shape, block.completion_RGL.shape
+        completion_CL, count = block.completion_RGL.flatten(0, 1), rows * group_size
         prompt_R = torch.arange(rows, device=prompt_N.device) + num_prompts
         prompt_N[block.prompt_RP] = prompt_R[:, None].expand(rows, num_tokens)
         offset_N[block.prompt_RP] = torch.arange(num_tokens, device=prompt_N.device).expand(rows, -1)
-        prompt_N[block.completion_CL] = prompt_R[block.owner_C][:, None].expand(count, longest)
+        prompt_N[block.completion_RGL] = prompt_R[:, None, None].expand(rows, group_size, longest)
         completion_C = torch.arange(count, device=prompt_N.device) + num_completions
-        completion_N[block.completion_CL] = completion_C[:, None].expand(count, longest)
+        completion_N[completion_CL] = completion_C[:, None].expand(count, longest)
         offset_CL = num_tokens + torch.arange(longest, device=prompt_N.device).expand(count, -1)
         # Padding repeats a completion's first token, which is the least far in.
-        flat = block.completion_CL.flatten()
+        flat = completion_CL.flatten()
         offset_N.scatter_reduce_(0, flat, offset_CL.flatten(), "amin", include_self=False)
         num_prompts, num_completions = num_prompts + rows, num_completions + count
     return Membership(prompt_N=prompt_N, completion_N=completion_N, offset_N=offset_N)
@@ -150,13 +151,11 @@ def sequences(layout: Layout) -> Sequences:
         prompts = list(block.prompt_RP)
         queries += prompts
         keys += prompts
-        for own_L, owner in zip(block.completion_CL, block.owner_C.tolist(), strict=True):
-            first = len(prompts[owner])
-            own = own_L[
-                members.offset_N[own_L] == torch.arange(first, first + len(own_L), device=own_L.device)
-            ]
-            queries.append(own)
-            keys.append(torch.cat([prompts[owner], own]))
+        for prompt_P, own_GL in zip(prompts, block.completion_RGL, strict=True):
+            offset_L = len(prompt_P) + torch.arange(own_GL.shape[1], device=own_GL.device)
+            real = [own_L[members.offset_N[own_L] == offset_L] for own_L in own_GL]
+            queries += real
+            keys += [torch.cat([prompt_P, own]) for own in real]
     return Sequences(
         query_N=torch.cat(queries),
         key_S=torch.cat(keys),
@@ -183,8 +182,10 @@ def check_backend(name: str) -> None:
 
 
 def chosen_backend(name: str, device_type: str, dtype: torch.dtype) -> str:
-    """`auto` resolved: flash-attn where it is installed and can compute (GPU, 16 bits), else PyTorch's own kernels."""
-    can_flash = device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    if name == "auto":
-        return "flash_attn" if can_flash and find_spec("flash_attn") is not None else "sdpa"
-    return name
+    """`auto` resolved: on a GPU flash-attn where it is installed and can compute (16 bits), else PyTorch's kernels."""
+    if name != "auto":
+        return name
+    if device_type == "cpu":
+        return "split"
+    can_flash = dtype in (torch.bfloat16, torch.float16)
+    return "flash_attn" if can_flash and find_spec("flash_attn") is not None else "sdpa"

@@ -54,9 +54,10 @@ class ModelConfig:
     load_in_4bit: bool = False
     """QLoRA (arXiv 2305.14314): the language model's linear layers are kept in 4 bits (bitsandbytes, NF4). The engine
     samples from the same rounded weights, at its own precision."""
-    attention: Literal["auto", "sdpa", "flex", "flash_attn"] = "auto"
+    attention: Literal["auto", "sdpa", "split", "flex", "flash_attn"] = "auto"
     """Kernel for packed rows. auto: flash-attn where it is installed and the passes run in 16 bits on a GPU, else
-    PyTorch's own (sdpa). flex: FlexAttention, which a GPU has to compile first."""
+    PyTorch's own: sdpa on a GPU, split on a CPU. split: the prompt's keys are not repeated for each completion; on a
+    GPU it computes in 16 bits only, and has not been tried. flex: FlexAttention, which a GPU has to compile first."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more compute for far less memory."""
     activation_offloading: bool = False

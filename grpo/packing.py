@@ -35,14 +35,12 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Block:
-    """R prompts of equal length P and their C completions, padded to the longest, L."""
+    """R prompts of equal length P with G completions each, padded to the longest, L."""
 
     prompt_RP: Tensor
     """Flat positions."""
-    completion_CL: Tensor
+    completion_RGL: Tensor
     """Flat positions; padding repeats the completion's first token, and its outputs are dropped."""
-    owner_C: Tensor
-    """Which of the R prompts a completion belongs to."""
     mask_LS: Tensor
     """True where a completion's token may look; S = P + L: the prompt, then the completion itself."""
 
@@ -120,8 +118,8 @@ def pack(
 def build_row(
     segments: Sequence[Segment], *, positions: Callable[[Prompt], Tensor], vision_token_id: int
 ) -> PackedRow:
-    """Lay segments out in one row; prompts of equal length stand together and share attention calls."""
-    segments = sorted(segments, key=lambda segment: len(segment.prompt.token_ids))
+    """Lay segments out in one row; those of equal shape stand together and share attention calls."""
+    segments = sorted(segments, key=_shape)
     starts: list[int] = []
     token_ids: list[int] = []
     position_parts: list[Tensor] = []
@@ -200,12 +198,12 @@ def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int)
     pairs = list(zip(segments, starts, strict=True))
     blocks: list[Block] = []
     slots: list[Tensor] = []
-    for _, same_length in groupby(pairs, key=lambda pair: len(pair[0].prompt.token_ids)):
-        block, lengths_C = _block(list(same_length))
+    for _, same_shape in groupby(pairs, key=lambda pair: _shape(pair[0])):
+        block, lengths_RG = _block(list(same_shape))
         blocks.append(block)
-        padding_CL = torch.arange(block.completion_CL.shape[1]) >= lengths_C[:, None]
-        completion_CL = block.completion_CL.masked_fill(padding_CL, -1)
-        slots += [block.prompt_RP.flatten(), completion_CL.flatten()]
+        padding_RGL = torch.arange(block.completion_RGL.shape[-1]) >= lengths_RG[..., None]
+        completion_RGL = block.completion_RGL.masked_fill(padding_RGL, -1)
+        slots += [block.prompt_RP.flatten(), completion_RGL.flatten()]
     flat = torch.cat(slots)
     real = (flat >= 0).nonzero()[:, 0]
     restore_N = torch.empty(num_tokens, dtype=torch.long)
@@ -214,27 +212,29 @@ def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int)
 
 
 def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
-    """Prompts of one length with their completions, and the completions' lengths, (C,)."""
-    num_prompt = len(pairs[0][0].prompt.token_ids)
+    """Segments of one shape, and their completions' lengths, (R, G)."""
+    num_prompt, group_size = _shape(pairs[0][0])
     lengths = [len(rollout.token_ids) for segment, _ in pairs for rollout in segment.rollouts]
     longest = max(lengths, default=0)
     completions: list[list[int]] = []
-    owners: list[int] = []
-    for owner, (segment, start) in enumerate(pairs):
+    for segment, start in pairs:
         first = start + num_prompt
         for rollout in segment.rollouts:
             count = len(rollout.token_ids)
             completions.append([*range(first, first + count), *([first] * (longest - count))])
-            owners.append(owner)
             first += count
     mask_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
     block = Block(
         prompt_RP=torch.tensor([start for _, start in pairs])[:, None] + torch.arange(num_prompt),
-        completion_CL=torch.tensor(completions, dtype=torch.long).view(len(owners), longest),
-        owner_C=torch.tensor(owners, dtype=torch.long),
+        completion_RGL=torch.tensor(completions, dtype=torch.long).view(len(pairs), group_size, longest),
         mask_LS=torch.cat([torch.ones(longest, num_prompt, dtype=torch.bool), mask_LL], dim=1),
     )
-    return block, torch.tensor(lengths, dtype=torch.long)
+    return block, torch.tensor(lengths, dtype=torch.long).view(len(pairs), group_size)
+
+
+def _shape(segment: Segment) -> tuple[int, int]:
+    """Of its part in attention: the prompt's length, and how many completions it has."""
+    return len(segment.prompt.token_ids), len(segment.rollouts)
 
 
 def _tensors(holder: Block | PackedRow) -> dict[str, Tensor]:

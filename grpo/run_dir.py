@@ -106,7 +106,10 @@ class RunDir:
         before = json.loads(self.manifest_file.read_text())["data"]
         for path in data_files:
             if path in before and before[path] != _fingerprint(path):
-                raise ValueError(f"run_dir: {path} has changed since the run in {self.path} read it")
+                raise ValueError(
+                    f"run_dir: {path} has changed since the run in {self.path} read it; "
+                    "put the old one back, or choose another run_dir"
+                )
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         _append(self.metrics_file, [row])

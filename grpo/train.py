@@ -110,7 +110,8 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
         run_dir.check_same_data(data_files(config))
         for name in probe_rewards(rewards, train_parts):
             accelerator.print(
-                f"note: rewards.{name} abstained on all that it was probed with, which it may mean to"
+                f"note: rewards.{name} gave no score (None) to any completion that it was tried with. That is right "
+                "only if it scores other kinds of questions"
             )
         family = replace(family, engine_dtype=torch.bfloat16 if on_gpu() else torch.float32)
         loader = undo.enter_context(closing(build_loader(config, family)))  # its processes start meanwhile

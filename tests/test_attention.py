@@ -1,4 +1,5 @@
-"""Every kernel for packed rows gives what the two calls give, and these what plain forwards give (test_packing)."""
+"""Every kernel for packed rows gives what PyTorch's public attention gives, and that what plain forwards give
+(`test_packing.py`)."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo import attention_backends
+from grpo.attention import in_one_call, in_two_parts
 from grpo.attention_backends import check_backend, chosen_backend
 from grpo.config import load_config
-from grpo.packing import PackedRow
+from grpo.packing import Block, PackedRow
 from tests import tiny
 from tests.learners import gradient_of, packed
 
@@ -47,7 +49,46 @@ def flash_attn_varlen_func(
     return torch.cat(outputs)
 
 
-def test_flash_attn_is_asked_for_what_the_two_calls_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sizes", [(2, 3, 40, 7), (1, 5, 600, 65), (3, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_a_prompt_split_off_gives_the_same_output_and_gradient(
+    sizes: tuple[int, int, int, int], scaling: float | None
+) -> None:
+    """Queries have 6 heads, keys 2."""
+    num_prompts, group_size, num_prompt, length = sizes
+    shape = (num_prompts, group_size, length, 16)
+    torch.manual_seed(0)
+    query, *own = (torch.randn(heads, *shape, dtype=torch.float64) for heads in (6, 2, 2))
+    prompts = [torch.randn(num_prompts, 2, num_prompt, 16, dtype=torch.float64) for _ in range(2)]
+    states = [query, *own, *prompts]
+    for state in states:
+        state.mul_(3).requires_grad_()  # sharp, so that either part may dominate
+    mask_LS = torch.ones(length, num_prompt + length, dtype=torch.bool).tril(num_prompt)
+    nothing = torch.zeros(0)
+    block = Block(prompt_RP=nothing, completion_RGL=nothing, mask_LS=mask_LS)
+    weight = torch.randn_like(query)
+    found, expected = (
+        (output, *torch.autograd.grad((output * weight).sum(), states))
+        for output in (
+            in_two_parts(query, *own, *prompts, block, scaling),  # pyright: ignore[reportCallIssue]
+            in_one_call(query, *own, *prompts, block, scaling),  # pyright: ignore[reportCallIssue]
+        )
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
+
+
+def test_a_prompt_split_off_works_under_autocast() -> None:
+    (row,) = packed(tiny.ragged_groups()[3:])
+    expected, expected_gradient = scores(row, "sdpa")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, gradient = scores(row, "split")
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().mean()) < 0.2  # of about -20
+    assert float(F.cosine_similarity(gradient, expected_gradient, dim=0)) > 0.99
+
+
+def test_flash_attn_is_asked_for_what_sdpa_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
     monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
     (row,) = packed(tiny.ragged_groups()[3:])
@@ -58,7 +99,7 @@ def test_flash_attn_is_asked_for_what_the_two_calls_compute(monkeypatch: pytest.
 
 
 @torch.no_grad()
-def test_flex_attention_gives_what_the_two_calls_give() -> None:
+def test_flex_attention_gives_what_sdpa_gives() -> None:
     """Its backward pass exists on GPUs only: see `tests/gpu`."""
     (row,) = packed(tiny.ragged_groups()[3:])
     expected, found = (tiny.policy(seed=1, attention=name)(row).logps_T for name in ("sdpa", "flex"))
@@ -95,7 +136,7 @@ def test_auto_takes_flash_attn_only_where_it_can_compute(monkeypatch: pytest.Mon
         monkeypatch.setattr(attention_backends, "find_spec", lambda _, found=installed: found or None)
         assert chosen_backend("auto", "cuda", torch.bfloat16) == ("flash_attn" if installed else "sdpa")
         assert chosen_backend("auto", "cuda", torch.float32) == "sdpa"
-        assert chosen_backend("auto", "cpu", torch.bfloat16) == "sdpa"
+        assert chosen_backend("auto", "cpu", torch.bfloat16) == "split"
         assert chosen_backend("flex", "cpu", torch.float32) == "flex"
 
 

@@ -80,7 +80,11 @@ class BadRecords(ValueError):
 
     def __init__(self, problems: list[Problem], samples: list[Sample]) -> None:
         more = len(problems) - 1
-        others = f" ({more} more bad record{'s' if more > 1 else ''} in the file)" if more else ""
+        others = (
+            f" ({more} more bad record{'s' if more > 1 else ''} in the file; python -m grpo.doctor names all)"
+            if more
+            else ""
+        )
         super().__init__(": ".join(problems[0]) + others)
         self.problems, self.samples = problems, samples
 

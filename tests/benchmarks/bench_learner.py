@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -21,13 +22,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
+from grpo.model_settings import Part
 from grpo.packing import PackedRow, pack
 from grpo.policy import Policy
 from tests import tiny
 
 
-def bench_policy() -> Policy:
-    """6 layers, hidden size 256, vision tower trained: the size at which the layout was designed."""
+def bench_policy(frozen: Collection[Part] = ()) -> Policy:
+    """6 layers, hidden size 256: the size at which the layout was designed."""
     family = tiny.family()
     config = family.config.__class__.from_dict(family.config.to_dict())
     text = config.text_config
@@ -37,7 +39,7 @@ def bench_policy() -> Policy:
     config.vision_config.out_hidden_size = 256
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config)
-    return Policy(model, replace(family, config=config), temperature=1.0).train()
+    return Policy(model, replace(family, config=config), temperature=1.0, frozen=frozen).train()
 
 
 def bench_group(policy: Policy, prompt_tokens: int, group_size: int, completion_tokens: int) -> ScoredGroup:
@@ -102,9 +104,10 @@ def seconds(policy: Policy, rows: list[PackedRow]) -> float:
 def peak_mib(layout: str, prompt: int, group_size: int, completion: int) -> float:
     """Peak resident memory of one pass, above what the process had before; in a process of its own.
 
-    layout: shared, separate, or text: one causal sequence of as many tokens, as many of them predicted, without a clip.
+    layout: shared, the same with a frozen vision tower, separate, or text: one causal sequence of as many tokens, as
+    many of them predicted, without a clip.
     """
-    policy = bench_policy()
+    policy = bench_policy(frozen=("vision", "merger") if layout == "shared_frozen_tower" else ())
     group = bench_group(
         policy, prompt, *((1, group_size * completion) if layout == "text" else (group_size, completion))
     )
@@ -134,7 +137,9 @@ def main() -> None:
     pairs = [(seconds(policy, separate), seconds(policy, shared)) for _ in range(args.rounds + 1)][1:]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = pool.starmap(
-            peak_mib, [(name, *sizes) for name in ("shared", "separate", "text")], chunksize=1
+            peak_mib,
+            [(name, *sizes) for name in ("shared", "shared_frozen_tower", "separate", "text")],
+            chunksize=1,
         )
     tokens = [sum(len(row.input_ids_N) for row in rows) for rows in (separate, shared)]
     result = {
@@ -147,9 +152,11 @@ def main() -> None:
         "token_ratio": tokens[0] / tokens[1],
         "share_of_token_ratio": float(np.median([a / b for a, b in pairs])) / (tokens[0] / tokens[1]),
         "shared_peak_mib": peaks[0],
-        "separate_peak_mib": peaks[1],
-        "text_row_peak_mib": peaks[2],
-        "shared_to_text_row_peak": peaks[0] / peaks[2],
+        "shared_frozen_tower_peak_mib": peaks[1],
+        "separate_peak_mib": peaks[2],
+        "text_row_peak_mib": peaks[3],
+        "shared_to_text_row_peak": peaks[0] / peaks[3],
+        "shared_frozen_tower_to_text_row_peak": peaks[1] / peaks[3],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

@@ -49,7 +49,7 @@ def main() -> None:
     )
     computed = sum(len(row.input_ids_N) for row in rows)
     blocks = [block for row in rows for block in row.layout.blocks]
-    queries = sum(block.prompt_RP.numel() + block.completion_CL.numel() for block in blocks)
+    queries = sum(block.prompt_RP.numel() + block.completion_RGL.numel() for block in blocks)
     result = {
         "groups": len(groups),
         "rows": len(rows),

@@ -78,8 +78,8 @@ def policy_3b(device: torch.device) -> Policy:
 def kernels(device: torch.device) -> list[str]:
     """Those that have a backward pass here."""
     if device.type == "cpu":
-        return ["sdpa"]
-    return ["sdpa", "flex", *(["flash_attn"] if find_spec("flash_attn") else [])]
+        return ["sdpa", "split"]
+    return ["sdpa", "split", "flex", *(["flash_attn"] if find_spec("flash_attn") else [])]
 
 
 def agreement(policy: Policy, device: torch.device, size: tuple[int, int, int]) -> Iterator[list[str]]:

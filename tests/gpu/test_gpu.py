@@ -21,6 +21,7 @@ def test_the_table_can_be_made_without_a_gpu(capsys: pytest.CaptureFixture[str])
     for row in (
         "plain, bf16 to fp32",
         "shared, sdpa to fp32",
+        "shared, split to fp32",
         "200 + 4 x 16, one per completion",
         "4 x 16, shared",
     ):
@@ -47,7 +48,7 @@ def test_on_a_gpu_each_kernel_is_as_exact_as_plain_rows() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_flex_attention_gives_the_gradient_of_the_two_calls() -> None:
+def test_on_a_gpu_flex_attention_gives_the_gradient_of_sdpa() -> None:
     device, policy = torch.device("cuda"), bench_policy().to("cuda")
     rows = rows_of(policy, bench_group(policy, *SIZE), shared=True)
     found = {}
