@@ -49,9 +49,11 @@ class Feed:
 
     def batch(self, step: int) -> Batch:
         """This process's prompts of a step (the first is 1); later steps' clips start decoding."""
-        own = self._own(step)
-        for later in range(step, step + self.prefetch_steps + 1):
-            self.loader.prefetch([sample for _, sample in self._own(later)])
+        ahead = [self._own(later) for later in range(step, step + self.prefetch_steps + 1)]
+        own, coming = ahead[0], [sample for later in ahead for _, sample in later]
+        if self.memory is not None:  # it may think otherwise by now of what was to come
+            self.loader.forget_all_but(coming)
+        self.loader.prefetch(coming)
         seeds = [rollout_seed(self.seed, step, slot) for slot, _ in own]
         return make_batch(
             [sample for _, sample in own], seeds, self.loader, self.render, self.max_prompt_tokens

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second run; ValueError if another process has it."""
+        """Hold the folder against a second run; ValueError if another process has it.
+
+        One that is made for this and stays empty is removed again.
+        """
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -43,6 +47,9 @@ class RunDir:
         try:
             yield
         finally:
+            if is_new:
+                with suppress(OSError):
+                    self.path.rmdir()
             os.close(handle)
 
     @property

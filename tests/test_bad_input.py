@@ -214,6 +214,7 @@ def test_a_failed_start_leaves_nothing_that_blocks_the_next(clips: Path, tmp_pat
         run(tmp_path / "run", clips, "prompt.template='{what}'", "num_steps=1")
     with pytest.raises(SystemExit, match="model.path"):
         run(tmp_path / "run", clips, "model.path=./nowhere", "num_steps=1")
+    assert not (tmp_path / "run").exists()
     assert len(run(tmp_path / "run", clips, "num_steps=1")) == 2
 
 

@@ -91,6 +91,12 @@ class ClipLoader:
                 if key not in self._cache and key not in self._failures:
                     self._request(key)
 
+    def forget_all_but(self, samples: Iterable[Sample]) -> None:
+        """Drop the clips that were asked for ahead, but for those of these samples: the others won't be used."""
+        wanted = {sample.clip_source for sample in samples}
+        with self._lock:
+            self._pending = {key: future for key, future in self._pending.items() if key in wanted}
+
     def get(self, sample: Sample) -> Clip:
         """The sample's clip, waiting for it if need be. Raises MediaError, the same one every time.
 

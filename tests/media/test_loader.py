@@ -90,6 +90,19 @@ def test_the_loader_gives_the_clip_that_the_decoder_reads(
     assert clip.times_s == plain.times_s
 
 
+def test_clips_that_are_not_wanted_any_more_are_dropped(
+    samples: list[Sample], make_loader: MakeLoader, reads: Reads
+) -> None:
+    loader = make_loader(num_workers=1)
+    loader.prefetch(samples[:3])
+    loader.forget_all_but(samples[1:2])
+    for sample in samples[:3]:
+        loader.get(sample)
+    read_twice = [samples[0], samples[2]]  # the second one's clip was still there
+    assert sorted(reads()) == sorted(str(sample.video) for sample in (*samples[:3], *read_twice))
+    assert loader.counters() == MediaCounters(decoded=3)
+
+
 def test_a_clip_is_decoded_once_while_it_stays(
     make_loader: MakeLoader, samples: list[Sample], reads: Reads
 ) -> None:
