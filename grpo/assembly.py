@@ -17,6 +17,7 @@ from grpo.groups import Sample
 from grpo.learner import Learner
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
+from grpo.media.memory_cache import MemoryCache
 from grpo.media.reading import ClipReader
 from grpo.mixture import Part
 from grpo.planner import Planner
@@ -41,7 +42,7 @@ def build_trainer(
 ) -> GRPOTrainer:
     """Put the parts together."""
     policy = learner.policy
-    keep_features(config, learner)
+    keep_features(config, learner, loader.memory)
     feed = Feed(
         train,
         loader,
@@ -157,8 +158,8 @@ def load_reference(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Poli
     )
 
 
-def keep_features(config: Config, learner: Learner) -> None:
-    """Let policy and reference share what a frozen tower makes of each clip.
+def keep_features(config: Config, learner: Learner, memory: MemoryCache) -> None:
+    """Let policy and reference share what a frozen tower makes of each clip, kept beside the frames.
 
     Not where weights are sharded: all processes must run the tower equally often there.
     """
@@ -170,9 +171,7 @@ def keep_features(config: Config, learner: Learner) -> None:
         "tower": policy.family.config.vision_config.to_dict(),
         "pixels": policy.family.processor.video_processor.to_dict(),
     }
-    policy.feature_cache = FeatureCache(
-        tower, about=about, max_gib=config.media.cache_gib, disk=clip_cache(config)
-    )
+    policy.feature_cache = FeatureCache(tower, about=about, memory=memory, disk=clip_cache(config))
     if isinstance(learner.reference, SecondCopy):
         learner.reference.policy.feature_cache = policy.feature_cache
 

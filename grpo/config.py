@@ -66,7 +66,7 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class MediaConfig(MediaSettings):
     cache_gib: float = 4.0
-    """Decoded frames kept in memory, per process; and as much of the features of a frozen vision tower."""
+    """Decoded frames and features of a frozen vision tower that are kept in memory, per process."""
     cache_dir: str | None = None
     """Folder of decoded frames on disk, shared by processes and runs. None: `clip_cache` beside the run's folder, on
     the disk that was chosen for checkpoints, so that all runs there share it. A node's own disk is faster."""

@@ -329,13 +329,12 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
         f"  in memory at most media.cache_gib={cached['cache_gib']:g}, and {cached['ahead_gib']:.3g} GiB decoded ahead "
         "(media.prefetch_steps, eval.batch_prompts; shared out over the processes)",
     ]
-    needed_gib = {
-        "cache_gib": max(cached["frames_gib"], cached["features_gib"]),
-        "cache_disk_gib": cached["frames_gib"] + cached["features_gib"],
-    }
-    for key, gib in needed_gib.items():
-        if cached[key] < gib:
-            lines.append(f"  media.{key}={cached[key]:g} does not hold them all: that would take {gib:.3g}")
+    needed_gib = cached["frames_gib"] + cached["features_gib"]
+    lines += [
+        f"  media.{key}={cached[key]:g} does not hold them all: that would take {needed_gib:.3g}"
+        for key in ("cache_gib", "cache_disk_gib")
+        if cached[key] < needed_gib
+    ]
     return lines
 
 

@@ -216,6 +216,7 @@ class GRPOTrainer:
         counters = self.feed.loader.counters()
         for key, count in asdict(counters - self.media_counters).items():
             tally.add(f"media/{key}", count)
+        tally.highest("media/kept_gib", self.feed.loader.memory.num_bytes / 2**30)
         if (features := self.policy.feature_cache) is not None:
             tally.add("media/features_computed", features.counters.computed - self.feature_counters.computed)
             tally.add("media/features_reused", features.counters.reused - self.feature_counters.reused)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from grpo.media.clip import Clip
 from grpo.media.disk_cache import DiskCache
+from grpo.media.memory_cache import MemoryCache
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class FeatureCounters:
 
 
 class FeatureCache:
-    """At most max_gib of features in memory, the ones used longest ago make room; all of them on disk, if there is one.
+    """Features in memory, as long as there is room, and on disk, if there is one.
 
     tower: the frozen vision tower with its merger.
     """
@@ -48,16 +48,14 @@ class FeatureCache:
         self,
         tower: nn.Module,
         *,
-        max_gib: float,
+        memory: MemoryCache,
         disk: DiskCache | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """about: the settings that features depend on beside weights and frames."""
-        self.tower, self.disk = tower, disk
+        self.tower, self.memory, self.disk = tower, memory, disk
         self.about = json.dumps(about or {}, sort_keys=True, default=str)
         self.counters = FeatureCounters()
-        self._max_bytes, self._num_bytes = int(max_gib * 2**30), 0
-        self._entries: OrderedDict[str, Tensor] = OrderedDict()
         self._digests: WeakKeyDictionary[Clip, str] = WeakKeyDictionary()
         self._tower_digest: str | None = None
         self._disk_is_trusted = False
@@ -65,17 +63,17 @@ class FeatureCache:
     def get(self, clip: Clip, compute: Callable[[Clip], Tensor]) -> Tensor:
         """The clip's features (K, D), on the device where `compute` leaves them; that is called where none are kept."""
         name = self._name(clip)
-        if name in self._entries:
-            self._entries.move_to_end(name)
+        if (kept_KD := self.memory.get(name)) is not None:
             self.counters.reused += 1
-            return self._entries[name].to(self._device)
+            return kept_KD.to(self._device)
         features_KD = self._from_disk(name, clip, compute)
         if features_KD is None:
             features_KD = compute(clip)
             self.counters.computed += 1
             if self.disk is not None:
                 self.disk.store_arrays(name, _to_arrays(features_KD))
-        self._keep(name, features_KD.detach().cpu())
+        kept_KD = features_KD.detach().cpu()
+        self.memory.put(name, kept_KD, kept_KD.nbytes)
         return features_KD
 
     @property
@@ -101,15 +99,6 @@ class FeatureCache:
             return False
         limit = TOLERANCE[fresh_KD.dtype] * fresh_KD.abs().max()
         return bool((kept_KD - fresh_KD).abs().max() <= limit)
-
-    def _keep(self, name: str, features_KD: Tensor) -> None:
-        if features_KD.nbytes > self._max_bytes:
-            return
-        self._entries[name] = features_KD
-        self._num_bytes += features_KD.nbytes
-        while self._num_bytes > self._max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self._num_bytes -= oldest.nbytes
 
     def _name(self, clip: Clip) -> str:
         """What the features depend on: the pixels, the tower, and how it computes."""

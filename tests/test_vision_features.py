@@ -12,6 +12,7 @@ import torch
 
 from grpo.media.clip import Clip
 from grpo.media.disk_cache import DiskCache
+from grpo.media.memory_cache import MemoryCache
 from grpo.packing import pack
 from grpo.policy import Policy
 from grpo.vision_features import FeatureCache, FeatureCounters
@@ -19,7 +20,9 @@ from tests import runs, tiny
 
 
 def cached(policy: Policy, *, max_gib: float = 1.0, disk: DiskCache | None = None) -> FeatureCache:
-    policy.feature_cache = FeatureCache(policy.model.model.visual, max_gib=max_gib, disk=disk)
+    policy.feature_cache = FeatureCache(
+        policy.model.model.visual, memory=MemoryCache(max_gib=max_gib), disk=disk
+    )
     return policy.feature_cache
 
 
@@ -65,6 +68,18 @@ def test_the_same_moments_with_other_pixels_have_other_features() -> None:
     assert cache.counters == FeatureCounters(computed=2, reused=2)
 
 
+def test_frames_and_features_share_one_limit() -> None:
+    policy, clip = tiny.policy(frozen=["vision", "merger"]), tiny.clip(num_frames=4, seed=0)
+    num_bytes = policy._features_of([clip]).nbytes
+    memory = MemoryCache(max_gib=(clip.frames_FHWC.nbytes + 1.5 * num_bytes) / 2**30)
+    memory.put("frames", clip, clip.frames_FHWC.nbytes)
+    policy.feature_cache = FeatureCache(policy.model.model.visual, memory=memory)
+    policy._features_of([clip])
+    assert "frames" in memory and memory.num_bytes == clip.frames_FHWC.nbytes + num_bytes
+    policy._features_of([tiny.clip(num_frames=4, seed=1)])
+    assert "frames" not in memory and memory.num_bytes == 2 * num_bytes
+
+
 def test_memory_is_bounded_and_the_features_used_longest_ago_go() -> None:
     policy = tiny.policy(frozen=["vision", "merger"])
     first, second, third = (tiny.clip(num_frames=4, seed=seed) for seed in range(3))
@@ -84,7 +99,10 @@ def test_another_run_finds_the_features_on_disk_and_another_tower_does_not(tmp_p
     assert all(map(torch.equal, kept, found)) and after.counters == FeatureCounters(reused=3)
     normalised_otherwise = tiny.policy(seed=1)
     normalised_otherwise.feature_cache = FeatureCache(
-        normalised_otherwise.model.model.visual, max_gib=0, disk=disk, about={"image_mean": 0.5}
+        normalised_otherwise.model.model.visual,
+        memory=MemoryCache(max_gib=0),
+        disk=disk,
+        about={"image_mean": 0.5},
     )
     normalised_otherwise.feature_cache.get(some[0], lambda clip: torch.zeros(2, 3))
     assert normalised_otherwise.feature_cache.counters == FeatureCounters(computed=1)
@@ -129,7 +147,14 @@ def test_a_run_with_a_frozen_tower_runs_it_once_per_clip(
     computed = [row.get("media/features_computed", 0) for row in rows if row["step"]]
     assert computed == [4, 4, 4, 0]  # 12 clips; engine, policy, reference and both iterations share them
     assert rows[-1]["media/features_reused"] > 0
+    assert (
+        rows[1]["media/kept_gib"]
+        < rows[2]["media/kept_gib"]
+        < rows[3]["media/kept_gib"]
+        == rows[4]["media/kept_gib"]
+    )
     fresh = runs.run(tmp_path / "b" / "run", folder, *options, "media.cache_gib=0", "media.cache_disk_gib=0")
+    assert fresh[-1]["media/kept_gib"] == 0
     assert runs.close(runs.repeatable(rows[1:]), runs.repeatable(fresh[1:]))
     later = runs.run(tmp_path / "a" / "again", folder, *options)
     assert sum(row.get("media/features_computed", 0) for row in later) == 0

@@ -7,7 +7,6 @@ first: from the same disk cache, the same run counts the same.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from threading import Lock
 from grpo.groups import Sample
 from grpo.media.clip import Clip, ClipSource, MediaError, TookTooLong
 from grpo.media.decode_pool import DecodeHere, DecodePool
+from grpo.media.memory_cache import MemoryCache
 from grpo.media.reading import ClipReader, Read
 
 
@@ -45,7 +45,7 @@ class ClipLoader:
     """Gives each sample's clip, read at most once while it stays in memory.
 
     A clip is *pending* from the first time that it is asked for until `get` hands it over; then it counts
-    against cache_gib, and the clips handed over longest ago make room. Pending clips don't count: their
+    against the limit of `memory`, and what was used longest ago makes room. Pending clips don't count: their
     number is the caller's choice. Any thread may call.
     """
 
@@ -58,7 +58,7 @@ class ClipLoader:
         timeout_s: float,
     ) -> None:
         """num_workers: processes; with 0, clips are read in this one, when they are asked for, with no time limit."""
-        self._max_bytes = int(cache_gib * 2**30)
+        self.memory = MemoryCache(max_gib=cache_gib)
         self._pool = (
             DecodePool(reader, num_workers=num_workers, timeout_s=timeout_s)
             if num_workers
@@ -66,8 +66,6 @@ class ClipLoader:
         )
         self._lock = Lock()
         self._pending: dict[ClipSource, Future[Read]] = {}
-        self._cache: OrderedDict[ClipSource, Clip] = OrderedDict()
-        self._cached_bytes = 0
         self._failures: dict[ClipSource, str] = {}
         self._failed: set[ClipSource] = set()
         """All that ever did."""
@@ -88,7 +86,7 @@ class ClipLoader:
                 if key in self._to_retry:
                     self._to_retry.remove(key)
                     del self._failures[key]
-                if key not in self._cache and key not in self._failures:
+                if key not in self.memory and key not in self._failures:
                     self._request(key)
 
     def forget_all_but(self, samples: Iterable[Sample]) -> None:
@@ -106,10 +104,9 @@ class ClipLoader:
         with self._lock:
             if key in self._failures:
                 raise MediaError(self._failures[key])
-            if key in self._cache:
-                self._cache.move_to_end(key)
+            if (clip := self.memory.get(key)) is not None:
                 self._cache_hits += 1
-                return self._cache[key]
+                return clip
             future = self._request(key)
         future.exception()  # waits; outside the lock, for the others
         with self._lock:
@@ -153,19 +150,10 @@ class ClipLoader:
             self._late.discard(key)
             self._decoded += read.is_decoded
             self._disk_hits += not read.is_decoded
-            self._store(key, read.clip)
+            self.memory.put(key, read.clip, read.clip.frames_FHWC.nbytes)
         else:
             self._cache_hits += 1
         return read.clip
-
-    def _store(self, key: ClipSource, clip: Clip) -> None:
-        if clip.frames_FHWC.nbytes > self._max_bytes:
-            return
-        self._cache[key] = clip
-        self._cached_bytes += clip.frames_FHWC.nbytes
-        while self._cached_bytes > self._max_bytes:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= oldest.frames_FHWC.nbytes
 
 
 def _source_of(sample: Sample) -> ClipSource:

@@ -1,0 +1,44 @@
+"""What a process keeps in memory of its clips, frames and features alike, under one limit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import Any
+
+
+class MemoryCache:
+    """At most max_gib of values; the ones used longest ago make room. Any thread may call."""
+
+    def __init__(self, *, max_gib: float) -> None:
+        self._max_bytes = int(max_gib * 2**30)
+        self._lock = Lock()
+        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._num_bytes = 0
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_bytes
+
+    def get(self, key: Hashable) -> Any | None:
+        """A value that is kept, which is the last one now to make room; else None."""
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
+
+    def put(self, key: Hashable, value: Any, num_bytes: int) -> None:
+        """Keep a value, unless it is larger than all the room there is."""
+        with self._lock:
+            if num_bytes > self._max_bytes or key in self._entries:
+                return
+            self._entries[key] = value, num_bytes
+            self._num_bytes += num_bytes
+            while self._num_bytes > self._max_bytes:
+                _, (_, oldest_bytes) = self._entries.popitem(last=False)
+                self._num_bytes -= oldest_bytes
