@@ -80,7 +80,9 @@ class GRPOTrainer:
 
     def step(self, step: int, tally: Tally) -> None:
         """Sample a group per question, score it, and move the policy towards its better half."""
-        sampled = self._sample(self.feed.batch(step), step, tally)
+        with tally.timed("time/data"):
+            batch = self.feed.batch(step)
+        sampled = self._sample(batch, step, tally)
         sampled = self._resample_flat(sampled, step, tally)
         groups, tables = sampled.groups, sampled.tables
         if self.config.loss.kl_in_reward:
@@ -133,9 +135,10 @@ class GRPOTrainer:
             flat = sampled.flat_places
             if not any(gather_object([len(flat)])):  # all processes go on, or none does
                 break
-            others = self._sample(self.feed.others(step, attempt, flat), step, tally)
+            with tally.timed("time/data"):
+                batch = self.feed.others(step, attempt, flat)
             tally.add("groups/resampled", len(flat))
-            sampled = sampled.with_others(others)
+            sampled = sampled.with_others(self._sample(batch, step, tally))
         return sampled
 
     def _with_counterfactuals(self, groups: Sequence[Group], seeds: Sequence[int]) -> list[Group]:

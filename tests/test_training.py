@@ -36,7 +36,7 @@ def test_a_run_leaves_everything_about_itself_in_its_folder(reference_run: Refer
     expected = {
         "loss", "reward/mean", "reward/std", "rewards/accuracy/mean", "rewards/keyframe/abstained",
         "completion/length", "groups/no_signal", "policy/entropy", "policy/clip_fraction", "sampler/gap_max",
-        "time/rollout", "time/reward", "time/update", "time/sync", "tokens/prompt", "tokens/completion",
+        "time/data", "time/rollout", "time/reward", "time/update", "time/sync", "tokens/prompt", "tokens/completion",
         "tokens/computed", "media/decoded", "media/cache_hits", "media/failed",
     }  # fmt: skip
     assert expected <= rows[1].keys()
@@ -67,8 +67,9 @@ def test_a_clip_is_decoded_once_per_run(reference_run: Reference) -> None:
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(reference_run: Reference, clips: Path, tmp_path: Path) -> None:
+    """To the last count of decoded clips: each of the two has a disk cache of its own, beside its folder."""
     rows = run(tmp_path / "run", clips)
-    assert repeatable(rows) == repeatable(reference_run[1])
+    assert repeatable(rows, but=("time/",)) == repeatable(reference_run[1], but=("time/",))
     for name, weight in weights(tmp_path / "run").items():
         assert torch.equal(weight, weights(reference_run[0])[name]), name
     assert repeatable(run(tmp_path / "other", clips, "seed=1")) != repeatable(reference_run[1])

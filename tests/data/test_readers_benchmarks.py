@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,24 @@ def test_a_clip_id_may_end_in_mp4(tmp_path: Path) -> None:
     ended = EGOTEMPO | {"clip_id": EGOTEMPO["clip_id"] + ".mp4"}
     [sample] = READERS["egotempo"](str(WRITERS["egotempo"](tmp_path, ended)), None)
     assert sample.video == plain.video
+
+
+def test_a_slice_of_openeqas_own_file_is_read() -> None:
+    path = Path(__file__).parent / "files" / "open_eqa_slice.json"  # MIT; its license lies beside it
+    records = {f"open_eqa_slice/{record['question_id']}": record for record in json.loads(path.read_text())}
+    samples = read_openeqa(path, "/frames")
+    assert [sample.id for sample in samples] == [*records] and len(samples) == 18
+    assert {sample.task for sample in samples} == {"open"}
+    assert Counter(sample.frames[0].split("/")[2] for sample in samples) == {"hm3d-v0": 9, "scannet-v0": 9}
+    for sample in samples:
+        record = records[sample.id]
+        assert (sample.question, sample.answer) == (record["question"], record["answer"])
+        assert sample.frames == (f"/frames/{record['episode_history']}",) and sample.video is None
+        assert sample.columns["category"] == record["category"]
+        published = record.get("extra_answers")
+        kept = (
+            [answer for answer in published if answer] if published else None
+        )  # one published answer is blank
+        assert sample.columns.get("extra_answers") == kept
+    counts = Counter(len(sample.columns.get("extra_answers", ())) for sample in samples)
+    assert counts == {0: 12, 4: 5, 3: 1}
