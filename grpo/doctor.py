@@ -29,6 +29,7 @@ from grpo.data import check_overlap
 from grpo.data.examine import (
     Examined,
     Finding,
+    alike,
     examine,
     read_set,
     repeated_questions,
@@ -99,6 +100,7 @@ def examine_run(
     findings += _config_findings(config, family, sets) + examined.findings
     for samples in sets.values():
         findings += repeated_questions(samples) + wordy_numbers(samples)
+    findings += alike(*_sides(sets))
     report: dict[str, Any] = {
         "sets": {key: describe(samples) for key, samples in sets.items()},
         "num_clips": len({sample.clip_source for sample in everything} - {None}),
@@ -113,6 +115,13 @@ def examine_run(
     report["findings"] = [asdict(finding) for finding in findings]
     report["would_run"] = not any(finding.is_fatal for finding in findings)
     return report
+
+
+def _sides(sets: Mapping[str, Sequence[Sample]]) -> tuple[list[Sample], list[Sample]]:
+    """All of training, and all that is held out."""
+    train = [sample for key, samples in sets.items() if key.startswith("data.train") for sample in samples]
+    held_out = [sample for key, samples in sets.items() if key.startswith("data.eval") for sample in samples]
+    return train, held_out
 
 
 def _config_findings(config: Config, family: Qwen25VL, sets: Mapping[str, Sequence[Sample]]) -> list[Finding]:

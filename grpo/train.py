@@ -37,7 +37,7 @@ from grpo.assembly import (
 from grpo.attention_backends import check_backend
 from grpo.config import Config, check_same_run, load_config, to_yaml
 from grpo.counterfactuals import make_plan
-from grpo.data import check_media, check_overlap, load_samples, load_sets
+from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
 from grpo.data.jsonl import OWN_KEYS
 from grpo.families import Qwen25VL, load_family
 from grpo.feed import make_batch
@@ -204,6 +204,13 @@ def read_data(config: Config, accelerator: Accelerator) -> tuple[list[Part], dic
     train = [sample for part in train_parts for sample in part.samples]
     for name, samples in {"training": train, **held_out}.items():
         accelerator.print(f"{name}: {describe(samples)}", flush=True)
+    alike = namesakes(train, chain.from_iterable(held_out.values()))
+    if alike and config.data.allow_overlap != "questions":
+        sample, twin = alike[0]
+        accelerator.print(
+            f"note: {len(alike)} held-out questions may be of training, from another dataset: same words, answer "
+            f"and file name: {sample.source} and {twin.source}" + (", ..." if len(alike) > 1 else "")
+        )
     return train_parts, held_out
 
 

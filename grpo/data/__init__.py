@@ -18,13 +18,15 @@ from grpo.data.egotempo import read_egotempo
 from grpo.data.jsonl import read_huggingface, read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.openeqa import read_openeqa
-from grpo.data.overlap import check_overlap
+from grpo.data.overlap import check_overlap, namesakes
 from grpo.data.qaego4d import read_qaego4d
 from grpo.data.sharegpt import read_sharegpt
 from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
 
-__all__ = ["READERS", "check_media", "check_overlap", "load_samples", "load_sets", "read_records", "timed"]
+__all__ = [
+    "READERS", "check_media", "check_overlap", "load_samples", "load_sets", "namesakes", "read_records", "timed",
+]  # fmt: skip
 
 Reader = Callable[[str, str | None], list[Sample]]
 

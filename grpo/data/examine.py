@@ -15,7 +15,7 @@ import numpy as np
 from grpo.data import Dataset, read_records, timed
 from grpo.data.check import missing_files
 from grpo.data.fields import holds_number, shown
-from grpo.data.overlap import question_key
+from grpo.data.overlap import namesakes, question_key
 from grpo.data.records import BadRecords
 from grpo.groups import Sample
 from grpo.media.decode import MediaError, frame_table
@@ -96,6 +96,19 @@ def repeated_questions(samples: Sequence[Sample]) -> list[Finding]:
             reason = f"sample {sample.id}: {first.source} asks the same about the same clip, {same}"
             findings.append(Finding(kind="repeated", source=sample.source, reason=reason, is_fatal=False))
     return findings
+
+
+def alike(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Finding]:
+    """Held-out questions that may be training's from another dataset."""
+    return [
+        Finding(
+            kind="repeated",
+            source=sample.source,
+            reason=f"sample {sample.id}: {twin.source} asks the same with the same answer about a video of this name",
+            is_fatal=False,
+        )
+        for sample, twin in namesakes(train, held_out)
+    ]
 
 
 def wordy_numbers(samples: Sequence[Sample]) -> list[Finding]:

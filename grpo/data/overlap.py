@@ -1,4 +1,8 @@
-"""Held-out questions that training would give away: about the same clip, or the same question about it."""
+"""Held-out questions that training would give away: about the same clip, or the same question about it.
+
+Datasets borrow from each other. A video is known by its file and by a copy's content; one that was encoded anew is
+no proof of anything, but `namesakes` finds it where it kept its name, question and answer.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from grpo.groups import Sample
+from grpo.media.identity import ends_digest
 
 Allowed = Literal["nothing", "clips", "questions"]
 
@@ -23,13 +30,14 @@ def check_overlap(
 ) -> None:
     """Raise ValueError, with both samples' places, if a held-out set shares with training more than is allowed.
 
-    nothing: no clip of a held-out question may share a stretch of the same file, or an image, with a clip of training.
+    nothing: no clip of a held-out question may share a stretch of the same video, or an image, with a clip of training.
     clips: only the same question (`question_key`) may not be asked about it. Questions about no clip are compared
     by their words alone. questions: nothing is compared.
     """
     if allowed == "questions" or not any(held_out.values()):
         return
-    index = _Index(train)
+    train = list(train)
+    index = _Index(train, _copies(_videos(train), _videos(chain.from_iterable(held_out.values()))))
     for name, samples in held_out.items():
         pairs = [(sample, index.twin(sample, allowed)) for sample in samples]
         found = [(sample, twin) for sample, twin in pairs if twin is not None]
@@ -47,20 +55,45 @@ def check_overlap(
 class _Index:
     """Training samples by what they show."""
 
-    def __init__(self, train: Iterable[Sample]) -> None:
+    def __init__(self, train: Iterable[Sample], copy_of: Mapping[str, str]) -> None:
+        self._copy_of = copy_of
         self._showing: dict[Hashable, list[tuple[Sample, QuestionKey]]] = defaultdict(list)
         for sample in train:
             question = question_key(sample)
-            for key in _shown(sample).own:
+            for key in self._shown(sample).own:
                 self._showing[key].append((sample, question))
 
     def twin(self, sample: Sample, allowed: Allowed) -> Sample | None:
         """The training sample that gives this one away: first one with the same question."""
         question, any_question = question_key(sample), allowed == "nothing"
-        candidates = [pair for key in _shown(sample).met for pair in self._showing.get(key, ())]
+        candidates = [pair for key in self._shown(sample).met for pair in self._showing.get(key, ())]
         same = (other for other, asked in candidates if asked == question)
         rest = (other for other, asked in candidates if any_question and asked != question)
         return next((other for other in chain(same, rest) if _meet(sample, other)), None)
+
+    def _shown(self, sample: Sample) -> _Shown:
+        """Of a video its file, of images their folder and names, of no clip the question."""
+        if sample.frames:
+            return _shown_images(sample.frames)
+        if sample.video is None:
+            return _Shown([question_key(sample)], [question_key(sample)])
+        file = _resolved(sample.video)
+        keys: list[Hashable] = [self._copy_of.get(file, file)]
+        return _Shown(keys, keys)
+
+
+def namesakes(train: Iterable[Sample], held_out: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
+    """Held-out samples with the training sample that has their question, options and answer about a video of their name
+    elsewhere: probably the same one in another dataset, but names like 0001.mp4 may be a coincidence."""
+    known = {_named(sample): sample for sample in train if sample.video is not None}
+    pairs = [(sample, known.get(_named(sample))) for sample in held_out if sample.video is not None]
+    return [(sample, twin) for sample, twin in pairs if twin is not None and sample.video != twin.video]
+
+
+def _named(sample: Sample) -> Hashable:
+    answer = sample.options[ord(sample.answer) - ord("A")] if sample.task == "choice" else sample.answer
+    assert sample.video is not None
+    return Path(sample.video).stem.casefold(), question_key(sample), _words(answer)
 
 
 def question_key(sample: Sample) -> QuestionKey:
@@ -87,24 +120,45 @@ class _Shown(NamedTuple):
     met: list[Hashable]
 
 
-def _shown(sample: Sample) -> _Shown:
-    """Of a video its file, of images their folder and names, of no clip the question."""
-    if not sample.frames:
-        keys: list[Hashable] = [question_key(sample) if sample.video is None else _resolved(sample.video)]
-        return _Shown(keys, keys)
-    if len(sample.frames) == 1:
-        file = _resolved(sample.frames[0])
+def _shown_images(frames: Sequence[str]) -> _Shown:
+    if len(frames) == 1:
+        file = _resolved(frames[0])
         if os.path.isdir(file):
             whole = (file, "all its images")
             return _Shown([whole], [whole, (file, "some of its images")])
         files = [file]
     else:
-        files = [os.path.join(_resolved(folder), name) for folder, name in map(os.path.split, sample.frames)]
+        files = [os.path.join(_resolved(folder), name) for folder, name in map(os.path.split, frames)]
     folders = {os.path.dirname(file) for file in files}
     return _Shown(
         [*files, *((folder, "some of its images") for folder in folders)],
         [*files, *((folder, "all its images") for folder in folders)],
     )
+
+
+def _videos(samples: Iterable[Sample]) -> set[str]:
+    return {_resolved(sample.video) for sample in samples if sample.video is not None}
+
+
+def _copies(train: Set[str], held_out: Set[str]) -> dict[str, str]:
+    """Held-out files that have a training file's content, and that file. Only files of one size are opened."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path in sorted(train):
+        with suppress(OSError):  # what is missing is another check's to say
+            by_size[os.stat(path).st_size].append(path)
+    copy_of = {}
+    for path in sorted(held_out - train):
+        with suppress(OSError):
+            for other in by_size.get(os.stat(path).st_size, ()):
+                if _digest(path) == _digest(other):
+                    copy_of[path] = other
+                    break
+    return copy_of
+
+
+def _digest(path: str) -> str:
+    stat = os.stat(path)
+    return ends_digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 def _part(sample: Sample) -> tuple[float, float]:

@@ -24,7 +24,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -37,6 +36,7 @@ from safetensors.numpy import load, save
 
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import MediaError, check_exists
+from grpo.media.identity import ends_digest
 from grpo.media.images import choose_images
 from grpo.media.sampling import MediaSettings, PatchShape
 
@@ -50,8 +50,6 @@ MIN_FREE_GIB = 1.0
 ABANDONED_AFTER_S = 3600.0
 """An unfinished file this old belongs to a writer that was killed."""
 MAX_WAITS = 3
-IDENTITY_BYTES = 64 * 1024
-"""Of a video's start and of its end."""
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +225,7 @@ def _identity(path: str) -> list[Any]:
     check_exists(path)
     try:
         stat = os.stat(path)
-        return [stat.st_size, stat.st_mtime_ns, _ends_digest(path, stat.st_mtime_ns, stat.st_size)]
+        return [stat.st_size, stat.st_mtime_ns, ends_digest(path, stat.st_mtime_ns, stat.st_size)]
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -256,13 +254,3 @@ def _read_number(file: BinaryIO) -> int | None:
         return int(file.read(100))
     except ValueError:
         return None
-
-
-@lru_cache(maxsize=4096)
-def _ends_digest(path: str, mtime_ns: int, size_bytes: int) -> str:
-    """Of the file's first and last bytes: with time and size, as good as all of them, and fast for a long video."""
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(file.read(IDENTITY_BYTES), digest_size=16)
-        file.seek(max(0, size_bytes - IDENTITY_BYTES))
-        digest.update(file.read(IDENTITY_BYTES))
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.data import check_overlap
+from grpo.data import check_overlap, namesakes
 from grpo.groups import Sample
 from tests import tiny
 from tests.runs import data, reset_process_state, run
@@ -42,6 +42,30 @@ def test_a_link_to_the_same_file_is_the_same_clip(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").symlink_to(tmp_path / "a.mp4")
     one, other = about("t", f"{tmp_path}/b.mp4"), about("h", f"{tmp_path}/x/../a.mp4")
     assert refusal(one, asking(other, "Why?")) is not None
+
+
+def test_a_copy_is_the_same_clip_and_a_file_of_its_size_is_not(tmp_path: Path) -> None:
+    for name, content in {"a.mp4": b"one", "copy.mp4": b"one", "other.mp4": b"two"}.items():
+        (tmp_path / name).write_bytes(content * 100_000)
+    train = about("t", f"{tmp_path}/a.mp4", 0, 10)
+    assert refusal(train, asking(about("h", f"{tmp_path}/copy.mp4", 5), "Why?")) is not None
+    assert refusal(train, asking(about("h", f"{tmp_path}/copy.mp4", 10), "Why?")) is None
+    assert refusal(train, asking(about("h", f"{tmp_path}/other.mp4", 5), "Why?")) is None
+
+
+def test_a_video_encoded_anew_by_another_dataset_is_noticed_by_name_question_and_answer() -> None:
+    train = about("t", "egoit/P01_11.mp4")
+    assert refusal(train, about("h", "epic/p01_11.mkv")) is None
+    turned = replace(about("h", "epic/p01_11.mkv"), options=train.options[::-1])
+    turned = replace(turned, answer=chr(ord("A") + len(train.options) - 1 - (ord(train.answer) - ord("A"))))
+    assert [pair[1].id for pair in namesakes([about("u", "u.mp4"), train], [turned])] == ["t"]
+    for other in (
+        replace(turned, video="epic/P01_12.mp4"),
+        replace(turned, answer="A" if turned.answer != "A" else "B"),
+        replace(turned, video=train.video),
+        asking(turned, "Why?"),
+    ):
+        assert namesakes([train], [other]) == []
 
 
 def test_other_parts_of_a_file_are_other_clips() -> None:

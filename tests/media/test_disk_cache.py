@@ -23,6 +23,7 @@ from grpo.media import disk_cache
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.identity import ends_digest
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
 from tests.tiny import ROOT
 from tests.videos import write_video
@@ -110,7 +111,7 @@ def test_a_copy_is_the_same_file_and_a_changed_one_is_not(tmp_path: Path, video:
         file.seek(40)
         file.write(b"changed")
     os.utime(video, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    disk_cache._ends_digest.cache_clear()  # another process has not seen the file before
+    ends_digest.cache_clear()  # another process has not seen the file before
     assert name(video) != original
     with pytest.raises(MediaError, match="gone.mp4: no such file"):
         name(tmp_path / "gone.mp4")
