@@ -24,6 +24,7 @@ SMALL = [
     "eval.every_steps=2",
     "eval.max_samples=4",
     "checkpoint.every_steps=2",
+    "media.num_workers=1",
 ]
 NOT_REPEATED = ("time/", "media/")
 """Times are never the same; a resumed run decodes again what it had in memory, and finds what another has cached."""

@@ -18,6 +18,8 @@ from rewards import Counterfactual, Frames
 from rewards.accuracy import accuracy
 from rewards.contrast import blank_contrast, t_grpo
 from rewards.keyframe import self_evidence, self_evidence_cut
+from rewards.runner import load_rewards
+from rewards.specs import RewardSpec
 from tests import scenes, tiny
 from tests.scenes import RecordingEngine
 
@@ -183,6 +185,21 @@ def test_the_plan_takes_the_most_that_is_asked_for(
     plan = make_plan(declared, replace(SAMPLING, group_size=group_size))
     assert {frames: (each.group_size, each.temperature) for frames, each in plan.items()} == expected
     assert all(each.max_new_tokens == SAMPLING.max_new_tokens for each in plan.values())
+
+
+def test_a_config_says_how_many_completions_a_reward_is_given(engine: RecordingEngine) -> None:
+    specs = {"t_grpo": RewardSpec(counterfactual_samples=3), "blank_contrast": RewardSpec()}
+    plan = make_plan(load_rewards(specs).counterfactuals, SAMPLING)
+    for rollout in add(engine, groups(), plan=plan)[0].rollouts:
+        counts = {frames: len(texts) for frames, texts in rollout.counterfactuals.items()}
+        assert counts == {"shuffled": 3, "blank": 2}  # as declared: half of 4
+    assert {how.group_size for _, how in engine.calls} == {3, 2}
+
+
+@pytest.mark.parametrize(("name", "count"), [("t_grpo", 0), ("self_evidence", 2), ("accuracy", 2)])
+def test_a_number_of_completions_that_nothing_samples_is_refused(name: str, count: int) -> None:
+    with pytest.raises(ValueError, match=rf"rewards\.{name}\.counterfactual_samples"):
+        load_rewards({name: RewardSpec(counterfactual_samples=count)})
 
 
 def test_greedy_and_sampled_completions_about_the_same_frames_are_refused() -> None:

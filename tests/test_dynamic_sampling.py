@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_other_questions_come_from_the_same_part_of_a_mixture() -> None:
 @pytest.mark.slow
 def test_a_run_replaces_flat_groups_skips_what_is_known_and_resumes(clips: Path, tmp_path: Path) -> None:
     options = ["rewards.format.weight=0", "rewards.keyframe.weight=0", "eval.every_steps=0", "num_steps=4"]
-    plain = runs.run(tmp_path / "plain", clips, *options, "checkpoint.every_steps=0")[-4:]
+    plain = runs.run(tmp_path / "plain", clips, *options, "checkpoint.every_steps=0", "num_steps=2")[-2:]
     dynamic = ["dynamic_sampling.max_resample_times=2", "dynamic_sampling.skip_epochs=0.5"]
     whole = runs.run(tmp_path / "whole", clips, *options, *dynamic)[-4:]
     assert whole[0]["groups/no_signal"] < plain[0]["groups/no_signal"]
@@ -151,6 +152,21 @@ def test_a_run_replaces_flat_groups_skips_what_is_known_and_resumes(clips: Path,
     runs.run(tmp_path / "other", clips, *options, *dynamic, "optim.schedule=constant")
     resumed = runs.run(tmp_path / "half", clips, *options, *dynamic, "optim.schedule=constant")
     assert runs.repeatable(resumed) == runs.repeatable(read_rows(tmp_path / "other" / "metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_the_reward_that_the_config_names_tells_what_is_known(clips: Path, tmp_path: Path) -> None:
+    short = ["num_steps=1", "eval.every_steps=0", "checkpoint.every_steps=0"]
+    dynamic = ["dynamic_sampling.skip_epochs=0.5", "dynamic_sampling.reward=keyframe"]
+    (row,) = runs.run(tmp_path / "run", clips, *short, *dynamic)[-1:]
+    stored = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet").to_pylist()
+    values = {name: defaultdict(set) for name in ("keyframe", "accuracy")}
+    for name, by_sample in values.items():
+        for rollout in stored:
+            by_sample[rollout["sample_id"]].add(rollout[f"rewards/{name}"])
+    known = {name: sum(each in ({0.0}, {1.0}) for each in values[name].values()) for name in values}
+    assert known["keyframe"] != known["accuracy"]  # else it could be either
+    assert row["groups/left_out"] == known["keyframe"]
 
 
 @pytest.mark.parametrize(

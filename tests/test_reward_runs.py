@@ -109,3 +109,25 @@ def test_a_finished_run_without_checkpoints_is_not_lost_to_a_longer_one(clips: P
     ):
         runs.run(tmp_path / "run", clips, *half, "num_steps=3")
     assert read_rows(tmp_path / "run" / "metrics.jsonl") == rows
+
+
+@pytest.mark.slow
+def test_the_readmes_reward_trains_as_printed_from_another_folder(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, opening in (
+        ("my_rewards.py", "```python\n# my_rewards.py"),
+        ("my_rewards.yaml", "```yaml\n# my_rewards.yaml"),
+    ):
+        block = (tiny.ROOT / "README.md").read_text().split(opening)[1].split("```")[0]
+        (tmp_path / name).write_text(block)
+    monkeypatch.chdir(tmp_path)
+    held_out = f"data.eval=[{{path: {clips}/heldout.jsonl, name: own}}]"
+    limits = ["rewards_workers.memory_gib=1", "checkpoint.every_steps=0", "num_steps=1"]
+    rows = runs.run(tmp_path / "run", clips, "my_rewards.yaml", held_out, *limits)
+    assert "eval/own/early" in rows[0] and rows[-1]["rewards/error_frac"] == 0.0
+    stored = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet").to_pylist()
+    assert {row["rewards/early"] for row in stored} == {0.0, 1.0}
+    for row in stored:
+        assert row["parts/early"] == pytest.approx(0.2 * row["rewards/early"])
+        assert row["parts/keyframe"] == 0.5 * row["rewards/keyframe"] * (row["rewards/accuracy"] >= 0.5)

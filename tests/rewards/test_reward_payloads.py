@@ -10,6 +10,7 @@ import pytest
 
 from grpo.groups import Group
 from grpo.media.clip import Clip, LazyClip, MediaError
+from rewards.specs import WorkerSettings
 from tests.rewards.test_reward_workers import Load, groups, load, spec
 
 __all__ = ["load"]  # a fixture
@@ -17,7 +18,9 @@ __all__ = ["load"]  # a fixture
 
 @pytest.mark.slow
 def test_where_no_step_waits_the_limit_is_from_one_value_to_the_next(load: Load) -> None:
-    rewards = load({"sleeps": spec("sleeps", args={"seconds": 0.3}, timeout_s=1.0)}, max_workers=1)
+    rewards = load(
+        {"sleeps": spec("sleeps", args={"seconds": 0.3}, timeout_s=1.0)}, WorkerSettings(max_workers=1)
+    )
     (in_step,) = rewards.score(groups(1, 8))  # 2.4 s of work
     assert in_step.columns["sleeps"][0] == 1.0 and in_step.columns["sleeps"][-1] is None
     (in_replay,) = rewards.scoring(in_step=False).tables(groups(1, 8))

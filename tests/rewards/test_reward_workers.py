@@ -42,8 +42,8 @@ def groups(num_groups: int = 4, group_size: int = 4) -> list[Group]:
 def load() -> Iterator[Load]:
     made: list[RewardSet] = []
 
-    def load_in_workers(specs: dict[str, RewardSpec], **settings: Any) -> RewardSet:
-        made.append(load_rewards(specs, WorkerSettings(**settings)))
+    def load_in_workers(specs: dict[str, RewardSpec], workers: WorkerSettings | None = None) -> RewardSet:
+        made.append(load_rewards(specs, workers or WorkerSettings()))
         return made[-1]
 
     yield load_in_workers
@@ -93,7 +93,9 @@ def test_a_hang_costs_its_time_limit_and_its_own_completion(load: Load, busy: bo
 
 
 def test_all_calls_hanging_cost_one_time_limit(load: Load) -> None:
-    rewards = load({"hangs": spec("hangs_on", args={"word": "-"}, timeout_s=1.0)}, max_workers=4)
+    rewards = load(
+        {"hangs": spec("hangs_on", args={"word": "-"}, timeout_s=1.0)}, WorkerSettings(max_workers=4)
+    )
     started = time.monotonic()
     tables = rewards.score(groups(8, 8))
     assert time.monotonic() - started < 0.5 * 64 / 4 * 1.0  # four workers, one limit after another: 16 s
@@ -137,7 +139,9 @@ def test_megabytes_of_output_are_cut(load: Load, capfd: pytest.CaptureFixture[st
 
 @pytest.mark.slow
 def test_a_leak_is_bounded_and_named(load: Load) -> None:
-    rewards = load({"leaks": spec("leaks"), "length": spec("length")}, memory_gib=0.5, max_workers=1)
+    rewards = load(
+        {"leaks": spec("leaks"), "length": spec("length")}, WorkerSettings(memory_gib=0.5, max_workers=1)
+    )
     (table,) = rewards.score(groups(1, 6))
     assert None not in table.columns["length"]
     assert 1.0 in table.columns["leaks"]  # one or two fit in; a worker that is renewed takes the next
@@ -147,7 +151,8 @@ def test_a_leak_is_bounded_and_named(load: Load) -> None:
 
 def test_no_reward_sees_what_another_one_changed(load: Load) -> None:
     rewards = load(
-        {"changes": spec("changes_its_arguments"), "counts": spec("counts_weights")}, max_workers=1
+        {"changes": spec("changes_its_arguments"), "counts": spec("counts_weights")},
+        WorkerSettings(max_workers=1),
     )
     tables = rewards.score(groups())
     assert all(table.columns["counts"] == (2.0,) * 4 for table in tables)
@@ -300,7 +305,7 @@ def test_a_reward_that_hangs_everywhere_starves_no_other(load: Load) -> None:
         "hangs": spec("hangs_on", args={"word": "-"}, timeout_s=4.0),
         "length": spec("length", timeout_s=4.0),
     }
-    rewards = load(specs, max_workers=2)
+    rewards = load(specs, WorkerSettings(max_workers=2))
     rewards.score([make_group(["fast so far"], SAMPLE)])
     tables = rewards.score(groups(8, 4))
     assert {failure.reward for table in tables for failure in table.failures} == {"hangs"}
@@ -338,7 +343,7 @@ def test_the_loss_of_the_process_that_forks_costs_nothing(load: Load) -> None:
 
 
 def test_a_worker_that_is_stopped_holds_nobody_up(load: Load) -> None:
-    rewards = load({"length": spec("length", timeout_s=3.0)}, max_workers=1)
+    rewards = load({"length": spec("length", timeout_s=3.0)}, WorkerSettings(max_workers=1))
     rewards.score(groups(1, 1))
     pool = rewards.pool()
     assert pool is not None
