@@ -93,7 +93,7 @@ def main() -> None:
     model.model.language_model.config._attn_implementation = "sdpa"
     model.model.visual.config._attn_implementation = "sdpa"
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(LossConfig(), model, Path(folder))
+        trainer = trl_trainer(LossConfig(), model, Path(folder), is_older=False)
         pairs = [(trl_seconds(trainer, inputs), seconds(policy, rows)) for _ in range(args.rounds + 1)][1:]
     result = {
         "prompt_tokens": args.prompt,
