@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from grpo import attention
+from grpo import policy as policy_module
 from grpo.groups import ScoredGroup
+from grpo.learner_settings import LossConfig
 from grpo.packing import PackedRow, pack
-from grpo.policy import SUPPRESSED_BIAS, Policy
+from grpo.policy import SUPPRESSED_BIAS, Head, Policy
 from tests import tiny
+from tests.learners import counts_of, updated
 
 TRAINED: dict[str, dict[str, Any]] = {
     "all": {},
@@ -122,6 +125,45 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         (scores.logps_T * row.advantages_T).sum().backward()
         gradients.append(gradient(policy))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+
+
+def num_patches(scored: ScoredGroup) -> int:
+    clip = scored.group.prompt.clip
+    return 0 if clip is None else len(tiny.family().pixels([clip])[0])
+
+
+def test_in_an_update_the_tower_runs_once_per_group_and_of_a_split_group_once_per_part() -> None:
+    groups = [scored for scored in tiny.ragged_groups() if scored.group.prompt.clip is not None]
+    policy, seen = tiny.policy(seed=1), []
+    policy.model.model.visual.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    expected = sum(map(num_patches, groups))
+    for tokens_per_row, num_passes in ((100_000, 1), (600, 2)):
+        rows = packed(groups, tokens_per_row)
+        updated(policy, rows, counts_of(groups), loss=LossConfig())
+        assert len(rows) == len(seen) == num_passes and sum(seen) == expected
+        seen.clear()
+    updated(policy, packed(groups[:1], 1), counts_of(groups[:1]), loss=LossConfig())
+    assert seen == [num_patches(groups[0])] * 4  # a row for each completion
+
+
+def test_the_head_sees_the_completions_tokens_alone_a_chunk_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, logits = [], Head.logits
+
+    def watched(head: Head, hidden_TD: Tensor) -> Tensor:
+        seen.append(len(hidden_TD))
+        return logits(head, hidden_TD)
+
+    monkeypatch.setattr(Head, "logits", watched)
+    monkeypatch.setattr(policy_module, "HEAD_CHUNK_TOKENS", 50)
+    groups = tiny.ragged_groups()
+    (row,) = packed(groups, 100_000)
+    logps_T = tiny.policy()(row).logps_T
+    assert sum(seen) == len(row.target_T) < len(row.input_ids_N) / 4
+    assert len(seen) > 1 and max(seen) <= 50
+    logps_T.sum().backward()  # which computes every chunk again
+    assert sum(seen) == 2 * len(row.target_T) and max(seen) <= 50
 
 
 def test_a_row_holds_each_prompt_once_and_no_padding() -> None:

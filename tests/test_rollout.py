@@ -1,6 +1,7 @@
 """Both engines: what they sampled has the log-probs that the learner computes, before and after a sync."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -64,6 +65,25 @@ def test_a_group_has_g_rollouts_with_a_log_prob_per_token(engine: Engine) -> Non
         assert rollout.stopped == (rollout.token_ids[-1] in tiny.family().eos_ids)
         assert "<|im_end|>" not in rollout.text
     assert all(len(set(row)) > 1 for row in tokens(groups))  # the members of a group differ
+
+
+def test_vllm_is_asked_once_per_prompt_for_a_whole_group(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(engine, TransformersEngine):
+        pytest.skip("it has no requests")
+    llm = cast(Any, engine).llm
+    asked, enqueue = [], llm.enqueue
+
+    def watched(requests: list[Any], parameters: list[Any], **options: Any) -> list[str]:
+        asked.extend(zip(requests, parameters, strict=True))
+        return enqueue(requests, parameters, **options)
+
+    monkeypatch.setattr(llm, "enqueue", watched)
+    groups = engine.generate(prompts(), SAMPLING, SEEDS)
+    assert [(parameters.n, parameters.seed) for _, parameters in asked] == [(4, seed) for seed in SEEDS]
+    assert [len(request.get("multi_modal_data", {})) for request, _ in asked] == [1, 1, 1, 1, 0, 1]
+    assert [len(group.rollouts) for group in groups] == [4] * 6
 
 
 def test_the_learners_log_probs_equal_the_engines(engine: Engine, policy: Policy) -> None:
