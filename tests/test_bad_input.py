@@ -1,6 +1,7 @@
 """Input and weights that are wrong: said in one line before training, or named and survived during it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from grpo.rollout_files import FrameSource, read_rollouts
 from grpo.run_dir import RunDir, read_rows
 from tests import tiny
 from tests.runs import SMALL, data, reset_process_state, run
-from tests.videos import write_bomb, write_sound
+from tests.videos import write_bomb, write_sound, write_swapped, write_video
 
 
 @pytest.fixture(autouse=True)
@@ -67,37 +68,61 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
         reset_process_state()
 
 
-@pytest.mark.slow
-def test_clips_that_turn_out_unreadable_lose_their_groups_and_the_run_goes_on(
-    clips: Path, tmp_path: Path
-) -> None:
-    good = (clips / json.loads((clips / "train.jsonl").read_text().splitlines()[1])["video"]).read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(good[:600])
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
-    write_sound(tmp_path / "sound.mp4")
-    write_bomb(tmp_path / "bomb.png", side_px=60_000)
-    reasons = {
+def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:
+    """Files and folders that can't be read as clips; why, by their names."""
+    (folder / "cut.mp4").write_bytes(video[:600])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    (folder / "no_images").mkdir()
+    (folder / "closed").mkdir(mode=0)
+    write_sound(folder / "sound.mp4")
+    write_video(folder / "one.mp4", num_frames=1)
+    write_swapped(folder / "swapped.mkv")
+    write_bomb(folder / "bomb.png", side_px=60_000)
+    # Root looks into every folder, but can't into one whose name is too long.
+    closed = "closed" if os.geteuid() else "closed" * 50
+    return {
         "cut.mp4": "cannot be read as a video",
         "empty.mp4": "cannot be read as a video",
         "loop.mp4": "no such file",
         "sound.mp4": "no video stream",
+        "one.mp4": "at least 2 frames are needed, the clip has 1",
+        "swapped.mkv": "the frame at 0 s could not be decoded",
         "bomb.png": "cannot be read as an image: Image size",
+        "no_images": "no images in this folder",
+        closed: "cannot be read: Permission denied" if os.geteuid() else "cannot be read: File name too long",
     }
-    changes = [
-        {"id": name, "video": None, "image": None, "keyframes_s": None}
-        | {"video" if name.endswith("mp4") else "image": f"{tmp_path}/{name}"}
-        for name in reasons
-    ]
+
+
+def media_fields(path: str) -> dict[str, object]:
+    """A native record's fields for a file or folder of images."""
+    none = {"video": None, "image": None, "keyframes_s": None}
+    if path.endswith((".mp4", ".mkv")):
+        return {**none, "video": path}
+    return {**none, "image": path} if path.endswith(".png") else {**none, "frames": path, "frame_fps": 1}
+
+
+@pytest.mark.slow
+def test_clips_that_turn_out_unreadable_lose_their_groups_and_the_run_goes_on(
+    clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a cache folder that takes nothing, too: that is said once."""
+    good = (clips / json.loads((clips / "train.jsonl").read_text().splitlines()[1])["video"]).read_bytes()
+    reasons = write_unreadable(tmp_path, good)
+    changes = [{"id": name, **media_fields(f"{tmp_path}/{name}")} for name in reasons]
     overrides = [*edited(clips, tmp_path, *changes[1:], **changes[0]), "data.probe_clips=0", "num_steps=3"]
-    rows = run(tmp_path / "run", clips, *overrides)
-    assert sum(row.get("media/failed", 0) for row in rows) == 5
-    assert sum(row.get("groups/lost", 0) for row in rows) == 5  # three steps of four: every sample once
+    rows = run(tmp_path / "run", clips, *overrides, f"media.cache_dir={tmp_path}/cut.mp4")
+    # three steps of four: every sample once
+    assert sum(row.get("media/failed", 0) for row in rows) == len(reasons) == 9
+    assert sum(row.get("groups/lost", 0) for row in rows) == 9
     failures = {row["sample_id"]: row["reason"] for row in read_rows(tmp_path / "run" / "failures.jsonl")}
     assert failures.keys() == reasons.keys()
     for name, reason in reasons.items():
-        assert f"{tmp_path}/{name}: {reason}" in failures[name]
-    assert rows[-1]["step"] == 3
+        assert failures[name].startswith(f"{tmp_path}/{name}") and f": {reason}" in failures[name]
+    assert rows[-1]["step"] == 3 and sum(row.get("tokens/completion", 0) for row in rows) > 0
+    assert sum(row["media/decoded"] for row in rows) == 3
+    (warning,) = [each.getMessage() for each in caplog.records if each.name.startswith("grpo.media")]
+    assert f"media.cache_dir: {tmp_path}/cut.mp4: " in warning and "going on without storing" in warning
 
 
 @pytest.mark.slow

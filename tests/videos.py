@@ -74,6 +74,18 @@ def write_video(
     return str(path)
 
 
+def write_swapped(path: Path) -> str:
+    """A video whose frames are not stored in the order of their times: every two have changed places."""
+    straight = write_video(path.with_name(f"straight_{path.name}"), num_frames=30, gop=1, options={"bf": "0"})
+    with av.open(straight) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream, packet.dts, packet.pts = stream, number * 33, (1 + (number ^ 1)) * 33
+            packet.time_base = Fraction(1, 1000)
+            target.mux(packet)
+    return str(path)
+
+
 def write_sound(path: Path) -> str:
     """A file of a tenth of a second of silence."""
     with av.open(str(path), "w", format="wav") as container:

@@ -107,8 +107,8 @@ class DiskCache:
             entry = load(file.read_bytes())
             if entry.pop("checksum") != _checksum(entry):
                 raise ValueError("its checksum is another")
-        except FileNotFoundError:
-            return None
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None  # of a folder that can't be used, the first `store` says so
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             logger.warning("%s: damaged (%s), decoding again", file, error)
             with suppress(OSError):

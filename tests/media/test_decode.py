@@ -23,7 +23,7 @@ from grpo.media import decode
 from grpo.media.decode import frame_table, probe, read_clip, resize
 from grpo.media.sampling import MediaSettings
 from tests.tiny import ROOT
-from tests.videos import SMALL, numbers, read_number, refusal, write_video
+from tests.videos import SMALL, numbers, read_number, refusal, write_swapped, write_video
 
 
 def test_the_chosen_frames_are_the_ones_that_come(sparse_mp4: str) -> None:
@@ -167,14 +167,7 @@ def test_a_stream_that_starts_its_clock_anew_is_refused(tmp_path: Path) -> None:
 
 def test_frames_that_are_not_stored_in_the_order_of_their_times_are_refused(tmp_path: Path) -> None:
     """A decoder gives such frames as they come; sorting them would be a guess at what the recorder meant."""
-    straight = write_video(tmp_path / "straight.mkv", num_frames=30, gop=1, options={"bf": "0"})
-    path = tmp_path / "swapped.mkv"
-    with av.open(straight) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
-            packet.stream, packet.dts, packet.pts = stream, number * 33, (1 + (number ^ 1)) * 33
-            packet.time_base = Fraction(1, 1000)
-            target.mux(packet)
+    path = write_swapped(tmp_path / "swapped.mkv")
     assert "could not be decoded" in refusal(path)
 
 
