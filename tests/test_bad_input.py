@@ -74,13 +74,15 @@ def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
     (folder / "no_images").mkdir()
-    (folder / "closed").mkdir(mode=0)
+    (folder / "closed").mkdir()
+    (folder / "closed" / "0.png").symlink_to(
+        folder / "closed" / "0.png"
+    )  # for root, who looks into every folder
+    (folder / "closed").chmod(0)
     write_sound(folder / "sound.mp4")
     write_video(folder / "one.mp4", num_frames=1)
     write_swapped(folder / "swapped.mkv")
     write_bomb(folder / "bomb.png", side_px=60_000)
-    # Root looks into every folder, but can't into one whose name is too long.
-    closed = "closed" if os.geteuid() else "closed" * 50
     return {
         "cut.mp4": "cannot be read as a video",
         "empty.mp4": "cannot be read as a video",
@@ -90,7 +92,7 @@ def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:
         "swapped.mkv": "the frame at 0 s could not be decoded",
         "bomb.png": "cannot be read as an image: Image size",
         "no_images": "no images in this folder",
-        closed: "cannot be read: Permission denied" if os.geteuid() else "cannot be read: File name too long",
+        "closed": "cannot be read: Permission denied" if os.geteuid() else "no such file",
     }
 
 
