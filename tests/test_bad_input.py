@@ -41,7 +41,13 @@ def edited(clips: Path, tmp_path: Path, *more: Mapping[str, object], **fields: o
     return [f"data.train=[{{reader: jsonl, path: {file}, media_root: /}}]", "data.eval=[]"]
 
 
-def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Path, tmp_path: Path) -> None:
+def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_policy(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(train, "load_policy", load_policy)
     not_a_video = tmp_path / "text.mp4"
     not_a_video.write_text("no video")
     plugin = tmp_path / "plugin.py"
@@ -66,6 +72,8 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(clips: Pat
             train.main([*SMALL, *data(clips), f"run_dir={tmp_path}/run", *overrides])
         assert "\n" not in str(caught.value.code)
         reset_process_state()
+    with pytest.raises(AssertionError, match="a model is loaded"):  # with nothing wrong
+        train.main([*SMALL, *data(clips), f"run_dir={tmp_path}/run"])
 
 
 def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:

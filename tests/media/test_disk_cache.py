@@ -185,9 +185,10 @@ import sys
 from pathlib import Path
 from tests.media.test_disk_cache import cache_of, made_up, name_of
 cache = cache_of(Path(sys.argv[1]), 8)
-print("ready", flush=True)
 for number in range(10**9):
     cache.store(name_of(number), made_up(number))
+    if number == 0:
+        print("ready", flush=True)
 """
 
 
@@ -200,12 +201,41 @@ def test_writers_killed_at_any_moment_leave_whole_entries_and_no_lock(tmp_path: 
             assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
             time.sleep(delay_s)
             writer.send_signal(signal.SIGKILL)
-    cache = cache_of(tmp_path, 8)
-    for file in tmp_path.glob("*/[!.]*.clip"):
+    cache, whole = cache_of(tmp_path, 8), [*tmp_path.glob("*/[!.]*.clip")]
+    assert whole
+    for file in whole:
         number = int(file.stem[::-1], 16)
         assert_equal(cache.load(file.stem, ""), made_up(number))
     cache.store(name_of(10**9), made_up(0))
     assert name_of(10**9) in cache and cache.num_bytes() <= cache.max_bytes
+
+
+def store_killed_before_renaming(folder: Path) -> None:
+    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    cache_of(folder, 8).store(name_of(1), made_up(1))
+
+
+def test_a_writer_killed_before_it_renames_costs_nothing_but_room_until_the_next_listing(
+    tmp_path: Path,
+) -> None:
+    cache = cache_of(tmp_path, 8)
+    cache.store(name_of(0), made_up(0))
+    context = multiprocessing.get_context("fork")
+    writer = context.Process(target=store_killed_before_renaming, args=(tmp_path,))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL
+    (unfinished,) = tmp_path.glob("*/.*.clip")
+    assert held(cache, 2) == [0] and unfinished.stat().st_size > ENTRY_BYTES * 0.9
+    assert_equal(cache.load(name_of(0), ""), made_up(0))
+    counted_bytes = int((tmp_path / "bytes").read_text())
+    assert counted_bytes > 1.9 * cache.num_bytes()  # it was counted before it was there
+    os.utime(unfinished, (time.time() - 7200, time.time() - 7200))
+    for number in range(1, 9):  # the last one would be too many as they are counted: what is there is listed
+        cache.store(name_of(number), made_up(number))
+    assert not unfinished.exists()
+    assert int((tmp_path / "bytes").read_text()) == cache.num_bytes() <= cache.max_bytes
+    assert len(held(cache, 9)) >= 7
 
 
 def test_what_killed_writers_left_unfinished_is_removed_in_time(tmp_path: Path) -> None:
