@@ -88,6 +88,8 @@ def set_up_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
         # It clips by its own config, and wants a batch size although it loads no data here.
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+        # The shipped files are for GPUs. On a CPU the engine samples in fp32, and so the learner computes.
+        plugin.deepspeed_config["bf16"] = {"enabled": on_gpu()}
     fsdp: Any = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
     if fsdp is not None and pass_dtype(accelerator) is not None:
         # accelerate would sum gradients in bf16, and round to it what goes into each module and the log-probs.

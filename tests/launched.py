@@ -1,4 +1,4 @@
-"""Two processes on CPU, launched as one of the files of `launch/accelerate` says, but in fp32."""
+"""Two processes on CPU, launched as one of the files of `launch/accelerate` says, for tiny models."""
 
 from __future__ import annotations
 
@@ -101,17 +101,16 @@ def environment(kind: str, folder: Path) -> dict[str, str]:
     arguments = ["--num_processes=2", f"--config_file={config}", "train.py"]
     parsed, *_ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     if kind.startswith("zero"):
-        parsed.deepspeed_config_file = str(in_fp32(tiny.ROOT / parsed.deepspeed_config_file, folder))
+        parsed.deepspeed_config_file = str(for_tiny_models(tiny.ROOT / parsed.deepspeed_config_file, folder))
         parsed.deepspeed_fields_from_accelerate_config = "deepspeed_config_file,zero3_init_flag"
         return {**prepare_deepspeed_cmd_env(parsed)[1], "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
     on_cpu = {"ACCELERATE_USE_CPU": "true"} if kind == "multi_gpu" else {}
     return {**prepare_multi_gpu_env(parsed), **on_cpu, "ACCELERATE_MIXED_PRECISION": "no"}
 
 
-def in_fp32(config_file: Path, folder: Path) -> Path:
-    """A DeepSpeed config without what would hide a wrong gradient, or take a minute to compile."""
+def for_tiny_models(config_file: Path, folder: Path) -> Path:
+    """A DeepSpeed config without what would hide that weights are split, or take a minute to compile."""
     config = json.loads(config_file.read_text())
-    config["bf16"]["enabled"] = False
     if config["zero_optimization"]["stage"] == 3:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = (
             0  # the tiny model's all are small
