@@ -55,7 +55,8 @@ class WorkerSettings:
     """At most so many at once; more than a few only while they all wait for something. 0: rewards run in the trainer's
     own process, one after another and without time limits, where a debugger can follow them."""
     memory_gib: float = 4.0
-    """A worker that holds more is killed, and what it did counts as failed."""
+    """A worker that holds more, with the processes that its rewards have started, is killed with all of these, and
+    what it did counts as failed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 from rewards.specs import Reward, WorkerSettings
 from rewards.workers.jobs import CallOut
+from rewards.workers.memory import children, is_above, kill_tree, tree
 
 CODE = "from rewards.workers.worker import main; main()"
 SURELY_TAKEN_BYTES = 64 * 1024
@@ -135,6 +136,16 @@ class NurseryHandle:
         if kind == "unborn":
             worker.is_guilty, worker.lost_at = False, time.monotonic()
         return None
+
+    def above(self, limit_bytes: float, workers: Sequence[WorkerHandle]) -> list[WorkerHandle]:
+        """Workers that hold more memory with all that they have started. What ended ones have left behind is killed
+        if that does."""
+        trees = {worker: tree(worker.pid) for worker in workers if worker.pid}
+        pids = {worker.pid for worker in workers}
+        left = [each for pid in children(self._process.pid) if pid not in pids for each in tree(pid)]
+        for pid in left if is_above(limit_bytes, left) else []:
+            kill_tree(pid)
+        return [worker for worker, of_worker in trees.items() if is_above(limit_bytes, of_worker)]
 
     def close(self) -> None:
         """End every worker, and itself."""

@@ -22,10 +22,12 @@ from rewards.specs import Reward, WorkerSettings
 from rewards.workers.handles import NurseryHandle, WorkerHandle
 from rewards.workers.jobs import CallOut, Job
 from rewards.workers.load import LoadMeter, has_free_memory
+from rewards.workers.memory import kill_tree
 from rewards.workers.queues import Queues
-from rewards.workers.worker import kill_group, rss_bytes
 
 TICK_S = 0.02
+IDLE_TICK_S = 1.0
+"""Where no call is under way: what a reward has started may still grow."""
 SILENCE_S = 0.5
 """How long a worker may be silent over a bundle before others get the rest of it."""
 MAX_ASYNC_CALLS = 64
@@ -98,7 +100,7 @@ class Pool:
                 busy = self._jobs or any(
                     worker.lost_at or worker.is_running or worker.cancelled_at for worker in self._workers
                 )
-                self._hear(wait(self._sources(), TICK_S if busy else None))
+                self._hear(wait(self._sources(), TICK_S if busy else IDLE_TICK_S))
                 self._look_after()
                 self._grow()
                 self._dispatch()
@@ -152,12 +154,11 @@ class Pool:
 
     def _note_death(self, worker: WorkerHandle, died: str) -> None:
         """Most deaths leave no other trace, since the calls are made again."""
-        if not worker.why_lost and worker.calls:
+        if not worker.why_lost:
             self.num_deaths += 1
             names = sorted({self.rewards[call.job.reward_index].name for call in worker.calls.values()})
-            self._print(
-                f"a process of the rewards {died} while it ran {', '.join(names)}; that is done again\n"
-            )
+            ran = f"{', '.join(names)}; that is done again" if names else "nothing"
+            self._print(f"a process of the rewards {died} while it ran {ran}\n")
 
     def _restart(self) -> None:
         """The nursery is gone, and with it the workers."""
@@ -239,8 +240,6 @@ class Pool:
         for job in [job for job in self._jobs if self._is_over(job, now)]:
             job.is_late = True
             self._fail(job, sorted(job.missing), job.too_late(self._limit_s(job)))
-        check_memory = now - self._looked_at > LOOK_S
-        self._looked_at = now if check_memory else self._looked_at
         for worker in [*self._workers]:
             if worker.lost_at is not None:
                 if now - worker.lost_at > NEWS_S:
@@ -251,8 +250,7 @@ class Pool:
                 self._unblock(worker, now)
             elif worker.resident is None and now - worker.heard_at > IDLE_S:
                 self._dismiss(worker)
-            if check_memory and worker.calls:
-                self._check_memory(worker)
+        self._check_memory(now)
         self._make_room(now)
 
     def _limit_s(self, job: Job) -> float:
@@ -331,17 +329,20 @@ class Pool:
         if worker.cancelled_at is not None and now - worker.cancelled_at > 2 * SILENCE_S:
             self._kill(worker, "was killed: it blocks its event loop")
 
-    def _check_memory(self, worker: WorkerHandle) -> None:
-        limit_gib = self.settings.memory_gib
-        if worker.pid and worker.lost_at is None and rss_bytes(worker.pid) > limit_gib * 2**30:
-            why = f"was killed: more than rewards_workers.memory_gib={limit_gib:g}"
-            self._note_death(worker, why)
-            self._kill(worker, why)
+    def _check_memory(self, now: float) -> None:
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        why = f"was killed: more than rewards_workers.memory_gib={self.settings.memory_gib:g}"
+        for worker in self._nursery.above(self.settings.memory_gib * 2**30, self._workers):
+            if worker.lost_at is None:
+                self._note_death(worker, why)
+                self._kill(worker, why)
 
     def _kill(self, worker: WorkerHandle, why: str) -> None:
         worker.why_lost, worker.lost_at = why, time.monotonic()
         if worker.pid:
-            kill_group(worker.pid)
+            kill_tree(worker.pid)
 
     def _dismiss(self, worker: WorkerHandle) -> None:
         """End an idle worker that is one too many."""

@@ -28,6 +28,7 @@ from grpo.groups import Group
 from rewards.calling import Result, call, call_async, traceback_text
 from rewards.loading import load_reward
 from rewards.specs import Reward
+from rewards.workers.memory import kill_group, kill_tree, rss_bytes
 from rewards.workers.payloads import FramesNeeded, FreshGroup, load_group
 
 FLUSH_S = 0.02
@@ -111,16 +112,10 @@ class Nursery:
 
     def _kill_all(self) -> None:
         for pid in self.workers:
-            kill_group(pid)
+            kill_tree(pid)
         for child in psutil.Process().children(recursive=True):  # those that left their group
             with suppress(psutil.Error):
                 child.kill()
-
-
-def kill_group(pid: int) -> None:
-    """Kill a worker with everything that it started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def work(
@@ -174,7 +169,9 @@ class Worker:
             if kind != "run":  # a "stop" that came after the end
                 continue
             self._run(*content)
-            if rss_bytes() > self.max_rss_bytes or (self.num_calls > MAX_CALLS and not self.is_resident):
+            if rss_bytes(self.pid) > self.max_rss_bytes or (
+                self.num_calls > MAX_CALLS and not self.is_resident
+            ):
                 self._send("retired")
                 return
             self._send("done")
@@ -331,11 +328,3 @@ def _control_process(option: int, value: int) -> None:
     """prctl, on Linux only: elsewhere a worker that hangs when its parent is killed outlives it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value)
-
-
-def rss_bytes(pid: int | None = None) -> int:
-    """Memory that a process holds, without its children's; 0 for one that is gone. None: this one."""
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0

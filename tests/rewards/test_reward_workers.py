@@ -149,6 +149,23 @@ def test_a_leak_is_bounded_and_named(load: Load) -> None:
     assert all("memory_gib=0.5" in failure.summary for failure in table.failures)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["in the call", "after it", "left behind"])
+def test_a_leak_in_what_a_reward_starts_is_bounded(load: Load, tmp_path: Path, when: str) -> None:
+    args = {"pid_file": str(tmp_path / "pid"), "when": when}
+    rewards = load(
+        {"leaks": spec("leaks_in_a_child", args=args, timeout_s=30.0)},
+        WorkerSettings(memory_gib=0.3, max_workers=1),
+    )
+    (table,) = rewards.score(groups(1, 1))
+    assert table.columns["leaks"] == (None if when == "in the call" else 1.0,)
+    assert all("memory_gib=0.3" in failure.summary for failure in table.failures)
+    assert eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text())
+    assert is_running(pid) or when == "in the call"
+    assert eventually(lambda: not is_running(pid))  # also where nobody waits for a score
+
+
 def test_no_reward_sees_what_another_one_changed(load: Load) -> None:
     rewards = load(
         {"changes": spec("changes_its_arguments"), "counts": spec("counts_weights")},

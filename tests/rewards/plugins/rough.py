@@ -78,6 +78,20 @@ def leaks(rollout: Rollout, *, kept: list[Any] = []) -> float:  # noqa: B006
 
 
 @reward
+def leaks_in_a_child(rollout: Rollout, *, pid_file: str, when: str) -> float:
+    """Up to 1 GB, by 40 MB at a time."""
+    left = "os.fork() and os._exit(0)" if when == "left behind" else ""
+    code = (
+        f"import os, time\n{left}\nopen({pid_file!r}, 'w').write(str(os.getpid()))\nkept = []\n"
+        "while time.sleep(0.05) is None:\n    len(kept) < 25 and kept.append(b'x' * 40_000_000)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=when != "in the call")
+    if when == "in the call":
+        child.wait()
+    return 1.0
+
+
+@reward
 def changes_its_arguments(rollout: Rollout) -> float:
     rollout.sample.columns["weights"].append(3)
     return float(len(rollout.sample.columns["weights"]))
