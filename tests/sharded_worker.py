@@ -35,13 +35,15 @@ CASES: dict[str, dict[str, Any]] = {
     "not finite": {},
     "checkpointed": {"gradient_checkpointing": True},
 }
+ONE_IDLE = ("full", "lora")
 LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5)
 
 
 def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     """An update with the rows of one of two processes, or with all rows.
 
-    One has all clips, the other the group without a clip, and their rows have different numbers of head chunks.
+    One has all clips, the other the group without a clip, and their rows have different numbers of head chunks. In the
+    cases of ONE_IDLE another update follows in which the second process has no rows at all.
     """
     accelerator, groups = make_accelerator(), tiny.ragged_groups()
     seeing = [scored for scored in groups if scored.group.prompt.clip is not None]
@@ -60,6 +62,9 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     if case == "not finite" and of_process == 1:
         rows = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
     learner.update(rows, padding(), counts_of(groups), 1, tally)
+    if case in ONE_IDLE:
+        rows = [] if of_process == 1 else packed(groups, tokens_per_row=600)
+        learner.update(rows, padding(), counts_of(groups), 2, Tally())
     return {
         "figures": tally.reduced(lambda part: gather_object([part])),
         "weights": {name: weight.clone() for name, weight in policy.named_weights()},

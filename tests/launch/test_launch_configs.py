@@ -18,9 +18,11 @@ DEEPSPEED_CONFIGS = sorted((ROOT / "launch" / "deepspeed").glob("*.json"))
 
 def test_the_configs_that_the_documentation_names_are_there():
     assert {path.stem for path in ACCELERATE_CONFIGS} >= {
-        "single", "multi_gpu", "fsdp2", "zero2", "zero3", "zero3_offload",
+        "single", "multi_gpu", "fsdp2", "zero2", "zero2_offload", "zero3", "zero3_offload",
     }  # fmt: skip
-    assert {path.stem for path in DEEPSPEED_CONFIGS} == {"zero2", "zero3", "zero3_offload"}
+    assert {path.stem for path in DEEPSPEED_CONFIGS} == {
+        "zero2", "zero2_offload", "zero3", "zero3_offload",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ACCELERATE_CONFIGS, ids=lambda path: path.stem)
@@ -44,7 +46,9 @@ def test_every_process_but_the_single_one_has_to_be_asked_for(path):
             _validate_launch_command(arguments)
 
 
-@pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3), ("zero3_offload", 3)])
+@pytest.mark.parametrize(
+    ("name", "stage"), [("zero2", 2), ("zero2_offload", 2), ("zero3", 3), ("zero3_offload", 3)]
+)
 def test_accelerate_reads_the_deepspeed_config_that_its_own_names(name, stage, monkeypatch):
     from accelerate.utils import DeepSpeedPlugin
 
@@ -70,10 +74,11 @@ def test_the_trainer_alone_accumulates(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", DEEPSPEED_CONFIGS[:2], ids=lambda path: path.stem)
-def test_two_processes_sum_the_gradients_of_their_rows_in_fp32(path):
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_two_processes_sum_the_gradients_of_their_rows_in_fp32(name):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tests" / "launch" / "deepspeed_worker.py"), str(path)]
+    command += [str(ROOT / "tests" / "launch" / "deepspeed_worker.py")]
+    command.append(str(ROOT / "launch" / "deepspeed" / f"{name}.json"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal") == 2
