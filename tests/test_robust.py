@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from grpo.learner_settings import OptimConfig, RobustConfig
+from grpo.learner import Learner
+from grpo.learner_settings import LossConfig, OptimConfig, RobustConfig
 from grpo.robust import SPD, make_optimizer
+from grpo.tally import Tally
+from tests import tiny
+from tests.learners import counts_of, make_learner, packed, padding, text_groups
 
 BETAS, EPS, LR = (0.9, 0.99), 1e-8, 0.02
 SHAPES = [(7, 5), (11,), (3, 4, 2), (1,)]
@@ -168,3 +173,46 @@ def test_without_a_method_it_is_adamw_with_its_weight_decay() -> None:
     optimizer = make_optimizer(parameters(), OptimConfig(lr=LR, betas=BETAS, weight_decay=0.1))
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+class Recording(Learner):
+    """Remembers the gradients of its last update."""
+
+    gradients: list[np.ndarray]
+
+    def _step(self, tally: Tally) -> float:
+        self.gradients = [as_numpy(weight.grad) for weight in adapters_of(self)]
+        return super()._step(tally)
+
+
+def adapters_of(learner: Learner) -> list[nn.Parameter]:
+    return [weight for weight in learner.policy.parameters() if weight.requires_grad]
+
+
+def as_numpy(tensor: Tensor | None) -> np.ndarray:
+    assert tensor is not None
+    return tensor.detach().double().numpy().copy()
+
+
+@pytest.mark.parametrize(("method", "strength"), [("spd", 1.0), ("l2_sp", 3.0)])
+def test_the_learner_pulls_adapters_towards_zero(method: str, strength: float) -> None:
+    transcription = {"spd": spd_step, "l2_sp": l2_sp_step}[method]
+    robust = RobustConfig(method=method, strength=strength)  # pyright: ignore[reportArgumentType]
+    optim = OptimConfig(lr=LR, betas=BETAS, schedule="constant", max_grad_norm=1e9, robust=robust)
+    policy, groups = tiny.policy(seed=1, lora=tiny.LORA), text_groups()
+    learner = make_learner(policy, loss=LossConfig(), optim=optim, kind=Recording)
+    weights = adapters_of(learner)
+    assert all(not start.any() for start in learner.optimizer.optimizer.starts)
+    expected, adams, projections = [as_numpy(weight) for weight in weights], [Adam() for _ in weights], 0
+    for step in range(1, 5):
+        sign = (-1) ** step  # swings about, against the momentum
+        rows = [replace(row, advantages_T=sign * row.advantages_T) for row in packed(groups)]
+        learner.update(rows, padding(), counts_of(groups), step, Tally())
+        origins = [np.zeros(weight.shape) for weight in weights]
+        each = zip(adams, expected, origins, learner.gradients, strict=True)
+        results = [transcription(*one, strength) for one in each]
+        expected, projected = [list(column) for column in zip(*results, strict=True)]
+        projections += sum(projected)
+        for weight, value in zip(weights, expected, strict=True):
+            np.testing.assert_allclose(as_numpy(weight), value, rtol=1e-4, atol=1e-6)
+    assert method == "l2_sp" or 0 < projections < 4 * len(weights)
