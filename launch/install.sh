@@ -67,19 +67,23 @@ make_venv() {
 }
 
 pip_install() {
+    local way_out=""
+    [[ "$1" == gpu ]] || way_out="; where the CPU build of torch is missing, set PIP_EXTRA_INDEX_URL to PyTorch's \
+index of CPU wheels, or PIP_FIND_LINKS to a folder that holds the wheel"
+    shift
     # pip warns on every address that lacks a package; all that is kept in a file, and shown on failure.
     "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" \
         >"$venv/pip.log" 2>&1 </dev/null ||
-        { tail -n 20 "$venv/pip.log" >&2; die "pip could not install $* (above; all of it: .venv/pip.log)"; }
+        { tail -n 20 "$venv/pip.log" >&2; die "pip could not install $* (above; all of it: .venv/pip.log)$way_out"; }
 }
 
 install_packages() {
     "$python" launch/remove_broken_packages.py
     # First and by itself, or the other packages' requirements choose the build of torch.
     say "installing torch"
-    pip_install torch==2.13.0
+    pip_install "$1" torch==2.13.0
     say "installing the project and what it needs ($1,dev); this takes some minutes"
-    pip_install --editable ".[$1,dev]"
+    pip_install "$1" --editable ".[$1,dev]"
     if "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
         adapt_to_cpu_torch
     fi
