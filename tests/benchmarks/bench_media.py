@@ -32,7 +32,7 @@ import psutil
 import torch
 from av.video.stream import VideoStream
 
-from grpo.groups import Sample
+from grpo.groups import Group, Sample
 from grpo.media import decode
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import read_clip
@@ -41,6 +41,7 @@ from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader, Read
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
+from tests import tiny
 
 FPS = 30
 SIZE_PX = (640, 360)
@@ -48,6 +49,7 @@ NUM_SAMPLED = 16
 SETTINGS = MediaSettings(fps=2.0, max_frames=NUM_SAMPLED, min_pixels=100_352, max_pixels=100_352)
 NUM_PARTS, NUM_STEPS, STEP_S = 32, 4, 1.0
 CACHED = {"clips": 64, "frames": 32, "height_px": 252, "width_px": 448}
+COMPLETION_TOKENS = 128
 
 
 def write_moving_texture(path: str, num_frames: int) -> None:
@@ -275,18 +277,21 @@ def samples_of(folder: str) -> list[Sample]:
     ]
 
 
-def memory_of_cached_clips(folder: str) -> dict[str, float]:
-    """What the process grows by when a loader holds them all, over the frames' own bytes."""
+def memory_of_cached_clips(folder: str, group_size: int) -> dict[str, float]:
+    """What the process grows by when a loader holds them all, and a group about each, over the frames' own bytes."""
     reader = ClipReader(settings=SETTINGS, disk=DiskCache(folder, max_gib=4))
     loader = ClipLoader(reader, cache_gib=4, num_workers=2, timeout_s=120)
     samples = samples_of(folder)
-    loader.get(samples[0])
+    group_about(samples[0], loader.get(samples[0]), group_size)
     before = psutil.Process().memory_info().rss
+    groups: list[Group] = []
     for start in range(1, len(samples), 8):
         loader.prefetch(samples[start : start + 8])
-        clips = [loader.get(sample) for sample in samples[start : start + 8]]
-    assert loader.counters().disk_hits == len(samples) and clips[0].num_frames == CACHED["frames"]
+        groups += [group_about(each, loader.get(each), group_size) for each in samples[start : start + 8]]
     grown = psutil.Process().memory_info().rss - before
+    clips = [rollout.clip for group in groups for rollout in group.rollouts if rollout.clip is not None]
+    assert loader.counters().disk_hits == len(samples) and clips[0].num_frames == CACHED["frames"]
+    assert len(clips) == (len(samples) - 1) * group_size
     own = (len(samples) - 1) * clips[0].frames_FHWC.nbytes
     loader.close()
     return {
@@ -296,15 +301,25 @@ def memory_of_cached_clips(folder: str) -> dict[str, float]:
     }
 
 
-def bench_memory(folder: Path) -> dict[str, float]:
-    """Random frames have to be written first; both in processes of their own."""
+def group_about(sample: Sample, clip: Clip, group_size: int) -> Group:
+    """As a step has it: the rendered prompt, and completions with their log-probs."""
+    prompt, token_ids = tiny.prompt(sample, clip), range(1000, 1000 + COMPLETION_TOKENS)
+    rollouts = tuple(tiny.rollout(prompt, [*token_ids]) for _ in range(group_size))
+    return Group(prompt=prompt, rollouts=rollouts)
+
+
+def bench_memory(folder: Path) -> dict[str, dict[str, float]]:
+    """For groups of 1 and of 8, each in a process of its own; random frames have to be written first."""
     folder.mkdir()
     (folder / "v").write_text("in place of a video")
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         pool.apply(fill, (str(folder),))
-    with context.Pool(1) as pool:
-        return pool.apply(memory_of_cached_clips, (str(folder),))
+    result = {}
+    for group_size in (1, 8):
+        with context.Pool(1) as pool:
+            result[f"groups_of_{group_size}"] = pool.apply(memory_of_cached_clips, (str(folder), group_size))
+    return result
 
 
 def main() -> None:
