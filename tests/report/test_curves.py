@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def points(line: Line2D, axis: int) -> list[float]:
-    return [float(value) for value in line.get_data()[axis]]
+    return np.asarray(line.get_data()[axis], dtype=float).tolist()
 
 
 def test_one_panel_has_the_rewards_and_the_other_the_held_out_scores(panels: Sequence[Axes]) -> None:
