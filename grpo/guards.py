@@ -23,6 +23,13 @@ MEDIAN_OF = 50
 MAX_STORED_ROWS = 32
 """Per process: a row has the frames of its clips."""
 
+MAX_NAMED = 5
+"""Groups of each process that a spike is noted with."""
+
+ORDER = "sum of |advantage| over the group's tokens, largest first"
+"""What speaks for a group being behind a spike: a token's gradient is a multiple of its advantage. Which of them
+really is would take a backward pass for each."""
+
 LEAST_NORMS = 10
 """The first norms of a run have nothing to be compared with."""
 
@@ -39,6 +46,18 @@ class Outcome:
     @property
     def num_skipped(self) -> int:
         return sum(not math.isfinite(norm) for norm in self.norms)
+
+
+def heaviest(rows: Sequence[PackedRow]) -> list[str]:
+    """The samples of the groups with the largest sums of |advantage| over tokens, over all rows that have a part."""
+    sums: dict[str, float] = {}
+    for row in rows:
+        sizes = [block.completion_RGL.shape[1] for block in row.layout.blocks for _ in block.prompt_RP]
+        prompt_T = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[row.completion_T]
+        for index, prompt in enumerate(row.prompts):
+            own = float(row.advantages_T[prompt_T == index].abs().sum())
+            sums[prompt.sample.id] = sums.get(prompt.sample.id, 0.0) + own
+    return sorted(sums, key=lambda name: -sums[name])[:MAX_NAMED]
 
 
 class Guard:
@@ -61,11 +80,9 @@ class Guard:
             self.num_skipped = 0 if finite else self.num_skipped + 1
             if not finite or not self._is_spike(norm):
                 continue
-            ids = [prompt.sample.id for row in rows for prompt in row.prompts]
             usual = median(self.norms)
-            found.append(
-                {"step": step, "kind": "grad_norm", "norm": norm, "median": usual, "sample_ids": ids}
-            )
+            record = {"step": step, "kind": "grad_norm", "norm": norm, "median": usual}
+            found.append({**record, "sample_ids": heaviest(rows), "order": ORDER})
         self.norms.extend(filter(math.isfinite, outcome.norms))
         # A loss can be finite and its gradient not: then any row may be to blame.
         suspects = outcome.bad_rows if outcome.bad_rows or is_blamed else rows

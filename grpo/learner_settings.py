@@ -99,7 +99,7 @@ class OptimConfig:
     many in a row stop the run."""
     spike_factor: float = 10.0
     """A gradient norm so many times as large as the median of the last 50 is noted in `failures.jsonl` with the
-    samples behind it; 0: never."""
+    groups that weigh most in it; 0: never."""
     robust: RobustConfig = field(default_factory=RobustConfig)
     num_iterations: int = 1
     """Updates per batch of rollouts; from the second on, the ratio to the first one's log-probs is clipped."""

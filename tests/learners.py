@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from grpo.groups import ScoredGroup
 from grpo.learner import Behind, Learner
@@ -128,6 +129,16 @@ def moved_policy() -> Policy:
     with torch.no_grad():
         policy.model.lm_head.weight *= 1.02
     return policy
+
+
+def overflowing(policy: Policy) -> RemovableHandle:
+    """Make the gradient infinite or NaN on its way back, and leave the loss as it is."""
+
+    def spoil(_: nn.Module, __: Any, output: Any) -> None:
+        if output.last_hidden_state.requires_grad:
+            output.last_hidden_state.register_hook(lambda gradient: gradient * torch.inf)
+
+    return policy.model.model.language_model.register_forward_hook(spoil)
 
 
 def gradient_of(policy: Policy) -> Tensor:

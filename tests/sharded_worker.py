@@ -23,7 +23,7 @@ from grpo.model_settings import LoraConfig, LoraTargets
 from grpo.tally import Tally
 from tests import tiny
 from tests.launched import allow_fsdp_on_cpu
-from tests.learners import counts_of, moved_policy, packed, padding
+from tests.learners import counts_of, moved_policy, overflowing, packed, padding
 
 OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.01)
 SPD = RobustConfig(method="spd", strength=1.0)
@@ -61,7 +61,13 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
         rows = [replace(row, advantages_T=-row.advantages_T) for row in rows]
     if case == "not finite" and of_process == 1:
         rows = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
-    learner.update(rows, padding(), counts_of(groups), 1, tally)
+    outcomes = [learner.update(rows, padding(), counts_of(groups), 1, tally)]
+    if case == "not finite":  # of the second process: first its loss, then its gradient
+        if of_process == 1:
+            overflowing(policy)
+        outcomes.append(
+            learner.update(packed(own, tokens_per_row=600), padding(), counts_of(groups), 1, tally)
+        )
     if case in ONE_IDLE:
         rows = [] if of_process == 1 else packed(groups, tokens_per_row=600)
         learner.update(rows, padding(), counts_of(groups), 2, Tally())
@@ -69,6 +75,7 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
         "figures": tally.reduced(lambda part: gather_object([part])),
         "weights": {name: weight.clone() for name, weight in policy.named_weights()},
         "sharded": policy.sharded,
+        "skipped": [outcome.num_skipped for outcome in outcomes],
     }
 
 

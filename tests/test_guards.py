@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from grpo.groups import Prompt, ScoredGroup
 from grpo.guards import Guard, Outcome
 from grpo.learner import Learner
 from grpo.learner_settings import LossConfig, OptimConfig
@@ -18,7 +19,7 @@ from grpo.run_dir import read_rows
 from grpo.tally import Tally
 from tests import tiny
 from tests.launched import run_two
-from tests.learners import counts_of, make_learner, packed, padding, text_groups
+from tests.learners import counts_of, make_learner, overflowing, packed, padding, text_groups
 from tests.runs import reset_process_state, run
 
 
@@ -47,6 +48,22 @@ def test_an_update_that_is_not_finite_leaves_no_trace(value: float) -> None:
         assert torch.equal(weight, dict(tried.policy.named_weights())[name]), name
 
 
+def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite() -> None:
+    groups = text_groups()
+    rows = packed(groups, tokens_per_row=30)
+    learner = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=OptimConfig(lr=1e-3))
+    tally = Tally()
+    overflow = overflowing(learner.policy)
+    outcome = learner.update(rows, padding(), counts_of(groups), 1, tally)
+    figures = tally.reduced(lambda part: [part])
+    assert math.isfinite(figures["loss"]) and "optim/grad_norm" not in figures
+    assert outcome.bad_rows == [] and figures["optim/skipped_updates"] == outcome.num_skipped == 1
+    start = dict(tiny.policy(seed=1).named_weights())
+    assert all(torch.equal(weight, start[name]) for name, weight in learner.policy.named_weights())
+    overflow.remove()
+    assert learner.update(rows, padding(), counts_of(groups), 1, Tally()).num_skipped == 0
+
+
 def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     guard = Guard(tmp_path / "bad_rows", max_skipped=2, spike_factor=0, process=0)
     rows = packed(text_groups(), tokens_per_row=30)
@@ -65,21 +82,35 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     )
 
 
-def test_a_gradient_far_above_the_median_is_noted_with_its_samples(tmp_path: Path) -> None:
+def test_a_gradient_far_above_the_median_is_noted_with_the_groups_of_most_weight(tmp_path: Path) -> None:
     guard = Guard(tmp_path, max_skipped=0, spike_factor=10, process=0)
-    rows = packed(text_groups())
+    rows = packed(seven_groups(), tokens_per_row=60)
+    assert len(rows) > 2 and any(len(row.prompts) > 1 for row in rows)
     for norm in (1.0, 50.0, *[2.0] * 9):  # the first 10 have nothing to be compared with
         assert guard.watch(1, Outcome(norms=[norm]), rows) == []
     assert guard.watch(2, Outcome(norms=[19.0]), rows) == []
     (found,) = guard.watch(3, Outcome(norms=[21.0]), rows)
-    found["sample_ids"].sort()
     assert found == {
         "step": 3,
         "kind": "grad_norm",
         "norm": 21.0,
         "median": 2.0,
-        "sample_ids": ["s0", "s1", "s2"],
+        # tokens times |advantage|: 90, 40, 35, 24, 18; s3 and s4 have 3 and 12
+        "sample_ids": ["s2", "s6", "s0", "s1", "s5"],
+        "order": "sum of |advantage| over the group's tokens, largest first",
     }
+
+
+def seven_groups() -> list[ScoredGroup]:
+    """Two completions each, with advantages of either sign; s2 is split over two rows of 60 tokens."""
+    groups = []
+    lengths = [(30, 5), (20, 4), (30, 30), (1, 2), (9, 3), (3, 6), (4, 4)]
+    sizes = [1.0, 1.0, 1.5, 1.0, 1.0, 2.0, 5.0]
+    for index, (own, size) in enumerate(zip(lengths, sizes, strict=True)):
+        prompt = Prompt(sample=tiny.sample(f"s{index}"), clip=None, token_ids=(1, 2, 3), tags=())
+        scored = tiny.ragged_group(prompt, list(own), seed=index)
+        groups.append(replace(scored, advantages=(size, -size), totals=(size, -size)))
+    return groups
 
 
 @pytest.mark.slow
@@ -127,6 +158,7 @@ def test_two_processes_skip_together_what_is_not_finite_in_one(kind: str, tmp_pa
         pytest.importorskip("deepspeed")
     run_two(kind, ["-m", "tests.sharded_worker", "not finite", str(tmp_path / "two.pt")], tmp_path)
     two = torch.load(tmp_path / "two.pt")
+    assert two["skipped"] == [1, 1]  # one for its loss, one for its gradient alone
     assert two["figures"]["optim/skipped_updates"] == 1
     for name, weight in tiny.policy(seed=1).named_weights():
         assert torch.equal(weight, two["weights"][name]), name
