@@ -51,7 +51,9 @@ class RewardCache:
         """What all calls of a reward share; read once, as the reward itself was."""
         if reward.name not in self._prefixes:
             args = json.dumps(reward.spec.args, sort_keys=True, default=repr)
-            self._prefixes[reward.name] = _digest(code_version(reward.fn).encode(), args.encode())
+            function = reward.spec.fn or reward.name  # a file may hold several
+            parts = [code_version(reward.fn), function, args]
+            self._prefixes[reward.name] = _digest(*(part.encode() for part in parts))
         return self._prefixes[reward.name]
 
 

@@ -1,6 +1,7 @@
 """Both engines: what they sampled has the log-probs that the learner computes, before and after a sync."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -95,6 +96,37 @@ def test_the_same_seed_gives_the_same_group_in_another_batch(engine: Engine) -> 
     part = tokens(engine.generate(prompts()[3:1:-1], SAMPLING, SEEDS[3:1:-1]))
     assert part == [whole[3], whole[2]]
     assert tokens(engine.generate(prompts(), SAMPLING, [seed + 50 for seed in SEEDS])) != whole
+
+
+def test_each_group_is_told_of_once_and_the_first_while_others_are_sampled(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = count_passes(engine, monkeypatch)
+    told: list[tuple[Group, int]] = []
+    uneven = replace(SAMPLING, group_size=1, max_new_tokens=60)
+    groups = engine.generate(
+        prompts(), uneven, SEEDS, on_group=lambda group: told.append((group, len(passes)))
+    )
+    assert len({len(group.rollouts[0].token_ids) for group in groups}) > 1
+    assert told[0][1] < len(passes)  # the engine goes on behind it
+    assert sorted(id(group) for group, _ in told) == sorted(id(group) for group in groups)
+
+
+def count_passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one with every step of vLLM's scheduler, or every batch of the transformers engine."""
+    passes: list[None] = []
+    if isinstance(engine, TransformersEngine):
+        owner, name = engine, "_decode"
+    else:
+        owner, name = cast(Any, engine).llm.llm_engine, "step"
+    one_pass = getattr(owner, name)
+
+    def counted(*arguments: Any) -> Any:
+        passes.append(None)
+        return one_pass(*arguments)
+
+    monkeypatch.setattr(owner, name, counted)
+    return passes
 
 
 def test_greedy_takes_the_likeliest_token(engine: Engine, policy: Policy) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,6 +152,8 @@ def test_any_real_number_is_a_value(value: object, number: float | None) -> None
         ([1.0], "list, not a number"),
         (1j, "complex, not a number"),
         (np.zeros(1), "ndarray, not a number"),
+        (torch.tensor(1.0), "Tensor, not a number"),
+        (torch.ones(2), "Tensor, not a number"),
     ],
 )
 def test_anything_else_is_a_failure(value: object, message: str) -> None:
@@ -176,6 +179,7 @@ def test_anything_else_is_a_failure(value: object, message: str) -> None:
         (1.0, "float for a list"),
         (None, "NoneType"),
         (np.zeros(3), "ndarray"),
+        (torch.zeros(3), "Tensor"),
     ],
 )
 def test_a_list_of_the_wrong_kind_fails_for_the_whole_group(values: object, message: str) -> None:
@@ -237,6 +241,28 @@ def test_trls_own_rewards_run_unchanged() -> None:
     table = set_of(overlong, repetition).score([group])[0]
     assert table.columns["soft_overlong_punishment_reward"] == (0.0, -0.5, -1.0)
     assert table.columns["repetition_penalty_reward"] == pytest.approx((0.0, 0.0, -1 / 3))
+
+
+def test_trls_own_answer_and_format_rewards_run_unchanged() -> None:
+    pytest.importorskip("trl.rewards")
+    pytest.importorskip("math_verify")
+    texts = [
+        r"<think>x</think> It is \boxed{\frac{1}{3}}.",
+        r"<think>x</think> It is \boxed{\frac{1}{2}}.",
+        r"It is \boxed{\frac{1}{3}}.",  # right, but the reasoning has no end
+    ]
+    names = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+    rewards = load_rewards({name: RewardSpec(fn=f"trl.rewards:{name}") for name in names})
+    solutions = [r"$\frac{1}{3}$", "no formula"]
+    samples = [replace(SAMPLE, columns={"solution": solution}) for solution in solutions]
+    right, unknown = rewards.score([make_group(texts, sample) for sample in samples])
+    assert right.columns == {
+        "accuracy_reward": (1.0, 0.0, 1.0),
+        "reasoning_accuracy_reward": (1.0, 0.0, 0.0),
+        "think_format_reward": (1.0, 1.0, 0.0),
+    }
+    assert unknown.columns["accuracy_reward"] == (None, None, None) and unknown.failures == ()
+    assert rewards.probe() == ["accuracy_reward"]  # its "B" is no formula
 
 
 def test_the_built_ins_pass_the_probe() -> None:

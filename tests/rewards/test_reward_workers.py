@@ -226,17 +226,6 @@ def test_trl_rewards_get_messages_or_texts_as_they_expect(load: Load, function: 
     assert table.columns["trl"] == (5.0, 6.0, 7.0)
 
 
-def test_slow_values_are_reused_for_the_same_completions(load: Load) -> None:
-    rewards = load({"slow": spec("sleeps", args={"seconds": 0.1})})
-    rewards.score(groups(1, 2))  # its speed is known from now on
-    rewards.score(groups(1, 2))
-    keys = rewards.cache.keys(rewards.rewards[0], groups(1, 2)[0].rollouts)
-    assert [rewards.cache.get(key) for key in keys] == [1.0, 1.0]
-    other = make_group(["another text"], SAMPLE)
-    with pytest.raises(KeyError):
-        rewards.cache.get(rewards.cache.keys(rewards.rewards[0], other.rollouts)[0])
-
-
 def test_groups_are_scored_while_others_are_still_sampled(load: Load) -> None:
     rewards = load({"slow": spec("sleeps", args={"seconds": 0.3}, cache=False)})
     rewards.score(groups(1, 1))

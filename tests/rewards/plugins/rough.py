@@ -23,6 +23,14 @@ def length(rollout: Rollout) -> float:
 
 
 @reward
+def numbers_its_calls(rollout: Rollout, *, file: str) -> float:
+    """How often it has been called so far, in whichever process."""
+    with open(file, "a") as calls:
+        calls.write(f"{rollout.text}\n")
+    return float(len(Path(file).read_text().splitlines()))
+
+
+@reward
 def sleeps(rollout: Rollout, *, seconds: float) -> float:
     time.sleep(seconds)
     return 1.0
