@@ -141,8 +141,9 @@ def describe(samples: Sequence[Sample]) -> str:
     without_clip = sum(sample.clip_source is None for sample in samples)
     about_text = f", {without_clip} about text alone" if without_clip else ""
     columns = sorted({name for sample in samples for name in sample.columns})
-    meant = {name: get_close_matches(name, OWN_KEYS, n=1, cutoff=0.75) for name in columns}
-    named = [f"{name} (did you mean {meant[name][0]!r}?)" if meant[name] else name for name in columns]
+    unknown = [name for name in columns if name not in OWN_KEYS]  # other data sets have columns of such names
+    meant = {name: get_close_matches(name, OWN_KEYS, n=1, cutoff=0.75) for name in unknown}
+    named = [f"{name} (did you mean {meant[name][0]!r}?)" if meant.get(name) else name for name in columns]
     extra = f"; other columns: {', '.join(named)}" if columns else ""
     return f"{len(samples)} questions, {with_moments} with key moments{about_text}{extra}"
 

@@ -25,7 +25,9 @@ def written(reader: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_trains_on_the_samples_of_every_reader(tmp_path: Path) -> None:
+def test_a_run_trains_on_the_samples_of_every_reader(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = {reader: written(reader, tmp_path / reader) for reader in EXAMPLES}
     sets = ", ".join(f"{{reader: {reader}, path: {path}}}" for reader, path in paths.items())
     rows = runs.run(
@@ -49,3 +51,5 @@ def test_a_run_trains_on_the_samples_of_every_reader(tmp_path: Path) -> None:
     assert len(rollouts) == 2 * len(paths)
     asked = {reader for reader, path in paths.items() for each in rollouts if each["source"].startswith(path)}
     assert asked == READERS.keys() - {"synthetic"}
+    said = capsys.readouterr().out
+    assert "13 questions, 3 with key moments; other columns: " in said and "'id'" not in said
