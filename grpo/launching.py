@@ -25,6 +25,8 @@ def make_accelerator() -> Accelerator:
     # Without a GPU, accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the backend.
     needs_backend = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
+        # And all others that of a run of their own, each with its part of the data.
+        cpu=not torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
         mixed_precision="bf16" if on_gpu() else "no",
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if needs_backend else None,
     )
@@ -51,6 +53,10 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
         )
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
         raise ValueError("FSDP1 is not supported: use FSDP2 (launch/accelerate/fsdp2.yaml)")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != "FSDP":
+        raise ValueError(
+            "FSDP2 was launched, but accelerate offers it on GPUs only: use launch/accelerate/zero3.yaml"
+        )
 
 
 def check_bitsandbytes(

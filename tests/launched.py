@@ -104,8 +104,7 @@ def environment(kind: str, folder: Path) -> dict[str, str]:
         parsed.deepspeed_config_file = str(for_tiny_models(tiny.ROOT / parsed.deepspeed_config_file, folder))
         parsed.deepspeed_fields_from_accelerate_config = "deepspeed_config_file,zero3_init_flag"
         return {**prepare_deepspeed_cmd_env(parsed)[1], "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
-    on_cpu = {"ACCELERATE_USE_CPU": "true"} if kind == "multi_gpu" else {}
-    return {**prepare_multi_gpu_env(parsed), **on_cpu, "ACCELERATE_MIXED_PRECISION": "no"}
+    return {**prepare_multi_gpu_env(parsed), "ACCELERATE_MIXED_PRECISION": "no"}
 
 
 def for_tiny_models(config_file: Path, folder: Path) -> Path:

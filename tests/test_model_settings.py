@@ -87,3 +87,11 @@ def test_low_bits_without_bitsandbytes_or_under_deepspeed_are_refused_before_the
     )
     with pytest.raises(ValueError, match=f"{key.split('=')[0]}.* is not supported with DEEPSPEED"):
         launching.check_launch(accelerator, config.optim, config.model)  # pyright: ignore[reportArgumentType]
+
+
+def test_fsdp_without_gpus_is_refused_and_not_run_as_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    config = load_config([DEMO])
+    accelerator = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
+    with pytest.raises(ValueError, match="FSDP2 was launched, but accelerate offers it on GPUs only"):
+        launching.check_launch(accelerator, config.optim, config.model)  # pyright: ignore[reportArgumentType]
