@@ -57,7 +57,8 @@ def group_advantages(
 def batch_advantages(totals_PG: Tensor, all_totals_B: Tensor, *, eps: float = 1e-4) -> Tensor:
     """Distance of sums of normalised rewards from the whole batch's mean, over its (population) std.
 
-    What follows `compose.parts_of(normalise=True)` in GDPO (arXiv 2601.05242) and in trl's `normalize_then_sum`.
+    What follows `compose.parts_of(normalise=True)` in GDPO (arXiv 2601.05242) and in trl's `normalize_then_sum`,
+    whose stds divide by n - 1.
     NaN and flat groups as in `group_advantages`.
     """
     present_B = all_totals_B[~all_totals_B.isnan()]

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 SHARED_PREFIX = "shared_prefix"
 
+NOT_COMPUTED = ("softcap", "s_aux")
+"""Arguments of other families that change the result, a cap on scores and attention sinks: no kernel here has them."""
+
 VISION_CHUNKS = "flash_calling_convention_vision_chunks"
 """transformers hands a whole clip to an implementation with "flash" in its name, and loops over the
 clip's windows in Python otherwise: hundreds of small calls per layer."""
@@ -46,8 +49,12 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention over a packed row; without a layout, plain causal attention.
 
-    query: (1, heads, N, D); key and value: (1, kv heads, N, D). Returns (1, N, heads, D).
+    query: (1, heads, N, D); key and value: (1, kv heads, N, D). Returns (1, N, heads, D). A model that caps its scores
+    or has attention sinks is a ValueError.
     """
+    unknown = [name for name in NOT_COMPUTED if kwargs.get(name) is not None]
+    if unknown:
+        raise ValueError(f"this model's attention has {', '.join(unknown)}, which packed rows don't compute")
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # pyright: ignore
     # Under autocast the rotary embedding leaves queries and keys in fp32, and the bias object takes no mix.

@@ -74,8 +74,14 @@ def test_a_batch_without_any_total_has_no_advantage() -> None:
     assert batch_advantages(totals, totals.flatten()).isnan().all()
 
 
-def test_gdpo_equals_trls_on_the_same_rewards() -> None:
-    """trl's formula: sums of rewards normalised within groups, normalised by the batch; with population stds."""
+def test_gdpo_is_trls_but_with_population_stds() -> None:
+    """Sums of rewards normalised within groups, normalised by the batch; trl's stds divide by n - 1."""
+    from trl.trainer.utils import nanstd
+
+    def population_std(values: torch.Tensor, **axis: Any) -> torch.Tensor:
+        count = values.shape[axis["dim"]] if axis else values.numel()
+        return nanstd(values, **axis) * math.sqrt((count - 1) / count)
+
     rewards = np.random.default_rng(1).normal(size=(2, 4, 2))  # prompts, completions, rewards
     weights = np.array([1.0, 0.5])
     specs = {name: RewardSpec(weight=weight) for name, weight in zip("ab", weights, strict=True)}
@@ -91,10 +97,12 @@ def test_gdpo_equals_trls_on_the_same_rewards() -> None:
             for group in rewards
         ]
     )
-    normalised = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-4)
-    sums = (normalised * weights).sum(-1)
-    expected = (sums - sums.mean()) / (sums.std() + 1e-4)
-    np.testing.assert_allclose(batch_advantages(totals, totals.flatten()).numpy(), expected, rtol=1e-9)
+    grouped = torch.tensor(rewards)
+    stds = population_std(grouped, dim=1, keepdim=True)
+    normalised = (grouped - grouped.nanmean(dim=1, keepdim=True)) / (stds + 1e-4)
+    sums = (normalised * torch.tensor(weights)).nansum(dim=-1)
+    expected = (sums - sums.nanmean()) / (population_std(sums) + 1e-4)
+    torch.testing.assert_close(batch_advantages(totals, totals.flatten()), expected, rtol=1e-6, atol=0)
 
 
 def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo import attention_backends
-from grpo.attention import in_one_call, in_two_parts
+from grpo.attention import in_one_call, in_two_parts, shared_prefix_attention
 from grpo.attention_backends import check_backend, chosen_backend
 from grpo.config import load_config
 from grpo.packing import Block, PackedRow
@@ -147,3 +148,16 @@ def test_a_kernel_that_can_not_train_here_is_refused(monkeypatch: pytest.MonkeyP
         config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), f"model.attention={name}"])
         with pytest.raises(ValueError, match=f"model.attention={name}: .* {reason}"):
             check_backend(config.model.attention)
+
+
+@pytest.mark.parametrize("has_layout", [False, True])
+@pytest.mark.parametrize("unknown", [{"softcap": 50.0}, {"s_aux": torch.zeros(2)}])
+def test_what_other_families_add_to_attention_is_refused(unknown: dict[str, Any], has_layout: bool) -> None:
+    (row,) = packed(tiny.ragged_groups()[4:5])
+    states = [torch.randn(1, 2, len(row.input_ids_N), 8) for _ in range(3)]
+    given = {"layout": row.layout if has_layout else None, "scaling": 0.3}
+    (name,) = unknown
+    attention = partial(shared_prefix_attention, SimpleNamespace(is_causal=True), *states, None)  # pyright: ignore
+    assert attention(**given, **{name: None})[0].shape == (1, len(row.input_ids_N), 2, 8)
+    with pytest.raises(ValueError, match=f"attention has {name}, which"):
+        attention(**given, **unknown)
