@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.bench_learner [--prompt 2100] [--group-size 8] [--completion 128] [--rounds 3]
 
-Prints JSON: seconds and peak memory of both, their ratio, and the ratio that counting tokens allows. The model
-is a random Qwen2.5-VL of 6 layers, hidden size 256, built from the shipped policy's config.
+Prints JSON: seconds and peak memory of both, their ratio, and the ratio that counting tokens allows; and what share
+of a pass a frozen vision tower takes when a clip comes for the first and for the second time. The model is a random
+Qwen2.5-VL of 6 layers, hidden size 256, built from the shipped policy's config.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
+from grpo.media.memory_cache import MemoryCache
 from grpo.model_settings import Part
 from grpo.packing import PackedRow, pack
 from grpo.policy import Policy
+from grpo.vision_features import FeatureCache
 from tests import tiny
 
 
@@ -101,6 +104,21 @@ def seconds(policy: Policy, rows: list[PackedRow]) -> float:
     return perf_counter() - start
 
 
+def tower_shares(sizes: tuple[int, int, int]) -> list[float]:
+    """The frozen vision tower's share of the time of a clip's first and second pass."""
+    policy = bench_policy(frozen=("vision", "merger"))
+    tower, spent = policy.model.model.visual, []
+    policy.feature_cache = FeatureCache(tower, memory=MemoryCache(max_gib=1.0))
+    tower.register_forward_pre_hook(lambda *_: spent.append(-perf_counter()))
+    tower.register_forward_hook(lambda *_: spent.append(perf_counter()))
+    rows, shares = rows_of(policy, bench_group(policy, *sizes), shared=True), []
+    for _ in range(2):
+        spent.clear()
+        whole_s = seconds(policy, rows)
+        shares.append(sum(spent) / whole_s)
+    return shares
+
+
 def peak_mib(layout: str, prompt: int, group_size: int, completion: int) -> float:
     """Peak resident memory of one pass, above what the process had before; in a process of its own.
 
@@ -141,6 +159,7 @@ def main() -> None:
             [(name, *sizes) for name in ("shared", "shared_frozen_tower", "separate", "text")],
             chunksize=1,
         )
+    shares = tower_shares(sizes)
     tokens = [sum(len(row.input_ids_N) for row in rows) for rows in (separate, shared)]
     result = {
         "prompt_tokens": args.prompt,
@@ -157,6 +176,8 @@ def main() -> None:
         "text_row_peak_mib": peaks[3],
         "shared_to_text_row_peak": peaks[0] / peaks[3],
         "shared_frozen_tower_to_text_row_peak": peaks[1] / peaks[3],
+        "frozen_tower_frac_first_visit": shares[0],
+        "frozen_tower_frac_second_visit": shares[1],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

@@ -4,7 +4,8 @@
 
 Prompts and completions have log-normal lengths (medians 2,100 and 128 tokens, sigma 0.5 and 0.7; 8 completions a
 group). Prints JSON: tokens that rows repeat because a group did not fit into one, as a share of all; and the
-padding inside attention's batches, as a share of their queries.
+padding inside attention's batches, as a share of their queries, and as a share of a pass's FLOPs in a language model
+of the shape of Qwen2.5-VL-3B (PyTorch's kernels; flash-attn and FlexAttention have none).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import json
 
 import numpy as np
+import torch
 
 from grpo.groups import ScoredGroup
 from grpo.packing import pack
 from tests import tiny
+from tests.gpu.__main__ import attention_flops, num_flops, policy_3b
 
 
 def mixed_groups(count: int) -> list[ScoredGroup]:
@@ -50,6 +53,8 @@ def main() -> None:
     computed = sum(len(row.input_ids_N) for row in rows)
     blocks = [block for row in rows for block in row.layout.blocks]
     queries = sum(block.prompt_RP.numel() + block.completion_RGL.numel() for block in blocks)
+    policy = policy_3b(torch.device("meta"))
+    padding_flops = attention_flops(policy, rows, is_padded=True) - attention_flops(policy, rows)
     result = {
         "groups": len(groups),
         "rows": len(rows),
@@ -59,6 +64,7 @@ def main() -> None:
         "waste_frac": round(1 - needed / computed, 4),
         "row_fill_frac": round(computed / (len(rows) * args.tokens_per_row), 4),
         "attention_padding_frac": round(1 - computed / queries, 4),
+        "padding_flops_frac": round(padding_flops / (num_flops(policy, rows) + padding_flops), 4),
     }
     print(json.dumps(result, indent=2))
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -174,28 +175,34 @@ def mfu(policy: Policy, rows: Sequence[PackedRow], used_s: float) -> str:
 
 def num_flops(policy: Policy, rows: Sequence[PackedRow]) -> float:
     """Of the forward and backward passes of some rows."""
-    text: Any = policy.family.config.text_config
     model = policy.model.model
     embedding = model.get_input_embeddings().weight
     per_token = sum(w.numel() for w in model.language_model.parameters()) - embedding.numel()
     per_patch = sum(w.numel() for w in model.visual.parameters())
-    total = 0.0
+    total = attention_flops(policy, rows)
     for row in rows:
         merge = policy.family.config.vision_config.spatial_merge_size**2
         total += 6 * per_token * len(row.input_ids_N) + 6 * per_patch * merge * len(row.vision_index_K)
         total += 6 * embedding.numel() * len(row.target_T)
-        head_dim = text.hidden_size // text.num_attention_heads
-        pairs = sum(num_pairs(row))
-        total += 12 * text.num_hidden_layers * text.num_attention_heads * head_dim * pairs
     return total
 
 
-def num_pairs(row: PackedRow) -> Iterator[float]:
+def attention_flops(policy: Policy, rows: Sequence[PackedRow], *, is_padded: bool = False) -> float:
+    """The language model's attention alone. is_padded: with the rectangles that PyTorch's kernels compute."""
+    text: Any = policy.family.config.text_config
+    pairs = sum(pair for row in rows for pair in num_pairs(row, is_padded=is_padded))
+    return 12 * text.num_hidden_layers * text.hidden_size * pairs
+
+
+def num_pairs(row: PackedRow, *, is_padded: bool = False) -> Iterator[float]:
     """Tokens that tokens look at, prompt by prompt and completion by completion."""
+    lengths = iter(row.completion_T.bincount().tolist())
     for block in row.layout.blocks:
-        count, length = block.prompt_RP.shape
-        yield count * length * (length + 1) / 2
-        for own in row.completion_T.bincount().tolist():  # these rows hold one group
+        num_prompts, length = block.prompt_RP.shape
+        yield num_prompts * length * (length + 1) / 2
+        _, group_size, longest = block.completion_RGL.shape
+        for own in islice(lengths, num_prompts * group_size):
+            own = longest if is_padded else own
             yield float(own * length + own * (own + 1) / 2)
 
 

@@ -7,8 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from grpo.attention import implementation
+from tests import tiny
 from tests.benchmarks.bench_learner import bench_group, bench_policy, rows_of
-from tests.gpu.__main__ import agreement, main, num_flops, scores
+from tests.gpu.__main__ import agreement, main, num_flops, num_pairs, scores
+from tests.learners import packed
 
 SIZE = (200, 4, 16)
 
@@ -37,6 +39,14 @@ def test_the_flops_are_those_that_pytorch_counts(shared: bool) -> None:
             policy(row).logps_T.sum().backward()
     # The head is computed once more in the backward pass, attention in whole rectangles, the patches as one product.
     assert num_flops(policy, rows) == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_a_row_of_several_groups_takes_the_flops_of_each_and_of_their_padding() -> None:
+    policy, groups = tiny.policy(), tiny.ragged_groups()
+    (together,), alone = packed(groups), [packed([scored])[0] for scored in groups]
+    assert num_flops(policy, [together]) == pytest.approx(num_flops(policy, alone))
+    pairs = [sum(num_pairs(alone[2], is_padded=flag)) for flag in (True, False)]  # 1, 1 and 4 tokens
+    assert pairs[0] - pairs[1] == 2 * (3 * len(groups[2].group.prompt.token_ids) + 10 - 1)
 
 
 @pytest.mark.gpu
