@@ -76,7 +76,7 @@ class Reward:
         processes. The state is not part of a checkpoint."""
         return not inspect.isroutine(self.fn) and not isinstance(self.fn, partial)
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
         return any(map(inspect.iscoroutinefunction, (self.fn, self.fn.__call__)))
 

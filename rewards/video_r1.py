@@ -1,7 +1,8 @@
 """Video-R1's rewards exactly as published, with their quirks, to compare with and to reproduce its runs.
 
 From `src/r1-v/src/open_r1/grpo.py` of https://github.com/tulerfeng/Video-R1 at commit 59d65c3 (paper: arXiv
-2503.21776): the five kinds of answers there (multiple choice, numerical, OCR, free-form, regression) and the format.
+2503.21776): the five kinds of answers there (multiple choice, numerical, OCR, free-form, regression) and, as the sixth
+rule, the format; of any other kind, of which its data has none, an answer scores 0 there and is an error here.
 Two things differ on purpose: there a whole batch is taken for the kind of its first question, here each question
 has its own; and patterns that take quadratic time on hostile completions are replaced by equivalent searches.
 

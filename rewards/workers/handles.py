@@ -50,12 +50,12 @@ class WorkerHandle:
     @property
     def wanted(self) -> list[CallOut]:
         """Its calls without all their results."""
-        return [call for call in self.calls.values() if call.missing]
+        return [call for call in self.calls.values() if call.is_wanted]
 
     @property
     def at(self) -> CallOut | None:
         """The call under way: the first one without all its results."""
-        return next(iter(self.wanted), None)
+        return next((call for call in self.calls.values() if call.is_wanted), None)
 
     def send(self, message: tuple[Any, ...]) -> None:
         """Never waits: a worker may be stopped, or not be reading, and its socket takes only so much."""

@@ -79,5 +79,10 @@ class CallOut:
     """Goes out by itself, since the worker that had it before was lost: if this one is too, it is guilty."""
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether some of its results are still missing."""
+        return not self.job.missing.isdisjoint(self.indices)
+
+    @property
     def missing(self) -> tuple[int, ...]:
         return tuple(index for index in self.indices if index in self.job.missing)

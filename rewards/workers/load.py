@@ -21,19 +21,25 @@ class LoadMeter:
         self._looked_at = 0.0
 
     def are_waiting(self, workers: Sequence[WorkerHandle]) -> bool:
-        """Whether they have used less than half of the cores since the last look."""
+        """Whether they have used less than half of the cores since the last look, and not for want of one."""
         now = time.monotonic()
         elapsed_s = now - self._looked_at
         if elapsed_s < LOOK_S or not all(worker.pid for worker in workers):
             return False
-        used_s = 0.0
+        used_s, num_ready = 0.0, 0
         for worker in workers:
             with suppress(psutil.Error):
-                times = psutil.Process(worker.pid).cpu_times()
+                process = psutil.Process(worker.pid)
+                times = process.cpu_times()
                 used_s += times.user + times.system - worker.cpu_s
                 worker.cpu_s = times.user + times.system
+                num_ready += process.status() == psutil.STATUS_RUNNING  # on a core, or in the queue for one
         is_first_look, self._looked_at = self._looked_at == 0.0, now
-        return not is_first_look and used_s < 0.5 * elapsed_s * (os.cpu_count() or 1)
+        return (
+            not is_first_look
+            and used_s < 0.5 * elapsed_s * (os.cpu_count() or 1)
+            and num_ready <= len(workers) // 2
+        )
 
 
 def has_free_memory() -> bool:

@@ -57,7 +57,7 @@ class Pool:
         self._jobs: set[Job] = set()
         self._read_frames: set[int] = set()
         self._valued_at: dict[int, float] = {}  # when each reward gave its last value
-        self._looked_at = 0.0
+        self._looked_at = self._looked_after_at = 0.0
         self._load = LoadMeter()
         self._num_base = min(settings.max_workers, max(2, min(4, os.cpu_count() or 1)))
         self._nursery: NurseryHandle
@@ -101,7 +101,8 @@ class Pool:
                     worker.lost_at or worker.is_running or worker.cancelled_at for worker in self._workers
                 )
                 self._hear(wait(self._sources(), TICK_S if busy else IDLE_TICK_S))
-                self._look_after()
+                if time.monotonic() - self._looked_after_at > TICK_S / 2:
+                    self._look_after()
                 self._grow()
                 self._dispatch()
         except BaseException as error:  # a bug of ours: who waits looks at this
@@ -203,7 +204,7 @@ class Pool:
             return
         reward_index = call.job.reward_index
         self._valued_at[reward_index] = time.monotonic()
-        self._queues.measured(reward_index, seconds)
+        self._queues.measured(reward_index, seconds, len(values))
         call.job.fill(call.indices[start : start + len(values)], values)
         if not call.job.missing:
             self._jobs.discard(call.job)
@@ -236,7 +237,7 @@ class Pool:
 
     def _look_after(self) -> None:
         """Time limits, hanging workers, memory."""
-        now = time.monotonic()
+        now = self._looked_after_at = time.monotonic()
         for job in [job for job in self._jobs if self._is_over(job, now)]:
             job.is_late = True
             self._fail(job, sorted(job.missing), job.too_late(self._limit_s(job)))

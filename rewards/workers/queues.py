@@ -28,9 +28,11 @@ class Queues:
         self.most_workers = max(1, 3 * max_workers // 4)
         """For a reward, while others wait."""
 
-    def measured(self, reward_index: int, seconds: float) -> None:
-        old = self.seconds.get(reward_index, seconds)
-        self.seconds[reward_index] = 0.8 * old + 0.2 * seconds
+    def measured(self, reward_index: int, seconds: float, num_values: int = 1) -> None:
+        """Take how long so many values took; those of a group come from one look at it."""
+        count = num_values if self.rewards[reward_index].calling == "rollout" else 1
+        mean, kept = seconds / count, 0.8**count
+        self.seconds[reward_index] = kept * self.seconds.get(reward_index, mean) + (1 - kept) * mean
 
     def num_shared(self) -> int:
         """Calls that any worker could take."""
@@ -100,7 +102,7 @@ class Queues:
         expected_s = 0.0
         while queue and (most is None or len(bundle) < most):
             call = queue[0]
-            if call.missing:
+            if call.is_wanted:
                 per_call_s = self.seconds.get(call.job.reward_index, BUNDLE_S)
                 is_single = self.rewards[call.job.reward_index].calling == "rollout"
                 expected_s += per_call_s * (len(call.indices) if is_single else 1)
@@ -108,6 +110,6 @@ class Queues:
                     break
                 bundle.append(call)
             queue.popleft()
-            if call.missing and call.alone:
+            if call.is_wanted and call.alone:
                 break
         return bundle

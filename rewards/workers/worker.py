@@ -197,9 +197,7 @@ class Worker:
             if os.getpid() != self.pid:
                 os._exit(0)  # the reward has forked, and this is the fork
             now = time.monotonic()
-            with self.lock:
-                self.results.append((call_id, start, results, now - began))
-            self.has_results.set()
+            self._keep(call_id, start, results, now - began)
             fresh.forget_changes()
             if now - self.flushed_at > FLUSH_S:
                 self._flush()
@@ -207,6 +205,17 @@ class Worker:
                     self.connection.recv()  # "stop": nothing else is sent to a worker at work
                     return True
         return False
+
+    def _keep(self, call_id: int, start: int, results: list[Result], seconds: float) -> None:
+        """Until the next flush, together with what the same call gave before."""
+        with self.lock:
+            if self.results and self.results[-1][0] == call_id:
+                _, first, before, before_s = self.results[-1]
+                self.results[-1] = (call_id, first, before + results, before_s + seconds)
+            else:
+                self.results.append((call_id, start, results, seconds))
+        if not self.has_results.is_set():
+            self.has_results.set()
 
     def _send(self, *message: Any) -> None:
         with self.lock:
