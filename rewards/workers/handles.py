@@ -53,6 +53,11 @@ class WorkerHandle:
         return [call for call in self.calls.values() if call.is_wanted]
 
     @property
+    def is_busy(self) -> bool:
+        """Whether something is expected from it."""
+        return bool(self.is_running or self.calls or self.cancelled_at)
+
+    @property
     def at(self) -> CallOut | None:
         """The call under way: the first one without all its results."""
         return next((call for call in self.calls.values() if call.is_wanted), None)

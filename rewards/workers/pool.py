@@ -97,9 +97,7 @@ class Pool:
     def _live(self) -> None:
         try:
             while not self._is_closing():
-                busy = self._jobs or any(
-                    worker.lost_at or worker.is_running or worker.cancelled_at for worker in self._workers
-                )
+                busy = self._jobs or any(worker.lost_at or worker.is_busy for worker in self._workers)
                 self._hear(wait(self._sources(), TICK_S if busy else IDLE_TICK_S))
                 if time.monotonic() - self._looked_after_at > TICK_S / 2:
                     self._look_after()
@@ -124,8 +122,9 @@ class Pool:
         return False
 
     def _sources(self) -> list[Any]:
-        alive = [worker.connection for worker in self._workers if worker.lost_at is None]
-        return [self._woken, self._nursery.news, *alive]
+        """Idle workers have nothing to say; how one ends is told by the nursery."""
+        speaking = [each.connection for each in self._workers if each.lost_at is None and each.is_busy]
+        return [self._woken, self._nursery.news, *speaking]
 
     def _hear(self, ready: Sequence[Any]) -> None:
         if self._woken in ready:
