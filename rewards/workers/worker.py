@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import io
 import os
 import signal
@@ -68,6 +69,7 @@ class Nursery:
         self.workers: set[int] = set()
 
     def serve(self) -> None:
+        gc.freeze()  # no worker looks for garbage among what it shares with this process
         _control_process(PR_SET_CHILD_SUBREAPER, 1)  # what rewards start and leave behind becomes ours
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
