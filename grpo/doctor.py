@@ -128,7 +128,7 @@ def _config_findings(config: Config, family: Qwen25VL, sets: Mapping[str, Sequen
     """What a start finds out beside the records."""
     train = [samples for key, samples in sets.items() if key.startswith("data.train")]
     held_out = {key: samples for key, samples in sets.items() if key.startswith("data.eval")}
-    flat = [sample for samples in train for sample in samples]
+    flat, _ = _sides(sets)
 
     def run_dir() -> None:
         run = RunDir(config.run_dir)

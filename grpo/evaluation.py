@@ -82,9 +82,8 @@ class Evaluator:
 
     def _batches(self, eval_set: EvalSet) -> Iterator[Batch]:
         num_samples = len(eval_set.samples)
-        num_chunks = math.ceil(
-            num_samples / self.batch_prompts
-        )  # all of about one size: the clip of another question
+        # All of about one size: a reward may want the clip of another question of the same chunk.
+        num_chunks = math.ceil(num_samples / self.batch_prompts)
         ends = [num_samples * index // num_chunks for index in range(num_chunks + 1)] if num_chunks else []
         chunks = [eval_set.samples[start:end] for start, end in pairwise(ends)]
         for index, chunk in enumerate(chunks):

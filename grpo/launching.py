@@ -22,13 +22,13 @@ def on_gpu() -> bool:
 
 def make_accelerator() -> Accelerator:
     """Passes run in bf16 on a GPU, over fp32 weights; in fp32 on a CPU."""
-    # Without a GPU, accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the backend.
-    needs_backend = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # Several processes without a GPU: accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the
+    # backend, and lets all others train for themselves, each on its part of the data, unless it is told of the CPU.
+    several_on_cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
-        # And all others that of a run of their own, each with its part of the data.
-        cpu=not torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+        cpu=several_on_cpu and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
         mixed_precision="bf16" if on_gpu() else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if needs_backend else None,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if several_on_cpu else None,
     )
     # Else transformers loads every model in pieces under ZeRO-3, whatever zero3_init_flag says: also the reference
     # and the engine's copy, which nobody would put together again.

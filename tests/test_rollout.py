@@ -72,7 +72,7 @@ def test_vllm_is_asked_once_per_prompt_for_a_whole_group(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if isinstance(engine, TransformersEngine):
-        pytest.skip("it has no requests")
+        pytest.skip("of vLLM alone: the transformers engine has no requests")
     llm = cast(Any, engine).llm
     asked, enqueue = [], llm.enqueue
 

@@ -15,9 +15,8 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(
-                f"/proc/{pid}/task/{thread}/children"
-            ) as file:  # psutil would read all processes' files
+            # psutil would read the files of all processes.
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
                 found += map(int, file.read().split())
     return found
 
