@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress, pairwise
 
-from grpo.counterfactuals import Plan, add_counterfactuals, make_plan
-from grpo.feed import Render, make_batch, rollout_seed
+from grpo.feed.prompts import Render, make_batch, rollout_seed
 from grpo.groups import Batch, Group, LostSample, Rollout, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
-from grpo.tally import Tally
+from grpo.rollout.counterfactuals import Plan, add_counterfactuals, make_plan
+from grpo.run.tally import Tally
 from rewards import Counterfactual, Frames
-from rewards.accuracy import accuracy
-from rewards.runner import RewardSet
-from rewards.specs import RewardFailure
+from rewards.builtin.accuracy import accuracy
+from rewards.scoring.runner import RewardSet
+from rewards.scoring.specs import RewardFailure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from grpo.assembly import (
+from grpo.config.load import Config, check_same_run, load_config, to_yaml
+from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
+from grpo.data.jsonl import OWN_KEYS
+from grpo.feed.mixture import Part, parts
+from grpo.feed.prompts import make_batch
+from grpo.groups import Sample
+from grpo.learner.launching import check_launch, make_accelerator, on_gpu
+from grpo.learner.update import Learner
+from grpo.media.loader import ClipLoader
+from grpo.policy.attention_backends import check_backend
+from grpo.policy.families import Qwen25VL, load_family
+from grpo.rollout.counterfactuals import make_plan
+from grpo.run.folder import RunDir, make_manifest
+from grpo.startup.assembly import (
     build_loader,
     build_trainer,
     load_policy,
@@ -34,21 +47,8 @@ from grpo.assembly import (
     prompt_renderer,
     sampling_of,
 )
-from grpo.attention_backends import check_backend
-from grpo.config import Config, check_same_run, load_config, to_yaml
-from grpo.counterfactuals import make_plan
-from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
-from grpo.data.jsonl import OWN_KEYS
-from grpo.families import Qwen25VL, load_family
-from grpo.feed import make_batch
-from grpo.groups import Sample
-from grpo.launching import check_launch, make_accelerator, on_gpu
-from grpo.learner import Learner
-from grpo.media.loader import ClipLoader
-from grpo.mixture import Part, parts
-from grpo.run_dir import RunDir, make_manifest
 from grpo.trainer import GRPOTrainer
-from rewards.runner import RewardSet, load_rewards
+from rewards.scoring.runner import RewardSet, load_rewards
 
 
 def main(argv: Sequence[str]) -> None:
@@ -194,7 +194,7 @@ def check_fit(config: Config, family: Qwen25VL, samples: Sequence[Sample], accel
     reasons = make_planner(config, family).refusals(own, num_workers=config.media.num_workers)
     if reasons := gather_object(reasons):
         others = f" ({len(reasons) - 1} more prompts can't)" if len(reasons) > 1 else ""
-        raise ValueError(f"{reasons[0]}{others}; python -m grpo.doctor names all")
+        raise ValueError(f"{reasons[0]}{others}; python -m grpo.commands.doctor names all")
 
 
 def read_data(config: Config, accelerator: Accelerator) -> tuple[list[Part], dict[str, list[Sample]]]:

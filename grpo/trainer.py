@@ -13,30 +13,30 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from grpo import checkpoint
-from grpo.advantages import score_groups
-from grpo.balance import spread
-from grpo.config import Config
-from grpo.counterfactuals import add_counterfactuals, make_plan
-from grpo.dynamic_sampling import Sampled, means_of
+from grpo.config.load import Config
 from grpo.evaluation import Evaluator
-from grpo.feed import Feed
+from grpo.feed.dynamic_sampling import Sampled, means_of
+from grpo.feed.prompts import Feed
 from grpo.groups import Batch, Group, LostSample, ScoredGroup
-from grpo.guards import Guard
-from grpo.kl_reward import subtract_divergences
-from grpo.learner import Learner
-from grpo.losses import StepCounts
+from grpo.learner.advantages import score_groups
+from grpo.learner.balance import spread
+from grpo.learner.guards import Guard
+from grpo.learner.kl_reward import subtract_divergences
+from grpo.learner.losses import StepCounts
+from grpo.learner.update import Learner
 from grpo.media.loader import MediaCounters
 from grpo.packing import pack, padding_row
-from grpo.policy import Policy
-from grpo.report.curves import draw_curves
+from grpo.policy.model import Policy
+from grpo.policy.vision_features import FeatureCounters
 from grpo.rollout import Engine, Sampling
-from grpo.run_dir import RunDir, rollout_rows
-from grpo.tally import Tally
-from grpo.vision_features import FeatureCounters
-from rewards.compose import gates_open
-from rewards.runner import RewardSet
-from rewards.specs import RewardFailure, RewardSpec, RewardTable
+from grpo.rollout.counterfactuals import add_counterfactuals, make_plan
+from grpo.run import checkpoint
+from grpo.run.curves import draw_curves
+from grpo.run.folder import RunDir, rollout_rows
+from grpo.run.tally import Tally
+from rewards.scoring.compose import gates_open
+from rewards.scoring.runner import RewardSet
+from rewards.scoring.specs import RewardFailure, RewardSpec, RewardTable
 
 MAX_LOST_STEPS = 3
 """Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""

@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo.groups import Group
 from rewards import hostile
-from rewards.calling import failures_in, run
-from rewards.loading import load_reward, required_columns
-from rewards.runner import RewardSet
-from rewards.specs import Outcome, Reward, RewardFailure, RewardSpec, WorkerSettings
+from rewards.scoring.calling import failures_in, run
+from rewards.scoring.loading import load_reward, required_columns
+from rewards.scoring.runner import RewardSet
+from rewards.scoring.specs import Outcome, Reward, RewardFailure, RewardSpec, WorkerSettings
 
 LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
 CALLED = {

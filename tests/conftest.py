@@ -39,6 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with twelve training and four held-out clips of the demo; not to be written to."""
-    from grpo.data.synthetic import write_dataset
+    from grpo.demo.clips import write_dataset
 
     return write_dataset(tmp_path_factory.mktemp("data") / "clips", num_train=12, num_heldout=4, seed=1)

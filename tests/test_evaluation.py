@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo.config import load_config
+from grpo.config.load import load_config
 from grpo.data import load_samples
 from grpo.evaluation import EvalSet, Evaluator, accuracy_of
 from grpo.groups import Sample
@@ -17,18 +17,18 @@ from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.rollout import Sampling
-from grpo.tally import Tally
+from grpo.run.tally import Tally
 from rewards import Counterfactual
 from rewards.hostile import make_group
-from rewards.runner import load_rewards
-from rewards.specs import RewardSpec
-from tests import scenes, tiny
-from tests.scenes import RecordingEngine
+from rewards.scoring.runner import load_rewards
+from rewards.scoring.specs import RewardSpec
+from tests.support import scenes, tiny
+from tests.support.scenes import RecordingEngine
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    from grpo.data.synthetic import write_dataset
+    from grpo.demo.clips import write_dataset
 
     folder = write_dataset(tmp_path_factory.mktemp("data") / "clips", num_train=0, num_heldout=24, seed=3)
     config = load_config(

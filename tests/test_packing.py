@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo import attention
-from grpo import policy as policy_module
+from grpo.config.learner import LossConfig
 from grpo.groups import ScoredGroup
-from grpo.learner_settings import LossConfig
 from grpo.packing import PackedRow, pack
-from grpo.policy import SUPPRESSED_BIAS, Head, Policy
-from tests import tiny
-from tests.learners import counts_of, updated
+from grpo.policy import attention
+from grpo.policy import model as policy_module
+from grpo.policy.model import SUPPRESSED_BIAS, Head, Policy
+from tests.support import tiny
+from tests.support.learners import counts_of, updated
 
 TRAINED: dict[str, dict[str, Any]] = {
     "all": {},

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grpo.run_dir import read_rows
-from tests import tiny
-from tests.launched import run_in_two
-from tests.runs import SMALL, close, data, repeatable, run, weights
+from grpo.run.folder import read_rows
+from tests.support import tiny
+from tests.support.launched import run_in_two
+from tests.support.runs import SMALL, close, data, repeatable, run, weights
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_a_killed_run_with_vllm_resumes_and_its_model_is_served(clips: Path, tmp
 
     serve = (
         "import sys; from dataclasses import replace; from tests import tiny, test_rollout as t;"
-        "from grpo.families import load_family; from grpo.policy import Policy; import torch;"
+        "from grpo.policy.families import load_family; from grpo.policy.model import Policy; import torch;"
         "from grpo.rollout.vllm_engine import VLLMEngine;"
         "family = load_family(sys.argv[1]);"
         "policy = Policy(family.load_model(torch.float32), family, temperature=t.TEMPERATURE);"

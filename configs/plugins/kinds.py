@@ -11,7 +11,7 @@ from collections import deque
 
 from grpo.groups import Rollout
 from rewards import counterfactual, group_reward, reward
-from rewards.accuracy import accuracy
+from rewards.builtin.accuracy import accuracy
 
 
 @reward

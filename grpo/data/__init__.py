@@ -33,7 +33,7 @@ Reader = Callable[[str, str | None], list[Sample]]
 
 def read_synthetic(path: str, media_root: str | None) -> list[Sample]:
     """The demo's clips (512 to train on, 200 held out), rendered into the file's folder on first use."""
-    from grpo.data.synthetic import write_dataset  # late: only the demo renders
+    from grpo.demo.clips import write_dataset  # late: only the demo renders
 
     write_dataset(Path(path).parent, num_train=512, num_heldout=200, seed=0)
     return read_jsonl(path, media_root)

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from grpo.groups import Group, Prompt
 from grpo.packing import Segment, build_row
-from grpo.policy import Policy
+from grpo.policy.model import Policy
 from grpo.rollout import OnGroup, Sampling, as_rollout
 
 

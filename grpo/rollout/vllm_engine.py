@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from grpo.groups import Group, Prompt, Rollout
-from grpo.policy import SUPPRESSED_BIAS, Policy
+from grpo.policy.model import SUPPRESSED_BIAS, Policy
 from grpo.rollout import OnGroup, Sampling, as_rollout
 
 

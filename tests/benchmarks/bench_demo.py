@@ -19,8 +19,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from grpo.run_dir import read_rows
-from tests import tiny
+from grpo.run.folder import read_rows
+from tests.support import tiny
 
 ARMS = {
     "vllm": [],

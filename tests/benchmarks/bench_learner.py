@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from grpo.config.model import Part
 from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
 from grpo.media.memory_cache import MemoryCache
-from grpo.model_settings import Part
 from grpo.packing import PackedRow, pack
-from grpo.policy import Policy
-from grpo.vision_features import FeatureCache
-from tests import tiny
+from grpo.policy.model import Policy
+from grpo.policy.vision_features import FeatureCache
+from tests.support import tiny
 
 
 def bench_policy(frozen: Collection[Part] = ()) -> Policy:

@@ -41,7 +41,7 @@ from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader, Read
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
-from tests import tiny
+from tests.support import tiny
 
 FPS = 30
 SIZE_PX = (640, 360)

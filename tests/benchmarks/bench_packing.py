@@ -18,8 +18,8 @@ import torch
 
 from grpo.groups import ScoredGroup
 from grpo.packing import pack
-from tests import tiny
 from tests.gpu.__main__ import attention_flops, num_flops, policy_3b
+from tests.support import tiny
 
 
 def mixed_groups(count: int) -> list[ScoredGroup]:

@@ -23,10 +23,10 @@ from typing import Never
 
 from grpo.groups import Group, Prompt, Rollout, Sample
 from grpo.media.clip import LazyClip
-from grpo.rollout_files import rollout_rows, write_rollouts
+from grpo.run.rollout_files import rollout_rows, write_rollouts
 from rewards.parsing import TAGS
-from rewards.runner import RewardSet, load_rewards
-from rewards.specs import RewardSpec
+from rewards.scoring.runner import RewardSet, load_rewards
+from rewards.scoring.specs import RewardSpec
 
 ROOT = Path(__file__).parents[2]
 PROMPTS_PER_STEP = 128
@@ -123,7 +123,9 @@ def write_run(folder: Path, num_rollouts: int, group_size: int, num_tokens: int)
 
 
 def scored_rows(rewards: RewardSet, groups: list[Group]) -> list[dict[str, object]]:
-    from grpo.advantages import score_groups  # here: torch in this process would count as the replay's memory
+    from grpo.learner.advantages import (
+        score_groups,  # here: torch in this process would count as the replay's memory
+    )
 
     scored = score_groups(groups, rewards.score(groups), scale="group_std")
     return [row for group in scored for row in rollout_rows(group)]
@@ -143,7 +145,7 @@ def main() -> None:
         size_mib = sum(file.stat().st_size for file in (folder / "rollouts").iterdir()) / 2**20
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # for the replay and its workers
         start = time.perf_counter()
-        command = [sys.executable, "-m", "rewards.replay", str(folder)]
+        command = [sys.executable, "-m", "grpo.commands.replay", str(folder)]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | ONE_CORE, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start

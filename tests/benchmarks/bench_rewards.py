@@ -22,8 +22,8 @@ from typing import Any
 
 from grpo.groups import Group
 from rewards.hostile import make_group, moving_clip, synthetic_samples
-from rewards.runner import RewardSet, load_rewards
-from rewards.specs import RewardSpec, WorkerSettings
+from rewards.scoring.runner import RewardSet, load_rewards
+from rewards.scoring.specs import RewardSpec, WorkerSettings
 
 COMPLETION = (
     f"<think>{'The hand moves to the shelf and takes the red cup. ' * 8}</think>"

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo.config.learner import LossConfig
 from grpo.groups import ScoredGroup
-from grpo.learner_settings import LossConfig
-from grpo.policy import Policy
+from grpo.policy.model import Policy
 from tests.benchmarks.bench_learner import bench_group, bench_policy, rows_of, seconds
-from tests.test_losses import trl_trainer
+from tests.learner.test_losses import trl_trainer
 
 
 def trl_inputs(policy: Policy, group: ScoredGroup) -> dict[str, Any]:

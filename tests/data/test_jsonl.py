@@ -14,9 +14,9 @@ from grpo.data.jsonl import read_jsonl
 from grpo.data.records import BadRecords
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
+from rewards.builtin.temporal import temporal_iou
 from rewards.hostile import make_group
-from rewards.temporal import temporal_iou
-from tests.videos import write_video
+from tests.support.videos import write_video
 
 CHOICE: dict[str, Any] = {
     "id": "k-0017",
@@ -281,7 +281,7 @@ def test_missing_files_are_one_error_that_names_the_first(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError) as caught:
         check_media(samples, num_probes=0)
     message = f"{samples[1].source}: no such video file: {tmp_path}/b.mp4 (2 more files are missing; "
-    assert str(caught.value) == message + "python -m grpo.doctor names all)"
+    assert str(caught.value) == message + "python -m grpo.commands.doctor names all)"
     with pytest.raises(FileNotFoundError, match=r"b.mp4$"):
         check_media(samples[:3], num_probes=0)
 
@@ -319,7 +319,9 @@ def test_all_bad_records_are_found_and_the_others_are_read(tmp_path: Path) -> No
     assert [problem.source[-2:] for problem in caught.value.problems] == [":2", ":3", ":4"]
     assert [sample.id for sample in caught.value.samples] == ["a", "c"]
     assert "train.jsonl:2: not readable as JSON" in str(caught.value)
-    assert str(caught.value).endswith("(2 more bad records in the file; python -m grpo.doctor names all)")
+    assert str(caught.value).endswith(
+        "(2 more bad records in the file; python -m grpo.commands.doctor names all)"
+    )
 
 
 def test_behind_a_break_in_a_json_list_nothing_is_guessed(tmp_path: Path) -> None:

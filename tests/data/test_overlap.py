@@ -9,8 +9,8 @@ import pytest
 
 from grpo.data import check_overlap, namesakes
 from grpo.groups import Sample
-from tests import tiny
-from tests.runs import data, reset_process_state, run
+from tests.support import tiny
+from tests.support.runs import data, reset_process_state, run
 
 
 def about(name: str, video: str | None, start_s: float = 0.0, end_s: float | None = None) -> Sample:

@@ -14,7 +14,7 @@ from grpo.data.egoschema import read_egoschema
 from grpo.data.egotempo import read_egotempo
 from grpo.data.openeqa import read_openeqa
 from grpo.groups import Sample
-from tests.readers import (
+from tests.support.readers import (
     CLIP_UID,
     EGOCROSS,
     EGOSCHEMA,

@@ -11,7 +11,7 @@ from grpo.data.conversations import split_options
 from grpo.data.llava import read_llava
 from grpo.data.sharegpt import read_sharegpt
 from grpo.groups import Sample
-from tests.readers import LLAVA, SHAREGPT, Record, write_json
+from tests.support.readers import LLAVA, SHAREGPT, Record, write_json
 
 
 def llava(folder: Path, **changes: Any) -> list[Sample]:

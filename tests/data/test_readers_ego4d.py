@@ -13,7 +13,7 @@ from grpo.data.egoplan import read_egoplan
 from grpo.data.qaego4d import read_qaego4d
 from grpo.groups import Sample
 from rewards.parsing import read_span
-from tests.readers import CLIP_UID, EGOPLAN, NLQ_QUERY, QAEGO4D, Record, nlq, write_json
+from tests.support.readers import CLIP_UID, EGOPLAN, NLQ_QUERY, QAEGO4D, Record, nlq, write_json
 
 EGOPLAN_IT: Record = {
     **{

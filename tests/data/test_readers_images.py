@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo.config import DatasetConfig
+from grpo.config.load import DatasetConfig
 from grpo.data import READERS, check_media, load_samples
 from grpo.groups import Sample
 from grpo.media.decode import MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
-from tests import tiny
-from tests.readers import EGOCROSS, LLAVA, OPENEQA, VIDEO_R1, WRITERS, Record
+from tests.support import tiny
+from tests.support.readers import EGOCROSS, LLAVA, OPENEQA, VIDEO_R1, WRITERS, Record
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
 NATIVE: Record = {"id": "q", "question": "What?", "answer": "this", "task": "text"}

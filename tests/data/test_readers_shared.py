@@ -12,9 +12,9 @@ from grpo.data import READERS
 from grpo.data.records import Place
 from grpo.media.decode import read_clip
 from grpo.media.sampling import MediaSettings
-from tests import tiny
-from tests.readers import EXAMPLES, WRITERS
-from tests.videos import write_video
+from tests.support import tiny
+from tests.support.readers import EXAMPLES, WRITERS
+from tests.support.videos import write_video
 
 FOREIGN = sorted(EXAMPLES.keys() - {"jsonl", "huggingface"})
 LISTS = sorted(set(FOREIGN) - {"ego4d_nlq", "egotempo"})

@@ -14,7 +14,7 @@ import pytest
 from grpo.data.jsonl import read_huggingface, read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.records import read_samples
-from tests.readers import LLAVA, NATIVE, Record, write_json, write_parquet
+from tests.support.readers import LLAVA, NATIVE, Record, write_json, write_parquet
 
 RICH: Record = NATIVE | {
     "start_s": 1.0,

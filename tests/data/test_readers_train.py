@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo.data import READERS
-from tests import runs
-from tests.readers import EXAMPLES, WRITERS
-from tests.videos import write_video
+from tests.support import runs
+from tests.support.readers import EXAMPLES, WRITERS
+from tests.support.videos import write_video
 
 
 def written(reader: str, folder: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 from grpo.data.fields import without_letters
 from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
-from tests.readers import VIDEO_R1, Record, write_json
+from tests.support.readers import VIDEO_R1, Record, write_json
 
 
 def read(folder: Path, **changes: Any) -> list[Sample]:

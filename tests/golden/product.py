@@ -21,21 +21,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from grpo import train
-from grpo.advantages import score_groups
-from grpo.config import load_config
-from grpo.data.synthetic import write_dataset
+from grpo.config.learner import LossConfig, OptimConfig
+from grpo.config.load import load_config
+from grpo.demo.clips import write_dataset
 from grpo.groups import Group, Prompt, ScoredGroup
-from grpo.learner_settings import LossConfig, OptimConfig
-from grpo.losses import StepCounts
+from grpo.learner.advantages import score_groups
+from grpo.learner.losses import StepCounts
 from grpo.packing import Block, PackedRow, pack
 from grpo.rollout import Engine, OnGroup, Sampling, as_rollout
-from grpo.run_dir import RunDir, read_rows
-from grpo.tally import Tally
-from rewards.runner import load_rewards
-from tests import tiny
+from grpo.run.folder import RunDir, read_rows
+from grpo.run.tally import Tally
+from rewards.scoring.runner import load_rewards
 from tests.golden import cases
-from tests.learners import make_learner, padding
-from tests.runs import repeatable, reset_process_state
+from tests.support import tiny
+from tests.support.learners import make_learner, padding
+from tests.support.runs import repeatable, reset_process_state
 
 Stored = Any
 """What a JSON file holds."""

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, __version__
 
-from grpo.attention import implementation
 from grpo.packing import PackedRow
-from grpo.policy import Policy
-from tests import tiny
+from grpo.policy.attention import implementation
+from grpo.policy.model import Policy
 from tests.benchmarks.bench_learner import bench_group, bench_policy, rows_of
+from tests.support import tiny
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "B200": 2250}
 """Dense bf16, as the makers state it; an H100 on PCIe has 756."""

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from grpo.attention import implementation
-from tests import tiny
+from grpo.policy.attention import implementation
 from tests.benchmarks.bench_learner import bench_group, bench_policy, rows_of
 from tests.gpu.__main__ import agreement, main, num_flops, num_pairs, scores
-from tests.learners import packed
+from tests.support import tiny
+from tests.support.learners import packed
 
 SIZE = (200, 4, 16)
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo.adapters import is_adapter
-from grpo.learner_settings import OptimConfig
-from grpo.policy import Policy
-from grpo.robust import make_optimizer
-from tests import tiny
-from tests.learners import gradient_of, packed
+from grpo.config.learner import OptimConfig
+from grpo.learner.optimizers import make_optimizer
+from grpo.policy.adapters import is_adapter
+from grpo.policy.model import Policy
+from tests.support import tiny
+from tests.support.learners import gradient_of, packed
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from tests import tiny
+from tests.support import tiny
 
 STAND_INS = {
     "scontrol": "printf 'node7\\nnode8\\n'",

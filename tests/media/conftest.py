@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.videos import write_video
+from tests.support.videos import write_video
 
 
 @pytest.fixture(scope="session")

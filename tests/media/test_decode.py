@@ -22,8 +22,8 @@ from torchvision.transforms import functional as torchvision_functional
 from grpo.media import decode
 from grpo.media.decode import frame_table, probe, read_clip, resize
 from grpo.media.sampling import MediaSettings
-from tests.tiny import ROOT
-from tests.videos import SMALL, numbers, read_number, refusal, write_swapped, write_video
+from tests.support.tiny import ROOT
+from tests.support.videos import SMALL, numbers, read_number, refusal, write_swapped, write_video
 
 
 def test_the_chosen_frames_are_the_ones_that_come(sparse_mp4: str) -> None:

@@ -23,10 +23,10 @@ from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
 from grpo.media.reading import ClipReader, Read, read_source
 from grpo.media.sampling import MediaSettings
-from tests.media.readers import Misbehaving, Recording
-from tests.processes import is_running, wait_until
-from tests.tiny import ROOT
-from tests.videos import write_video
+from tests.support.misbehaving import Misbehaving, Recording
+from tests.support.processes import is_running, wait_until
+from tests.support.tiny import ROOT
+from tests.support.videos import write_video
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
 MakePool = Callable[..., DecodePool]
@@ -197,7 +197,7 @@ import sys, time
 from grpo.media.clip import ClipSource
 from grpo.media.decode_pool import DecodePool
 from grpo.media.sampling import MediaSettings
-from tests.media.readers import Misbehaving
+from tests.support.misbehaving import Misbehaving
 pool = DecodePool(Misbehaving(settings=MediaSettings()), num_workers=2, timeout_s=600)
 pool.submit(ClipSource(video="hang.mp4"))
 pool.submit(ClipSource(video="stop.mp4"))

@@ -9,7 +9,7 @@ import av
 import pytest
 
 from grpo.media.decode import MediaError, probe, read_clip
-from tests.videos import SMALL, numbers, refusal, write_sound, write_video
+from tests.support.videos import SMALL, numbers, refusal, write_sound, write_video
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

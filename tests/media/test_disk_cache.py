@@ -25,8 +25,8 @@ from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.identity import ends_digest
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
-from tests.tiny import ROOT
-from tests.videos import write_video
+from tests.support.tiny import ROOT
+from tests.support.videos import write_video
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
 ENTRY_BYTES = 4 * 56 * 56 * 3 + 6 * 8 + 4 + 300

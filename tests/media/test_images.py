@@ -20,8 +20,8 @@ from grpo.media.disk_cache import entry_name
 from grpo.media.images import probe_images, read_images
 from grpo.media.reading import plan_source
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
-from tests import tiny
-from tests.videos import SMALL, numbered_picture, numbers, write_bomb, write_video
+from tests.support import tiny
+from tests.support.videos import SMALL, numbered_picture, numbers, write_bomb, write_video
 
 WIDTH, HEIGHT = 168, 112
 """The size that frames keep under SMALL."""

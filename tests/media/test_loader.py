@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grpo.feed import make_batch
+from grpo.feed.prompts import make_batch
 from grpo.groups import Sample
 from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
 from grpo.media.sampling import MediaSettings
-from tests import tiny
-from tests.media.readers import Misbehaving, Recording
-from tests.processes import wait_until
-from tests.videos import write_video
+from tests.support import tiny
+from tests.support.misbehaving import Misbehaving, Recording
+from tests.support.processes import wait_until
+from tests.support.videos import write_video
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
 CLIP_BYTES = 4 * 56 * 84 * 3
@@ -257,7 +257,7 @@ def test_an_error_that_nobody_expected_costs_its_clip_and_is_logged_in_full(
         with pytest.raises(MediaError, match="^bug.mp4: ZeroDivisionError: by nought$"):
             loader.get(make_sample("bug.mp4"))
     assert loader.counters() == MediaCounters(failed=1)
-    wait_until(lambda: any("readers.py" in message for message in caplog.messages))
+    wait_until(lambda: any("misbehaving.py" in message for message in caplog.messages))
     assert sum("Traceback" in message for message in caplog.messages) == 1
     loader.close()
 

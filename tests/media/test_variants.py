@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from grpo.media.clip import Clip
 from grpo.media.variants import backwards, black_but, blank, cited_patches, cut_to, shuffled
-from tests import tiny
+from tests.support import tiny
 
 
 def numbered(num_frames: int = 8, fps: float = 2.0) -> Clip:

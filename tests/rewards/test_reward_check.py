@@ -181,7 +181,7 @@ def test_the_plugin_of_every_kind_passes(fn: str, capsys: pytest.CaptureFixture[
 def test_a_reward_that_ends_its_process_ends_the_check_with_a_line(
     arguments: list[str], detail: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([f"{ROOT}/tests/rewards/plugins/rough.py:{arguments[0]}", *arguments[1:]]) == 1
+    assert main([f"{ROOT}/tests/support/plugins/rough.py:{arguments[0]}", *arguments[1:]]) == 1
     out = capsys.readouterr().out
     assert wrong_lines(out) == ["hangs or dies"] and detail in out
 

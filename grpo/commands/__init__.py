@@ -1,0 +1,1 @@
+"""What people type beside a training run: each `egogrpo` command is a module or a folder here."""

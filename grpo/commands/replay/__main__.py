@@ -1,0 +1,5 @@
+import sys
+
+from grpo.commands.replay.command import main
+
+sys.exit(main())

@@ -1,0 +1,126 @@
+"""Runs as jobs of a cluster, one each, through submitit (optional: `pip install egogrpo[sweeps]`)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpo.commands.sweeps.execute import carry_out, last_words, start_group
+from grpo.commands.sweeps.plan import LaunchConfig, Run
+
+if TYPE_CHECKING:
+    import submitit
+
+POLL_S = 2.0
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a job does. It can be pickled, and be told that its time is up."""
+
+    launch: LaunchConfig
+    is_slurm: bool
+
+    def __call__(self, run: Run) -> str | None:
+        """Carry the run out; why it failed, or None."""
+        # SLURM ends a job's processes itself, some installations by their group: the run stays in the job's.
+        start = subprocess.Popen if self.is_slurm else start_group
+        return carry_out(run, self.launch, os.environ, start=start)
+
+    def checkpoint(self, run: Run) -> submitit.helpers.DelayedSubmission:
+        """Preempted or out of time: queue again. The run resumes from its own last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, run)
+
+
+class ClusterRunner:
+    """Carries runs out as jobs and waits for them. A job that an earlier sweep command left behind is waited for,
+    not doubled."""
+
+    def __init__(
+        self, cluster: str, folder: Path, launch: LaunchConfig, resources: Mapping[str, Any]
+    ) -> None:
+        """cluster: `slurm`; `local` and `debug` are submitit's, for trying things out.
+
+        Raises ValueError if submitit is missing, or refuses the cluster or a resource.
+        """
+        self.is_stopped = False
+        self._cluster = cluster
+        self._job = TrainJob(launch, is_slurm=cluster == "slurm")
+        self._jobs: dict[str, submitit.Job[str | None]] = {}
+        self._lock = threading.Lock()  # submitit's objects are not made for threads
+        if "timeout_min" not in resources:
+            raise ValueError("slurm.timeout_min is not set: submitit would give a run five minutes")
+        try:
+            from submitit import AutoExecutor
+        except ImportError:
+            raise ValueError("--slurm needs submitit: pip install egogrpo[sweeps]") from None
+        try:
+            self._executor = AutoExecutor(folder=folder, cluster=cluster)
+            self._executor.update_parameters(**resources)
+        except (
+            NameError,
+            TypeError,
+            ValueError,
+            AssertionError,
+            RuntimeError,
+        ) as error:  # its ways to refuse
+            raise ValueError(f"slurm: {str(error).splitlines()[0]}") from error
+
+    def run(self, run: Run) -> str | None:
+        with self._lock:
+            if self.is_stopped:
+                return "stopped"
+            job = self._waiting_job(run) or self._executor.submit(self._job, run)
+            self._jobs[run.label] = job
+            run.folder.mkdir(parents=True, exist_ok=True)
+            _job_file(run).write_text(job.job_id)
+        while not self._is_done(job):
+            if self.is_stopped:
+                return "stopped"
+            time.sleep(POLL_S)
+        outcome = self._outcome(job)
+        _job_file(run).unlink(missing_ok=True)  # another command may have waited for the same job
+        return outcome
+
+    def stop(self) -> None:
+        with self._lock:
+            self.is_stopped = True
+            for job in self._jobs.values():
+                job.cancel(check=False)
+
+    def _waiting_job(self, run: Run) -> submitit.Job[str | None] | None:
+        """The job of an earlier command for this run, if it is still queued or running."""
+        if (
+            self._cluster != "slurm" or not _job_file(run).exists()
+        ):  # the other clusters end with their command
+            return None
+        from submitit import SlurmJob
+
+        job = SlurmJob(self._executor.folder, _job_file(run).read_text())
+        # UNKNOWN: SLURM has forgotten it. For submitit that is not done.
+        return None if job.state == "UNKNOWN" or job.done(force_check=True) else job
+
+    def _is_done(self, job: submitit.Job[str | None]) -> bool:
+        with self._lock:
+            return job.done()
+
+    def _outcome(self, job: submitit.Job[str | None]) -> str | None:
+        from submitit.core.utils import UncompletedJobError
+
+        try:
+            with self._lock:
+                return job.result()
+        except UncompletedJobError as error:  # killed, out of time, or failed outside our code
+            return f"job {job.job_id}, {job.state}: {last_words(str(error))}"
+
+
+def _job_file(run: Run) -> Path:
+    return run.folder / "job_id.txt"

@@ -1,0 +1,109 @@
+"""Decode a run's clips into its disk cache ahead of it: `python -m grpo.commands.warm CONFIG.yaml ... key=value ...`.
+
+Takes what the run will be started with, needs no GPU, and uses all cores. Clips that are there already are
+only checked, so that it can be stopped and started again. Exit status 1, with their names, if clips can't be read
+or don't all fit.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from grpo.config.load import Config, load_config
+from grpo.data import load_samples
+from grpo.groups import Sample
+from grpo.media.decode import MediaError
+from grpo.media.decode_pool import DecodePool
+from grpo.media.disk_cache import DiskCache
+from grpo.media.reading import Read, StoringReader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a clip."""
+
+    name: str = ""
+    """Of its entry in the cache."""
+    is_new: bool = False
+    """It had to be decoded."""
+    failure: str | None = None
+    """Why it can't be read."""
+
+
+def main(argv: Sequence[str]) -> int:
+    from grpo.policy.families import load_family
+
+    try:
+        config = load_config(argv)
+        if not config.media.cache_disk_gib:
+            raise ValueError("config: media.cache_disk_gib is 0: there is no cache to fill")
+        patches = load_family(config.model.path).patches
+        clips = distinct_clips(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}".splitlines()[0])
+    # A clip that is not stored was decoded for nothing here, so it waits for the others.
+    disk = DiskCache(
+        config.clip_cache, max_gib=config.media.cache_disk_gib, lock_s=config.media.timeout_s / 2
+    )
+    reader = StoringReader(settings=config.media, patches=patches, disk=disk)
+    num_workers = len(os.sched_getaffinity(0))
+    outcomes: list[Outcome] = []
+    with closing(DecodePool(reader, num_workers=num_workers, timeout_s=config.media.timeout_s)) as pool:
+        for sample, outcome in tqdm(warm(pool, clips), total=len(clips), unit="clip", disable=None):
+            outcomes.append(outcome)
+            if outcome.failure is not None:
+                tqdm.write(f"{sample.source}: {sample.id}: {outcome.failure}")
+    return report(outcomes, disk)
+
+
+def distinct_clips(config: Config) -> list[Sample]:
+    """A sample for each clip of the training and held-out data; these are looked at for the first time here."""
+    samples = load_samples(config.data.train)
+    for dataset in config.data.eval:
+        samples += load_samples([dataset])
+    by_clip = {sample.clip_source: sample for sample in reversed(samples) if sample.clip_source is not None}
+    return [*reversed(by_clip.values())]
+
+
+def warm(pool: DecodePool, clips: Sequence[Sample]) -> Iterator[tuple[Sample, Outcome]]:
+    """The clips with what became of them, in order. pool: of a `StoringReader`, whose answers take no memory."""
+    sources = [clip_source for sample in clips if (clip_source := sample.clip_source) is not None]
+    futures = [pool.submit(clip_source) for clip_source in sources]
+    for sample, future in zip(clips, futures, strict=True):
+        yield sample, _outcome(future)
+
+
+def report(outcomes: Sequence[Outcome], cache: DiskCache) -> int:
+    """Print the sums; the exit status."""
+    failed = sum(outcome.failure is not None for outcome in outcomes)
+    decoded = sum(outcome.is_new for outcome in outcomes)
+    missing = sum(outcome.failure is None and outcome.name not in cache for outcome in outcomes)
+    gib = 2**30
+    print(
+        f"{len(outcomes)} clips: {decoded} decoded, {len(outcomes) - decoded - failed} were there, "
+        f"{failed} can't be read; {cache.folder} holds {cache.num_bytes() / gib:.3g} of {cache.max_bytes / gib:.3g} GiB"
+    )
+    if missing:
+        print(
+            f"{missing} of them did not stay: media.cache_disk_gib is too small for all, or the disk is full"
+        )
+    return 1 if failed or missing else 0
+
+
+def _outcome(future: Future[Read]) -> Outcome:
+    try:
+        read = future.result()
+    except MediaError as error:
+        return Outcome(failure=str(error))
+    return Outcome(name=read.name or "", is_new=read.is_decoded)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

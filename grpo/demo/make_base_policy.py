@@ -1,0 +1,367 @@
+"""Make the demo's base policy from nothing: `python -m grpo.demo.make_base_policy OUT [--seed 0]`.
+
+What the demo shows: reinforcement learning brings out what a base model *can* do and mostly does not. The
+base made here has the skills (it can say what happens in a clip and when, and finds an option's letter),
+each under a prompt of its own. Under the demo's plain prompt it has a bad habit instead: a vague thought, a
+missing tag, a guessed letter, second 0; now and then a good answer. GRPO selects the good ones.
+
+What it does not show: learning to see from a reward. This script teaches seeing, with captions.
+
+Phases, each stopped by its measured accuracy and not by a number of steps: `see` (captions), `look up` and
+`look up from afar` (text only), `skills` (all of it, with two side prompts), `habit` (the plain prompt). A phase that
+reaches its bound of steps without its accuracy stops the script with the phase's name. About ten minutes of
+one core. Read `PHASES` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from grpo.demo.base_policy_model import (
+    Packer,
+    build_model,
+    build_processor,
+    generate,
+    patches_of,
+    reply_logits,
+)
+from grpo.demo.base_policy_texts import (
+    EXPLAIN,
+    TIMELINE,
+    VAGUE_THOUGHTS,
+    Exchange,
+    Habits,
+    ask,
+    captions,
+    full_answer,
+    grounded_thought,
+    lookups,
+    plain_answer,
+    side_answers,
+    train_tokenizer,
+)
+from grpo.demo.clips import COLOURS, LETTERS, NUM_SECONDS, Scene, scene_at
+
+logger = logging.getLogger("make_base_policy")
+
+CLIPS_PER_STEP, LISTS_PER_STEP = 32, 48
+NUM_PRETRAIN_CLIPS, NUM_PROBE_CLIPS = 6000, 192
+HABITS = Habits()
+
+Rows = tuple[list[list[Exchange]], Tensor | None]
+Measures = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """What is learned, how fast, and when it is learned."""
+
+    name: str
+    rows: Callable[[Maker], Rows]
+    """A batch: the exchanges of each row, and the patches of their clips."""
+    measure: Callable[[Maker], Measures]
+    bounds: Mapping[str, tuple[float, float]]
+    """The phase is over when each of these measures lies within."""
+    lr: tuple[float, float]
+    """At the start and, after a half cosine over `decay_steps`, at the end."""
+    decay_steps: int
+    max_steps: int
+    min_steps: int = 0
+    check_every: int = 20
+    vision_lr_factor: float = 1.0
+
+
+class Maker:
+    """The model under way, and its clips."""
+
+    def __init__(self, *, seed: int) -> None:
+        tokenizer = train_tokenizer()
+        self.processor = build_processor(tokenizer)
+        self.model = build_model(tokenizer, seed=seed).train()
+        self.packer = Packer(self.processor)
+        self.rng = random.Random(seed)
+        self.seed = seed
+        self.clips = [scene_at("pretrain", i, seed=seed) for i in range(NUM_PRETRAIN_CLIPS)]
+        self.probe = [scene_at("probe", i, seed=seed) for i in range(NUM_PROBE_CLIPS)]
+        self.probe_patches = self.patches(self.probe)
+
+    def patches(self, scenes: Sequence[Scene]) -> Tensor:
+        return patches_of(np.stack([scene.frames_FHWC for scene in scenes]), self.processor)
+
+    def sample_clips(self) -> list[Scene]:
+        return self.rng.choices(self.clips, k=CLIPS_PER_STEP)
+
+    def logits(self, rows: list[list[Exchange]], patches: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (tokens x V) and targets of all reply tokens."""
+        packed = self.packer.pack(rows, video=patches is not None)
+        return reply_logits(self.model, packed, patches), packed.target
+
+    def save(self, folder: str) -> None:
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def run_phase(maker: Maker, phase: Phase) -> None:
+    """Train until the measures lie within the phase's bounds; RuntimeError names a phase that never gets there."""
+    optimizer = _optimizer(maker, phase)
+    started_s, measures = time.monotonic(), {}
+    for step in range(1, phase.max_steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = _lr(phase, step) * group["lr_factor"]
+        logits, target = maker.logits(*phase.rows(maker))
+        loss = F.cross_entropy(logits, target)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(maker.model.parameters(), 1.0)
+        optimizer.step()
+        if step % phase.check_every == 0 and step >= phase.min_steps:
+            measures = _measured(maker, phase)
+            took_s = time.monotonic() - started_s
+            shown = " ".join(f"{name} {value:.2f}" for name, value in measures.items())
+            logger.info("%s: step %d, %.0f s, loss %.3f, %s", phase.name, step, took_s, loss.item(), shown)
+            if all(low <= measures[name] <= high for name, (low, high) in phase.bounds.items()):
+                return
+    raise RuntimeError(f"phase {phase.name!r} ended after {phase.max_steps} steps with {measures}")
+
+
+def _optimizer(maker: Maker, phase: Phase) -> torch.optim.AdamW:
+    vision = list(maker.model.model.visual.parameters())
+    language = list(maker.model.model.language_model.parameters())
+    groups = [
+        {"params": language, "lr_factor": 1.0},
+        {"params": vision, "lr_factor": phase.vision_lr_factor},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.02)
+
+
+def _lr(phase: Phase, step: int) -> float:
+    start, end = phase.lr
+    progress = min(1.0, step / phase.decay_steps)
+    return min(1.0, step / 30) * (end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@torch.no_grad()
+def _measured(maker: Maker, phase: Phase) -> Measures:
+    maker.model.eval()
+    measures = phase.measure(maker)
+    maker.model.train()
+    return measures
+
+
+def lookup_rows(maker: Maker) -> Rows:
+    """Option lists without a clip, each with a chain of look-ups of the shortest form.
+
+    With repeats in the chain: without them elimination solves half of it, and nothing is looked up.
+    """
+    return [[_lookup_chain(maker.rng, num_forms=1, length=8)] for _ in range(LISTS_PER_STEP)], None
+
+
+def distant_lookup_rows(maker: Maker) -> Rows:
+    """The same with all forms, up to the demo's format."""
+    return [[_lookup_chain(maker.rng, num_forms=4, length=5)] for _ in range(LISTS_PER_STEP)], None
+
+
+def _lookup_chain(rng: random.Random, *, num_forms: int, length: int) -> Exchange:
+    options = tuple(rng.sample(list(COLOURS), len(LETTERS)))
+    form = rng.randrange(num_forms)
+    links = [lookups(options, rng.choice(options), rng.randrange(NUM_SECONDS))[form] for _ in range(length)]
+    return Exchange(request=links[0].request, reply="".join(link.reply for link in links))
+
+
+def caption_rows(maker: Maker) -> Rows:
+    scenes = maker.sample_clips()
+    return [captions(scene) for scene in scenes], maker.patches(scenes)
+
+
+def skill_rows(maker: Maker) -> Rows:
+    """Captions, look-ups and the side prompts of each clip."""
+    scenes = maker.sample_clips()
+    return [_skills(maker, scene) for scene in scenes], maker.patches(scenes)
+
+
+def _skills(maker: Maker, scene: Scene) -> list[Exchange]:
+    lookup = _lookup_chain(maker.rng, num_forms=4, length=4)
+    return [*captions(scene), lookup, *side_answers(scene, HABITS, maker.rng)]
+
+
+def habit_rows(maker: Maker) -> Rows:
+    """The plain prompt for three clips of five, the skills for the others so that they last."""
+    scenes = maker.sample_clips()
+    rows = []
+    for scene in scenes:
+        if maker.rng.random() < 0.6:
+            rows.append([plain_answer(scene, HABITS, maker.rng) for _ in range(4)])
+        else:
+            rows.append(_skills(maker, scene))
+    return rows, maker.patches(scenes)
+
+
+def measure_lookups(maker: Maker) -> Measures:
+    """How often a single look-up gives the right letter, in each of the forms."""
+    rng = random.Random(0)
+    rows = []
+    for _ in range(48):
+        options = tuple(rng.sample(list(COLOURS), len(LETTERS)))
+        for asked in rng.sample(options, 2):
+            rows.append(lookups(options, asked, rng.randrange(NUM_SECONDS)))
+    logits, target = maker.logits(rows, None)
+    is_letter = torch.isin(target, torch.tensor(maker.packer.letter_ids))
+    right = (logits.argmax(-1) == target)[is_letter].float().reshape(-1, 4).mean(0)
+    return {f"form{i}": value for i, value in enumerate(right.tolist())}
+
+
+def measure_captions(maker: Maker) -> Measures:
+    """How often the second and the colour of the event are right, and the objects all are."""
+    event = maker.logits([[captions(scene)[0]] for scene in maker.probe], maker.probe_patches)
+    objects = maker.logits([[captions(scene)[1]] for scene in maker.probe], maker.probe_patches)
+    right_event, right_objects = (_right(maker, *both) for both in (event, objects))
+    return {
+        "moment": right_event[:, 1].mean().item(),
+        "colour": right_event[:, 5].mean().item(),
+        "objects": right_objects.mean().item(),
+    }
+
+
+def _right(maker: Maker, logits: Tensor, target: Tensor) -> Tensor:
+    """1 where the most likely token is the right one: clips x tokens of a reply."""
+    return (logits.argmax(-1) == target).float().reshape(len(maker.probe), -1)
+
+
+def measure_skills(maker: Maker) -> Measures:
+    """What each side prompt is asked to know, given the reply up to there."""
+    what, when = [], []
+    for scene in maker.probe:
+        knows_what = full_answer(grounded_thought(scene.taken), scene.taken_at_s, scene.answer)
+        knows_when = full_answer(next(iter(VAGUE_THOUGHTS)), scene.taken_at_s, scene.answer)
+        what.append([Exchange(request=ask(scene.options, EXPLAIN), reply=knows_what)])
+        when.append([Exchange(request=ask(scene.options, TIMELINE), reply=knows_when)])
+    right_what = _right(maker, *maker.logits(what, maker.probe_patches))
+    right_when = _right(maker, *maker.logits(when, maker.probe_patches))
+    return {
+        "colour": right_what[:, 4].mean().item(),
+        "letter": right_what[:, 10].mean().item(),
+        "moment": right_when[:, -6].mean().item(),
+    }
+
+
+_COMPLETE = re.compile(r"<think>[^<>]+</think><keyframes>[0-9]+</keyframes><answer>[A-D]</answer>")
+
+
+def measure_habit(maker: Maker) -> Measures:
+    """Accuracy, format and key moment under the plain prompt, greedy and sampled, and the skills still there."""
+    greedy = _score(maker, generator=None, num_each=1)
+    sampled = _score(maker, generator=torch.Generator().manual_seed(0), num_each=4)
+    return {
+        **{f"greedy_{name}": value for name, value in greedy.items()},
+        **{f"sampled_{name}": value for name, value in sampled.items()},
+        **measure_skills(maker),
+    }
+
+
+def _score(maker: Maker, *, generator: torch.Generator | None, num_each: int) -> Measures:
+    requests = [ask(scene.options) for scene in maker.probe]
+    completions = generate(
+        maker.model, maker.packer, maker.probe_patches, requests, num_each=num_each, generator=generator
+    )
+    scenes = [scene for scene in maker.probe for _ in range(num_each)]
+    right, complete, on_time = [], [], []
+    for scene, ids in zip(scenes, completions, strict=True):
+        text = maker.packer.decode(ids)
+        right.append(re.findall(r"<answer>(.*?)</answer>", text) == [scene.answer])
+        complete.append(_COMPLETE.fullmatch(text) is not None)
+        on_time.append(re.findall(r"<keyframes>(.*?)</keyframes>", text) == [str(scene.taken_at_s)])
+    return {
+        "accuracy": float(np.mean(right)),
+        "format": float(np.mean(complete)),
+        "moment": float(np.mean(on_time)),
+    }
+
+
+PHASES = (
+    Phase(
+        name="see",
+        rows=caption_rows,
+        measure=measure_captions,
+        bounds={"moment": (0.97, 1), "colour": (0.97, 1), "objects": (0.95, 1)},
+        lr=(2e-3, 4e-4),
+        decay_steps=360,
+        max_steps=800,
+        vision_lr_factor=2.0,
+    ),
+    Phase(
+        name="look up",
+        rows=lookup_rows,
+        measure=measure_lookups,
+        bounds={"form0": (0.99, 1)},
+        lr=(6e-4, 6e-4),
+        decay_steps=1000,
+        max_steps=1500,
+    ),
+    Phase(
+        name="look up from afar",
+        rows=distant_lookup_rows,
+        measure=measure_lookups,
+        bounds={f"form{i}": (0.98, 1) for i in range(4)},
+        lr=(6e-4, 6e-4),
+        decay_steps=1000,
+        max_steps=1500,
+    ),
+    Phase(
+        name="skills",
+        rows=skill_rows,
+        measure=measure_skills,
+        bounds={"colour": (0.97, 1), "letter": (0.97, 1), "moment": (0.97, 1)},
+        lr=(1e-3, 5e-4),
+        decay_steps=300,
+        max_steps=600,
+    ),
+    Phase(
+        name="habit",
+        rows=habit_rows,
+        measure=measure_habit,
+        bounds={
+            "greedy_accuracy": (0.0, 0.35),
+            "greedy_format": (0.0, 0.05),
+            "sampled_accuracy": (0.3, 0.43),
+            "sampled_format": (0.22, 0.38),
+            "sampled_moment": (0.02, 0.12),
+            "colour": (0.95, 1),
+            "letter": (0.95, 1),
+            "moment": (0.95, 1),
+        },
+        lr=(1e-3, 1e-4),
+        decay_steps=150,
+        min_steps=140,
+        max_steps=300,
+        check_every=10,
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the demo's base policy.")
+    parser.add_argument("out")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)  # a model this small is slower with more
+    maker = Maker(seed=args.seed)
+    for phase in PHASES:
+        run_phase(maker, phase)
+    maker.save(args.out)
+
+
+if __name__ == "__main__":
+    main()

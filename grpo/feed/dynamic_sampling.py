@@ -1,0 +1,124 @@
+"""Groups that teach: others in the place of groups without signal, and no time for questions that are solved.
+
+A group whose totals are all equal has no gradient. Dynamic sampling (DAPO, arXiv 2503.14476) puts groups of other
+questions in their place; the memory leaves out, for a while, questions that all completions got right or wrong.
+Both change which questions a step sees, and nothing else; both are off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from grpo.groups import Batch, Group
+from rewards.scoring.specs import RewardTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSamplingConfig:
+    max_resample_times: int = 0
+    """How often a step may replace its groups without signal by groups of other questions; 0: they stay."""
+    skip_epochs: float = 0.0
+    """How long a question is left out, for another one, after its completions were all right or all wrong."""
+    reward: str = "accuracy"
+    """The reward that tells: its mean over a group ..."""
+    solved_from: float = 1.0
+    """... counts as solved from here up,"""
+    hopeless_to: float = 0.0
+    """and as hopeless from here down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step has sampled: groups with what the rewards say, behind the batch that they come from."""
+
+    batch: Batch
+    groups: Sequence[Group]
+    tables: Sequence[RewardTable]
+
+    @property
+    def flat_places(self) -> list[int]:
+        """Where in the batch groups without signal are."""
+        return [place for place, table in zip(self.batch.places, self.tables, strict=True) if is_flat(table)]
+
+    def with_others(self, others: Sampled) -> Sampled:
+        """The others in their places if they have a signal; what was lost with them is lost."""
+        new = {
+            place: index for index, place in enumerate(others.batch.places) if place not in others.flat_places
+        }
+        chosen = [
+            (others, new[place]) if place in new else (self, index)
+            for index, place in enumerate(self.batch.places)
+        ]
+        batch = replace(
+            self.batch,
+            prompts=tuple(one.batch.prompts[index] for one, index in chosen),
+            seeds=tuple(one.batch.seeds[index] for one, index in chosen),
+            lost=self.batch.lost + others.batch.lost,
+        )
+        groups = [one.groups[index] for one, index in chosen]
+        return Sampled(batch, groups, [one.tables[index] for one, index in chosen])
+
+
+def is_flat(table: RewardTable) -> bool:
+    """Whether all totals are the same, or there is at most one. Not where a failed reward cost a total: that is not
+    for the policy to answer for, and must not be lost with the group."""
+    has_lost_totals = any(table.totals[failure.rollout_index] is None for failure in table.failures)
+    return not has_lost_totals and len({total for total in table.totals if total is not None}) <= 1
+
+
+class DifficultyMemory:
+    """Which questions are left out, until which step. The same in all processes, and part of checkpoints."""
+
+    def __init__(self, config: DynamicSamplingConfig, *, steps_per_epoch: float) -> None:
+        self.config = config
+        self.skip_steps = config.skip_epochs * steps_per_epoch
+        self._until: dict[str, float] = {}
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the mean of the telling reward for each question of a step."""
+        for sample_id, value in values.items():
+            if value >= self.config.solved_from or value <= self.config.hopeless_to:
+                self._until[sample_id] = step + self.skip_steps
+
+    def leaves_out(self, sample_id: str, step: int) -> bool:
+        return step <= self._until.get(sample_id, -1)
+
+    def num_left_out(self, step: int) -> int:
+        """How many questions are left out at a step."""
+        return sum(step <= until for until in self._until.values())
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self._until)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._until = dict(state)
+
+
+def means_of(groups: Sequence[Group], tables: Sequence[RewardTable], reward: str) -> dict[str, float]:
+    """A reward's mean over each group, by the question's id; without those where it has no value."""
+    means: dict[str, float] = {}
+    for group, table in zip(groups, tables, strict=True):
+        values = [value for value in table.columns[reward] if value is not None]
+        if values:
+            means[group.prompt.sample.id] = sum(values) / len(values)
+    return means
+
+
+def validate_dynamic_sampling(
+    config: DynamicSamplingConfig, rewards: Mapping[str, object], *, flat_groups_teach: bool
+) -> None:
+    """Raise ValueError with the key's name for values that mean nothing."""
+    key = "config: dynamic_sampling"
+    if config.max_resample_times and flat_groups_teach:
+        raise ValueError(
+            f"{key}.max_resample_times: with loss.beta or loss.entropy_coef, groups of equal rewards have a gradient "
+            "too; they must not be replaced"
+        )
+    if config.max_resample_times < 0 or config.skip_epochs < 0:
+        name = "max_resample_times" if config.max_resample_times < 0 else "skip_epochs"
+        raise ValueError(f"{key}.{name} must not be negative")
+    if config.skip_epochs and config.reward not in rewards:
+        raise ValueError(f"{key}.reward: no reward is called {config.reward!r}")
+    if config.hopeless_to >= config.solved_from:
+        raise ValueError(f"{key}.hopeless_to must be below solved_from")

@@ -1,0 +1,121 @@
+"""How many tokens each prompt will have, before any clip is decoded: by the same arithmetic as decoding and prompts.
+
+A run refuses at its start what can't fit, with the sample's name and the key to change; nothing is ever cut. Most
+prompts fit whatever their clip is like, which is known from the settings alone; only for the others is the clip's
+file opened. `python -m grpo.commands.doctor` opens all of them, and reports how tokens are distributed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+from grpo.groups import Sample
+from grpo.media.decode import MediaError
+from grpo.media.reading import describe, plan_source
+from grpo.media.sampling import ClipPlan, MediaSettings, PatchShape, TooManyTokens, most_tokens
+from grpo.policy.families import Qwen25VL
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptPlan:
+    """A prompt as it will be."""
+
+    clip: ClipPlan | None
+    num_text_tokens: int
+    num_vision_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_text_tokens + self.num_vision_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Plans prompts of one run."""
+
+    family: Qwen25VL
+    settings: MediaSettings
+    count_text: Callable[[Sample], int]
+    """Tokens of a sample's prompt beside its clip's."""
+    max_prompt_tokens: int
+
+    def plan(self, sample: Sample) -> PromptPlan:
+        """From the header of the clip's file. MediaError where that or the clip is of no use."""
+        clip = None
+        if sample.clip_source is not None:
+            clip = plan_source(sample.clip_source, settings=self.settings, patches=self.family.patches)
+        return PromptPlan(
+            clip=clip,
+            num_text_tokens=self.count_text(sample),
+            num_vision_tokens=clip.num_tokens(self.family.patches) if clip else 0,
+        )
+
+    def refusals(self, samples: Iterable[Sample], *, num_workers: int) -> list[str]:
+        """Why prompts can't fit, in a line for each that can't, naming the sample and the key to change.
+
+        What can't be read is no matter of tokens, and left out here.
+        """
+        with ThreadPoolExecutor(num_workers) as pool:
+            return [reason for reason in pool.map(self._refusal, samples) if reason is not None]
+
+    def refusal(self, sample: Sample, plan: PromptPlan) -> str | None:
+        """Why this prompt can't fit; None if it does."""
+        if plan.num_tokens <= self.max_prompt_tokens:
+            return None
+        room = self.max_prompt_tokens - plan.num_text_tokens
+        smaller = f"lower media.max_tokens to {room} or " if plan.clip and room > 0 else ""
+        return (
+            f"{sample.source}: sample {sample.id}: its prompt has {plan.num_tokens} tokens, "
+            f"rollout.max_model_tokens leaves room for {self.max_prompt_tokens}: {smaller}raise that by "
+            f"{plan.num_tokens - self.max_prompt_tokens}"
+        )
+
+    def _refusal(self, sample: Sample) -> str | None:
+        try:
+            if self._surely_fits(sample):
+                return None
+        except ValueError as error:  # of the text
+            return f"{sample.source}: sample {sample.id}: {error}"
+        try:
+            return self.refusal(sample, self.plan(sample))
+        except MediaError as error:
+            is_ours = isinstance(error.__cause__, TooManyTokens)
+            return f"{sample.source}: sample {sample.id}: {error}" if is_ours else None
+        except Exception as error:  # of the file, whose clip will be lost: the text was counted above
+            logger.warning("%s: sample %s: %s", sample.source, sample.id, describe(error))
+            return None
+
+    def _surely_fits(self, sample: Sample) -> bool:
+        if sample.clip_source is None:
+            return self.count_text(sample) <= self.max_prompt_tokens
+        return (
+            self._any_clip_can_be_shown
+            and self.count_text(sample) + self._most_vision_tokens <= self.max_prompt_tokens
+        )
+
+    @cached_property
+    def _any_clip_can_be_shown(self) -> bool:
+        limit, step = self.settings.max_tokens, self.family.patches.temporal_frames
+        fewest = math.ceil(self.settings.min_frames / step) * step
+        return limit is None or most_tokens(fewest, self.settings, self.family.patches) <= limit
+
+    @cached_property
+    def _most_vision_tokens(self) -> int:
+        return most_vision_tokens(self.settings, self.family.patches)
+
+
+def most_vision_tokens(settings: MediaSettings, patches: PatchShape) -> int:
+    """No clip has more, whatever its length and shape.
+
+    All numbers of frames are looked at: by total_pixels, fewer frames may be so much larger that they have more tokens.
+    """
+    step = patches.temporal_frames
+    bound = max(most_tokens(count, settings, patches) for count in range(step, settings.max_frames + 1, step))
+    return min(bound, settings.max_tokens or bound)

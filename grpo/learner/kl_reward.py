@@ -1,0 +1,56 @@
+"""The KL divergence to the reference as a part of the reward, in place of a term in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from grpo.config.learner import LossConfig
+from grpo.groups import Group, Prompt
+from grpo.learner.losses import kl_T
+from grpo.packing import PackedRow, Segment, build_row
+from grpo.run.tally import Tally
+from rewards.scoring.specs import RewardTable
+
+
+def subtract_divergences(
+    groups: Sequence[Group],
+    tables: Sequence[RewardTable],
+    reference_logps: Callable[[Sequence[PackedRow]], list[Tensor]],
+    loss: LossConfig,
+    *,
+    positions: Callable[[Prompt], Tensor],
+    vision_token_id: int,
+    tally: Tally,
+) -> list[RewardTable]:
+    """Totals less `beta` times each completion's divergence, which becomes a part called `kl`.
+
+    Each token's estimate is that of the policy as the engine sampled it; a completion's is their sum, as a
+    sequence's log-prob is the sum of its tokens'. One pass of the reference per group, without gradient.
+    """
+    rows = [_row(group, positions, vision_token_id) for group in groups]
+    penalised = []
+    for group, table, row, reference_T in zip(groups, tables, rows, reference_logps(rows), strict=True):
+        reference_T = reference_T.to(row.sampler_logps_T.device)
+        divergence_T = kl_T(row.sampler_logps_T, reference_T, estimator=loss.kl_estimator)
+        tally.mean_of("policy/kl", divergence_T.sum().item(), len(divergence_T))
+        sums = torch.zeros(len(group.rollouts)).index_add(0, row.completion_T, divergence_T)
+        penalised.append(_less(table, (loss.beta * sums).tolist()))
+    return penalised
+
+
+def _row(group: Group, positions: Callable[[Prompt], Tensor], vision_token_id: int) -> PackedRow:
+    zeros = (0.0,) * len(group.rollouts)
+    segment = Segment(prompt=group.prompt, rollouts=group.rollouts, advantages=zeros)
+    return build_row([segment], positions=positions, vision_token_id=vision_token_id)
+
+
+def _less(table: RewardTable, penalties: Sequence[float]) -> RewardTable:
+    totals = tuple(
+        None if total is None else total - penalty
+        for total, penalty in zip(table.totals, penalties, strict=True)
+    )
+    return replace(table, parts={**table.parts, "kl": tuple(-value for value in penalties)}, totals=totals)

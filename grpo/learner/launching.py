@@ -1,0 +1,104 @@
+"""How the processes were launched: the Accelerator, and what DeepSpeed and FSDP2 have to be told."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.integrations import unset_hf_deepspeed_config
+
+from grpo.config.learner import OptimConfig
+from grpo.config.model import ModelConfig
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def make_accelerator() -> Accelerator:
+    """Passes run in bf16 on a GPU, over fp32 weights; in fp32 on a CPU."""
+    # Several processes without a GPU: accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the
+    # backend, and lets all others train for themselves, each on its part of the data, unless it is told of the CPU.
+    several_on_cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(
+        cpu=several_on_cpu and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+        mixed_precision="bf16" if on_gpu() else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if several_on_cpu else None,
+    )
+    # Else transformers loads every model in pieces under ZeRO-3, whatever zero3_init_flag says: also the reference
+    # and the engine's copy, which nobody would put together again.
+    unset_hf_deepspeed_config()
+    return accelerator
+
+
+def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:
+    """Raise ValueError if this update can't run in the processes that were launched."""
+    if optim.prompts_per_step % accelerator.num_processes:
+        raise ValueError(
+            f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
+            f"{accelerator.num_processes} processes"
+        )
+    check_bitsandbytes(optim, model, accelerator)
+    plugin = deepspeed_plugin(accelerator)
+    if plugin is not None and optim.robust.method != "none":
+        # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
+        raise ValueError(
+            f"optim.robust.method={optim.robust.method} does not go with DeepSpeed, which cuts the weights across "
+            "their borders: use launch/accelerate/fsdp2.yaml"
+        )
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise ValueError("FSDP1 is not supported: use FSDP2 (launch/accelerate/fsdp2.yaml)")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != "FSDP":
+        raise ValueError(
+            "FSDP2 was launched, but accelerate offers it on GPUs only: use launch/accelerate/zero3.yaml"
+        )
+
+
+def check_bitsandbytes(
+    optim: OptimConfig, model: ModelConfig, accelerator: Accelerator | None = None
+) -> None:
+    """Raise ValueError if what is to be kept in 4 or 8 bits can't be. accelerator None: not known yet."""
+    settings = {
+        "model.load_in_4bit": model.load_in_4bit,
+        "optim.optimizer=adamw_8bit": optim.optimizer == "adamw_8bit",
+    }
+    for key in [key for key, is_set in settings.items() if is_set]:
+        if find_spec("bitsandbytes") is None:
+            raise ValueError(f"{key}: bitsandbytes is not installed (pip install -e .[bitsandbytes])")
+        if accelerator is not None and accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
+            raise ValueError(
+                f"{key} is not supported with {accelerator.distributed_type.value}, which takes weights and moments "
+                "apart itself: use launch/accelerate/multi_gpu.yaml"
+            )
+
+
+def deepspeed_plugin(accelerator: Accelerator) -> Any:
+    """DeepSpeed's settings; None where something else was launched."""
+    return accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+
+
+def pass_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """What FSDP2 turns the weights into for a pass; None where they are used as they are."""
+    return torch.bfloat16 if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16" else None
+
+
+def set_up_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
+    """What DeepSpeed and FSDP2 need before they take the model over."""
+    plugin = deepspeed_plugin(accelerator)
+    if plugin is not None:
+        # It clips by its own config, and wants a batch size although it loads no data here.
+        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+        # The shipped files are for GPUs. On a CPU the engine samples in fp32, and so the learner computes.
+        plugin.deepspeed_config["bf16"] = {"enabled": on_gpu()}
+    fsdp: Any = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if fsdp is not None and pass_dtype(accelerator) is not None:
+        # accelerate would sum gradients in bf16, and round to it what goes into each module and the log-probs.
+        fsdp.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )

@@ -1,0 +1,128 @@
+"""AdamW that keeps weights near where they began: Selective Projection Decay and L2-SP. Per tensor, in fp32.
+
+The start is what the weights are when the learner has prepared them for its processes, before a checkpoint is loaded.
+Under FSDP2 each process keeps its shards of it; norms and products are summed over all. The start of an
+adapter's tensors is zero, as in the published code (`pre: None`), not the random values that its A begins with:
+without adapters the model is the one that training started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from grpo.config.learner import OptimConfig
+from grpo.policy.sharding import gathered
+
+
+class SPD(torch.optim.AdamW):
+    """Adam with Selective Projection Decay (Tian et al. 2024, arXiv 2411.01713; code GT-RIPL, b377695).
+
+    Where the gradient points away from the start (descent wants to go back) and the step moved a tensor
+    outward all the same, driven by its momentum, the tensor is pulled back: `strength` 1 puts it at its previous
+    distance. The published code's condition looks at the current step alone, without accumulation.
+    """
+
+    projected_frac: float = 0.0
+    """Share of the tensors that the last step pulled back."""
+
+    def __init__(
+        self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
+    ) -> None:
+        super().__init__(weights, **options)
+        self.strength = strength
+        self.from_zero = from_zero
+        self.starts = _starts(weights, from_zero)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
+        moved = [pair for pair in zip(_weights(self), self.starts, strict=True) if pair[0].grad is not None]
+        before = [self._before(weight, start) for weight, start in moved]
+        loss = super().step(closure)
+        projected = [
+            self._project(weight, start, *was) for (weight, start), was in zip(moved, before, strict=True)
+        ]
+        self.projected_frac = float(torch.stack(projected).float().mean()) if projected else 0.0
+        return loss
+
+    @staticmethod
+    def _before(weight: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether descent leads back to the start, and the distance from it."""
+        assert weight.grad is not None
+        deviation = weight.float() - start.float()
+        return gathered((weight.grad.float() * deviation).sum()) > 0, gathered(deviation.norm())
+
+    def _project(self, weight: Tensor, start: Tensor, leads_back: Tensor, previous: Tensor) -> Tensor:
+        """Pull a tensor back; whether there was something to pull."""
+        deviation = weight.float() - start.float()
+        distance = gathered(deviation.norm())
+        # Never moved: 0 / 0.
+        ratio = ((distance - previous) / distance.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+        ratio = torch.where(leads_back, ratio, 0.0)
+        weight.sub_((self.strength * ratio * deviation).to(weight.dtype))
+        return ratio > 0
+
+
+class L2SP(torch.optim.AdamW):
+    """AdamW whose decoupled decay leads to the start in place of zero (Li et al. 2018, arXiv 1802.01483)."""
+
+    def __init__(
+        self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
+    ) -> None:
+        super().__init__(weights, **options)
+        self.strength = strength
+        self.from_zero = from_zero
+        self.starts = _starts(weights, from_zero)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
+        lr = self.param_groups[0]["lr"]
+        for weight, start in zip(_weights(self), self.starts, strict=True):
+            if weight.grad is not None:
+                weight.sub_(lr * self.strength * (weight - start))
+        return super().step(closure)
+
+
+def make_optimizer(
+    weights: Sequence[nn.Parameter], optim: OptimConfig, *, from_zero: bool = False
+) -> torch.optim.Optimizer:
+    """AdamW, one with its moments in 8 bits, or one that keeps weights near their start.
+
+    from_zero: they are adapters, whose start is zero.
+    """
+    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
+    if optim.robust.method == "spd":
+        return SPD(weights, strength=optim.robust.strength, from_zero=from_zero, **options)
+    if optim.robust.method == "l2_sp":
+        return L2SP(weights, strength=optim.robust.strength, from_zero=from_zero, **options)
+    if optim.optimizer == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+
+        return AdamW8bit(weights, **options)
+    return torch.optim.AdamW(weights, **options)
+
+
+def take_start(optimizer: torch.optim.Optimizer) -> None:
+    """Where preparation has moved, split or cast the weights, the start has to be so too."""
+    if isinstance(optimizer, SPD | L2SP):
+        optimizer.starts = _starts(_weights(optimizer), optimizer.from_zero)
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _starts(weights: Sequence[Tensor], from_zero: bool) -> list[Tensor]:
+    """Zeros take no memory: each is a single number, seen in the weight's shape."""
+    if from_zero:
+        return [
+            torch.zeros_like(weight)
+            if isinstance(weight, DTensor)
+            else weight.new_zeros(()).expand_as(weight)
+            for weight in weights
+        ]
+    return [weight.detach().clone() for weight in weights]

@@ -1,0 +1,221 @@
+"""The policy: a vision-language model that gives log-probs of packed rows.
+
+One call runs the vision tower once per clip and the language model once over the row; the head runs
+only where a completion token is predicted, in chunks, so that no logits of a prompt ever exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from grpo.config.model import LoraConfig, Part
+from grpo.media.clip import Clip
+from grpo.packing import PackedRow
+from grpo.policy.adapters import (
+    adapted_layers,
+    adapter_weights,
+    add_adapters,
+    is_adapter,
+    merged,
+    plain_name,
+    unquantized,
+)
+from grpo.policy.attention import VISION_CHUNKS, implementation
+from grpo.policy.families.qwen2_5_vl import Qwen25VL
+from grpo.policy.sharding import is_sharded, share_head, whole
+from grpo.policy.vision_features import FeatureCache
+
+HEAD_CHUNK_TOKENS = 1024
+"""Rows of the output head at a time: with a vocabulary of 152k, 0.6 GiB of fp32 logits."""
+
+SUPPRESSED_BIAS = -100.0
+"""Added to the logits of tokens that are never sampled; the engines add the same."""
+
+
+class TokenScores(NamedTuple):
+    logps_T: Tensor
+    entropy_T: Tensor
+    """Of the whole next-token distribution, in nats; with gradient only where that was asked for."""
+
+
+class Policy(nn.Module):
+    """A model with what turns a packed row into log-probs at the sampling temperature."""
+
+    def __init__(
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        family: Qwen25VL,
+        *,
+        temperature: float,
+        frozen: Collection[Part] = (),
+        lora: LoraConfig | None = None,
+        gradient_checkpointing: bool = False,
+        activation_offloading: bool = False,
+        attention: str = "auto",
+    ) -> None:
+        """frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none.
+        attention: the kernel for packed rows."""
+        super().__init__()
+        self.model: Any = model  # its submodules are typed as "module or tensor" otherwise
+        self.family = family
+        self.head = Head(model, family.suppressed_ids, temperature)
+        self.sharded = False
+        self.activation_offloading = activation_offloading
+        self.feature_cache: FeatureCache | None = None
+        self.model.model.language_model.config._attn_implementation = implementation(attention)
+        self.model.model.visual.config._attn_implementation = VISION_CHUNKS
+        if lora is not None:
+            add_adapters(self.model, lora, family.part_of)
+        for name, weight in self.model.named_parameters():
+            if family.part_of(name) in frozen:
+                weight.requires_grad_(False)
+        self.has_adapters = lora is not None
+        self.trains_vision = any(weight.requires_grad for weight in self.model.model.visual.parameters())
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def after_sharding(self) -> None:
+        """Note what preparation for several processes has made of the weights."""
+        self.sharded = is_sharded(self.model)
+        share_head(self.head, self.model.lm_head.weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, row: PackedRow, *, entropy_gradient: bool = False) -> TokenScores:
+        """Log-probs and entropies of the row's completion tokens, shape (T,).
+
+        entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
+        """
+        with self._offloading():
+            hidden_ND = self.model.model.language_model(
+                inputs_embeds=self.embed(row.input_ids_N, row)[None],
+                position_ids=row.positions_3N[:, None],
+                attention_mask=dict.fromkeys(
+                    ("full_attention", "sliding_attention")
+                ),  # the layout says who sees whom
+                use_cache=False,
+                layout=row.layout,
+            ).last_hidden_state[0]
+        hidden_TD = hidden_ND[row.source_T]
+        return self.head(hidden_TD, row.target_T, entropy_gradient)
+
+    def _offloading(self) -> AbstractContextManager[Any]:
+        """What a pass saves for the backward pass goes to main memory: with checkpointing, the layers' inputs."""
+        if not (self.activation_offloading and torch.is_grad_enabled()):
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
+
+    def embed(self, input_ids_N: Tensor, row: PackedRow) -> Tensor:
+        """Token embeddings with the clips' vision features in the place of their pad tokens, (N, D)."""
+        embeds_ND = self.model.get_input_embeddings()(input_ids_N)
+        clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
+        if not clips:
+            return embeds_ND + self._blank_vision_term()
+        features_KD = self._features_of(clips)
+        if len(features_KD) != len(row.vision_index_K):
+            ids = ", ".join(prompt.sample.id for prompt in row.prompts)
+            raise ValueError(
+                f"{len(row.vision_index_K)} vision tokens for {len(features_KD)} features in: {ids}"
+            )
+        return embeds_ND.index_copy(0, row.vision_index_K, features_KD.to(embeds_ND.dtype))
+
+    def _features_of(self, clips: Sequence[Clip]) -> Tensor:
+        """The clips' features, one after another: fresh, or those that a frozen tower gave them before."""
+        if self.feature_cache is None:
+            return self.vision_features(*self.family.pixels(clips))
+        return torch.cat([self.feature_cache.get(clip, self._fresh_features) for clip in clips])
+
+    def _fresh_features(self, clip: Clip) -> Tensor:
+        return self.vision_features(*self.family.pixels([clip]))
+
+    def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
+        """The vision tower's output for some clips, one after another, (K, D)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
+            features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
+        return torch.cat(tuple(features.pooler_output))
+
+    def _blank_vision_term(self) -> Tensor:
+        """Zero, computed through the tower where it trains or is sharded: with several processes, each must run
+        the same modules in a pass, or the exchange of gradients or weights waits for ever."""
+        if not self.sharded and not (self.trains_vision and torch.is_grad_enabled()):
+            return torch.zeros((), device=self.device)
+        config = self.family.config.vision_config
+        merge = config.spatial_merge_size
+        patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        features = self.vision_features(torch.zeros(merge**2, patch_size), torch.tensor([[1, merge, merge]]))
+        return 0.0 * features.sum()
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """The distribution that is sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""
+        return self.head.logits(hidden_TD)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under the name that checkpoints use, adapters merged, tied output embeddings included.
+
+        `named_parameters` leaves a tied head out, and an engine that keeps its own copy would go on
+        sampling with the old one. Sharded weights are gathered one after another, so all processes must
+        go through them together; no process holds the whole model.
+        """
+        layers = adapted_layers(self.model)
+        for name, weight in self.model.named_parameters():
+            if is_adapter(name):
+                continue
+            plain, weight = plain_name(name), whole(unquantized(weight))
+            layer = layers.get(plain.removesuffix(".weight"))
+            if layer is not None:
+                down_RI, up_OR, scaling = adapter_weights(layer)
+                weight = merged(weight, whole(down_RI), whole(up_OR), scaling)
+            yield plain, weight
+        if self.has_tied_head:
+            yield "lm_head.weight", whole(self.model.lm_head.weight)
+
+    @property
+    def has_tied_head(self) -> bool:
+        """The output head is the embedding."""
+        return self.model.lm_head.weight is self.model.get_input_embeddings().weight
+
+
+class Head(nn.Module):
+    """Log-probs from hidden states, in chunks.
+
+    A module of its own without weights of its own: where these are sharded, all processes must run the same
+    modules equally often, and each has as many chunks as its row has completion tokens.
+    """
+
+    def __init__(self, model: Any, suppressed_ids: tuple[int, ...], temperature: float) -> None:
+        super().__init__()
+        self.lm_head_of = (model,)  # in a tuple, or the model would be a part of its own part
+        self.suppressed_ids, self.temperature = list(suppressed_ids), temperature
+
+    def forward(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> TokenScores:
+        parts = [
+            checkpoint(self._chunk, hidden, target, entropy_gradient, use_reentrant=False)
+            for hidden, target in zip(
+                hidden_TD.split(HEAD_CHUNK_TOKENS), target_T.split(HEAD_CHUNK_TOKENS), strict=True
+            )
+        ]
+        return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """See `Policy.logits`."""
+        logits_TV = F.linear(hidden_TD, self.lm_head_of[0].lm_head.weight)
+        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+        bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
+        bias_V[self.suppressed_ids] = SUPPRESSED_BIAS
+        return (logits_TV + bias_V) / self.temperature
+
+    def _chunk(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        logps_TV = torch.log_softmax(self.logits(hidden_TD), dim=-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
+            entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)
+        return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T

@@ -1,0 +1,176 @@
+"""Completions of the same questions about changed frames, sampled beside the groups for the rewards that
+declare them (`rewards.counterfactual`). They hang on the rollouts that they are compared with and are
+never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from grpo.feed.prompts import Render, rollout_seed
+from grpo.groups import Group, Prompt, Rollout
+from grpo.media import variants
+from grpo.media.clip import Clip
+from grpo.rollout import Engine, Sampling
+from rewards import Counterfactual, Frames
+from rewards.builtin.keyframe import cited_moments, inside_clip
+
+PER_ROLLOUT: frozenset[Frames] = frozenset({"cited", "cited_in_place"})
+"""Frames that differ with what a completion cites."""
+
+Plan = Mapping[Frames, Sampling]
+"""How the completions about each kind of changed frames are sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A changed prompt, by what makes it differ from the others. Rollouts that cite the same frames share
+    one.
+    """
+
+    group_index: int
+    frames: Frames
+    patches: tuple[int, ...] = ()
+    """The cited temporal patches, where frames are the cited ones."""
+
+
+_Asked = Mapping[Frames, _Question | None]
+"""What is asked for the sake of one rollout."""
+
+
+def make_plan(declared: Iterable[Counterfactual], sampling: Sampling) -> dict[Frames, Sampling]:
+    """One way of sampling for each kind of frames, as in training (`sampling`) but for what the rewards
+    declare.
+
+    Rewards that read the same frames share the completions, as many as the one that asks for most. ValueError
+    where one wants them greedy and another does not.
+    """
+    plan: dict[Frames, Sampling] = {}
+    for each in declared:
+        temperature = 0.0 if each.greedy else sampling.temperature
+        wanted = replace(sampling, group_size=num_samples(each, sampling), temperature=temperature)
+        known = plan.setdefault(each.frames, wanted)
+        if known.temperature != wanted.temperature:
+            raise ValueError(
+                f"rewards: one reads greedy completions about {each.frames} frames, another sampled ones; "
+                "they can't be in the same run"
+            )
+        plan[each.frames] = max(known, wanted, key=lambda one: one.group_size)
+    return plan
+
+
+def num_samples(wanted: Counterfactual, sampling: Sampling) -> int:
+    """How many completions to sample: as declared, else half a group; greedy ones are all alike, so one."""
+    if wanted.greedy or sampling.temperature == 0:
+        return 1
+    return max(1, sampling.group_size // 2) if wanted.num_samples is None else wanted.num_samples
+
+
+def add_counterfactuals(
+    groups: Sequence[Group],
+    seeds: Sequence[int],
+    plan: Plan,
+    *,
+    engine: Engine,
+    render: Render,
+    max_prompt_tokens: int,
+    temporal_frames: int,
+) -> list[Group]:
+    """The groups, every rollout with `counterfactuals[frames]` for all frames of the plan.
+
+    An empty tuple stands for what can't be sampled: a question without a clip, a completion that cites no
+    moment inside it, another clip where the batch has none or one too long. The seeds are the groups' own.
+    With the same groups and seeds the completions are the same; only which clip is "another" depends on the
+    batch.
+    """
+    asked = [_questions(index, group, plan, temporal_frames) for index, group in enumerate(groups)]
+    prompts: dict[_Question, Prompt] = {}
+    for question in _distinct(asked):
+        clip = _changed_clip(question, groups, seeds[question.group_index], temporal_frames)
+        prompt = render(groups[question.group_index].prompt.sample, clip) if clip is not None else None
+        if prompt is not None and len(prompt.token_ids) <= max_prompt_tokens:
+            prompts[question] = prompt
+    sampled = _sample(prompts, seeds, plan, engine)
+    return [_attached(group, of_group, sampled) for group, of_group in zip(groups, asked, strict=True)]
+
+
+def _questions(index: int, group: Group, plan: Plan, temporal_frames: int) -> list[_Asked]:
+    """What to ask for the sake of each rollout of group `index`."""
+    return [
+        {frames: _question(index, frames, rollout, temporal_frames) for frames in plan}
+        for rollout in group.rollouts
+    ]
+
+
+def _question(index: int, frames: Frames, rollout: Rollout, temporal_frames: int) -> _Question | None:
+    """The changed prompt that a rollout is compared with; None if there is nothing to change."""
+    if rollout.clip is None:
+        return None
+    if frames not in PER_ROLLOUT:
+        return _Question(index, frames)
+    cited = inside_clip(cited_moments(rollout), rollout.clip)
+    patches = variants.cited_patches(rollout.clip.times_s, cited, temporal_frames=temporal_frames)
+    return _Question(index, frames, patches) if patches else None
+
+
+def _distinct(asked: Iterable[Iterable[_Asked]]) -> list[_Question]:
+    """Each question once, in the order of the groups."""
+    every = [question for of_group in asked for of_one in of_group for question in of_one.values()]
+    return [question for question in dict.fromkeys(every) if question is not None]
+
+
+def _changed_clip(
+    question: _Question, groups: Sequence[Group], group_seed: int, temporal_frames: int
+) -> Clip | None:
+    """The clip to ask about; None if there is no other one."""
+    clip = groups[question.group_index].prompt.clip
+    assert clip is not None
+    match question.frames:
+        case "shuffled":
+            seed = rollout_seed(group_seed, "order of frames")
+            return variants.shuffled(clip, seed=seed, temporal_frames=temporal_frames)
+        case "reversed":
+            return variants.backwards(clip)
+        case "blank":
+            return variants.blank(clip)
+        case "other_clip":
+            return _other_clip(groups, question.group_index)
+        case "cited":
+            return variants.cut_to(clip, question.patches, temporal_frames=temporal_frames)
+        case "cited_in_place":
+            return variants.black_but(clip, question.patches, temporal_frames=temporal_frames)
+
+
+def _other_clip(groups: Sequence[Group], index: int) -> Clip | None:
+    """The clip of the next group, round the end, that is of another video file."""
+    own = groups[index].prompt.clip
+    following = [group.prompt.clip for group in (*groups[index + 1 :], *groups[:index])]
+    return next((clip for clip in following if clip and own and clip.path != own.path), None)
+
+
+def _sample(
+    prompts: Mapping[_Question, Prompt], seeds: Sequence[int], plan: Plan, engine: Engine
+) -> dict[_Question | None, tuple[Rollout, ...]]:
+    """The completions of each prompt, with one request to the engine for each way of sampling."""
+    sampled: dict[_Question | None, tuple[Rollout, ...]] = {}
+    for sampling in dict.fromkeys(plan.values()):
+        asked = [question for question in prompts if plan[question.frames] == sampling]
+        own_seeds = [
+            rollout_seed(seeds[each.group_index], "counterfactual", each.frames, *each.patches)
+            for each in asked
+        ]
+        made = engine.generate([prompts[question] for question in asked], sampling, own_seeds)
+        sampled |= {question: group.rollouts for question, group in zip(asked, made, strict=True)}
+    return sampled
+
+
+def _attached(
+    group: Group, asked: Sequence[_Asked], sampled: Mapping[_Question | None, tuple[Rollout, ...]]
+) -> Group:
+    """The group with the completions on each rollout that were asked for its sake."""
+    rollouts = [
+        replace(rollout, counterfactuals={frames: sampled.get(each, ()) for frames, each in of_one.items()})
+        for rollout, of_one in zip(group.rollouts, asked, strict=True)
+    ]
+    return replace(group, rollouts=tuple(rollouts))

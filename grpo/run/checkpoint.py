@@ -1,0 +1,101 @@
+"""Checkpoints that are whole or not there, and the servable model at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from grpo.policy.adapters import is_adapter, save_adapters
+from grpo.policy.model import Policy
+from grpo.policy.sharding import whole
+
+
+def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int) -> None:
+    """Weights, optimizer and random states as `folder/step_N`, written beside it and renamed at the end."""
+    partial, finished = folder / f".partial_{step:06d}", folder / f"step_{step:06d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial), exclude_frozen_parameters=True)  # an argument for DeepSpeed alone
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(finished, ignore_errors=True)
+        partial.rename(finished)
+        for old in steps(folder)[:-keep]:
+            shutil.rmtree(folder / f"step_{old:06d}")
+    accelerator.wait_for_everyone()
+
+
+def restore(folder: Path, accelerator: Accelerator) -> int:
+    """Load the latest checkpoint and return its step; 0 if there is none."""
+    found = steps(folder)
+    if not found:
+        return 0
+    accelerator.load_state(str(folder / f"step_{found[-1]:06d}"))
+    return found[-1]
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the finished checkpoints, ascending."""
+    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
+
+
+def store_trained_only(policy: Policy) -> None:
+    """From here on the policy's state dict holds what trains: frozen weights are in the model's own folder."""
+    named = dict(policy.named_parameters(remove_duplicate=False))
+    trained = {name for name, weight in named.items() if weight.requires_grad}
+    if len(trained) == len(named):
+        return
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: object) -> None:
+        for key in [key for key in state if key.startswith(prefix)]:
+            if key.removeprefix(prefix) not in trained:
+                del state[key]
+
+    def forgive(module: nn.Module, keys: Any) -> None:  # DDP's "module." precedes the names
+        keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("module.") in trained]
+
+    policy.register_state_dict_post_hook(drop)
+    policy.register_load_state_dict_post_hook(forgive)
+
+
+def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool = True) -> None:
+    """The model with tokenizer and processor, as `from_pretrained` and vLLM load them.
+
+    With LoRA its weights are merged, and `folder/adapter` holds the adapters alone, for peft. Where weights are
+    sharded, all processes must call it, since they gather them together; one of them writes.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in policy.named_weights():
+        # A tied head is the embedding, and not to be stored twice.
+        if writes and not (policy.has_tied_head and name == "lm_head.weight"):
+            weights[name] = weight.to("cpu", dtype)
+    adapters = {n: whole(w) for n, w in policy.model.named_parameters() if is_adapter(n)}
+    if not writes:
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.family.save_model(partial, weights)
+    _set_dtype(partial / "config.json", dtype)
+    if policy.has_adapters:
+        save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
+    for file in partial.rglob("*.safetensors"):
+        shutil.copymode(partial / "config.json", file)  # safetensors lets nobody else read what it writes
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _set_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    """Say in a saved config what its weights are: transformers writes what the live model trains in."""
+    config = json.loads(config_file.read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    config_file.write_text(json.dumps(config, indent=2) + "\n")

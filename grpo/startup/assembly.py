@@ -1,0 +1,224 @@
+"""The parts of a run as its settings want them. What each part does is said where it is defined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+
+from grpo.config.load import Config
+from grpo.evaluation import EvalSet, Evaluator
+from grpo.feed.dynamic_sampling import DifficultyMemory
+from grpo.feed.mixture import Part
+from grpo.feed.planner import Planner
+from grpo.feed.prompts import Feed, Render
+from grpo.groups import Sample
+from grpo.learner.reference import SecondCopy
+from grpo.learner.update import Learner
+from grpo.media.disk_cache import DiskCache
+from grpo.media.loader import ClipLoader
+from grpo.media.memory_cache import MemoryCache
+from grpo.media.reading import ClipReader
+from grpo.policy.families import Qwen25VL
+from grpo.policy.model import Policy
+from grpo.policy.vision_features import FeatureCache
+from grpo.rollout import Engine, Sampling
+from grpo.run.folder import RunDir
+from grpo.trainer import GRPOTrainer
+from rewards.scoring.runner import RewardSet
+
+
+def build_trainer(
+    config: Config,
+    accelerator: Accelerator,
+    learner: Learner,
+    rewards: RewardSet,
+    loader: ClipLoader,
+    train: Sequence[Part],
+    held_out: dict[str, list[Sample]],
+    run_dir: RunDir,
+) -> GRPOTrainer:
+    """Put the parts together."""
+    policy = learner.policy
+    keep_features(config, learner, loader.memory)
+    feed = Feed(
+        train,
+        loader,
+        prompt_renderer(config, policy.family),
+        seed=config.seed,
+        prompts_per_step=config.optim.prompts_per_step,
+        max_prompt_tokens=max_prompt_tokens(config),
+        prefetch_steps=config.media.prefetch_steps,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        memory=difficulty_memory(config, train, accelerator),
+    )
+    return GRPOTrainer(
+        config,
+        accelerator=accelerator,
+        policy=policy,
+        learner=learner,
+        engine=build_engine(config, accelerator, policy),
+        sampling=sampling_of(config),
+        feed=feed,
+        rewards=rewards,
+        evaluator=build_evaluator(config, accelerator, feed, rewards, held_out, policy.family),
+        run_dir=run_dir,
+    )
+
+
+def build_evaluator(
+    config: Config,
+    accelerator: Accelerator,
+    feed: Feed,
+    rewards: RewardSet,
+    held_out: dict[str, list[Sample]],
+    family: Qwen25VL,
+) -> Evaluator:
+    """With this process's share of the held-out samples; it decodes and renders as the feed does."""
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    return Evaluator(
+        sets=[
+            EvalSet(
+                name=name,
+                samples=samples[: config.eval.max_samples][rank::num_processes],
+                num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
+            )
+            for name, samples in held_out.items()
+        ],
+        loader=feed.loader,
+        render=feed.render,
+        rewards=rewards,
+        sampling=sampling_of(config),
+        sampled=config.eval.sampled,
+        seed=config.seed,
+        max_prompt_tokens=feed.max_prompt_tokens,
+        batch_prompts=config.eval.batch_prompts,
+        temporal_frames=family.temporal_patch,
+        counterfactuals=rewards.counterfactuals,
+        blind=config.eval.blind,
+    )
+
+
+def build_loader(config: Config, family: Qwen25VL) -> ClipLoader:
+    return ClipLoader(
+        ClipReader(settings=config.media, patches=family.patches, disk=clip_cache(config)),
+        cache_gib=config.media.cache_gib,
+        num_workers=config.media.num_workers,
+        timeout_s=config.media.timeout_s,
+    )
+
+
+def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> Engine:
+    """The rollout engine; vLLM is imported only where it is used."""
+    rollout = config.rollout
+    if rollout.engine == "transformers":
+        from grpo.rollout.transformers_engine import TransformersEngine
+
+        dtype = policy.family.engine_dtype
+        own = load_reference(config, policy.family, dtype).to(accelerator.device) if policy.sharded else None
+        return TransformersEngine(policy, own=own)
+    from grpo.rollout.vllm_engine import VLLMEngine
+
+    return VLLMEngine(
+        policy,
+        seed=config.seed,
+        max_model_tokens=rollout.max_model_tokens,
+        gpu_memory_frac=rollout.gpu_memory_frac,
+        sleep=rollout.sleep,
+    )
+
+
+def load_policy(config: Config, family: Qwen25VL, device: torch.device) -> Policy:
+    """The model that trains. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not
+    rounded away. Under adapters, the frozen weights are in the precision of the passes."""
+    model = config.model
+    dtype = family.engine_dtype if model.lora.is_on else torch.float32
+    return Policy(
+        family.load_model(dtype, in_4bit_on=device if model.load_in_4bit else None),
+        family,
+        temperature=config.rollout.temperature,
+        frozen=model.frozen,
+        lora=model.lora if model.lora.is_on else None,
+        gradient_checkpointing=model.gradient_checkpointing,
+        activation_offloading=model.activation_offloading,
+        attention=model.attention,
+    ).train()
+
+
+def load_reference(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:
+    """The frozen start as a model of its own."""
+    return Policy(
+        family.load_model(dtype),
+        family,
+        temperature=config.rollout.temperature,
+        attention=config.model.attention,
+    )
+
+
+def keep_features(config: Config, learner: Learner, memory: MemoryCache) -> None:
+    """Let policy and reference share what a frozen tower makes of each clip, kept beside the frames.
+
+    Not where weights are sharded: all processes must run the tower equally often there.
+    """
+    policy = learner.policy
+    if policy.trains_vision or policy.sharded:
+        return
+    tower = policy.model.model.visual
+    about = {
+        "tower": policy.family.config.vision_config.to_dict(),
+        "pixels": policy.family.processor.video_processor.to_dict(),
+    }
+    policy.feature_cache = FeatureCache(tower, about=about, memory=memory, disk=clip_cache(config))
+    if isinstance(learner.reference, SecondCopy):
+        learner.reference.policy.feature_cache = policy.feature_cache
+
+
+def clip_cache(config: Config) -> DiskCache | None:
+    if not config.media.cache_disk_gib:
+        return None
+    return DiskCache(config.clip_cache, max_gib=config.media.cache_disk_gib)
+
+
+def difficulty_memory(
+    config: Config, train: Sequence[Part], accelerator: Accelerator
+) -> DifficultyMemory | None:
+    """What is known of the questions' difficulty, as a part of checkpoints; None where nobody wants to know."""
+    if not config.dynamic_sampling.skip_epochs:
+        return None
+    num_samples = sum(len(part.samples) for part in train)
+    memory = DifficultyMemory(
+        config.dynamic_sampling, steps_per_epoch=num_samples / config.optim.prompts_per_step
+    )
+    accelerator.register_for_checkpointing(memory)
+    return memory
+
+
+def make_planner(config: Config, family: Qwen25VL) -> Planner:
+    prompt = config.prompt
+    return Planner(
+        family=family,
+        settings=config.media,
+        count_text=partial(
+            family.num_text_tokens, template=prompt.template, option=prompt.option, tags=config.tags
+        ),
+        max_prompt_tokens=max_prompt_tokens(config),
+    )
+
+
+def prompt_renderer(config: Config, family: Qwen25VL) -> Render:
+    prompt = config.prompt
+    return partial(family.render, template=prompt.template, option=prompt.option, tags=config.tags)
+
+
+def sampling_of(config: Config) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        group_size=rollout.group_size, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature
+    )
+
+
+def max_prompt_tokens(config: Config) -> int:
+    return config.rollout.max_model_tokens - config.rollout.max_new_tokens

@@ -1,5 +1,0 @@
-"""Sweeps: arms x seeds of one training config, from one file to one table. The command: launch/sweep.py.
-
-`plan` (a file becomes checked runs), `execute` and `slurm` (the runs), `results` (what came of them), `search`
-(Optuna over the same runs).
-"""

@@ -1,0 +1,1 @@
+"""The rewards that configs name without a path."""

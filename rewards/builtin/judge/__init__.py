@@ -1,0 +1,234 @@
+"""`judge`: a language model behind an OpenAI-compatible endpoint marks the answer.
+
+    rewards:
+      judge:
+        weight: 1.0
+        tasks: [open]
+        args:
+          base_url: http://127.0.0.1:8000/v1    # vLLM, or any other
+          model: Qwen/Qwen2.5-7B-Instruct
+          prompt: openeqa                       # built in, or a file: prompt.py says how it reads
+          cache: ${run_dir}/judge.sqlite
+
+A score on the prompt's scale counts as a value from 0 to 1. There is no score without one: a reply that holds no
+single number is asked for once more, more firmly, and then fails; so does an outage after its retries, and every
+request after the budget. Cached scores remain free. After three requests in a row that failed with all their retries,
+all fail at once for half a minute: a server that is down does not eat the budget.
+
+**Several processes**: each rank of a training run has a judge of its own, and `max_concurrent` and
+`requests_per_minute` are each judge's. For 8 ranks under an account's 480 requests a minute, set
+`requests_per_minute: 60`. The budgets `max_requests` and `max_tokens_total` are spent together by all that use the same
+`cache` file, resumed runs included; without a file each process has its own, and starts anew.
+
+**Cost**: a step makes at most `prompts_per_step x group_size` requests. Completions without an answer need none, equal
+answers to one question share one, and what is in the cache is free. A request takes the prompt's tokens (openeqa: about
+400, plus question and answers) and, for a number, under 10 of reply. So 1,000 steps of 8 prompts x 16 completions, half
+of them distinct, are 64,000 requests and 30 M tokens: 30 times the price of a million. At 60 requests a minute, the 64
+requests of a step take about a minute, which the entry's `timeout_s` must allow, as it must allow retries. The budget
+in tokens is looked at before a request, so that those under way, at most `max_concurrent`, come on top of it, as may a
+request that timed out, which nobody counts.
+
+The start of a run probes its rewards with hostile completions, but a judge, being expensive, with two of them only: one
+request, unless it is in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from grpo.groups import Rollout
+from rewards import reward
+from rewards.builtin.judge.client import ChatClient, JudgeCounts, JudgeError, Reply
+from rewards.builtin.judge.prompt import fields_of, load_prompt
+from rewards.builtin.judge.store import JudgeStore
+from rewards.parsing import ANSWER, is_blank, only_block
+
+REQUEST = {"temperature": 0.0, "max_tokens": 32}
+OWN_FIELDS = ("messages", "model", "stream", "n")
+
+
+@dataclass(slots=True)
+class _Asking:
+    """A request under way and how many rollouts wait for it."""
+
+    task: asyncio.Task[float]
+    num_waiting: int = 0
+
+
+class Judge:
+    """A judge model's score of a completion, from 0 to 1.
+
+    base_url: the address up to `/v1`. model: the name that it knows the model by.
+    prompt: a built-in prompt's name or a file; scale and pattern win over what the file states.
+    api_key_env: the environment variable that holds the key. None: the endpoint asks for none.
+    temperature, max_tokens: None is what the prompt states (openeqa: 0.2 and 32, with seed 1234), else 0 and 32.
+    max_tokens: of a reply. One that is cut off there is not read: a model that thinks first needs more.
+    retries: after failed connections, time-outs, 429 and 5xx, waiting backoff_s, twice that, and so on, or as
+        long as the endpoint asks; one only after a reply that is no chat completion, since it is billed.
+    max_requests, max_tokens_total: the budget; what would go beyond it fails. 0 requests: the cache alone.
+    cache: a file for the replies, on a disk of this machine. None: in memory.
+    needs_answer: a completion without an answer block gets 0 and costs no request. False, for a prompt that
+        looks at `{completion}`: all are judged.
+    max_chars: of a completion or an answer; longer ones lose their middle.
+    extra_body: more fields of the request, such as vLLM's `structured_outputs: {choice: ["1", "2"]}`; a null
+        takes a field out (`{max_tokens: null, max_completion_tokens: 500}`).
+    """
+
+    expensive = True  # for the probe and the checker, which then send two completions instead of hundreds
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        prompt: str = "openeqa",
+        api_key_env: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        max_concurrent: int = 16,
+        requests_per_minute: float | None = None,
+        request_timeout_s: float = 20.0,
+        retries: int = 4,
+        backoff_s: float = 0.5,
+        max_requests: int | None = None,
+        max_tokens_total: int | None = None,
+        cache: str | None = None,
+        scale: Sequence[float] | None = None,
+        pattern: str | None = None,
+        needs_answer: bool = True,
+        max_chars: int = 4000,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_numbers(
+            max_tokens=max_tokens, max_concurrent=max_concurrent, requests_per_minute=requests_per_minute,
+            request_timeout_s=request_timeout_s, max_chars=max_chars,
+        )  # fmt: skip
+        _check_numbers(
+            or_zero=True, temperature=temperature, retries=retries, backoff_s=backoff_s, max_requests=max_requests,
+            max_tokens_total=max_tokens_total,
+        )  # fmt: skip
+        self._prompt = load_prompt(prompt, scale=scale, pattern=pattern)
+        given = {"temperature": temperature, "max_tokens": max_tokens}
+        given = {field: value for field, value in given.items() if value is not None}
+        self._request = _request(model, {**REQUEST, **self._prompt.request, **given}, extra_body or {})
+        self._needs_answer, self._max_chars = needs_answer, max_chars
+        self._store = JudgeStore(cache)
+        self.counts = JudgeCounts()
+        self._client = ChatClient(
+            base_url=base_url, api_key_env=api_key_env, max_concurrent=max_concurrent,
+            requests_per_minute=requests_per_minute, request_timeout_s=request_timeout_s, retries=retries,
+            backoff_s=backoff_s, max_requests=max_requests, max_tokens_total=max_tokens_total, store=self._store,
+            counts=self.counts,
+        )  # fmt: skip
+        self._asking: dict[str, _Asking] = {}
+
+    @reward
+    async def __call__(self, rollout: Rollout) -> float:
+        """The judge's score, from 0 to 1; 0 for a completion without an answer. Raises JudgeError, never a 0."""
+        prediction = only_block(rollout.text, ANSWER)
+        if self._needs_answer and (prediction is None or is_blank(prediction)):
+            return 0.0
+        shown = self._prompt.predicted((prediction or "").strip())
+        fields = fields_of(rollout, shown, max_chars=self._max_chars)
+        return self._prompt.scaled(await self._score(self._prompt.render(fields)))
+
+    def stats(self) -> dict[str, int]:
+        """Counts for the metrics, of this process: requests, retries, cached, tokens and more."""
+        return asdict(self.counts)
+
+    async def close(self) -> None:
+        """Close connections and file; a further call opens them again."""
+        await self._client.close()
+        self._store.close()
+
+    async def _score(self, prompt: str) -> float:
+        """The score for a prompt: from the cache, from an equal request under way, or from the endpoint."""
+        key = _key_of(self._body(prompt))
+        known = self._store.find(key)
+        score = None if known is None else self._prompt.read_score(known)
+        if score is not None:
+            self.counts.cached += 1
+            return score
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = _Asking(asyncio.create_task(self._ask(key, prompt)))
+        else:
+            self.counts.shared += 1
+        return await self._wait_for(key, asking)
+
+    async def _wait_for(self, key: str, asking: _Asking) -> float:
+        """The score that is under way. Who is cancelled leaves the others alone; after the last one it is given up."""
+        asking.num_waiting += 1
+        try:
+            return await asyncio.shield(asking.task)
+        finally:
+            asking.num_waiting -= 1
+            if not asking.num_waiting:
+                asking.task.cancel()  # nothing, if it is done
+                if self._asking.get(key) is asking:
+                    del self._asking[key]
+
+    async def _ask(self, key: str, prompt: str) -> float:
+        """Ask, and once more if the reply holds no score; JudgeError if there is none then."""
+        low, high = self._prompt.scale
+        firmer = (
+            f"{prompt}\n\nWrite nothing but one number from {low:g} to {high:g}: no words, no explanation."
+        )
+        refused = []
+        try:
+            for text in (prompt, firmer):
+                reply = await self._client.reply_to(self._body(text))
+                score = None if reply.is_cut else self._prompt.read_score(reply.text)
+                if score is not None:
+                    self._store.keep(key, model=self._request["model"], reply=reply.text)
+                    return score
+                self.counts.asked_again += text is prompt
+                refused.append(self._described(reply))
+            raise JudgeError(f"no score from {low:g} to {high:g} in two replies: {', then '.join(refused)}")
+        except JudgeError:
+            self.counts.failed += 1
+            raise
+
+    def _described(self, reply: Reply) -> str:
+        text = repr(self._client.clean(reply.text)[:100])
+        return f"{text} (cut at max_tokens)" if reply.is_cut else text
+
+    def _body(self, prompt: str) -> dict[str, Any]:
+        return {**self._request, "messages": [{"role": "user", "content": prompt}]}
+
+
+def _request(model: str, fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Every request's fields without the message."""
+    if taken := [field for field in OWN_FIELDS if field in extra]:
+        raise ValueError(f"extra_body: {taken[0]} is the judge's own")
+    request = {"model": model, **fields, **extra}
+    request = {field: value for field, value in request.items() if value is not None}
+    try:
+        json.dumps(request, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra_body: {error}") from None
+    return request
+
+
+def _key_of(body: Mapping[str, Any]) -> str:
+    """A hash of all that a reply depends on, but not of the address: a server moves, its model stays the same."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+OR_NONE = ("requests_per_minute", "max_requests", "max_tokens_total", "temperature", "max_tokens")
+
+
+def _check_numbers(*, or_zero: bool = False, **numbers: float | None) -> None:
+    """Raise ValueError for a knob that is no number or not above 0."""
+    for name, number in numbers.items():
+        if number is None and name in OR_NONE:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name}: {number!r} is no number")
+        if not (number >= 0 if or_zero else number > 0):
+            raise ValueError(f"{name}: must be {'0 or more' if or_zero else 'above 0'}, not {number}")

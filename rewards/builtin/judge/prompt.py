@@ -1,0 +1,229 @@
+"""What a judge is asked and how its reply is read: a prompt file, made strict.
+
+A prompt file is a text with fields in braces. A header between two lines of `---`, in YAML, may state the scale of
+the score, the pattern that finds it in a reply, fields of the request (`request: {temperature: 0.2}`), and
+`cut_tail: true` for a prediction without what follows its last full stop:
+
+    ---
+    scale: [1, 5]
+    pattern: '([1-5])'
+    ---
+    How well does the response answer the question {question}?
+    {prediction}
+
+Fields are `{question}`, `{options}`, `{answer}`, `{extra_answers}` (the sample's column of that name),
+`{completion}` and `{prediction}` (the content of the answer block). A brace of the text's own is written twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from grpo.groups import Rollout, Sample
+from rewards.scoring.loading import did_you_mean
+
+FIELDS = ("question", "options", "answer", "extra_answers", "completion", "prediction")
+HEADER_KEYS = ("scale", "pattern", "request", "cut_tail")
+# Without a pattern the whole reply has to be a number.
+WHOLE_REPLY = r"\A\s*([+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*\Z"
+
+_HEADER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*\n", re.DOTALL | re.MULTILINE)
+_BRACES = re.compile(r"\{\{|\}\}|\{(\w+)\}|[{}]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgePrompt:
+    """A prompt file as read."""
+
+    parts: tuple[tuple[str, str], ...]
+    """Text and the field that follows it, "" for none."""
+    scale: tuple[float, float]
+    """Lowest and highest score."""
+    pattern: re.Pattern[str]
+    request: Mapping[str, Any]
+    """Fields of the request, unless the config has others."""
+    cut_tail: bool
+
+    def predicted(self, answer: str) -> str:
+        """What is shown of an answer as the prediction."""
+        return without_tail(answer) if self.cut_tail else answer
+
+    def render(self, fields: Mapping[str, str]) -> str:
+        """The prompt with its fields filled in, in one pass: braces in their contents mean nothing."""
+        return "".join(text + (fields[field] if field else "") for text, field in self.parts)
+
+    def read_score(self, reply: str) -> float | None:
+        """The one number of the scale that the pattern finds in a reply; None if there is none, or several."""
+        found = [*self.pattern.finditer(reply)]
+        if len(found) != 1:
+            return None
+        try:
+            score = float(found[0][1])
+        except (TypeError, ValueError):  # a pattern may leave its group out, or match what is no number
+            return None
+        return score if self.scale[0] <= score <= self.scale[1] else None
+
+    def scaled(self, score: float) -> float:
+        """The score as a value from 0 to 1."""
+        low, high = self.scale
+        return (score - low) / (high - low)
+
+
+def load_prompt(
+    prompt: str, *, scale: Sequence[float] | None = None, pattern: str | None = None
+) -> JudgePrompt:
+    """Read a built-in prompt or a file; a scale or pattern given here wins over the file's own.
+
+    Raises ValueError or FileNotFoundError, which names the file and line.
+    """
+    place, text = find_prompt(prompt)
+    header = _HEADER.match(text)
+    stated = _read_header(header[1], place) if header else {}
+    template = text[header.end() :] if header else text
+    first_line = 1 + text[: header.end()].count("\n") if header else 1
+    request, cut_tail = stated.get("request", {}), stated.get("cut_tail", False)
+    if not isinstance(request, dict) or not isinstance(cut_tail, bool):
+        raise ValueError(f"{place}: header: request is a mapping and cut_tail true or false")
+    return JudgePrompt(
+        request=request,
+        cut_tail=cut_tail,
+        parts=_split(template.rstrip(), place, first_line),
+        scale=_checked_scale(stated.get("scale") if scale is None else scale, place),
+        pattern=_compiled(stated.get("pattern", WHOLE_REPLY) if pattern is None else pattern, place),
+    )
+
+
+def without_tail(text: str) -> str:
+    """The text up to its last full stop, if it has one: OpenEQA judges no sentence that was cut off.
+
+    A point inside a number is none; OpenEQA itself cuts there too.
+    """
+    stops = [*re.finditer(r"\.(?=\s)", text)]
+    return text if not stops or text.endswith(".") else text[: stops[-1].end()]
+
+
+def find_prompt(prompt: str) -> tuple[str, str]:
+    """Where a prompt lies and its text."""
+    files = [
+        each
+        for each in resources.files("rewards.builtin.judge").joinpath("prompts").iterdir()
+        if each.is_file()
+    ]
+    built_in = {each.name.removesuffix(".txt"): each for each in files if each.name.endswith(".txt")}
+    if prompt in built_in:
+        return f"prompt {prompt}", built_in[prompt].read_text("utf-8")
+    path = Path(prompt).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"prompt: {prompt!r} is neither a file nor built in{did_you_mean(prompt, built_in)}; "
+            f"built in: {', '.join(sorted(built_in))}"
+        )
+    try:
+        return f"prompt {prompt}", path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt {prompt}: not UTF-8 text ({error.reason})") from None
+
+
+def fields_of(rollout: Rollout, prediction: str, *, max_chars: int) -> dict[str, str]:
+    """What a prompt's fields stand for. What the policy wrote is cut to max_chars and fenced."""
+    sample = rollout.sample
+    letters = string.ascii_uppercase
+    options = [f"{letter}: {text}" for letter, text in zip(letters, sample.options, strict=False)]
+    return {
+        "question": sample.question,
+        "options": "; ".join(options) or "none",
+        "answer": next((each for each in options if each.startswith(f"{sample.answer}:")), sample.answer),
+        "extra_answers": "; ".join(_extra_answers(sample)) or "none",
+        "completion": fenced("completion", shortened(rollout.text, max_chars)),
+        "prediction": fenced("response", shortened(prediction, max_chars)),
+    }
+
+
+def fenced(name: str, text: str) -> str:
+    """The text between two lines that it can't write itself, as they carry a code made from all of it.
+
+    The same text gets the same code, so that its prompt is found in the cache.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate can't be sent
+    code = hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+    return f"[begin {name} {code}]\n{text}\n[end {name} {code}]"
+
+
+def shortened(text: str, max_chars: int) -> str:
+    """The text, or its first and last part if it is longer: a request's cost must have a bound."""
+    if len(text) <= max_chars:
+        return text
+    head, tail = text[: max_chars - max_chars // 2], text[len(text) - max_chars // 2 :]
+    return f"{head}\n[{len(text) - max_chars} characters left out]\n{tail}"
+
+
+def _extra_answers(sample: Sample) -> list[str]:
+    extra = sample.columns.get("extra_answers") or []
+    if not isinstance(extra, list | tuple) or not all(isinstance(each, str) for each in extra):
+        raise ValueError(f"{sample.source}: extra_answers is no list of texts")
+    return [*extra]
+
+
+def _split(template: str, place: str, first_line: int) -> tuple[tuple[str, str], ...]:
+    """Texts and fields of a template; ValueError for an unknown field or a lone brace, with its line."""
+    parts, text, end = [], "", 0
+    for found in _BRACES.finditer(template):
+        line = first_line + template[: found.start()].count("\n")
+        text += template[end : found.start()]
+        end = found.end()
+        if found[0] in ("{{", "}}"):
+            text += found[0][0]
+        elif found[1] in FIELDS:
+            parts.append((text, found[1]))
+            text = ""
+        elif found[1]:
+            known = ", ".join(FIELDS)
+            raise ValueError(
+                f"{place}:{line}: no field {found[0]}{did_you_mean(found[1], FIELDS)}; it takes {known}"
+            )
+        else:
+            raise ValueError(f"{place}:{line}: a lone {found[0]}; a brace of the text's own is written twice")
+    if not {"completion", "prediction"} & {field for _, field in parts}:
+        raise ValueError(f"{place}: neither {{completion}} nor {{prediction}} in it: nothing to judge")
+    return (*parts, (text + template[end:], ""))
+
+
+def _read_header(header: str, place: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        stated = yaml.safe_load(header) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{place}: header: {' '.join(str(error).split())}") from None
+    if not isinstance(stated, dict):
+        raise ValueError(f"{place}: header: no mapping of {' and '.join(HEADER_KEYS)}")
+    for key in stated:
+        if key not in HEADER_KEYS:
+            raise ValueError(f"{place}: header: no key {key!r}{did_you_mean(str(key), HEADER_KEYS)}")
+    return stated
+
+
+def _checked_scale(scale: object, place: str) -> tuple[float, float]:
+    if scale is None:
+        raise ValueError(f"{place}: no scale: state `scale: [lowest, highest]` in its header or in args")
+    match scale:
+        case [int() | float() as low, int() | float() as high] if -1e9 <= low < high <= 1e9:
+            return float(low), float(high)
+    raise ValueError(f"{place}: scale: {scale!r} is no [lowest, highest]")
+
+
+def _compiled(pattern: object, place: str) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern) if isinstance(pattern, str) else None
+    except re.error as error:
+        raise ValueError(f"{place}: pattern: {pattern!r}: {error}") from None
+    if compiled is None or compiled.groups != 1:
+        raise ValueError(f"{place}: pattern: {pattern!r} is no regular expression with one group, the number")
+    return compiled

@@ -1,0 +1,367 @@
+"""Rewards of the cited moments: against annotated spans, against scores of frames, or against the policy's
+own evidence.
+
+All are our own designs (no formula was published for EgoVLM's keyframe reward), in seconds of the clip.
+`keyframe`, the F1 of cited moments against annotated spans, is the one to start with. What they have in
+common: a completion that cites nothing readable is worth 0, a citation outside the clip is a miss, and None
+means that the sample has nothing to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from grpo.groups import Rollout, Sample
+from grpo.media.clip import Clip
+from grpo.media.variants import cited_patches
+from rewards import counterfactual, reward
+from rewards.builtin.rightness import mean_of, rightness
+from rewards.parsing import KEYFRAMES, only_block, read_moments
+
+Span = tuple[float, float]
+
+ROUNDING_S = 1e-6  # 3.3 - 0.3 is not 3.0
+
+
+@reward
+def keyframe(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
+    """F1 of the cited moments against the annotated spans; 0 if they can't be read.
+
+    One citation in every span earns 1, and each citation more costs precision, in a span that is found already
+    as outside of all of them (`f1`). A cited moment outside the clip is a miss. None where the sample has no
+    annotation: there is nothing to compare with.
+    """
+    annotated = rollout.sample.keyframes_s
+    if not annotated:
+        return None
+    cited = cited_moments(rollout)
+    if not cited:
+        return 0.0
+    return f1(inside_clip(cited, rollout.clip), len(cited), annotated, tolerance_s=tolerance_s)
+
+
+@reward
+def keyframe_iou(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
+    """Seconds that are both cited and annotated, over seconds that are either; 0 to 1. Ours.
+
+    Cited moments and annotated spans are each widened by tolerance_s to both sides, so that a moment has a
+    length; overlaps count once. What is cited outside the clip counts as cited and never as annotated. 0 if
+    nothing readable is cited; None without annotation. Citing a whole clip of 60 s of which 6 s are annotated
+    earns 0.1; a single moment inside a long annotated span earns little too, where `keyframe` gives 1.
+    """
+    annotated = rollout.sample.keyframes_s
+    if not annotated:
+        return None
+    cited = cited_moments(rollout)
+    wide = widened(annotated, tolerance_s)
+    either_s = length_s([*widened(cited, tolerance_s), *wide])
+    both_s = overlap_s(widened(inside_clip(cited, rollout.clip), tolerance_s), wide)
+    return both_s / either_s if either_s else 0.0
+
+
+@reward
+def keyframe_hit(rollout: Rollout, *, k: int = 1, tolerance_s: float = 0.5) -> float | None:
+    """1 if one of the first k cited moments lies within tolerance_s of an annotated span, else 0. Hit at k,
+    as in retrieval.
+
+    A hit is what `keyframe` counts as one. Citations after the k-th count for nothing, right or wrong. None
+    without annotation. k=1 can't be gamed by citing much; k of n equally likely places earns k / n by chance.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    annotated = rollout.sample.keyframes_s
+    if not annotated:
+        return None
+    first = inside_clip(cited_moments(rollout)[:k], rollout.clip)
+    return float(any(hits(moment, span, tolerance_s) for moment in first for span in annotated))
+
+
+@reward
+def keyframe_distance(rollout: Rollout, *, scale_s: float = 1.0) -> float | None:
+    """The F1 of `keyframe` with graded hits, exp(-distance / scale_s) in place of 1 or 0; 0 to 1. Ours.
+
+    Recall is the mean over spans of the nearness of the nearest citation. Precision is the mean over citations
+    of the nearness to the nearest span, with 0 for all but the nearest of those that share that span: a
+    citation repeated earns nothing. The distance is 0 inside the span and else by how much the
+    citation sticks out of it, so that a long cited span is far from a short annotated one. None without
+    annotation. It still pulls where `keyframe` is flat at 0; in exchange the middle of the clip earns
+    something without looking.
+    """
+    if scale_s <= 0:
+        raise ValueError(f"scale_s must be above 0, not {scale_s}")
+    annotated = rollout.sample.keyframes_s
+    if not annotated:
+        return None
+    cited = cited_moments(rollout)
+    inside = inside_clip(cited, rollout.clip)
+    if not inside:
+        return 0.0
+    shortest_first = sorted(annotated, key=lambda span: span[1] - span[0])  # of two at the same distance
+    near = [[math.exp(-overhang_s(moment, span) / scale_s) for span in shortest_first] for moment in inside]
+    nearest_of = dict(sorted((row.index(max(row)), max(row)) for row in near))  # the highest of a span stays
+    precision = sum(nearest_of.values()) / len(cited)
+    recall = fmean(max(column) for column in zip(*near, strict=True))
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@reward
+def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.25) -> float | None:
+    """A penalty for citing much: 0 up to the limits, falling to -1 at twice as much. Ours.
+
+    Two limits, of which the one that is exceeded more counts: on how many moments are cited (max_moments,
+    repeated ones included), and on the share of the clip's length that cited spans cover (max_frac; moments
+    cover none). 0 if nothing readable is cited, which is for `format` and `keyframe` to punish. None where
+    the prompt asks for no moments.
+    """
+    if max_moments < 1 or max_frac <= 0:
+        raise ValueError(f"max_moments and max_frac must be above 0, not {max_moments} and {max_frac}")
+    if KEYFRAMES not in rollout.tags:
+        return None
+    cited = cited_moments(rollout)
+    excess = len(cited) / max_moments - 1
+    if rollout.clip is not None:
+        excess = max(excess, length_s(cited) / (max_frac * rollout.clip.duration_s) - 1)
+    return max(0.0 - max(excess, 0.0), -1.0)  # 0.0 -: not -0
+
+
+@reward
+def keyframe_scores(rollout: Rollout, *, max_moments: int = 3, tolerance_s: float = 0.5) -> float | None:
+    """How high an annotator's scores are at the cited moments, against the best that could be cited; 0 to 1.
+    Ours.
+
+    The column `frame_scores` lists [time in seconds of the clip, score] of frames sampled from the clip, such
+    as the similarity of each to the question; any scale will do: the lowest score of the clip becomes 0 and
+    the highest 1. A cited moment selects the frame with the highest score within tolerance_s, or else the one
+    nearest in time; a span all frames inside, or the one nearest to its middle. The value is the mean over all
+    selected frames, with 0 for one selected again and for a citation outside the clip, over the mean of as
+    many best frames, at most max_moments. So citing all frames earns little: their mean over that of the best.
+    But where one frame is far above the others, max_moments guesses earn 1 if one of them selects it. 0 if
+    nothing readable is cited. None without the column, or if all scores are equal. ValueError, naming the
+    sample, if the column is something else.
+    """
+    if max_moments < 1 or tolerance_s < 0:
+        raise ValueError(f"max_moments below 1 or tolerance_s below 0: {max_moments} and {tolerance_s}")
+    scores = read_frame_scores(rollout.sample)
+    cited = cited_moments(rollout)
+    if len(set(scores.values())) < 2:
+        return None
+    if not cited:
+        return 0.0
+    times_s, low, high = list(scores), min(scores.values()), max(scores.values())
+    scaled = [(score - low) / (high - low) for score in scores.values()]
+    inside = inside_clip(cited, rollout.clip)
+    selected = sorted(selected_frames(span, times_s, scaled, tolerance_s) for span in inside)
+    num_selected = sum(stop - first for first, stop in selected) + len(cited) - len(inside)
+    got, seen = 0.0, 0
+    for first, stop in selected:  # never frame by frame for each citation: thousands of both are millions
+        got, seen = got + sum(scaled[max(first, seen) : stop]), max(seen, stop)
+    best = sorted(scaled, reverse=True)[: min(num_selected, max_moments)]
+    return got / num_selected / fmean(best)
+
+
+@counterfactual("cited_in_place", num_samples=1, greedy=True)
+@reward
+def self_evidence(
+    rollout: Rollout,
+    *,
+    max_frac: float = 0.5,
+    tolerance: float = 0.0,
+    temporal_frames: int = 2,
+    right_by: str = "accuracy",
+    right_above: float = 0.1,
+) -> float | None:
+    """1 - cited share / max_frac if the answer is right and still right when all frames but the cited ones are
+    black, else 0. Ours; it needs no annotation.
+
+    The policy answers again, greedily, about the changed clip; number of tokens and timing are the same.
+    Where more answers are sampled it is multiplied with their accuracy. 0 if nothing readable inside the clip
+    is cited, or max_frac of the clip's frames and more: whoever cites everything shows nothing. Frames are
+    cited together with those that the vision tower merges them with (temporal_frames at a time): of 16 frames
+    one citation earns 0.75, of four frames none earns anything. None without a clip, or where the second
+    answer could not be sampled. Answers are judged by the reward `right_by`, with its value if it grades them
+    (right is above right_above); None where it abstains. `tolerance` is that of `accuracy`.
+
+    The cheap hack is a grid: every second frame answers almost any question, wherever its evidence is. It
+    earns nothing here, and a thinner grid, which still answers many, only a part.
+
+    What it can't see: whether the frames were needed. A question that is answered blind is answered from any
+    frames (gate it: `only_if: blank_contrast`). Nor whether the moment is the one that was asked for, where
+    others show the answer too (before and after). And the policy is its own judge: how many frames are left,
+    and where, tells the second answer something, and could become a code for the first.
+    """
+    share = cited_frac(rollout, temporal_frames)
+    own, held = (
+        mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
+        for some in ([rollout], rollout.counterfactuals["cited_in_place"])
+    )
+    return evidence(own, held, share, max_frac=max_frac, right_above=right_above)
+
+
+@counterfactual("cited", num_samples=1, greedy=True)
+@reward
+def self_evidence_cut(
+    rollout: Rollout,
+    *,
+    max_frac: float = 0.5,
+    tolerance: float = 0.0,
+    temporal_frames: int = 2,
+    right_by: str = "accuracy",
+    right_above: float = 0.1,
+) -> float | None:
+    """As `self_evidence`, from a clip that is cut to the cited frames instead of black elsewhere. Ours.
+
+    It costs less (a short prompt) and shows no black frames, which the policy may never have met. But the
+    cited moments move together in time, so that questions about when and how long can't hold; and the policy
+    has to read clips of any length.
+    """
+    share = cited_frac(rollout, temporal_frames)
+    own, held = (
+        mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
+        for some in ([rollout], rollout.counterfactuals["cited"])
+    )
+    return evidence(own, held, share, max_frac=max_frac, right_above=right_above)
+
+
+def evidence(
+    own: float | None, held: float | None, share: float | None, *, max_frac: float, right_above: float
+) -> float | None:
+    """What the answers from the cited frames are worth, times the share of the limit that is not used; 0 where
+    the rollout's own answer is wrong or the limit is used up, None where there is no clip or no judgement.
+    """
+    if share is None or own is None:
+        return None
+    if not 0 < share < max_frac or own <= right_above:
+        return 0.0
+    return None if held is None else held * (1 - share / max_frac)
+
+
+def cited_frac(rollout: Rollout, temporal_frames: int) -> float | None:
+    """Share of the clip's frames that is cited, with the frames that they are merged with; None without a
+    clip.
+    """
+    if rollout.clip is None:
+        return None
+    inside = inside_clip(cited_moments(rollout), rollout.clip)
+    patches = cited_patches(rollout.clip.times_s, inside, temporal_frames=temporal_frames)
+    return len(patches) * temporal_frames / rollout.clip.num_frames
+
+
+def cited_moments(rollout: Rollout) -> list[Span]:
+    """What the completion's one block of moments cites, as spans; empty if that can't be read."""
+    content = only_block(rollout.text, KEYFRAMES)
+    return [] if content is None else read_moments(content) or []
+
+
+def inside_clip(spans: Sequence[Span], clip: Clip | None) -> list[Span]:
+    """Those that lie inside the clip as a whole; a question without a clip has no end."""
+    end_s = clip.duration_s + ROUNDING_S if clip else math.inf
+    return [span for span in spans if span[0] >= 0 and span[1] <= end_s]
+
+
+def f1(cited: Sequence[Span], num_cited: int, annotated: Sequence[Span], *, tolerance_s: float) -> float:
+    """Harmonic mean of recall (annotated spans that are hit) and precision (citations that hit, one for a span).
+
+    So a sure hit, repeated, does not buy free guesses: with one annotated span, n citations of which any hits
+    earn 2 / (n + 1).
+    """
+    num_found = sum(any(hits(moment, span, tolerance_s) for moment in cited) for span in annotated)
+    precision, recall = num_pairs(cited, annotated, tolerance_s) / num_cited, num_found / len(annotated)
+    return 2 * precision * recall / (precision + recall) if num_found else 0.0
+
+
+def num_pairs(cited: Sequence[Span], annotated: Sequence[Span], tolerance_s: float) -> int:
+    """How many pairs there can be of a citation and a span that it hits, each in one pair at most; a citation
+    repeated is one.
+
+    Spans choose in the order of their ends, each the hit that starts first: what starts later is left for the
+    others, who can reach at least as far.
+    """
+    left, num_paired = {*cited}, 0
+    for span in sorted(annotated, key=lambda span: span[1]):
+        hitting = [moment for moment in left if hits(moment, span, tolerance_s)]
+        if hitting:
+            left.remove(min(hitting))
+            num_paired += 1
+    return num_paired
+
+
+def hits(cited: Span, annotated: Span, tolerance_s: float) -> bool:
+    """Whether the cited moment lies, as a whole, within the tolerance of the annotated span.
+
+    So a cited span that is much longer than the annotated one misses, and a span never hits where its middle
+    would miss: the notation itself earns nothing.
+    """
+    return overhang_s(cited, annotated) <= tolerance_s + ROUNDING_S
+
+
+def overhang_s(cited: Span, annotated: Span) -> float:
+    """By how much a cited span sticks out of the annotated one; 0 inside."""
+    return max(annotated[0] - cited[0], cited[1] - annotated[1], 0.0)
+
+
+def widened(spans: Sequence[Span], by_s: float) -> list[Span]:
+    return [(start - by_s, end + by_s) for start, end in spans]
+
+
+def merged(spans: Sequence[Span]) -> list[Span]:
+    """The same seconds in ascending spans that do not overlap."""
+    result: list[Span] = []
+    for start, end in sorted(spans):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return result
+
+
+def length_s(spans: Sequence[Span]) -> float:
+    """Seconds that the spans cover, overlaps once."""
+    return sum(end - start for start, end in merged(spans))
+
+
+def overlap_s(some: Sequence[Span], others: Sequence[Span]) -> float:
+    """Seconds that both cover."""
+    return max(length_s(some) + length_s(others) - length_s([*some, *others]), 0.0)
+
+
+def read_frame_scores(sample: Sample) -> dict[float, float]:
+    """Scores by ascending time from the column `frame_scores`; empty without one, ValueError if it is
+    something else.
+    """
+    column = sample.columns.get("frame_scores")
+    if column is None:
+        return {}
+    rows: Sequence[Any] = column if isinstance(column, list | tuple) else [None]
+    if not all(isinstance(row, list | tuple) and len(row) == 2 and all(map(_is_finite, row)) for row in rows):
+        raise ValueError(f"sample {sample.id} ({sample.source}): frame_scores is no list of [time_s, score]")
+    return {float(time_s): float(score) for time_s, score in sorted(rows)}
+
+
+def _is_finite(number: Any) -> bool:
+    """A number as a float can hold it; neither a bool nor a text that looks like one."""
+    return type(number) in (int, float) and abs(number) <= sys.float_info.max
+
+
+def selected_frames(
+    span: Span, times_s: Sequence[float], scores: Sequence[float], tolerance_s: float
+) -> tuple[int, int]:
+    """What a citation selects of the frames at ascending times: from the first index to before the second."""
+    start, end = span
+    reach_s = ROUNDING_S + (tolerance_s if start == end else 0.0)
+    first, stop = bisect_left(times_s, start - reach_s), bisect_right(times_s, end + reach_s)
+    if start < end and first < stop:
+        return first, stop
+
+    def distance_s(index: int) -> float:
+        return abs(times_s[index] - (start + end) / 2)
+
+    if first < stop:
+        best = max(range(first, stop), key=lambda index: (scores[index], -distance_s(index)))
+    else:
+        best = min(range(max(first - 1, 0), min(stop + 1, len(times_s))), key=distance_s)
+    return best, best + 1

@@ -1,1 +1,0 @@
-"""Stored rollouts under another reward set: `python -m rewards.replay RUN_DIR ...`, in `command.py`."""

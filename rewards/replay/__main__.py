@@ -1,5 +1,0 @@
-import sys
-
-from rewards.replay.command import main
-
-sys.exit(main())

@@ -1,0 +1,150 @@
+"""Calling a reward on a group, in this process, and turning whatever happens into data.
+
+A value that a reward returned on purpose is data, None included: "not applicable here". An exception, a
+value that is no finite number, or a list of the wrong length is a *failure*, held as its traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from grpo.groups import Group, Rollout
+from rewards.scoring.specs import Calling, Outcome, Reward, RewardFailure
+
+Result = float | None | str
+"""A value, an abstention, or the traceback of a failure."""
+
+MAX_TRACEBACK_CHARS = 10_000
+
+# A plugin that calls sys.exit() must not end the run, let alone with status 0.
+FAILURES = (Exception, SystemExit)
+
+
+def run(reward: Reward, group: Group) -> list[Outcome]:
+    """A reward's values for a group, with a failure where there is no value."""
+    return outcomes_of(reward.name, group, call(reward, group.rollouts))
+
+
+def outcomes_of(name: str, group: Group, results: Sequence[Result]) -> list[Outcome]:
+    return [
+        RewardFailure(
+            reward=name,
+            sample_id=group.prompt.sample.id,
+            rollout_index=index,
+            completion=group.rollouts[index].text,
+            traceback=result,
+        )
+        if isinstance(result, str)
+        else result
+        for index, result in enumerate(results)
+    ]
+
+
+def failures_in(outcomes: Iterable[Outcome]) -> list[RewardFailure]:
+    return [outcome for outcome in outcomes if isinstance(outcome, RewardFailure)]
+
+
+def call(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
+    """Results of a reward for some rollouts of one sample: all of them unless it looks at each alone."""
+    if reward.is_async:
+        return asyncio.run(call_async(reward, rollouts))
+    if reward.calling == "rollout":
+        return [
+            _attempt(lambda rollout=rollout: reward.function(rollout, **reward.knobs)) for rollout in rollouts
+        ]
+    try:
+        values = _call_together(reward, rollouts)
+        return checked_values(values, len(rollouts))
+    except FAILURES:
+        return [traceback_text()] * len(rollouts)
+
+
+async def call_async(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
+    """The same of an async reward, whose calls for single rollouts run at the same time."""
+    if reward.calling == "rollout":
+        return list(await asyncio.gather(*(_attempt_async(reward, rollout) for rollout in rollouts)))
+    try:
+        return checked_values(await _call_together(reward, rollouts), len(rollouts))
+    except FAILURES:
+        return [traceback_text()] * len(rollouts)
+
+
+def _call_together(reward: Reward, rollouts: Sequence[Rollout]) -> Any:
+    if reward.calling == "group":
+        return reward.function(tuple(rollouts), **reward.knobs)
+    return reward.function(**{**trl_arguments(rollouts, reward.calling), **reward.knobs})
+
+
+async def _attempt_async(reward: Reward, rollout: Rollout) -> Result:
+    try:
+        return as_value(await reward.function(rollout, **reward.knobs))
+    except FAILURES:
+        return traceback_text()
+
+
+def _attempt(make: Callable[[], object]) -> Result:
+    try:
+        return as_value(make())
+    except FAILURES:
+        return traceback_text()
+
+
+def checked_values(values: object, count: int) -> list[Result]:
+    """One result per value; TypeError unless there are so many."""
+    if inspect.iscoroutine(values):
+        raise TypeError("returned a coroutine: declare the function as async")
+    if not isinstance(values, list | tuple) or len(values) != count:
+        length = f" of {len(values)}" if isinstance(values, list | tuple) else ""
+        raise TypeError(f"returned {type(values).__name__}{length} for a list of {count}")
+    return [_attempt(lambda value=value: value) for value in values]
+
+
+def as_value(raw: object) -> float | None:
+    """A returned value as a float, None as None; raises if it is no finite number."""
+    if raw is None:
+        return None
+    if not isinstance(raw, Real):
+        hint = ": its .item() is one" if getattr(raw, "ndim", 1) == 0 else ""
+        hint = " (for a list of numbers: @group_reward)" if isinstance(raw, list | tuple) else hint
+        raise TypeError(f"returned {type(raw).__name__}, not a number or None{hint}")
+    value = float(raw)
+    if not math.isfinite(value):
+        raise ValueError(f"returned {value}, not a finite number")
+    return value
+
+
+def trl_arguments(rollouts: Sequence[Rollout], calling: Calling) -> dict[str, list[Any]]:
+    """The lists that a TRL reward is called with, one entry per completion.
+
+    As messages or as plain texts, as TRL does for conversational and for plain data sets.
+    https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function
+    """
+    sample = rollouts[0].sample
+    columns: Mapping[str, Any] = {
+        **sample.columns,
+        "question": sample.question,
+        "answer": sample.answer,
+        "options": list(sample.options),
+        "task": sample.task,
+    }
+    as_messages = calling == "messages"
+    return {name: [value] * len(rollouts) for name, value in columns.items()} | {
+        "prompts": [_said("user", sample.question) if as_messages else sample.question for _ in rollouts],
+        "completions": [_said("assistant", each.text) if as_messages else each.text for each in rollouts],
+        "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
+    }
+
+
+def traceback_text() -> str:
+    """Of the exception at hand; the end of it, where the reason stands."""
+    return traceback.format_exc()[-MAX_TRACEBACK_CHARS:]
+
+
+def _said(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]

@@ -1,0 +1,267 @@
+"""The doctor names every bad record and nothing else, and works out what a run needs."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from grpo.commands.doctor import main
+from grpo.commands.examine import wordy_numbers
+from grpo.config.load import load_config, to_yaml
+from grpo.data import load_samples
+from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
+from grpo.run.folder import RunDir
+from tests.support import tiny
+from tests.support.runs import SMALL, data
+from tests.support.videos import write_video
+
+Record = dict[str, Any]
+
+
+def good_records(clips: Path, folder: Path, count: int) -> list[Record]:
+    """Different questions about the demo's twelve clips, in a folder of their own."""
+    shutil.copytree(clips, folder / "demo")
+    lines = (clips / "train.jsonl").read_text().splitlines()
+    records = [json.loads(lines[i % len(lines)]) for i in range(count)]
+    return [
+        record | {"id": f"good-{i}", "video": f"demo/{record['video']}", "question": f"Which one, {i}?"}
+        for i, record in enumerate(records)
+    ]
+
+
+def arguments(folder: Path, records: list[Record], *more: str) -> list[str]:
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    train = f"data.train=[{{path: {folder}/train.jsonl}}]"
+    return [*SMALL, train, "data.eval=[]", f"run_dir={folder}/run", *more]
+
+
+def examined(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, Record]:
+    capsys.readouterr()
+    status = main([*arguments, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = good_records(clips, tmp_path, 50)
+    write_video(tmp_path / "one_frame.mp4", num_frames=1)
+    whole = write_video(tmp_path / "whole.mp4", num_frames=60)
+    (tmp_path / "cut.mp4").write_bytes(Path(whole).read_bytes()[:3000])
+    (tmp_path / "text.mp4").write_text("no video")
+    changes: list[tuple[str, Record]] = [
+        ("missing", {"video": "none.mp4"}),
+        ("missing", {"video": "nor/this.mp4"}),
+        ("unreadable", {"video": "text.mp4"}),
+        ("unreadable", {"video": "cut.mp4"}),
+        ("too short", {"video": "one_frame.mp4", "keyframes_s": None}),
+        ("too short", {"video": "whole.mp4", "start_s": 7, "keyframes_s": None}),
+        ("record", {"answer": "E"}),
+        ("record", {"answer": ["A"]}),
+        ("duplicate", {"id": "good-3"}),
+        ("duplicate", {"id": "good-9"}),
+    ]
+    records, expected = list(good), []
+    for number, (kind, change) in enumerate(changes):
+        line = 6 * number + 4  # spread among the good ones, counted as the file will have them
+        records.insert(line - 1, good[number] | {"id": f"bad-{number}", "question": f"{number}?"} | change)
+        expected.append((kind, f"{tmp_path}/train.jsonl:{line}"))
+    status, report = examined(arguments(tmp_path, records), capsys)
+    found = [(finding["kind"], finding["source"]) for finding in report["findings"]]
+    assert sorted(found) == sorted(expected) and len(found) == 10
+    assert status == 1 and not report["would_run"]
+    assert main(arguments(tmp_path, records)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for kind, source in expected:
+        assert sum(f"{source}: {kind}: " in line for line in lines) == 1
+    assert any("answer 'E' is not one of the options A to D" in line for line in lines)
+    assert lines[-1] == "this would NOT run as it is"
+
+
+@pytest.mark.slow
+def test_prompts_that_cannot_fit_and_damage_inside_a_file_are_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = good_records(clips, tmp_path, 3)
+    records[1]["question"] = "red " * 300
+    content = bytearray(Path(write_video(tmp_path / "damaged.mp4", size_px=(320, 192))).read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = random.Random(0).randbytes(third)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    records[2]["video"] = "damaged.mp4"
+    status, report = examined(arguments(tmp_path, records), capsys)
+    found = {finding["source"][-1]: (finding["kind"], finding["reason"]) for finding in report["findings"]}
+    assert status == 1 and found.keys() == {"2", "3"}
+    assert found["2"][0] == "too long" and "rollout.max_model_tokens leaves room for 232" in found["2"][1]
+    assert found["3"][0] == "unreadable" and "damaged.mp4" in found["3"][1]
+
+
+@pytest.mark.slow
+def test_what_is_odd_is_named_and_does_not_stop_a_run(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *records, late = good_records(clips, tmp_path, 4)
+    records[1]["end_s"] = 99.0
+    records.append(records[2] | {"id": "again"})
+    records.append(late | {"keyframes_s": [2.0, [50, 60]]})
+    status, report = examined(arguments(tmp_path, records, "optim.tokens_per_row=60"), capsys)
+    found = {finding["source"][-1]: finding["reason"] for finding in report["findings"]}
+    assert status == 0 and report["would_run"] and found.keys() == {"2", "4", "5"}
+    assert "a key moment ends at 60 s, but the video at 8 s" in found["5"]
+    assert "the clip ends at 99 s, but the video at 8 s" in found["2"]
+    assert "train.jsonl:3 asks the same about the same clip, with the same answer" in found["4"]
+    assert report["tokens"]["longest_row"] > 60
+
+
+@pytest.mark.slow
+def test_the_plan_is_what_the_run_will_have(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [*SMALL, *data(clips), f"run_dir={tmp_path}/run"]
+    status, report = examined(own, capsys)
+    assert status == 0 and report["findings"] == []
+    config = load_config(own)
+    reader = ClipReader(settings=config.media, patches=tiny.family().patches)
+    loader = ClipLoader(reader, cache_gib=1, num_workers=0, timeout_s=60)
+    samples = load_samples(config.data.train) + load_samples(config.data.eval)
+    num_bytes = sum(loader.get(sample).frames_FHWC.nbytes for sample in samples)
+    loader.close()
+    assert report["cached"]["frames_gib"] == pytest.approx(num_bytes / 2**30)
+    # Clips of one size, of which two later steps' four wait while the four held-out ones are asked about.
+    assert report["cached"]["ahead_gib"] == pytest.approx((2 * 4 + 4) / 16 * num_bytes / 2**30)
+    assert (report["num_clips"], report["num_opened"]) == (16, 16)
+    assert report["tokens"]["prompt"]["max"] == 63  # as the run itself says, see test_bad_input.py
+    assert report["tokens"]["step_at_most"] == 4 * 63 + 4 * 4 * 24
+    assert report["model"]["num_trained"] == sum(weight.numel() for weight in tiny.policy().parameters())
+    assert report["decoding"]["num_decoded"] == 8 and report["decoding"]["clips_per_s"] > 0
+    _, fewer = examined([*own, "--clips", "5", "--decode", "0", "model.freeze_vision=true"], capsys)
+    assert fewer["num_opened"] == 5 and "decoding" not in fewer
+    assert fewer["cached"]["frames_gib"] == pytest.approx(num_bytes / 2**30)
+    width = tiny.family().config.text_config.hidden_size
+    assert report["cached"]["features_gib"] == 0
+    assert fewer["cached"]["features_gib"] == pytest.approx(16 * 32 * width * 2 / 2**30)  # bf16
+
+
+@pytest.mark.slow
+def test_wrong_settings_and_leaking_held_out_data_are_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = data(clips)[0].replace("data.train", "data.eval")
+    status, report = examined(
+        [*SMALL, *data(clips), twice, f"run_dir={tmp_path}/run", "--decode", "0"], capsys
+    )
+    assert status == 1
+    assert [finding["source"] for finding in report["findings"]] == ["data.allow_overlap"]
+    broken = ["rewards.briefness.weight=1", "rollout.group_size=1"]
+    status, report = examined([*SMALL, *data(clips), broken[0], f"run_dir={tmp_path}/run"], capsys)
+    assert status == 1 and [finding["source"] for finding in report["findings"]] == ["rewards"]
+    lora = ["model.lora.r=4", "model.lora.targets.language=[q_prj]"]
+    status, report = examined([*SMALL, *data(clips), *lora, f"run_dir={tmp_path}/run"], capsys)
+    (finding,) = report["findings"]
+    assert status == 1 and finding["source"] == "model.lora" and "'q_prj'" in finding["reason"]
+    status, report = examined([*SMALL, broken[1]], capsys)
+    assert status == 1 and "rollout.group_size must be at least 2" in report["error"]
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_command(clips: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "grpo.commands.doctor", *SMALL, *data(clips), f"run_dir={tmp_path}/run"]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "16 of 16 clips opened" in done.stdout and "this would run" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_without_times_or_files_and_answers_without_numbers_are_named_one_by_one(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = good_records(clips, tmp_path, 5)
+    names = [f"{number}.png" for number in range(6)]
+    for name in names[:4] + names[5:]:
+        Image.new("RGB", (56, 56)).save(tmp_path / name)
+    images = {"video": None, "keyframes_s": None, "frames": names[:3]}
+    records[0] |= images
+    records[1] |= images | {"frames": names, "frame_fps": 1}
+    records[2] |= images | {"frame_fps": 1}
+    records[3] |= {"video": "a\0b.mp4"}
+    records[4] |= {"task": "number", "options": None, "answer": "a few"}
+    status, report = examined(arguments(tmp_path, records, "--decode", "0"), capsys)
+    found = {finding["source"][-1]: (finding["kind"], finding["reason"]) for finding in report["findings"]}
+    assert status == 1 and found.keys() == {"1", "2", "4", "5"}
+    assert found["1"] == (
+        "record",
+        "nothing says when its frames are shown: set frame_fps beside the data set's path",
+    )
+    assert found["2"] == ("missing", f"sample good-1: no such image: {tmp_path}/4.png")
+    assert "null character" in found["4"][1] and "must be a number" in found["5"][1]
+    assert report["num_clips"] == 2
+
+
+def test_what_a_start_refuses_is_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from rewards import reward, counterfactual\n"
+        "@counterfactual(frames='other_clip')\n@reward\ndef other(rollout):\n    return 0.0\n"
+    )
+    own = [*SMALL, *data(clips), f"run_dir={tmp_path}/run", "--clips", "0"]
+    cases = {
+        "model.attention": (["model.attention=flex"], "model.attention=flex: "),
+        "rewards": (
+            [f"rewards.other.fn={plugin}:other", "optim.prompts_per_step=1"],
+            "other_clip takes the clip of another question",
+        ),
+    }
+    for key, (overrides, reason) in cases.items():
+        status, report = examined([*own, *overrides], capsys)
+        [finding] = report["findings"]
+        assert status == 1 and finding["source"] == key and reason in finding["reason"]
+
+
+def test_a_longer_run_in_a_finished_one_without_checkpoints_is_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [*SMALL, *data(clips), f"run_dir={tmp_path}/run", "--clips", "0"]
+    finished = RunDir(tmp_path / "run")
+    finished.open(to_yaml(load_config(own[:-2])), {"data": {}})
+    finished.append_metrics({"step": 4})
+    finished.final.mkdir()
+    assert examined(own, capsys)[0] == 0
+    status, report = examined([*own, "num_steps=8"], capsys)
+    [finding] = report["findings"]
+    assert status == 1 and finding["source"] == "run_dir" and "finished run of 4 steps" in finding["reason"]
+
+
+def test_rewards_are_probed_with_the_samples_that_a_start_takes(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stated share puts its set first, wherever the config lists it."""
+    records = good_records(clips, tmp_path, 4)
+    for name, own in (("plain", records[:2]), ("mine", [record | {"mine": 1} for record in records[2:]])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)))
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from rewards import reward\n@reward\ndef column(rollout):\n"
+        "    return float(rollout.sample.columns['mine'])\n"
+    )
+    train = f"data.train=[{{path: {tmp_path}/plain.jsonl}}, {{path: {tmp_path}/mine.jsonl, share: 0.5}}]"
+    own = [train, "data.eval=[]", f"rewards.column.fn={plugin}:column", f"run_dir={tmp_path}/run"]
+    status, report = examined([*SMALL, *own, "--clips", "0"], capsys)
+    assert status == 0, report["findings"]
+
+
+def test_a_published_number_in_words_is_odd() -> None:
+    """Only the native reader refuses it: one such record must not stop a run on somebody else's file."""
+    samples = [tiny.sample(each, task="number", answer=each, options=()) for each in ("3/4", "none")]
+    [finding] = wordy_numbers(samples)
+    assert not finding.is_fatal and finding.source == "made-up:none" and "'none' holds none" in finding.reason

@@ -1,0 +1,157 @@
+"""Every shipped config is valid, and what is wrong with a config is said with its key."""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+
+from grpo.config.load import Config, DataConfig, check_same_run, load_config, to_yaml
+from grpo.data import READERS
+from rewards.scoring.runner import load_rewards
+from tests.support import tiny
+
+SHIPPED = sorted((tiny.ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted((tiny.ROOT / "configs" / "overlays").glob("*.yaml"))
+DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_with_its_rewards_and_readers(path: Path) -> None:
+    config = load_config([str(path)])
+    load_rewards(config.rewards).probe()
+    assert {dataset.reader for dataset in [*config.data.train, *config.data.eval]} <= READERS.keys()
+
+
+def test_both_jobs_are_shipped() -> None:
+    assert {"demo", "egovlm_3b"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_goes_with_the_real_job(path: Path) -> None:
+    job = str(tiny.ROOT / "configs" / "egovlm_3b.yaml")
+    assert load_config([job, str(path)]) != load_config([job])
+
+
+def test_every_setting_is_set_by_a_config_or_a_test() -> None:
+    """Those of a reward and of a dataset included. Another key's last name does not count as this one's."""
+    configs = [*tiny.ROOT.glob("configs/**/*.yaml")]
+    tests = [file.read_text() for file in tiny.ROOT.glob("tests/**/*.py")]
+    text = "\n".join([*tests, *(file.read_text() for file in configs)])
+    in_configs = {key for file in configs for key in keys_in(yaml.safe_load(file.read_text()))}
+    made = {each for test in tests for each in made_with_keywords(test)}
+    unset = [
+        key
+        for cls, key in settings_of(Config)
+        if key not in in_configs
+        and not re.search(rf"\b{overridden(key)}", text)
+        and not any((base.__name__, key.rpartition(".")[2]) in made for base in cls.__mro__)
+    ]
+    assert unset == []
+
+
+def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[type, str]]:
+    """Each setting's class and key; what can be said of every reward or data set, once."""
+    for name, kind in get_type_hints(cls).items():
+        inner = [each for each in (kind, *get_args(kind)) if is_dataclass(each) and isinstance(each, type)]
+        if inner and (cls, name) != (DataConfig, "eval"):
+            yield from settings_of(inner[0], f"{prefix}{name}." + "NAME." * (get_origin(kind) is dict))
+        else:
+            yield cls, prefix + name
+
+
+def overridden(key: str) -> str:
+    """A pattern of `KEY=VALUE`; lists are set whole."""
+    if key.startswith("data.train."):
+        return rf"data\.(train|eval)=\[.*\b{key.rpartition('.')[2]}:"
+    return re.escape(key).replace("NAME", "[^ .=]+") + "[=.]"
+
+
+def keys_in(node: object, prefix: str = "") -> Iterator[str]:
+    """Of a config file; an entry of a list goes by the list's key."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield prefix + name
+            yield from keys_in(value, f"{prefix}{'NAME' if prefix == 'rewards.' else name}.")
+    for each in node if isinstance(node, list) else []:
+        yield from keys_in(each, prefix)
+
+
+def made_with_keywords(code: str) -> Iterator[tuple[str, str | None]]:
+    """What is called by name in Python code, with each of its keywords."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield from ((node.func.id, keyword.arg) for keyword in node.keywords)
+
+
+def test_later_files_and_overrides_win(tmp_path: Path) -> None:
+    extra = tmp_path / "more.yaml"
+    extra.write_text("optim: {lr: 5.0e-5, warmup_steps: 9}\n")
+    gated = ["rewards.keyframe.weight=0", "rewards.keyframe.clip=[0.25, 0.5]"]
+    config = load_config([DEMO, str(extra), "optim.lr=2e-6", *gated])
+    assert (config.optim.lr, config.optim.warmup_steps) == (2e-6, 9)
+    assert (config.rewards["keyframe"].weight, config.rewards["keyframe"].clip) == (0, (0.25, 0.5))
+    assert config.optim.prompts_per_step == 16  # the demo's
+
+
+def test_a_config_survives_its_own_yaml(tmp_path: Path) -> None:
+    config = load_config([DEMO])
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config([str(file)]) == config
+    check_same_run(file, config)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("reward.accuracy.weight=1", "'reward' not in 'Config'. Did you mean: 'rewards'"),
+        ("optim.lrr=1", "Key 'lrr' not in 'OptimConfig'. Did you mean: 'lr'"),
+        ("rewards.accuracy.wieght=1", "Did you mean: 'weight'"),
+        ("optim.lr=fast", "optim.lr"),
+        ("rollout.engine=vlm", "rollout.engine: .*'vlm'"),
+        ("rollout.group_size=1", "rollout.group_size must be at least 2"),
+        ("num_steps=0", "num_steps must be above 0, not 0"),
+        ("media.min_frames=99", "media.min_frames"),
+        ("rollout.gpu_memory_frac=1.5", "rollout.gpu_memory_frac"),
+        ("no-such-file.yaml", "no file no-such-file.yaml"),
+        ("optim.lr=-1", "optim.lr must be above 0, not -1"),
+        ("loss.beta=-1", "loss.beta must not be negative, not -1"),
+        ("rollout.max_new_tokens=256", "rollout.max_new_tokens leaves no room"),
+        ("prompt.template='{questoin}'", "prompt.template: 'questoin' in"),
+        ("prompt.option='{'", "prompt.option: "),
+        ("rewards={accuracy: [}", "no YAML"),
+        ("data.train.0.path=mine.jsonl", "lists are set whole"),
+        ("data.train=mine.jsonl", "data.train: "),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(argument: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config([DEMO, argument])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_setting_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("num_steps: 3\n")
+    with pytest.raises(ValueError, match="config: (model.path|run_dir) is not set"):
+        load_config([str(file)])
+
+
+def test_the_keyframes_tag_is_asked_for_only_with_a_keyframe_reward(tmp_path: Path) -> None:
+    assert load_config([DEMO]).tags == ("think", "keyframes", "answer")
+    file = tmp_path / "plain.yaml"
+    file.write_text(
+        "run_dir: r\nnum_steps: 1\nmodel: {path: m}\ndata: {train: [{path: x}]}\nrewards: {accuracy: {}}\n"
+    )
+    assert load_config([str(file)]).tags == ("think", "answer")
+    assert load_config([str(file), "prompt.tags=[answer]"]).tags == ("answer",)
+
+
+def test_an_unknown_tag_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt.tags: .*'thoughts'"):
+        load_config([DEMO, "prompt.tags=[thoughts,answer]"])

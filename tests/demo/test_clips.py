@@ -1,0 +1,232 @@
+"""The demo's clips as files, and the shipped base policy that is trained on them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from grpo.data.jsonl import read_jsonl
+from grpo.demo import clips as synthetic
+from grpo.demo.base_policy_model import Packer, generate, patches_of
+from grpo.demo.base_policy_texts import ASSISTANT, EXPLAIN, PLAIN, TIMELINE, USER, VIDEO, ask, full_answer
+from grpo.demo.clips import COLOURS, FPS, LETTERS, NUM_FRAMES, SKIN_RGB, scene_at, write_dataset
+from tests.support.tiny import BASE_POLICY
+
+
+def decode(path: Path) -> tuple[np.ndarray, list[float], str]:
+    """Frames, their times in seconds, and the codec's name."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        return (
+            np.stack([frame.to_ndarray(format="rgb24") for frame in frames]),
+            [float(frame.time or 0) for frame in frames],
+            stream.codec_context.name,
+        )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def records_of(folder: Path, split: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "clips", num_train=6, num_heldout=3, seed=0)
+
+
+def test_a_written_clip_decodes_to_nearly_the_rendered_frames(dataset: Path) -> None:
+    for index, record in enumerate(records_of(dataset, "train")):
+        frames, times_s, codec = decode(dataset / record["video"])
+        rendered = scene_at("train", index, seed=0).frames_FHWC
+        assert codec == "h264"
+        assert frames.shape == rendered.shape == (NUM_FRAMES, 56, 56, 3)
+        assert times_s == [frame / FPS for frame in range(NUM_FRAMES)]
+        assert np.abs(frames.astype(int) - rendered).mean() < 6  # other clips are 40 and more away
+
+
+def test_a_record_tells_the_truth_about_its_clip(dataset: Path) -> None:
+    for split in ("train", "heldout"):
+        for index, record in enumerate(records_of(dataset, split)):
+            scene = scene_at(split, index, seed=0)
+            assert record["options"][LETTERS.index(record["answer"])] == scene.taken
+            assert record["keyframes_s"] == [[scene.taken_at_s, scene.taken_at_s + 0.5]]
+
+
+def test_the_readers_of_records_take_the_written_ones(dataset: Path) -> None:
+    samples = read_jsonl(dataset / "train.jsonl")
+    assert [sample.id for sample in samples] == [f"train-{i:05d}" for i in range(6)]
+    assert all(sample.video and Path(sample.video).is_file() for sample in samples)
+    assert {(sample.task, len(sample.options)) for sample in samples} == {("choice", 4)}
+
+
+def test_every_object_of_a_scene_is_among_its_options() -> None:
+    scenes = [scene_at("train", index, seed=0) for index in range(50)]
+    for scene in scenes:
+        assert len(set(scene.options)) == 4 and set(scene.options) <= set(COLOURS)
+        assert set(scene.seen) <= set(scene.options) and scene.taken in scene.seen
+    assert {scene.answer for scene in scenes} == set(LETTERS)
+    assert {scene.taken_at_s for scene in scenes} == set(range(1, 8))
+
+
+def num_pixels_of(frames_FHWC: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
+    """How many pixels of each frame have that colour, at any exposure: it scales all three channels."""
+    frames, colour = frames_FHWC.astype(float), np.array(rgb) / np.linalg.norm(rgb)
+    cosine = (frames @ colour) / np.linalg.norm(frames, axis=-1).clip(1)
+    return ((cosine > 0.999) & (frames.max(-1) > 0.8 * max(rgb))).sum(axis=(1, 2))
+
+
+def test_skin_is_seen_in_the_two_frames_of_the_key_moment_and_in_no_other() -> None:
+    for index in range(20):
+        scene = scene_at("train", index, seed=3)
+        with_arm = np.flatnonzero(num_pixels_of(scene.frames_FHWC, SKIN_RGB) > 30)
+        assert with_arm.tolist() == [2 * scene.taken_at_s, 2 * scene.taken_at_s + 1]
+
+
+def test_the_taken_object_is_there_until_the_hand_has_taken_it_and_never_after() -> None:
+    for index in range(20):
+        scene = scene_at("train", index, seed=4)
+        seen = num_pixels_of(scene.frames_FHWC, COLOURS[scene.taken]) > 30
+        assert seen.tolist() == [frame < 2 * scene.taken_at_s + 2 for frame in range(NUM_FRAMES)]
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_other_clips(tmp_path: Path) -> None:
+    first, again, other = (
+        files_of(write_dataset(tmp_path / name, num_train=2, num_heldout=1, seed=seed))
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert first == again
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_a_clip_does_not_depend_on_how_many_are_written(dataset: Path, tmp_path: Path) -> None:
+    more = files_of(write_dataset(tmp_path / "more", num_train=8, num_heldout=1, seed=0))
+    for name, content in files_of(dataset).items():
+        if name.startswith("clips/train"):
+            assert more[name] == content
+
+
+def test_train_and_heldout_clips_are_disjoint() -> None:
+    clips = [
+        scene_at(stream, index, seed=seed).frames_FHWC.tobytes()
+        for stream in synthetic.STREAMS
+        for seed in (0, 1)
+        for index in range(20)
+    ]
+    assert len(set(clips)) == len(clips)
+
+
+def test_a_finished_folder_is_left_alone(dataset: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    write_dataset(dataset, num_train=6, num_heldout=3, seed=0)
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+
+
+def test_other_parameters_redo_the_folder(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "clips", num_train=3, num_heldout=1, seed=0)
+    write_dataset(tmp_path / "clips", num_train=2, num_heldout=1, seed=5)
+    assert len(records_of(tmp_path / "clips", "train")) == 2
+    assert len(list((tmp_path / "clips" / "clips").iterdir())) == 3
+
+
+def test_interrupted_writing_leaves_no_folder_and_is_redone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_at_the_second(path: str, frames_FHWC: np.ndarray) -> None:
+        if path.endswith("00001.mp4"):
+            raise KeyboardInterrupt
+        Path(path).write_bytes(b"half a clip")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(synthetic, "write_mp4", fail_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            write_dataset(tmp_path / "clips", num_train=3, num_heldout=1, seed=0)
+    assert not (tmp_path / "clips").exists()
+    write_dataset(tmp_path / "clips", num_train=3, num_heldout=1, seed=0)
+    write_dataset(tmp_path / "whole", num_train=3, num_heldout=1, seed=0)
+    assert files_of(tmp_path / "clips") == files_of(tmp_path / "whole")
+
+
+def test_a_folder_with_somebodys_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="was not written by"):
+        write_dataset(tmp_path, num_train=1, num_heldout=1, seed=0)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_shipped_policy_loads_without_warnings_and_is_small(caplog: pytest.LogCaptureFixture) -> None:
+    logger = transformers_logging.get_logger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            processor = AutoProcessor.from_pretrained(BASE_POLICY)
+            model = AutoModelForImageTextToText.from_pretrained(BASE_POLICY)
+            processor.video_processor(
+                [np.zeros((16, 56, 56, 3), np.uint8)], do_sample_frames=False, return_tensors="pt"
+            )
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
+    assert isinstance(model, Qwen2_5_VLForConditionalGeneration)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert sum(weight.numel() for weight in model.parameters()) < 1_200_000
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert sum(path.stat().st_size for path in BASE_POLICY.iterdir()) < 6_000_000
+
+
+def test_the_chat_template_renders_the_prompt_that_the_policy_was_trained_on() -> None:
+    processor = AutoProcessor.from_pretrained(BASE_POLICY)
+    options = ("red", "blue", "green", "white")
+    text = "Which object does the hand take? Answer.\nA red\nB blue\nC green\nD white"
+    turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+    rendered = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    assert ask(options) == text
+    assert rendered == USER + VIDEO + text + ASSISTANT
+
+
+def test_all_prompts_are_equally_long_and_an_answer_has_twelve_tokens() -> None:
+    tokenizer = AutoProcessor.from_pretrained(BASE_POLICY).tokenizer
+    scenes = [scene_at("train", index, seed=0) for index in range(10)]
+    prompts = [ask(scene.options, suffix) for scene in scenes for suffix in (PLAIN, EXPLAIN, TIMELINE)]
+    assert len({len(tokenizer.encode(prompt)) for prompt in prompts}) == 1
+    answer = full_answer("the hand takes red", 3, "A")
+    assert len(tokenizer.encode(answer)) == 12
+    assert tokenizer.decode(tokenizer.encode(answer)) == answer
+
+
+def test_our_patches_are_those_of_the_shipped_processor() -> None:
+    processor = AutoProcessor.from_pretrained(BASE_POLICY)
+    clips = np.stack([scene_at("train", index, seed=0).frames_FHWC for index in range(2)])
+    theirs = processor.video_processor(list(clips), do_sample_frames=False, return_tensors="pt")
+    assert theirs["video_grid_thw"].tolist() == [[8, 4, 4]] * 2
+    torch.testing.assert_close(patches_of(clips, processor), theirs["pixel_values_videos"])
+
+
+@pytest.mark.slow
+def test_the_shipped_policy_is_at_chance_when_greedy_and_has_not_the_format(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "clips", num_train=0, num_heldout=100, seed=0)
+    processor = AutoProcessor.from_pretrained(BASE_POLICY)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(BASE_POLICY).eval()
+    packer = Packer(processor)
+    records = records_of(folder, "heldout")
+    clips = np.stack([decode(folder / record["video"])[0] for record in records])
+    requests = [ask(tuple(record["options"])) for record in records]
+    completions = generate(model, packer, patches_of(clips, processor), requests)
+    texts = [packer.decode(ids) for ids in completions]
+    right = [
+        f"<answer>{record['answer']}</answer>" in text for record, text in zip(records, texts, strict=True)
+    ]
+    assert np.mean(right) <= 0.40
+    assert np.mean(["<keyframes>" in text for text in texts]) <= 0.05

@@ -1,0 +1,78 @@
+"""Work is spread over processes: no process has much more than another, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo.learner.balance import MIN_GAIN_FRAC, plan_moves
+from grpo.packing import pack
+from tests.support import tiny
+from tests.support.balance_worker import unequal_groups
+from tests.support.launched import run_two
+
+Sizes = list[list[int]]
+
+
+def after(tokens: Sizes) -> tuple[Sizes, Sizes]:
+    """What each process still has of its own, and what came to it."""
+    own = [dict(enumerate(each)) for each in tokens]
+    arrived: Sizes = [[] for _ in tokens]
+    for source, index, target in plan_moves(tokens):
+        arrived[target].append(own[source].pop(index))  # a KeyError if one moves twice
+    return [[*each.values()] for each in own], arrived
+
+
+def sums(tokens: Sizes) -> list[int]:
+    return [sum(own) + sum(arrived) for own, arrived in zip(*after(tokens), strict=True)]
+
+
+def test_equal_work_stays_where_it_is() -> None:
+    assert plan_moves([[5, 5], [10], [3, 3, 4]]) == []
+    assert plan_moves([[100, 100], [199]]) == []  # not worth the way
+    assert plan_moves([[], []]) == []
+
+
+def test_one_process_with_everything_gives_of_it() -> None:
+    assert sorted(sums([[10] * 8, []])) == [40, 40]
+    assert max(sums([[7, 1, 1, 1, 1, 1], [], []])) == 7
+
+
+@given(st.lists(st.lists(st.integers(1, 5000), max_size=12), min_size=2, max_size=8))
+def test_nothing_is_lost_and_no_further_move_would_be_worth_it(tokens: Sizes) -> None:
+    own, arrived = after(tokens)
+    assert Counter(sum(own + arrived, [])) == Counter(sum(tokens, []))
+    now = sums(tokens)
+    assert max(now) <= max(map(sum, tokens))
+    gap = max(now) - min(now)
+    savings = [min(size, gap - size) for size in own[now.index(max(now))]]
+    assert max(savings, default=0) < max(MIN_GAIN_FRAC * max(now), 1)
+
+
+@pytest.mark.slow
+def test_segments_travel_whole_between_processes(tmp_path: Path) -> None:
+    run_two("multi_gpu", ["-m", "tests.support.balance_worker", str(tmp_path / "out.json")], tmp_path)
+    processes = json.loads((tmp_path / "out.json").read_text())
+    rows = pack(
+        unequal_groups(),
+        tokens_per_row=1000,
+        positions=tiny.family().positions,
+        vision_token_id=tiny.family().vision_token_id,
+    )
+    assert sorted(name for each in processes for name in each["ids"]) == [f"s{index}" for index in range(6)]
+    tokens = [each["tokens"] for each in processes]
+    assert sum(tokens) == sum(len(row.input_ids_N) for row in rows)
+    assert max(tokens) < 0.6 * sum(tokens)  # five groups of six were on one of the two
+    assert sorted(token for each in processes for row in each["targets"] for token in row) == sorted(
+        token for row in rows for token in row.target_T.tolist()
+    )
+    assert sorted(pixels for each in processes for pixels in each["pixels"]) == sorted(
+        int(scored.group.prompt.clip.frames_FHWC.sum())
+        for scored in unequal_groups()
+        if scored.group.prompt.clip
+    )

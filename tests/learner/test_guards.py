@@ -1,0 +1,173 @@
+"""Updates that are not finite are skipped and kept, in one process and in two; spikes are named."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpo.config.learner import LossConfig, OptimConfig
+from grpo.groups import Prompt, ScoredGroup
+from grpo.learner.guards import Guard, Outcome
+from grpo.learner.update import Learner
+from grpo.packing import PackedRow
+from grpo.run.folder import read_rows
+from grpo.run.tally import Tally
+from tests.support import tiny
+from tests.support.launched import run_two
+from tests.support.learners import counts_of, make_learner, overflowing, packed, padding, text_groups
+from tests.support.runs import reset_process_state, run
+
+
+def spoiled(row: PackedRow, value: float) -> PackedRow:
+    advantages_T = row.advantages_T.clone()
+    advantages_T[0] = value
+    return replace(row, advantages_T=advantages_T)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_leaves_no_trace(value: float) -> None:
+    groups = text_groups()
+    rows = packed(groups, tokens_per_row=30)
+    plain, tried = (
+        make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=OptimConfig(lr=1e-3)) for _ in range(2)
+    )
+    tally = Tally()
+    bad = [*rows[:-1], spoiled(rows[-1], value)]
+    outcome = tried.update(bad, padding(), counts_of(groups), 1, tally)
+    figures = tally.reduced(lambda part: [part])
+    assert outcome.bad_rows == [bad[-1]] and figures["optim/skipped_updates"] == outcome.num_skipped == 1
+    assert all(map(math.isfinite, figures.values())) and "optim/grad_norm" not in figures
+    for learner in (plain, tried):  # AdamW's averages are those of a first step, too
+        assert learner.update(rows, padding(), counts_of(groups), 1, Tally()).num_skipped == 0
+    for name, weight in plain.policy.named_weights():
+        assert torch.equal(weight, dict(tried.policy.named_weights())[name]), name
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite() -> None:
+    groups = text_groups()
+    rows = packed(groups, tokens_per_row=30)
+    learner = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=OptimConfig(lr=1e-3))
+    tally = Tally()
+    overflow = overflowing(learner.policy)
+    outcome = learner.update(rows, padding(), counts_of(groups), 1, tally)
+    figures = tally.reduced(lambda part: [part])
+    assert math.isfinite(figures["loss"]) and "optim/grad_norm" not in figures
+    assert outcome.bad_rows == [] and figures["optim/skipped_updates"] == outcome.num_skipped == 1
+    start = dict(tiny.policy(seed=1).named_weights())
+    assert all(torch.equal(weight, start[name]) for name, weight in learner.policy.named_weights())
+    overflow.remove()
+    assert learner.update(rows, padding(), counts_of(groups), 1, Tally()).num_skipped == 0
+
+
+def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    guard = Guard(tmp_path / "bad_rows", max_skipped=2, spike_factor=0, process=0)
+    rows = packed(text_groups(), tokens_per_row=30)
+    for norm in (math.nan, math.inf, 1.0, math.nan, math.nan):
+        guard.watch(1, Outcome(norms=[norm]), rows)
+        guard.check(1)
+    resumed = Guard(tmp_path / "bad_rows", max_skipped=2, spike_factor=0, process=0)
+    resumed.load_state_dict(guard.state_dict())
+    resumed.watch(2, Outcome(norms=[math.nan], bad_rows=rows[:1]), rows)
+    with pytest.raises(RuntimeError, match="gradient of 3 updates in a row was not finite"):
+        resumed.check(2)
+    stored = torch.load(tmp_path / "bad_rows" / "step_000002_process_0_row_0.pt", weights_only=False)
+    assert (
+        torch.equal(stored.input_ids_N, rows[0].input_ids_N)
+        and stored.prompts[0].sample == rows[0].prompts[0].sample
+    )
+
+
+def test_a_gradient_far_above_the_median_is_noted_with_the_groups_of_most_weight(tmp_path: Path) -> None:
+    guard = Guard(tmp_path, max_skipped=0, spike_factor=10, process=0)
+    rows = packed(seven_groups(), tokens_per_row=60)
+    assert len(rows) > 2 and any(len(row.prompts) > 1 for row in rows)
+    for norm in (1.0, 50.0, *[2.0] * 9):  # the first 10 have nothing to be compared with
+        assert guard.watch(1, Outcome(norms=[norm]), rows) == []
+    assert guard.watch(2, Outcome(norms=[19.0]), rows) == []
+    (found,) = guard.watch(3, Outcome(norms=[21.0]), rows)
+    assert found == {
+        "step": 3,
+        "kind": "grad_norm",
+        "norm": 21.0,
+        "median": 2.0,
+        # tokens times |advantage|: 90, 40, 35, 24, 18; s3 and s4 have 3 and 12
+        "sample_ids": ["s2", "s6", "s0", "s1", "s5"],
+        "order": "sum of |advantage| over the group's tokens, largest first",
+    }
+
+
+def seven_groups() -> list[ScoredGroup]:
+    """Two completions each, with advantages of either sign; s2 is split over two rows of 60 tokens."""
+    groups = []
+    lengths = [(30, 5), (20, 4), (30, 30), (1, 2), (9, 3), (3, 6), (4, 4)]
+    sizes = [1.0, 1.0, 1.5, 1.0, 1.0, 2.0, 5.0]
+    for index, (own, size) in enumerate(zip(lengths, sizes, strict=True)):
+        prompt = Prompt(sample=tiny.sample(f"s{index}"), clip=None, token_ids=(1, 2, 3), tags=())
+        scored = tiny.ragged_group(prompt, list(own), seed=index)
+        groups.append(replace(scored, advantages=(size, -size), totals=(size, -size)))
+    return groups
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_bad_update_and_says_what_was_in_it(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_updates(monkeypatch, only_second=True)
+    short = ["num_steps=3", "checkpoint.every_steps=0", "optim.spike_factor=0"]  # 0: no norm is noted
+    rows = run(tmp_path / "run", clips, "eval.every_steps=0", *short)
+    assert [row.get("optim/skipped_updates") for row in rows[-3:]] == [0, 1, 0]
+    assert rows[-2]["time/step"] > 0 and "optim/grad_norm" not in rows[-2]
+    (failure,) = [
+        row for row in read_rows(tmp_path / "run" / "failures.jsonl") if row["kind"] == "not_finite"
+    ]
+    assert failure["step"] == 2 and failure["sample_ids"] and failure["completion_tokens"]
+    assert (tmp_path / "run" / "bad_rows" / failure["row"]).exists()
+    spoil_updates(monkeypatch, only_second=False)
+    with pytest.raises(RuntimeError, match="optim.max_skipped_updates=1"):
+        run(tmp_path / "stopped", clips, "eval.every_steps=0", "optim.max_skipped_updates=1")
+    reset_process_state()
+    assert len(read_rows(tmp_path / "stopped" / "metrics.jsonl")) == 3  # steps 0, 1 and 2
+
+
+def spoil_updates(monkeypatch: pytest.MonkeyPatch, *, only_second: bool) -> None:
+    """Stand for a pass that overflows: the loss of every row, or of those of one step."""
+    steps: list[int] = []
+    update, row_loss = Learner.update, Learner._row_loss
+
+    def counted(self: Learner, *arguments: Any) -> Outcome:
+        steps.append(1)
+        return update(self, *arguments)
+
+    def spoiled_loss(self: Learner, *arguments: Any) -> torch.Tensor:
+        loss = row_loss(self, *arguments)
+        return loss if only_second and len(steps) != 2 else loss * math.nan
+
+    monkeypatch.setattr(Learner, "update", counted)
+    monkeypatch.setattr(Learner, "_row_loss", spoiled_loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multi_gpu", "zero2", "zero3", "fsdp2"])
+def test_two_processes_skip_together_what_is_not_finite_in_one(kind: str, tmp_path: Path) -> None:
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    run_two(kind, ["-m", "tests.support.sharded_worker", "not finite", str(tmp_path / "two.pt")], tmp_path)
+    two = torch.load(tmp_path / "two.pt")
+    assert two["skipped"] == [1, 1]  # one for its loss, one for its gradient alone
+    assert two["figures"]["optim/skipped_updates"] == 1
+    for name, weight in tiny.policy(seed=1).named_weights():
+        assert torch.equal(weight, two["weights"][name]), name
+
+
+def test_only_the_process_with_a_bad_row_names_rows_and_each_once(tmp_path: Path) -> None:
+    guard = Guard(tmp_path / "bad_rows", max_skipped=9, spike_factor=0, process=0)
+    rows = packed(text_groups(), tokens_per_row=30)
+    assert guard.watch(1, Outcome(norms=[math.nan]), rows, is_blamed=True) == []
+    twice = Outcome(norms=[math.nan, math.nan], bad_rows=[rows[1], rows[1]])
+    assert len(guard.watch(2, twice, rows, is_blamed=True)) == 1
+    assert len(guard.watch(3, Outcome(norms=[math.nan]), rows)) == len(rows)  # any of them may be to blame

@@ -1,0 +1,184 @@
+"""Both engines: what they sampled has the log-probs that the learner computes, before and after a sync."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from grpo.groups import Group, Prompt, ScoredGroup
+from grpo.packing import pack
+from grpo.policy.model import Policy
+from grpo.rollout import Engine, Sampling
+from grpo.rollout.transformers_engine import TransformersEngine
+from tests.support import tiny
+
+TEMPERATURE = 0.9
+SAMPLING = Sampling(group_size=4, max_new_tokens=20, temperature=TEMPERATURE)
+SEEDS = list(range(100, 106))
+
+
+def prompts() -> list[Prompt]:
+    """Of several lengths and grids, one without a clip, two of equal length."""
+    return [scored.group.prompt for scored in tiny.ragged_groups()]
+
+
+def gap(policy: Policy, groups: list[Group]) -> float:
+    """The largest difference between the engine's and the learner's log-probs."""
+    ones = [
+        ScoredGroup(group=group, rewards={}, parts={}, totals=(1.0,) * 4, advantages=(1.0,) * 4)
+        for group in groups
+    ]
+    family = policy.family
+    rows = pack(ones, tokens_per_row=1500, positions=family.positions, vision_token_id=family.vision_token_id)
+    with torch.no_grad():
+        return max(float((policy(row).logps_T - row.sampler_logps_T).abs().max()) for row in rows)
+
+
+def tokens(groups: list[Group]) -> list[list[tuple[int, ...]]]:
+    return [[rollout.token_ids for rollout in group.rollouts] for group in groups]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return tiny.policy(temperature=TEMPERATURE)
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def engine(request: pytest.FixtureRequest, policy: Policy) -> Iterator[Engine]:
+    if request.param == "transformers":
+        yield TransformersEngine(policy, max_sequences=8)
+        return
+    pytest.importorskip("vllm")
+    from grpo.rollout.vllm_engine import VLLMEngine
+
+    vllm_engine = VLLMEngine(policy, seed=0, max_model_tokens=2048, gpu_memory_frac=0.3)
+    yield vllm_engine
+    vllm_engine.close()
+
+
+def test_a_group_has_g_rollouts_with_a_log_prob_per_token(engine: Engine) -> None:
+    groups = engine.generate(prompts(), SAMPLING, SEEDS)
+    assert [group.prompt.token_ids for group in groups] == [prompt.token_ids for prompt in prompts()]
+    for rollout in (rollout for group in groups for rollout in group.rollouts):
+        assert 1 <= len(rollout.token_ids) <= 20
+        assert rollout.stopped == (rollout.token_ids[-1] in tiny.family().eos_ids)
+        assert "<|im_end|>" not in rollout.text
+    assert all(len(set(row)) > 1 for row in tokens(groups))  # the members of a group differ
+
+
+def test_vllm_is_asked_once_per_prompt_for_a_whole_group(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(engine, TransformersEngine):
+        pytest.skip("of vLLM alone: the transformers engine has no requests")
+    llm = cast(Any, engine).llm
+    asked, enqueue = [], llm.enqueue
+
+    def watched(requests: list[Any], parameters: list[Any], **options: Any) -> list[str]:
+        asked.extend(zip(requests, parameters, strict=True))
+        return enqueue(requests, parameters, **options)
+
+    monkeypatch.setattr(llm, "enqueue", watched)
+    groups = engine.generate(prompts(), SAMPLING, SEEDS)
+    assert [(parameters.n, parameters.seed) for _, parameters in asked] == [(4, seed) for seed in SEEDS]
+    assert [len(request.get("multi_modal_data", {})) for request, _ in asked] == [1, 1, 1, 1, 0, 1]
+    assert [len(group.rollouts) for group in groups] == [4] * 6
+
+
+def test_the_learners_log_probs_equal_the_engines(engine: Engine, policy: Policy) -> None:
+    assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) < 1e-3
+
+
+def test_the_same_seed_gives_the_same_group_in_another_batch(engine: Engine) -> None:
+    whole = tokens(engine.generate(prompts(), SAMPLING, SEEDS))
+    part = tokens(engine.generate(prompts()[3:1:-1], SAMPLING, SEEDS[3:1:-1]))
+    assert part == [whole[3], whole[2]]
+    assert tokens(engine.generate(prompts(), SAMPLING, [seed + 50 for seed in SEEDS])) != whole
+
+
+def test_each_group_is_told_of_once_and_the_first_while_others_are_sampled(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = count_passes(engine, monkeypatch)
+    told: list[tuple[Group, int]] = []
+    uneven = replace(SAMPLING, group_size=1, max_new_tokens=60)
+    groups = engine.generate(
+        prompts(), uneven, SEEDS, on_group=lambda group: told.append((group, len(passes)))
+    )
+    assert len({len(group.rollouts[0].token_ids) for group in groups}) > 1
+    assert told[0][1] < len(passes)  # the engine goes on behind it
+    assert sorted(id(group) for group, _ in told) == sorted(id(group) for group in groups)
+
+
+def count_passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one with every step of vLLM's scheduler, or every batch of the transformers engine."""
+    passes: list[None] = []
+    if isinstance(engine, TransformersEngine):
+        owner, name = engine, "_decode"
+    else:
+        owner, name = cast(Any, engine).llm.llm_engine, "step"
+    one_pass = getattr(owner, name)
+
+    def counted(*arguments: Any) -> Any:
+        passes.append(None)
+        return one_pass(*arguments)
+
+    monkeypatch.setattr(owner, name, counted)
+    return passes
+
+
+def test_greedy_takes_the_likeliest_token(engine: Engine, policy: Policy) -> None:
+    greedy = Sampling(group_size=1, max_new_tokens=5, temperature=0.0)
+    other = TransformersEngine(policy)
+    assert tokens(engine.generate(prompts(), greedy, SEEDS)) == tokens(
+        other.generate(prompts(), greedy, SEEDS)
+    )
+
+
+def test_vision_pad_tokens_are_never_sampled(engine: Engine, policy: Policy) -> None:
+    embeddings = policy.model.get_input_embeddings().weight
+    before = embeddings.detach().clone()
+    with torch.no_grad():  # likelier than any word wherever the turn may end
+        embeddings[list(tiny.family().suppressed_ids)] = 3 * embeddings[tiny.family().eos_ids[0]]
+    engine.sync()
+    sampled = {
+        token
+        for group in engine.generate(prompts(), SAMPLING, SEEDS)
+        for r in group.rollouts
+        for token in r.token_ids
+    }
+    assert not sampled & set(tiny.family().suppressed_ids)
+    with torch.no_grad():
+        embeddings.copy_(before)
+    engine.sync()
+
+
+def test_no_prompts_give_no_groups(engine: Engine) -> None:
+    assert engine.generate([], SAMPLING, []) == []
+
+
+PARTS: dict[str, Callable[[str], bool]] = {
+    "vision tower": lambda name: "visual" in name,
+    "attention": lambda name: "language_model" in name and "self_attn" in name,
+    "mlp": lambda name: "language_model" in name and "mlp" in name,
+    "norms": lambda name: "language_model" in name and "norm" in name,
+    "tied embeddings": lambda name: "embed_tokens" in name,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_after_a_sync_of_changed_weights_log_probs_agree_again(
+    engine: Engine, policy: Policy, part: str
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    changed = [weight for name, weight in policy.model.named_parameters() if PARTS[part](name)]
+    assert changed
+    with torch.no_grad():
+        for weight in changed:
+            weight *= 1 + 0.1 * torch.randn(weight.shape, generator=generator)
+    if not isinstance(engine, TransformersEngine):
+        assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) > 1e-3  # the change is visible
+    engine.sync()
+    assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) < 1e-3

@@ -1,0 +1,59 @@
+"""Segments exchanged between the processes of torchrun: `-m tests.support.balance_worker OUT.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+from accelerate.utils import gather_object
+
+from grpo.groups import ScoredGroup
+from grpo.learner.balance import spread
+from grpo.learner.launching import make_accelerator
+from grpo.packing import pack
+from tests.support import tiny
+
+
+def unequal_groups() -> list[ScoredGroup]:
+    """Six groups about clips of their own, one three times as long as the others."""
+    groups = []
+    for index in range(6):
+        clip = tiny.clip(num_frames=4, seed=index)
+        lengths = [90, 80] if index == 2 else [20, 30 + index]
+        scored = tiny.ragged_group(tiny.prompt(tiny.sample(f"s{index}"), clip), lengths, seed=index)
+        rollouts = tuple(replace(r, counterfactuals={"blank": (r,)}) for r in scored.group.rollouts)
+        groups.append(replace(scored, group=replace(scored.group, rollouts=rollouts)))
+    return groups
+
+
+def main(out: str) -> None:
+    accelerator = make_accelerator()
+    own = unequal_groups()[: 5 if dist.get_rank() == 0 else 0]
+    own += unequal_groups()[5:] if dist.get_rank() == 1 else []
+    rows = pack(
+        own,
+        tokens_per_row=1000,
+        positions=tiny.family().positions,
+        vision_token_id=tiny.family().vision_token_id,
+        spread=partial(spread, accelerator=accelerator),
+    )
+    found = {
+        "ids": [prompt.sample.id for row in rows for prompt in row.prompts],
+        "tokens": sum(len(row.input_ids_N) for row in rows),
+        "targets": [row.target_T.tolist() for row in rows],
+        "pixels": [
+            int(prompt.clip.frames_FHWC.sum()) for row in rows for prompt in row.prompts if prompt.clip
+        ],
+    }
+    processes = gather_object([found])
+    if accelerator.is_main_process:
+        Path(out).write_text(json.dumps(processes))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,32 @@
+"""One update in each of the processes of torchrun, with all rows on the first; the first one stores the gradient.
+
+torchrun --nproc_per_node 2 tests/support/learner_worker.py CASE OUT.pt
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+from tests.learner.test_learner_options import CASES
+from tests.support import tiny
+from tests.support.learners import counts_of, gradient_of, moved_policy, packed, text_groups, updated
+
+
+def main(case: str, second: str, out: str) -> None:
+    groups, policy = text_groups(), tiny.policy(seed=1)
+    settings = CASES[case]
+    dist.init_process_group("gloo")
+    rows = packed(groups, tokens_per_row=60, drop_flat=not settings.needs_flat_groups)
+    own = rows[int(second) :] if dist.get_rank() == 0 else rows[: int(second)]
+    figures = updated(policy, own, counts_of(groups), loss=settings, reference=moved_policy())
+    if dist.get_rank() == 0:
+        torch.save((figures["loss"], gradient_of(policy)), out)
+    dist.barrier()
+    dist.destroy_process_group()  # without it a thread of gloo's may outlive the interpreter: SIGABRT, now and then
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,151 @@
+"""The real Learner without a run: one update of the tiny policy, its figures and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from grpo.config.learner import LossConfig, OptimConfig
+from grpo.groups import ScoredGroup
+from grpo.learner.losses import StepCounts
+from grpo.learner.update import Behind, Learner
+from grpo.packing import PackedRow, pack, padding_row
+from grpo.policy.model import Policy
+from grpo.run.tally import Tally
+from tests.support import tiny
+from tests.support.runs import reset_process_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Log-probs of an earlier policy than the one that is updated, as from the second iteration on."""
+
+    old_logps_T: Tensor
+
+
+class KeepsGradients(Learner):
+    """Leaves the gradient where the test can see it, and the weights as they are."""
+
+    behind: Fixed | None = None
+
+    def _step(self, tally: Tally) -> float:
+        return 0.0
+
+    def _behind(self, row: PackedRow, scores: Any, *others: Any) -> Behind:
+        if self.behind is not None:
+            scores = scores._replace(logps_T=self.behind.old_logps_T)
+        return super()._behind(row, scores, *others)
+
+
+def make_learner(
+    policy: Policy,
+    *,
+    loss: LossConfig,
+    optim: OptimConfig | None = None,
+    reference: Policy | None = None,
+    kind: type[Learner] = Learner,
+) -> Any:
+    reset_process_state()
+    return kind(
+        policy,
+        Accelerator(cpu=True, mixed_precision="no"),
+        loss=loss,
+        optim=optim or OptimConfig(),
+        num_steps=10,
+        load_reference=(lambda _: reference) if loss.beta and reference is not None else None,
+    )
+
+
+def updated(
+    policy: Policy,
+    rows: Sequence[PackedRow],
+    counts: StepCounts,
+    *,
+    loss: LossConfig,
+    reference: Policy | None = None,
+    behind: Fixed | None = None,
+) -> dict[str, float]:
+    """The figures of an update that leaves its gradient on the policy, and the weights alone."""
+    learner = make_learner(policy, loss=loss, reference=reference, kind=KeepsGradients)
+    learner.behind = behind
+    tally = Tally()
+    learner.update(rows, padding(), counts, 1, tally)
+    return tally.reduced(lambda part: gather_object([part]))
+
+
+def padding() -> PackedRow:
+    family = tiny.family()
+    return padding_row(family.eos_ids[0], positions=family.positions)
+
+
+def text_groups(seed: int = 0) -> list[ScoredGroup]:
+    """Three ragged groups about text alone, the second without signal, whose engine was a little off the policy."""
+    policy = tiny.policy(seed=1)
+    groups = []
+    for i, lengths in enumerate(([3, 11, 1], [7, 9, 5], [2, 2, 14])):
+        prompt = tiny.prompt(tiny.sample(f"s{i}", question="Which" + " red" * i), None)
+        scored = tiny.ragged_group(prompt, lengths, seed=seed + i)
+        advantages = (0.0,) * len(lengths) if i == 1 else scored.advantages
+        logps_T = policy(packed([scored])[0]).logps_T.detach()
+        noise_T = 0.15 * torch.randn(len(logps_T), generator=torch.Generator().manual_seed(i))
+        logprobs = (logps_T + noise_T).split(lengths)
+        rollouts = tuple(
+            replace(rollout, logprobs=tuple(values.tolist()))
+            for rollout, values in zip(scored.group.rollouts, logprobs, strict=True)
+        )
+        group = replace(scored.group, rollouts=rollouts)
+        groups.append(replace(scored, group=group, advantages=advantages, totals=advantages))
+    return groups
+
+
+def packed(
+    groups: Sequence[ScoredGroup], *, tokens_per_row: int = 10_000, drop_flat: bool = False
+) -> list[PackedRow]:
+    family = tiny.family()
+    return pack(
+        groups,
+        tokens_per_row=tokens_per_row,
+        positions=family.positions,
+        vision_token_id=family.vision_token_id,
+        drop_flat=drop_flat,
+    )
+
+
+def counts_of(groups: Sequence[ScoredGroup]) -> StepCounts:
+    lengths = [len(rollout.token_ids) for scored in groups for rollout in scored.group.rollouts]
+    return StepCounts(num_completions=len(lengths), num_tokens=sum(lengths), max_new_tokens=24)
+
+
+def moved_policy() -> Policy:
+    """A reference near the policy of the tests, but not equal to it."""
+    policy = tiny.policy(seed=1)
+    with torch.no_grad():
+        policy.model.lm_head.weight *= 1.02
+    return policy
+
+
+def overflowing(policy: Policy) -> RemovableHandle:
+    """Make the gradient infinite or NaN on its way back, and leave the loss as it is."""
+
+    def spoil(_: nn.Module, __: Any, output: Any) -> None:
+        if output.last_hidden_state.requires_grad:
+            output.last_hidden_state.register_hook(lambda gradient: gradient * torch.inf)
+
+    return policy.model.model.language_model.register_forward_hook(spoil)
+
+
+def gradient_of(policy: Policy) -> Tensor:
+    return torch.cat(
+        [
+            (torch.zeros_like(w) if w.grad is None else w.grad).flatten()
+            for w in policy.parameters()
+            if w.requires_grad
+        ]
+    )

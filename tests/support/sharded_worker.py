@@ -1,0 +1,93 @@
+"""One update in each of the processes of torchrun, launched as DDP, DeepSpeed or FSDP2 by the environment.
+
+    torchrun --nproc_per_node 2 -m tests.support.sharded_worker CASE OUT.pt
+
+The first process stores the figures of the update and the weights after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+import grpo.policy.model
+from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
+from grpo.config.model import LoraConfig, LoraTargets
+from grpo.learner.launching import make_accelerator
+from grpo.learner.update import Learner
+from grpo.run.tally import Tally
+from tests.support import tiny
+from tests.support.launched import allow_fsdp_on_cpu
+from tests.support.learners import counts_of, moved_policy, overflowing, packed, padding
+
+OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.01)
+SPD = RobustConfig(method="spd", strength=1.0)
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "frozen tower": {"frozen": ("vision", "merger")},
+    "lora": {"lora": LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["attn.qkv"]))},
+    "spd": {},
+    "not finite": {},
+    "checkpointed": {"gradient_checkpointing": True},
+}
+ONE_IDLE = ("full", "lora")
+LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5)
+
+
+def update(case: str, *, of_process: int | None) -> dict[str, Any]:
+    """An update with the rows of one of two processes, or with all rows.
+
+    One has all clips, the other the group without a clip, and their rows have different numbers of head chunks. In the
+    cases of ONE_IDLE another update follows in which the second process has no rows at all.
+    """
+    accelerator, groups = make_accelerator(), tiny.ragged_groups()
+    seeing = [scored for scored in groups if scored.group.prompt.clip is not None]
+    blind = [scored for scored in groups if scored.group.prompt.clip is None]
+    own = {None: groups, 0: seeing, 1: blind}[of_process]
+    policy = tiny.policy(seed=1, **CASES[case])
+    optim = replace(OPTIM, robust=SPD) if case == "spd" else OPTIM
+    learner = Learner(
+        policy, accelerator, loss=LOSS, optim=optim, num_steps=10, load_reference=lambda _: moved_policy()
+    )
+    tally = Tally()
+    rows = packed(own, tokens_per_row=600)
+    if case == "spd":  # a step away from the start, and one back, against the momentum
+        learner.update(rows, padding(), counts_of(groups), 1, Tally())
+        rows = [replace(row, advantages_T=-row.advantages_T) for row in rows]
+    if case == "not finite" and of_process == 1:
+        rows = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
+    outcomes = [learner.update(rows, padding(), counts_of(groups), 1, tally)]
+    if case == "not finite":  # of the second process: first its loss, then its gradient
+        if of_process == 1:
+            overflowing(policy)
+        outcomes.append(
+            learner.update(packed(own, tokens_per_row=600), padding(), counts_of(groups), 1, tally)
+        )
+    if case in ONE_IDLE:
+        rows = [] if of_process == 1 else packed(groups, tokens_per_row=600)
+        learner.update(rows, padding(), counts_of(groups), 2, Tally())
+    return {
+        "figures": tally.reduced(lambda part: gather_object([part])),
+        "weights": {name: weight.clone() for name, weight in policy.named_weights()},
+        "sharded": policy.sharded,
+        "skipped": [outcome.num_skipped for outcome in outcomes],
+    }
+
+
+def main(case: str, out: str) -> None:
+    allow_fsdp_on_cpu()
+    grpo.policy.model.HEAD_CHUNK_TOKENS = 16
+    result = update(case, of_process=int(os.environ["RANK"]))
+    if torch.distributed.get_rank() == 0:
+        torch.save(result, out)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,123 @@
+"""Small real objects that tests share: the shipped policy, clips of noise, ragged groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grpo.config.model import LoraConfig, LoraTargets
+from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
+from grpo.media.clip import Clip
+from grpo.policy.adapters import is_adapter
+from grpo.policy.families import Qwen25VL, load_family
+from grpo.policy.model import Policy
+
+ROOT = Path(__file__).parents[2]
+BASE_POLICY = ROOT / "grpo" / "demo" / "base_policy"
+LORA = LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["all-linear"], merger=["mlp.0"]))
+TAGS = ("think", "keyframes", "answer")
+
+
+@lru_cache
+def family() -> Qwen25VL:
+    return load_family(str(BASE_POLICY))
+
+
+def policy(*, seed: int | None = None, temperature: float = 1.0, **options: Any) -> Policy:
+    """The shipped policy in fp32; with a seed, moved far away from where it was trained, adapters included."""
+    model = family().load_model(torch.float32)
+    if seed is not None:
+        stir(dict(model.named_parameters()), seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # adapters begin at random
+        policy = Policy(model, family(), temperature=temperature, **options)
+    if seed is not None:
+        stir({n: w for n, w in policy.named_parameters() if is_adapter(n)}, seed)
+    return policy
+
+
+@torch.no_grad()
+def stir(weights: Mapping[str, torch.Tensor], seed: int) -> None:
+    """Add noise. Adapters of zeros need it: they hide what is wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in weights.values():
+        weight += 0.02 * torch.randn(weight.shape, generator=generator)
+
+
+def clip(
+    num_frames: int = 16, height_px: int = 56, width_px: int = 56, fps: float = 2.0, seed: int = 0
+) -> Clip:
+    frames = np.random.default_rng(seed).integers(
+        0, 256, (num_frames, height_px, width_px, 3), dtype=np.uint8
+    )
+    times = tuple(i / fps for i in range(num_frames))
+    return Clip(path="noise", frames_FHWC=frames, times_s=times, sample_fps=fps, duration_s=num_frames / fps)
+
+
+def sample(name: str = "s", **fields: object) -> Sample:
+    defaults = {
+        "id": name,
+        "question": "Which object does the hand take?",
+        "answer": "A",
+        "task": "choice",
+        "source": f"made-up:{name}",
+        "options": ("red", "green", "blue", "white"),
+    }
+    return Sample(**(defaults | fields))  # pyright: ignore[reportArgumentType]
+
+
+def prompt(of: Sample, with_clip: Clip | None) -> Prompt:
+    return family().render(
+        of, with_clip, template="{question} Answer.\n{options}", option="{letter} {text}", tags=TAGS
+    )
+
+
+def rollout(of: Prompt, token_ids: list[int], logprobs: list[float] | None = None, text: str = "") -> Rollout:
+    return Rollout(
+        sample=of.sample,
+        clip=of.clip,
+        tags=of.tags,
+        text=text,
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs or [0.0] * len(token_ids)),
+        stopped=True,
+    )
+
+
+def ragged_group(of: Prompt, lengths: list[int], *, seed: int) -> ScoredGroup:
+    """Random completions of the given lengths with random advantages."""
+    rng = np.random.default_rng(seed)
+    rollouts = tuple(rollout(of, rng.integers(0, 400, length).tolist()) for length in lengths)
+    advantages = tuple(rng.normal(size=len(lengths)).tolist())
+    return ScoredGroup(
+        group=Group(prompt=of, rollouts=rollouts),
+        rewards={},
+        parts={},
+        totals=advantages,
+        advantages=advantages,
+    )
+
+
+def ragged_groups() -> list[ScoredGroup]:
+    """Groups that differ in everything: grid (one of 32 x 8 x 8 patches, long in time), question, number and
+    length of completions, one without a clip, one with completions of a single token."""
+    clips = [
+        clip(),
+        clip(64, 112, 112, 1.3),
+        clip(4, 112, 140, 0.7),
+        clip(seed=3),
+        None,
+        clip(8, 84, 56, 2.9),
+    ]
+    lengths = [[5, 12, 1, 9], [7, 3, 20], [1, 1, 4], [6, 6, 6, 6], [2, 9], [11, 30, 8, 1, 17]]
+    return [
+        ragged_group(
+            prompt(sample(f"s{i}", question="Which object" + " red" * (i % 4)), clips[i]), lengths[i], seed=i
+        )
+        for i in range(len(clips))
+    ]
