@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from grpo.config.load import Config
+from grpo.config.schema import Config
 from grpo.evaluation import Evaluator
 from grpo.feed.dynamic_sampling import Sampled, means_of
 from grpo.feed.prompts import Feed

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAX_FILE_LINES = 420
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 OWN_PACKAGES = {"grpo", "rewards", "tests", "launch", "configs"}
+
+FLOORS = (
+    {"grpo.commands"},
+    {"grpo.train"},
+    {"grpo.startup"},
+    {"grpo.trainer"},
+    {"grpo.evaluation"},
+    {"grpo.rollout", "grpo.learner", "grpo.data"},
+    {"grpo.feed", "grpo.run", "grpo.demo"},
+    {"grpo.policy"},
+    {"grpo.config"},
+    {"rewards.check"},
+    {"rewards.builtin"},
+    {"rewards.scoring"},
+    {"rewards.hostile"},
+    {"rewards", "rewards.parsing"},
+    {"grpo.packing"},
+    {"grpo.groups"},
+    {"grpo.media"},
+    {"grpo.workers"},
+    {"grpo"},
+)
+"""The rooms from top to bottom: each file or folder of grpo/ and rewards/ imports from floors below its own alone."""
+
+LOOSE_FILES = {"__init__.py", "train.py", "trainer.py", "evaluation.py", "groups.py", "packing.py"}
 
 # Folders that are there on some machines only: /usr, /etc, /dev, /proc and /tmp are on all. What precedes the
 # slash tells such a path from a relative one, a URL or a variable's.
@@ -60,6 +86,54 @@ def imported(nodes: Iterable[ast.AST]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+def own_imports() -> dict[str, set[str]]:
+    """For each module of grpo/ and rewards/, those that it imports anywhere in it, late or for types alone."""
+    files = [path for folder in ("grpo", "rewards") for path in (ROOT / folder).rglob("*.py")]
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files
+    }
+    return {
+        name: modules.keys() & set(module_names(ast.parse(path.read_text())))
+        for name, path in modules.items()
+    }
+
+
+def module_names(tree: ast.AST) -> Iterator[str]:
+    """Names of all modules that a file may mean: in `from a import b`, b is one or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str:
+    """The file or folder of grpo/ or rewards/ that a module is in."""
+    return ".".join(module.split(".")[:2])
+
+
+def upward(imports: Mapping[str, Set[str]]) -> list[str]:
+    """The imports from a room of the same floor or a higher one."""
+    floor_of = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
+    return [
+        f"{name} imports {other}"
+        for name, others in imports.items()
+        for other in sorted(others)
+        if room_of(name) != room_of(other) and floor_of[room_of(name)] <= floor_of[room_of(other)]
+    ]
+
+
+def circle(imports: Mapping[str, Set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty if there is none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
 def declared_packages() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
@@ -75,6 +149,37 @@ def test_no_file_in_grpo_hides_another_module():
     installed = set(packages_distributions()) - OWN_PACKAGES
     own = importable_names(ROOT / "grpo") - {"__init__"}
     assert own & (installed | sys.stdlib_module_names) == set()
+
+
+def test_no_file_lies_loose_in_grpo():
+    assert {path.name for path in (ROOT / "grpo").glob("*.py")} == LOOSE_FILES
+
+
+def test_every_room_has_a_floor():
+    assert {room_of(name) for name in own_imports()} <= set().union(*FLOORS)
+
+
+def test_no_import_runs_back_up_and_there_is_no_circle():
+    imports = own_imports()
+    assert upward(imports) == []
+    assert circle(imports) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "other"),
+    [
+        ("grpo.media.clip", "grpo.groups"),
+        ("rewards.scoring.runner", "grpo.trainer"),
+        ("grpo.feed.a", "grpo.run.b"),
+    ],
+)
+def test_an_import_that_runs_back_up_or_sideways_is_noticed(module, other):
+    assert upward({module: {other}}) == [f"{module} imports {other}"]
+    assert upward({"grpo.trainer": {"grpo.groups"}, "grpo.media.clip": {"grpo.media.images"}}) == []
+
+
+def test_a_circle_is_noticed():
+    assert circle({"grpo.media.clip": {"grpo.media.images"}, "grpo.media.images": {"grpo.media.clip"}})
 
 
 def test_every_package_that_is_imported_is_declared():

@@ -33,7 +33,8 @@ from grpo.commands.examine import (
     spread_clips,
     wordy_numbers,
 )
-from grpo.config.load import Config, load_config
+from grpo.config.load import load_config
+from grpo.config.schema import Config
 from grpo.data import check_overlap
 from grpo.feed.planner import PromptPlan
 from grpo.groups import Sample

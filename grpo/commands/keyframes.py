@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from grpo.commands.native import file_seconds, native_record
-from grpo.config.load import MediaConfig
+from grpo.config.schema import MediaConfig
 from grpo.data import READERS, load_samples
 from grpo.groups import Sample
 from grpo.media.clip import Clip

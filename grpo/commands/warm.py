@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from grpo.config.load import Config, load_config
+from grpo.config.load import load_config
+from grpo.config.schema import Config
 from grpo.data import load_samples
 from grpo.groups import Sample
 from grpo.media.decode import MediaError

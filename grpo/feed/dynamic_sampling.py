@@ -10,22 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from grpo.config.schema import DynamicSamplingConfig
 from grpo.groups import Batch, Group
 from rewards.scoring.specs import RewardTable
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicSamplingConfig:
-    max_resample_times: int = 0
-    """How often a step may replace its groups without signal by groups of other questions; 0: they stay."""
-    skip_epochs: float = 0.0
-    """How long a question is left out, for another one, after its completions were all right or all wrong."""
-    reward: str = "accuracy"
-    """The reward that tells: its mean over a group ..."""
-    solved_from: float = 1.0
-    """... counts as solved from here up,"""
-    hopeless_to: float = 0.0
-    """and as hopeless from here down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +90,3 @@ def means_of(groups: Sequence[Group], tables: Sequence[RewardTable], reward: str
         if values:
             means[group.prompt.sample.id] = sum(values) / len(values)
     return means
-
-
-def validate_dynamic_sampling(
-    config: DynamicSamplingConfig, rewards: Mapping[str, object], *, flat_groups_teach: bool
-) -> None:
-    """Raise ValueError with the key's name for values that mean nothing."""
-    key = "config: dynamic_sampling"
-    if config.max_resample_times and flat_groups_teach:
-        raise ValueError(
-            f"{key}.max_resample_times: with loss.beta or loss.entropy_coef, groups of equal rewards have a gradient "
-            "too; they must not be replaced"
-        )
-    if config.max_resample_times < 0 or config.skip_epochs < 0:
-        name = "max_resample_times" if config.max_resample_times < 0 else "skip_epochs"
-        raise ValueError(f"{key}.{name} must not be negative")
-    if config.skip_epochs and config.reward not in rewards:
-        raise ValueError(f"{key}.reward: no reward is called {config.reward!r}")
-    if config.hopeless_to >= config.solved_from:
-        raise ValueError(f"{key}.hopeless_to must be below solved_from")

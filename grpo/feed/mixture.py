@@ -14,10 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from grpo.config.limits import SHARE_UNITS
 from grpo.groups import Sample
-
-SHARE_UNITS = 10_000
-"""Shares are rounded to a ten-thousandth: then their pattern repeats, and no step depends on those before it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,21 +42,6 @@ def parts(sets: Sequence[Sequence[Sample]], shares: Sequence[float | None]) -> l
     common = math.gcd(*weights)
     samples_of = [samples for samples, _ in stated] + ([rest] if rest else [])
     return [Part(samples, weight // common) for samples, weight in zip(samples_of, weights, strict=True)]
-
-
-def check_shares(shares: Sequence[float | None]) -> None:
-    """Raise ValueError with the key's name for shares that no mixture has."""
-    stated = [share for share in shares if share is not None]
-    for number, share in enumerate(shares):
-        if share is not None and not 1 / SHARE_UNITS <= share <= 1:
-            raise ValueError(
-                f"config: data.train.{number}.share must lie in [{1 / SHARE_UNITS}, 1], not {share}"
-            )
-    total = sum(stated)
-    if len(stated) == len(shares) and shares and abs(total - 1) > 1e-3:
-        raise ValueError(f"config: data.train: every set has a share, and they sum up to {total:g}, not 1")
-    if len(stated) < len(shares) and total > 1 - 1 / SHARE_UNITS:
-        raise ValueError(f"config: data.train: shares of {total:g} leave nothing to the sets without one")
 
 
 def step_samples(

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from grpo.config.load import LossConfig
+from grpo.config.learner import LossConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

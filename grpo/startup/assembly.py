@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from grpo.config.load import Config
+from grpo.config.schema import Config
 from grpo.evaluation import EvalSet, Evaluator
 from grpo.feed.dynamic_sampling import DifficultyMemory
 from grpo.feed.mixture import Part

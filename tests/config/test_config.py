@@ -10,7 +10,8 @@ from typing import get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from grpo.config.load import Config, DataConfig, check_same_run, load_config, to_yaml
+from grpo.config.load import check_same_run, load_config, to_yaml
+from grpo.config.schema import Config, DataConfig
 from grpo.data import READERS
 from rewards.scoring.runner import load_rewards
 from tests.support import tiny

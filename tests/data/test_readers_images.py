@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo.config.load import DatasetConfig
+from grpo.config.schema import DatasetConfig
 from grpo.data import READERS, check_media, load_samples
 from grpo.groups import Sample
 from grpo.media.decode import MediaError

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo.config.load import load_config
-from grpo.feed.dynamic_sampling import DifficultyMemory, DynamicSamplingConfig, Sampled, is_flat, means_of
+from grpo.config.schema import DynamicSamplingConfig
+from grpo.feed.dynamic_sampling import DifficultyMemory, Sampled, is_flat, means_of
 from grpo.feed.mixture import Part
 from grpo.feed.prompts import Feed
 from grpo.groups import Batch, Group, LostSample

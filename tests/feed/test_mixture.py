@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo.config.limits import check_shares
 from grpo.config.load import load_config
-from grpo.feed.mixture import check_shares, parts, step_indices, step_samples
+from grpo.feed.mixture import parts, step_indices, step_samples
 from tests.config.test_config import DEMO
 from tests.support import tiny
 

@@ -30,7 +30,7 @@ from grpo.commands.replay.report import make_report
 from grpo.commands.replay.stats import Learning
 from grpo.commands.replay.table import Replayed, ReplayTable
 from grpo.commands.replay.text import markdown
-from grpo.config.load import Config
+from grpo.config.schema import Config
 from grpo.groups import Rollout, ScoredGroup
 from grpo.run.folder import RunDir, write_text
 from grpo.run.rollout_files import FrameSource, num_groups, read_rollouts, rollout_files

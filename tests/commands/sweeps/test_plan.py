@@ -10,7 +10,8 @@ import pytest
 
 from grpo.commands.sweeps.plan import Run, Sweep, load_sweep, plan_runs, read_space
 from grpo.commands.sweeps.search import check_space
-from grpo.config.load import Config, load_config, to_yaml
+from grpo.config.load import load_config, to_yaml
+from grpo.config.schema import Config
 from tests.support import tiny
 
 SHIPPED = sorted((tiny.ROOT / "configs" / "sweeps").glob("*.yaml"))

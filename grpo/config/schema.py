@@ -1,0 +1,184 @@
+"""Every setting, in one place: name, type, default, meaning.
+
+Keys that mean what trl's `GRPOConfig` means carry its names (`loss.epsilon`, `loss.beta`, `optim.max_grad_norm`, ...).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import MISSING
+
+from grpo.config.learner import LossConfig, OptimConfig
+from grpo.config.model import ModelConfig
+from grpo.media.sampling import MediaSettings
+from rewards.scoring.loading import reads_cited_moments
+from rewards.scoring.specs import RewardSpec, WorkerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    template: str = "{question}\n{options}\n{instruction}"
+    """The user's turn after the clip."""
+    option: str = "{letter}. {text}"
+    """One line of `{options}`."""
+    tags: list[str] | None = None
+    """Output tags to ask for, in order; None: think, keyframes (for built-ins that read them), answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    reader: str = "jsonl"
+    path: str = MISSING
+    media_root: str | None = None
+    """Folder that the records' media paths start from, and that they can't leave; None: the folder of `path`."""
+    frame_fps: float | None = None
+    """How many of the frames that a record lists are shown per second, where the record does not say it."""
+    name: str | None = None
+    """What the set is called in the metrics; None: the file's name without its ending."""
+    share: float | None = None
+    """How many of the prompts are from this training set, whatever its size: with 0.1 one in ten, held at every step
+    to within one prompt. None: the sets without one share the rest as if they were one set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: list[DatasetConfig] = field(default_factory=list)
+    eval: list[DatasetConfig] = field(default_factory=list)
+    allow_overlap: Literal["nothing", "clips", "questions"] = "nothing"
+    """What held-out sets may have in common with training: clips that other questions are asked about, or the same
+    questions too."""
+    probe_clips: int = 64
+    """Clips of each set whose header is opened before training, spread evenly. That a file exists is
+    checked for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaConfig(MediaSettings):
+    cache_gib: float = 4.0
+    """Decoded frames and features of a frozen vision tower that are kept in memory, per process."""
+    cache_dir: str | None = None
+    """Folder of decoded frames on disk, shared by processes and runs. None: `clip_cache` beside the run's folder, on
+    the disk that was chosen for checkpoints, so that all runs there share it. A node's own disk is faster."""
+    cache_disk_gib: float = 16.0
+    """Limit of that folder, beyond which the clips used longest ago are removed; 0: no frames on disk."""
+    num_workers: int = 2
+    """Processes that decode clips, for each process that trains."""
+    timeout_s: float = 120.0
+    """Seconds that a clip may take to be read, on a file system that may hang; then its group is lost. It is tried
+    once more in a later step."""
+    prefetch_steps: int = 2
+    """Steps whose clips are decoded ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    engine: Literal["vllm", "transformers"] = "vllm"
+    group_size: int = 8
+    """Completions per prompt (G)."""
+    max_new_tokens: int = 768
+    temperature: float = 1.0
+    max_model_tokens: int = 8192
+    """Prompt and completion together. A prompt is never cut: a run with one that can't fit does not start."""
+    gpu_memory_frac: float = 0.3
+    """Share of a GPU's memory that vLLM takes for weights and cache."""
+    sleep: bool = False
+    """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU)."""
+    max_gap: float | None = None
+    """Stop when the mean difference between engine and learner log-probs in a step exceeds this. None:
+    0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageConfig:
+    baseline: Literal["mean", "loo"] = "mean"
+    """What a total is compared with: the mean of its group, or of the group's other totals (leave-one-out, RLOO)."""
+    scale: Literal["group_std", "batch", "none"] = "group_std"
+    """What a total's distance from its baseline is divided by: its group's std, the whole batch's, or nothing."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """normalize_then_sum (GDPO): each reward is normalised within its group before the weighted sum, and the sums by
+    the batch; `scale` has no effect then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    every_steps: int = 50
+    """0: never. Otherwise also before the first step and after the last."""
+    max_samples: int | None = None
+    """The first so many of each set; None: all."""
+    sampled: bool = True
+    """Beside the greedy answer, score one sampled at the rollout temperature."""
+    batch_prompts: int = 64
+    """Questions per request to the engine, in each process, whose clips and the next so many's are in memory."""
+    blind: list[Literal["blank", "shuffled", "reversed"]] = field(default_factory=list)
+    """Answer once more about changed frames (black, in random order, backwards), for `eval/<set>/blank/accuracy` and
+    the like: what is left shows how much is answered without looking. Empty: not at all."""
+    blind_samples: int = 64
+    """The first so many of each set for that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 50
+    """0: only the final model."""
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    rollouts_every_steps: int = 1
+    """Completions with their rewards, as Parquet; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSamplingConfig:
+    max_resample_times: int = 0
+    """How often a step may replace its groups without signal by groups of other questions; 0: they stay."""
+    skip_epochs: float = 0.0
+    """How long a question is left out, for another one, after its completions were all right or all wrong."""
+    reward: str = "accuracy"
+    """The reward that tells: its mean over a group ..."""
+    solved_from: float = 1.0
+    """... counts as solved from here up,"""
+    hopeless_to: float = 0.0
+    """and as hopeless from here down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run_dir: str = MISSING
+    """Everything about the run goes here. The same command with the same folder resumes."""
+    seed: int = 0
+    num_steps: int = MISSING
+    rewards_max_error_frac: float = 0.01
+    """Share of a step's completions that may lack a total, since a reward failed on them, before the run stops and
+    names the reward."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: dict[str, RewardSpec] = field(default_factory=dict)
+    rewards_workers: WorkerSettings = field(default_factory=WorkerSettings)
+    advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The output tags that prompts ask for."""
+        if self.prompt.tags is not None:
+            return tuple(self.prompt.tags)
+        cites = any(reads_cited_moments(reward.fn or name) for name, reward in self.rewards.items())
+        return ("think", "keyframes", "answer") if cites else ("think", "answer")
+
+    @property
+    def clip_cache(self) -> Path:
+        """The folder of decoded frames."""
+        return Path(self.media.cache_dir or Path(self.run_dir).absolute().parent / "clip_cache")
