@@ -24,7 +24,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from grpo.config.load import check_same_run, load_config, to_yaml
+from grpo.config.load import load_config, to_yaml
+from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config
 from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
 from grpo.data.jsonl import OWN_KEYS

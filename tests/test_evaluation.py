@@ -205,7 +205,7 @@ def test_rewards_that_compare_are_given_what_they_compare_with(
 def test_an_unknown_way_of_changing_frames_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"eval\.blind.*'blnk'"):
         load_config(["eval.blind=[blnk]", "run_dir=x", "num_steps=1", "model.path=x"])
-    with pytest.raises(ValueError, match=r"eval\.blind_samples must not be negative"):
+    with pytest.raises(ValueError, match=r"eval\.blind_samples must be at least 0"):
         load_config(
             ["eval.blind_samples=-1", "run_dir=x", "num_steps=1", "model.path=x", "rewards={accuracy: {}}"]
             + ["data.train=[{path: x}]"]

@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from grpo.commands.native import file_seconds, native_record
+from grpo.config.limits import refusals
+from grpo.config.rules import media_contradictions
 from grpo.config.schema import MediaConfig
 from grpo.data import READERS, load_samples
 from grpo.groups import Sample
@@ -221,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_frames=options.max_frames,
             max_pixels=256 * 28 * 28,  # CLIP-like models see 224 to 384 pixels each way
         )
+        for problem in chain(refusals(settings, "media"), media_contradictions(settings)):
+            raise ValueError(problem)
         samples = load_samples([options])
         scorer = FrameScorer(options.model, device)
         reader, limit_s = ClipReader(settings=settings), MediaConfig().timeout_s

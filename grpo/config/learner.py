@@ -1,9 +1,13 @@
-"""The learner's settings: loss and optimizer, with what can be wrong with them. A part of `config.py`."""
+"""The learner's settings, a part of `schema.py`: loss and optimizer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Lt
+
+from grpo.config.limits import Frac, Free, NotNegative, Positive, PositiveFrac
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,31 +20,31 @@ class LossConfig:
     importance_sampling_level: Literal["token", "sequence"] | None = None
     """Whose probability ratio a token gets: its own, or its completion's geometric mean. None: sequence for gspo,
     token for the others."""
-    epsilon: float = 0.2
-    epsilon_high: float = 0.2
+    epsilon: NotNegative[float] = 0.2
+    epsilon_high: NotNegative[float] = 0.2
     """Upper clip of the probability ratio; larger than `epsilon`: asymmetric, as in DAPO (0.28). With cispo the
     largest weight itself (ScaleRL: 5)."""
-    delta: float | None = None
+    delta: Positive[float | None] = None
     """Upper bound of the ratio where the advantage is negative (two-sided clipping); above 1 + `epsilon_high`."""
-    sapo_temperature_pos: float = 1.0
-    """How steeply sapo's gate closes where the advantage is positive ..."""
-    sapo_temperature_neg: float = 1.05
-    """... and where it is not."""
-    beta: float = 0.0
+    sapo_temperature_pos: Positive[float] = 1.0
+    """How steeply sapo's gate closes where the advantage is positive."""
+    sapo_temperature_neg: Positive[float] = 1.05
+    """How steeply sapo's gate closes where the advantage is not positive."""
+    beta: NotNegative[float] = 0.0
     """Weight of the KL divergence to the reference, the frozen start: with LoRA the model without its adapters, else
     a second copy; 0: none."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     use_bias_correction_kl: bool = True
     """Multiply the KL estimate by the probability ratio, which makes its gradient unbiased."""
-    reference_offload: bool = False
+    reference_offload: Free[bool] = False
     """Keep the reference's weights in main memory. They visit the GPU once a step, before the update, for the
     log-probs of all rows. With LoRA the reference has no weights of its own."""
     kl_in_reward: bool = False
     """Subtract `beta` times a completion's summed divergence from its total, in place of a term in the loss."""
     sync_ref_model: bool = False
     """Move the reference towards the policy every `ref_model_sync_steps` steps (TR-DPO)."""
-    ref_model_sync_steps: int = 512
-    ref_model_mixup_alpha: float = 0.6
+    ref_model_sync_steps: Positive[int] = 512
+    ref_model_mixup_alpha: PositiveFrac[float] = 0.6
     """The policy's share in the new reference; 1: a copy of it."""
     vllm_importance_sampling_correction: bool = True
     """Weigh tokens by their probability under the learner over that under the rollout engine, whichever engine:
@@ -49,13 +53,13 @@ class LossConfig:
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     ] = "sequence_mask"
     """Ratios of single tokens or of whole completions; beyond the bounds they are cut, or the tokens left out."""
-    vllm_importance_sampling_clip_max: float | None = 3.0
+    vllm_importance_sampling_clip_max: Positive[float | None] = 3.0
     vllm_importance_sampling_clip_min: float | None = None
     mask_truncated_completions: bool = False
     """Leave completions that hit the token limit out of the loss; they still count in their group's advantages."""
     entropy_coef: float = 0.0
     """Weight of the mean token entropy, which is added to the objective."""
-    top_entropy_quantile: float = 1.0
+    top_entropy_quantile: Frac[float] = 1.0
     """Share of the step's tokens, those of highest entropy, that the policy loss and the entropy bonus act on. Below
     1 it costs one more forward pass. The paper recommends 0.2 (arXiv 2506.01939)."""
 
@@ -77,7 +81,7 @@ class RobustConfig:
     method: Literal["none", "spd", "l2_sp"] = "none"
     """spd: Selective Projection Decay, which pulls back only tensors that move against their gradient (arXiv
     2411.01713); l2_sp: weight decay towards the start in place of zero. Of LoRA's adapters the start is zero."""
-    strength: float = 0.0
+    strength: NotNegative[float] = 0.0
     """spd: 1 keeps such a tensor at its previous distance from the start, less lets it out, more pulls it in; not
     multiplied by the learning rate. l2_sp: multiplied by it, as `weight_decay` is."""
 
@@ -86,97 +90,25 @@ class RobustConfig:
 class OptimConfig:
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: its moments in 8 bits (bitsandbytes, arXiv 2110.02861), 2 bytes a trained weight in place of 8."""
-    lr: float = 1e-6
+    lr: Positive[float] = 1e-6
     schedule: Literal["constant", "cosine"] = "cosine"
-    min_lr_frac: float = 0.0
+    min_lr_frac: Frac[float] = 0.0
     """Where the cosine ends, as a share of `lr`."""
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    max_skipped_updates: int = 3
+    warmup_steps: NotNegative[int] = 0
+    weight_decay: NotNegative[float] = 0.0
+    betas: Annotated[tuple[float, float], Ge(0), Lt(1)] = (0.9, 0.999)
+    max_grad_norm: Positive[float] = 1.0
+    max_skipped_updates: Free[NotNegative[int]] = 3
     """An update whose loss or gradient is not finite is skipped, and its rows are kept in `bad_rows/`. More than so
     many in a row stop the run."""
-    spike_factor: float = 10.0
+    spike_factor: Free[NotNegative[float]] = 10.0
     """A gradient norm so many times as large as the median of the last 50 is noted in `failures.jsonl` with the
     groups that weigh most in it; 0: never."""
     robust: RobustConfig = field(default_factory=RobustConfig)
-    num_iterations: int = 1
+    num_iterations: Positive[int] = 1
     """Updates per batch of rollouts; from the second on, the ratio to the first one's log-probs is clipped."""
-    prompts_per_step: int = 8
+    prompts_per_step: Positive[int] = 8
     """Over all processes."""
-    tokens_per_row: int = 16384
+    tokens_per_row: Free[Positive[int]] = 16384
     """Tokens of one forward pass. Several groups share a row where they fit; a group that does not fit
     is split between completions."""
-
-
-CLIPPED_LOSSES = ("grpo", "gspo", "bnpo", "dapo", "dr_grpo")
-
-
-def validate_loss(loss: LossConfig) -> None:
-    """Raise ValueError with the key's name for values that no run could use."""
-    _validate_kl(loss)
-    for name in (
-        "delta",
-        "sapo_temperature_pos",
-        "sapo_temperature_neg",
-        "vllm_importance_sampling_clip_max",
-    ):
-        value = getattr(loss, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"config: loss.{name} must be above 0, not {value}")
-    if not 0 <= loss.top_entropy_quantile <= 1:
-        raise ValueError(
-            f"config: loss.top_entropy_quantile must lie in [0, 1], not {loss.top_entropy_quantile}"
-        )
-    if loss.type == "gspo" and loss.level == "token":
-        raise ValueError(
-            "config: loss.type=gspo has importance_sampling_level=sequence; with token it is grpo"
-        )
-    if loss.type == "cispo" and loss.epsilon_high < 1:
-        raise ValueError(
-            f"config: loss.epsilon_high={loss.epsilon_high}: with loss.type=cispo it is the largest ratio itself, 5 say"
-        )
-    if loss.delta is not None and loss.type not in CLIPPED_LOSSES:
-        raise ValueError(f"config: loss.delta has no effect with loss.type={loss.type}")
-    if loss.delta is not None and loss.delta <= 1 + loss.epsilon_high:
-        raise ValueError(
-            f"config: loss.delta={loss.delta} must be above 1 + loss.epsilon_high={loss.epsilon_high}"
-        )
-    low, high = loss.vllm_importance_sampling_clip_min, loss.vllm_importance_sampling_clip_max
-    if low is not None and high is not None and low >= high:
-        raise ValueError("config: loss.vllm_importance_sampling_clip_min must be below ..._clip_max")
-
-
-def _validate_kl(loss: LossConfig) -> None:
-    for key in ("kl_in_reward", "sync_ref_model", "reference_offload"):
-        if loss.beta == 0 and getattr(loss, key):
-            raise ValueError(
-                f"config: loss.{key} needs a loss.beta above 0: without one there is no reference"
-            )
-    if loss.ref_model_sync_steps <= 0:
-        raise ValueError(
-            f"config: loss.ref_model_sync_steps must be above 0, not {loss.ref_model_sync_steps}"
-        )
-    if not 0 < loss.ref_model_mixup_alpha <= 1:
-        raise ValueError(
-            f"config: loss.ref_model_mixup_alpha must lie in (0, 1], not {loss.ref_model_mixup_alpha}"
-        )
-    if loss.beta and loss.kl_estimator == "k1" and not (loss.kl_in_reward or loss.use_bias_correction_kl):
-        raise ValueError(
-            "config: loss.kl_estimator=k1 has no gradient on average without use_bias_correction_kl or kl_in_reward"
-        )
-
-
-def validate_robust(optim: OptimConfig) -> None:
-    """Raise ValueError with the key's name for settings that contradict each other."""
-    if optim.robust.method == "none":
-        if optim.robust.strength:
-            raise ValueError("config: optim.robust.strength has no effect with optim.robust.method=none")
-        return
-    if optim.robust.strength < 0:
-        raise ValueError(f"config: optim.robust.strength must not be negative, not {optim.robust.strength}")
-    if optim.optimizer != "adamw":
-        raise ValueError(f"config: optim.robust does not go with optim.optimizer={optim.optimizer}")
-    if optim.weight_decay:
-        raise ValueError("config: optim.robust takes the place of weight decay: set optim.weight_decay=0")

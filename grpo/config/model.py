@@ -1,5 +1,4 @@
-"""The model's settings: what trains, in which form and precision, with what can be wrong with them. A part of
-`config.py`."""
+"""The model's settings, a part of `schema.py`: what trains, in which form and precision."""
 
 from __future__ import annotations
 
@@ -7,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from omegaconf import MISSING
+
+from grpo.config.limits import Free, NotNegative, Positive
 
 Part = Literal["language", "vision", "merger"]
 """The language model with embeddings and head; the vision tower; the layers that lead from it to the language model."""
@@ -31,9 +32,9 @@ class LoraConfig:
     There is no dropout: the engine samples without it, and the learner would train on another policy's log-probs.
     """
 
-    r: int = 0
+    r: NotNegative[int] = 0
     """Rank of the adapters; 0: none, the weights themselves train."""
-    alpha: int = 32
+    alpha: Positive[int] = 32
     """An adapter's output is scaled by alpha / r."""
     targets: LoraTargets = field(default_factory=LoraTargets)
 
@@ -54,13 +55,13 @@ class ModelConfig:
     load_in_4bit: bool = False
     """QLoRA (arXiv 2305.14314): the language model's linear layers are kept in 4 bits (bitsandbytes, NF4). The engine
     samples from the same rounded weights, at its own precision."""
-    attention: Literal["auto", "sdpa", "split", "flex", "flash_attn"] = "auto"
+    attention: Free[Literal["auto", "sdpa", "split", "flex", "flash_attn"]] = "auto"
     """Kernel for packed rows. auto: flash-attn where it is installed and the passes run in 16 bits on a GPU, else
     PyTorch's own: sdpa on a GPU, split on a CPU. split: the prompt's keys are not repeated for each completion; on a
     GPU it computes in 16 bits only, and has not been tried. flex: FlexAttention, which a GPU has to compile first."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Free[bool] = False
     """Recompute activations in the backward pass: about a third more compute for far less memory."""
-    activation_offloading: bool = False
+    activation_offloading: Free[bool] = False
     """Keep what gradient checkpointing still stores, each layer's input, in main memory until the backward pass."""
 
     @property
@@ -69,30 +70,3 @@ class ModelConfig:
         return frozenset(self.freeze) | (
             frozenset(("vision", "merger")) if self.freeze_vision else frozenset()
         )
-
-
-def validate_model(model: ModelConfig) -> None:
-    """Raise ValueError with the key's name for settings that no run could use, or that contradict each other."""
-    if model.lora.r < 0:
-        raise ValueError(f"config: model.lora.r must not be negative, not {model.lora.r}")
-    if model.lora.alpha <= 0:
-        raise ValueError(f"config: model.lora.alpha must be above 0, not {model.lora.alpha}")
-    if model.activation_offloading and not model.gradient_checkpointing:
-        raise ValueError(
-            "config: model.activation_offloading moves what model.gradient_checkpointing stores: set that too"
-        )
-    if model.load_in_4bit and not model.lora.is_on:
-        raise ValueError("config: model.load_in_4bit needs model.lora.r: weights of 4 bits can't be trained")
-    if model.lora.is_on:
-        _validate_targets(model)
-    elif model.frozen == set(PARTS):
-        raise ValueError("config: model.freeze leaves nothing to train")
-
-
-def _validate_targets(model: ModelConfig) -> None:
-    targeted = [part for part in PARTS if getattr(model.lora.targets, part)]
-    if not targeted:
-        raise ValueError("config: model.lora.targets names no layers in any part")
-    for part in targeted:
-        if part in model.frozen:
-            raise ValueError(f"config: model.freeze and model.lora.targets both name {part}: leave it to one")

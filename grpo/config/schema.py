@@ -1,21 +1,27 @@
-"""Every setting, in one place: name, type, default, meaning.
+"""Every setting, in one place: name, type, limits, default, meaning. A new one is a line here.
 
-Keys that mean what trl's `GRPOConfig` means carry its names (`loss.epsilon`, `loss.beta`, `optim.max_grad_norm`, ...).
+`limits.py` has the words `Positive`, `Free` and the like; what contradicts each other is in `rules.py`. Keys that mean
+what trl's `GRPOConfig` means carry its names (`loss.epsilon`, `loss.beta`, `optim.max_grad_norm`, ...).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
 from omegaconf import MISSING
 
 from grpo.config.learner import LossConfig, OptimConfig
+from grpo.config.limits import Frac, Free, NotNegative, Positive, PositiveFrac
 from grpo.config.model import ModelConfig
 from grpo.media.sampling import MediaSettings
 from rewards.scoring.loading import reads_cited_moments
 from rewards.scoring.specs import RewardSpec, WorkerSettings
+
+SHARE_UNITS = 10_000
+"""Shares are rounded to a ten-thousandth: then their pattern repeats, and no step depends on those before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,57 +44,67 @@ class DatasetConfig:
     """How many of the frames that a record lists are shown per second, where the record does not say it."""
     name: str | None = None
     """What the set is called in the metrics; None: the file's name without its ending."""
-    share: float | None = None
+    share: Annotated[float | None, Ge(1 / SHARE_UNITS), Le(1)] = None
     """How many of the prompts are from this training set, whatever its size: with 0.1 one in ten, held at every step
     to within one prompt. None: the sets without one share the rest as if they were one set."""
+
+    @property
+    def label(self) -> str:
+        """What the set is called in the metrics."""
+        return self.name or Path(self.path).stem
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: list[DatasetConfig] = field(default_factory=list)
-    eval: list[DatasetConfig] = field(default_factory=list)
-    allow_overlap: Literal["nothing", "clips", "questions"] = "nothing"
+    eval: Free[list[DatasetConfig]] = field(default_factory=list)
+    allow_overlap: Free[Literal["nothing", "clips", "questions"]] = "nothing"
     """What held-out sets may have in common with training: clips that other questions are asked about, or the same
     questions too."""
-    probe_clips: int = 64
+    probe_clips: Free[NotNegative[int]] = 64
     """Clips of each set whose header is opened before training, spread evenly. That a file exists is
     checked for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaConfig(MediaSettings):
-    cache_gib: float = 4.0
+    cache_gib: Free[NotNegative[float]] = 4.0
     """Decoded frames and features of a frozen vision tower that are kept in memory, per process."""
-    cache_dir: str | None = None
+    cache_dir: Free[str | None] = None
     """Folder of decoded frames on disk, shared by processes and runs. None: `clip_cache` beside the run's folder, on
     the disk that was chosen for checkpoints, so that all runs there share it. A node's own disk is faster."""
-    cache_disk_gib: float = 16.0
+    cache_disk_gib: Free[NotNegative[float]] = 16.0
     """Limit of that folder, beyond which the clips used longest ago are removed; 0: no frames on disk."""
-    num_workers: int = 2
+    num_workers: Free[Positive[int]] = 2
     """Processes that decode clips, for each process that trains."""
-    timeout_s: float = 120.0
+    timeout_s: Free[Positive[float]] = 120.0
     """Seconds that a clip may take to be read, on a file system that may hang; then its group is lost. It is tried
     once more in a later step."""
-    prefetch_steps: int = 2
+    prefetch_steps: Free[NotNegative[int]] = 2
     """Steps whose clips are decoded ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     engine: Literal["vllm", "transformers"] = "vllm"
-    group_size: int = 8
-    """Completions per prompt (G)."""
-    max_new_tokens: int = 768
-    temperature: float = 1.0
+    group_size: Annotated[int, Ge(2)] = 8
+    """Completions per prompt (G); one alone would have no group to be compared with."""
+    max_new_tokens: Positive[int] = 768
+    temperature: Positive[float] = 1.0
     max_model_tokens: int = 8192
     """Prompt and completion together. A prompt is never cut: a run with one that can't fit does not start."""
-    gpu_memory_frac: float = 0.3
+    gpu_memory_frac: Free[PositiveFrac[float]] = 0.3
     """Share of a GPU's memory that vLLM takes for weights and cache."""
-    sleep: bool = False
+    sleep: Free[bool] = False
     """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU)."""
-    max_gap: float | None = None
+    max_gap: Free[NotNegative[float | None]] = None
     """Stop when the mean difference between engine and learner log-probs in a step exceeds this. None:
     0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt that leaves room for a completion."""
+        return self.max_model_tokens - self.max_new_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,55 +120,56 @@ class AdvantageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    every_steps: int = 50
+    every_steps: NotNegative[int] = 50
     """0: never. Otherwise also before the first step and after the last."""
-    max_samples: int | None = None
+    max_samples: Positive[int | None] = None
     """The first so many of each set; None: all."""
     sampled: bool = True
     """Beside the greedy answer, score one sampled at the rollout temperature."""
-    batch_prompts: int = 64
+    batch_prompts: Positive[int] = 64
     """Questions per request to the engine, in each process, whose clips and the next so many's are in memory."""
     blind: list[Literal["blank", "shuffled", "reversed"]] = field(default_factory=list)
     """Answer once more about changed frames (black, in random order, backwards), for `eval/<set>/blank/accuracy` and
     the like: what is left shows how much is answered without looking. Empty: not at all."""
-    blind_samples: int = 64
+    blind_samples: NotNegative[int] = 64
     """The first so many of each set for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_steps: int = 50
+    every_steps: NotNegative[int] = 50
     """0: only the final model."""
-    keep: int = 2
+    keep: Positive[int] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    rollouts_every_steps: int = 1
+    rollouts_every_steps: NotNegative[int] = 1
     """Completions with their rewards, as Parquet; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicSamplingConfig:
-    max_resample_times: int = 0
+    max_resample_times: NotNegative[int] = 0
     """How often a step may replace its groups without signal by groups of other questions; 0: they stay."""
-    skip_epochs: float = 0.0
+    skip_epochs: NotNegative[float] = 0.0
     """How long a question is left out, for another one, after its completions were all right or all wrong."""
     reward: str = "accuracy"
-    """The reward that tells: its mean over a group ..."""
+    """The reward whose mean over a group tells whether a question is solved or hopeless."""
     solved_from: float = 1.0
-    """... counts as solved from here up,"""
+    """A question counts as solved if that mean is so high or higher."""
     hopeless_to: float = 0.0
-    """and as hopeless from here down."""
+    """A question counts as hopeless if that mean is so low or lower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    run_dir: str = MISSING
+    run_dir: Free[str] = MISSING
     """Everything about the run goes here. The same command with the same folder resumes."""
     seed: int = 0
-    num_steps: int = MISSING
-    rewards_max_error_frac: float = 0.01
+    num_steps: Free[Positive[int]] = MISSING
+    """Another number stretches or shortens the rest of a cosine schedule when a run is resumed."""
+    rewards_max_error_frac: Free[Frac[float]] = 0.01
     """Share of a step's completions that may lack a total, since a reward failed on them, before the run stops and
     names the reward."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -161,14 +178,14 @@ class Config:
     media: MediaConfig = field(default_factory=MediaConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: dict[str, RewardSpec] = field(default_factory=dict)
-    rewards_workers: WorkerSettings = field(default_factory=WorkerSettings)
+    rewards_workers: Free[WorkerSettings] = field(default_factory=WorkerSettings)
     advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    eval: Free[EvalConfig] = field(default_factory=EvalConfig)
+    checkpoint: Free[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    log: Free[LogConfig] = field(default_factory=LogConfig)
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from grpo.config.limits import SHARE_UNITS
+from grpo.config.schema import SHARE_UNITS
 from grpo.groups import Sample
 
 
@@ -27,7 +27,7 @@ class Part:
 
 
 def parts(sets: Sequence[Sequence[Sample]], shares: Sequence[float | None]) -> list[Part]:
-    """One part for each set with a share; the others are one part together, with the rest. As `check_shares` allows."""
+    """One part for each set with a share; the others are one part together, with the rest of the places."""
     rest = [
         sample for samples, share in zip(sets, shares, strict=True) if share is None for sample in samples
     ]

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 
 MAX_ASPECT_RATIO = 200
 """The longer side over the shorter; qwen-vl-utils refuses what lies beyond."""
@@ -41,43 +43,23 @@ QWEN2_5_VL = PatchShape()
 class MediaSettings:
     """How clips are sampled and resized; the defaults are qwen-vl-utils' own, for tokens of 28x28 pixels."""
 
-    fps: float = 2.0
+    fps: Annotated[float, Gt(0), Lt(math.inf)] = 2.0
     """Frames sampled per second of video, within min_frames and max_frames."""
-    min_frames: int = 4
-    max_frames: int = 768
-    min_pixels: int = 128 * 28 * 28
+    min_frames: Annotated[int, Ge(1)] = 4
+    max_frames: Annotated[int, Ge(2)] = 768
+    min_pixels: Annotated[int, Ge(1)] = 128 * 28 * 28
     """Of one frame after resizing."""
-    max_pixels: int = 768 * 28 * 28
+    max_pixels: Annotated[int, Ge(1)] = 768 * 28 * 28
     """Of one frame after resizing."""
-    total_pixels: int = 90_316_800
+    total_pixels: Annotated[int, Ge(1)] = 90_316_800
     """Of a clip: two frames, which share their tokens, may have this much, divided by half the frames.
 
     90 % of 128,000 tokens of 28x28. It never presses a frame below 1.05 x min_pixels.
     """
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, Ge(1)] = None
     """Vision tokens of a clip. Where it has more, its frames become smaller, down to min_pixels, and then fewer, down
     to min_frames, still spread over the whole clip. None: what the other limits allow.
     """
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"media.fps must be a positive number, not {self.fps}")
-        if self.max_frames < 2:
-            raise ValueError(f"media.max_frames must be at least 2, not {self.max_frames}")
-        if not 1 <= self.min_frames <= self.max_frames:
-            raise ValueError(
-                f"media.min_frames ({self.min_frames}) must be at least 1 and at most "
-                f"media.max_frames ({self.max_frames})"
-            )
-        if not 1 <= self.min_pixels <= self.max_pixels:
-            raise ValueError(
-                f"media.min_pixels ({self.min_pixels}) must be at least 1 and at most "
-                f"media.max_pixels ({self.max_pixels})"
-            )
-        if self.total_pixels < 1:
-            raise ValueError(f"media.total_pixels must be positive, not {self.total_pixels}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"media.max_tokens must be positive, not {self.max_tokens}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

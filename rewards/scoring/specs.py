@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
+
+from annotated_types import Ge, Gt
 
 from rewards import Counterfactual
 
@@ -37,10 +39,10 @@ class RewardSpec:
     """Limits that the raw value is clipped to before it counts; the column keeps the raw one."""
     tasks: list[str] | None = None
     """Tasks of the samples it applies to; it abstains on others. None: all."""
-    timeout_s: float = 60.0
+    timeout_s: Annotated[float, "free"] = 60.0
     """What a step waits for it at most, from the moment that the last rollout is sampled. What is not scored by
-    then has failed. A replay gives it as long from each value to the next."""
-    cache: bool | None = None
+    then has failed. A replay gives it as long from each value to the next. A resumed run may change it."""
+    cache: Annotated[bool | None, "free"] = None
     """Reuse a value for the same completion, sample, arguments and code. None: where a call takes long and the
     reward is a function, not an object with a state of its own."""
     counterfactual_samples: int | None = None
@@ -51,10 +53,10 @@ class RewardSpec:
 class WorkerSettings:
     """The processes that rewards run in."""
 
-    max_workers: int = 64
+    max_workers: Annotated[int, Ge(0)] = 64
     """At most so many at once; more than a few only while they all wait for something. 0: rewards run in the trainer's
     own process, one after another and without time limits, where a debugger can follow them."""
-    memory_gib: float = 4.0
+    memory_gib: Annotated[float, Gt(0)] = 4.0
     """A worker that holds more, with the processes that its rewards have started, is killed with all of these, and
     what it did counts as failed."""
 

@@ -10,7 +10,9 @@ from typing import get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from grpo.config.load import check_same_run, load_config, to_yaml
+from grpo.config.limits import FREE, LIMITS, single_settings
+from grpo.config.load import load_config, to_yaml
+from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config, DataConfig
 from grpo.data import READERS
 from rewards.scoring.runner import load_rewards
@@ -121,19 +123,93 @@ def test_a_config_survives_its_own_yaml(tmp_path: Path) -> None:
         ("rollout.gpu_memory_frac=1.5", "rollout.gpu_memory_frac"),
         ("no-such-file.yaml", "no file no-such-file.yaml"),
         ("optim.lr=-1", "optim.lr must be above 0, not -1"),
-        ("loss.beta=-1", "loss.beta must not be negative, not -1"),
+        ("loss.beta=-1", "loss.beta must be at least 0, not -1"),
         ("rollout.max_new_tokens=256", "rollout.max_new_tokens leaves no room"),
         ("prompt.template='{questoin}'", "prompt.template: 'questoin' in"),
         ("prompt.option='{'", "prompt.option: "),
         ("rewards={accuracy: [}", "no YAML"),
         ("data.train.0.path=mine.jsonl", "lists are set whole"),
         ("data.train=mine.jsonl", "data.train: "),
+        ("data.train=[{path: x, share: 0}]", r"data.train.0.share must be at least 0.0001, not 0"),
+        ("optim.betas=[0.9, 1.0]", "optim.betas.1 must be below 1, not 1.0"),
+        ("loss.entropy_coef=nan", "loss.entropy_coef must be a number, not nan"),
+        ("media.fps=0", "media.fps must be above 0"),
+        ("media.fps=nan", "media.fps"),
+        ("media.fps=inf", "media.fps"),
+        ("media={min_frames: 1, max_frames: 1}", "media.max_frames must be at least 2"),
+        (
+            "media={min_frames: 9, max_frames: 8}",
+            r"media.min_frames \(9\) must be at most media.max_frames \(8\)",
+        ),
+        ("media={min_pixels: 1000, max_pixels: 999}", "media.min_pixels"),
+        ("media.total_pixels=0", "media.total_pixels must be at least 1"),
+        ("media.max_tokens=0", "media.max_tokens must be at least 1"),
+        ("rewards_workers.memory_gib=0", "rewards_workers.memory_gib must be above 0"),
+        (
+            "data.eval=[{path: a/x.jsonl}, {path: b/x.jsonl}]",
+            "data.eval: two sets are called 'x'; set their name",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(argument: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load_config([DEMO, argument])
     assert "\n" not in str(caught.value)
+
+
+def written(tmp_path: Path) -> Path:
+    """The demo's config as a run's folder has it."""
+    file = tmp_path / "run" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text(to_yaml(load_config([DEMO])))
+    return file
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "num_steps=9",
+        "eval.every_steps=3",
+        "data.eval=[]",
+        "data.probe_clips=1",
+        "media.cache_dir=elsewhere",
+        "rewards_workers.max_workers=1",
+        "rewards.accuracy.timeout_s=5",
+    ],
+)
+def test_a_resumed_run_may_change_what_is_free(override: str, tmp_path: Path) -> None:
+    check_same_run(written(tmp_path), load_config([DEMO, override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=7", "holds a run with seed=0, not 7; choose another run_dir"),
+        ("media.fps=9", "media.fps="),
+        ("rewards.accuracy.weight=0.25", "rewards.accuracy.weight="),
+        ("rewards.accuracy.args={strict: true}", "rewards.accuracy.args.strict=None, not True"),
+        ("data.train=[{path: other.jsonl}]", "data.train.0.path="),
+        ("model.freeze=[merger]", "model.freeze.0=None, not merger"),
+    ],
+)
+def test_another_value_of_what_is_not_free_makes_another_run(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_same_run(written(tmp_path), load_config([DEMO, override]))
+
+
+def test_a_config_that_no_run_has_written_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    file.write_text(file.read_text().replace("seed:", "sead:"))
+    with pytest.raises(ValueError, match=r"run_dir: .*run/config.yaml: .*'sead' not in 'Config'"):
+        check_same_run(file, load_config([DEMO]))
+
+
+def test_every_word_beside_a_field_is_one_that_is_looked_at() -> None:
+    words = {word for setting in single_settings(load_config([DEMO])) for word in setting.words}
+    assert {type(word) for word in words} - {str} <= LIMITS.keys()
+    assert {word for word in words if isinstance(word, str)} == {FREE}
 
 
 def test_a_missing_setting_is_named(tmp_path: Path) -> None:

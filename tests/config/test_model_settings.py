@@ -21,7 +21,7 @@ DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("model.lora.r=-1", "model.lora.r must not be negative"),
+        ("model.lora.r=-1", "model.lora.r must be at least 0"),
         ("model.lora.r=4 model.lora.alpha=0", "model.lora.alpha must be above 0, not 0"),
         ("model.lora.r=4 model.lora.targets.language=[]", "model.lora.targets names no layers"),
         ("model.lora.r=4 model.lora.dropout=0.1", "Key 'dropout' not in 'LoraConfig'"),

@@ -173,8 +173,8 @@ def test_the_reward_that_the_config_names_tells_what_is_known(clips: Path, tmp_p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("max_resample_times=-1", "max_resample_times must not be negative"),
-        ("skip_epochs=-0.1", "skip_epochs must not be negative"),
+        ("max_resample_times=-1", "max_resample_times must be at least 0"),
+        ("skip_epochs=-0.1", "skip_epochs must be at least 0"),
         ("solved_from=0.0", "hopeless_to must be below solved_from"),
         ("max_resample_times=1 loss.beta=0.1", "groups of equal rewards have a gradient too"),
     ],

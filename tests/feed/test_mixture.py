@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.config.limits import check_shares
 from grpo.config.load import load_config
 from grpo.feed.mixture import parts, step_indices, step_samples
 from tests.config.test_config import DEMO
@@ -79,23 +79,29 @@ def test_a_part_of_one_set_keeps_the_order_that_plain_data_has() -> None:
     assert sorted(mixed) == sorted(plain)
 
 
+def shared(shares: Sequence[float | None]) -> str:
+    """The override for training sets with these shares."""
+    sets = [f"{{path: x, share: {'null' if share is None else share}}}" for share in shares]
+    return f"data.train=[{', '.join(sets)}]"
+
+
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
         ([0.5, 0.4], "every set has a share, and they sum up to 0.9, not 1"),
         ([0.5, 0.5, None], "leave nothing to the sets without one"),
-        ([0.0, None], r"data.train.0.share must lie in \[0.0001, 1\], not 0"),
+        ([0.0, None], r"data.train.0.share must be at least 0.0001, not 0"),
         ([None, 1.5], "data.train.1.share"),
         ([float("nan"), None], "data.train.0.share"),
     ],
 )
 def test_shares_that_no_mixture_has_are_refused(shares: list[float | None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_shares(shares)
+        load_config([DEMO, shared(shares)])
 
 
 def test_thirds_are_close_enough() -> None:
-    check_shares([0.333, 0.333, 0.333])
+    load_config([DEMO, shared([0.333, 0.333, 0.333])])
     assert [part.weight for part in parts([[tiny.sample(n)] for n in "abc"], [0.333] * 3)] == [1, 1, 1]
 
 

@@ -193,19 +193,3 @@ def test_many_frames_share_the_clips_pixels() -> None:
 def test_a_larger_patch_gives_larger_steps() -> None:
     size = clip_frame_size(720, 1280, 8, MediaSettings(), PatchShape(patch_px=16))
     assert size[0] % 32 == size[1] % 32 == 0
-
-
-@pytest.mark.parametrize(
-    ("bad", "named"),
-    [
-        ({"fps": 0.0}, "media.fps"),
-        ({"fps": math.nan}, "media.fps"),
-        ({"max_frames": 1, "min_frames": 1}, "media.max_frames"),
-        ({"min_frames": 9, "max_frames": 8}, "media.min_frames"),
-        ({"min_pixels": 1000, "max_pixels": 999}, "media.min_pixels"),
-        ({"total_pixels": 0}, "media.total_pixels"),
-    ],
-)
-def test_impossible_settings_are_refused_by_name(bad: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        MediaSettings(**bad)

@@ -15,7 +15,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from grpo.config.load import check_same_run, load_config
+from grpo.config.load import load_config
+from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir
 from rewards.scoring.loading import did_you_mean

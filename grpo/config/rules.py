@@ -1,0 +1,162 @@
+"""Keys that contradict each other, one function for each subject; what a single key may be stands beside its field.
+
+A rule yields what is wrong in lines that name the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from grpo.config.model import PARTS
+from grpo.config.schema import SHARE_UNITS, Config
+from grpo.media.sampling import MediaSettings
+from rewards.parsing import TAGS
+
+CLIPPED_LOSSES = ("grpo", "gspo", "bnpo", "dapo", "dr_grpo")
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """What is wrong with the settings taken together."""
+    for rule in RULES:
+        yield from rule(config)
+
+
+def _prompt(config: Config) -> Iterator[str]:
+    if config.rollout.max_prompt_tokens <= 0:
+        yield "rollout.max_new_tokens leaves no room for a prompt in rollout.max_model_tokens"
+    for tag in sorted(set(config.tags) - set(TAGS)):
+        yield f"prompt.tags: no tag {tag!r}; there are {', '.join(TAGS)}"
+    yield from _format("prompt.template", config.prompt.template, "question", "options", "instruction")
+    yield from _format("prompt.option", config.prompt.option, "letter", "text")
+
+
+def _format(key: str, text: str, *names: str) -> Iterator[str]:
+    try:
+        text.format(**dict.fromkeys(names, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        yield f"{key}: {error} in {text!r}; it may use {{{'}, {'.join(names)}}}, and {{{{ for a brace"
+
+
+def _data(config: Config) -> Iterator[str]:
+    if not config.data.train:
+        yield "data.train lists no dataset"
+    shares = [dataset.share for dataset in config.data.train]
+    total = sum(share for share in shares if share is not None)
+    if None not in shares and shares and abs(total - 1) > 1e-3:
+        yield f"data.train: every set has a share, and they sum up to {total:g}, not 1"
+    if None in shares and total > 1 - 1 / SHARE_UNITS:
+        yield f"data.train: shares of {total:g} leave nothing to the sets without one"
+    if any(dataset.share is not None for dataset in config.data.eval):
+        yield "data.eval: only training sets have a share"
+    labels = [dataset.label for dataset in config.data.eval]
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        yield f"data.eval: two sets are called {label!r}; set their name"
+
+
+def _media(config: Config) -> Iterator[str]:
+    yield from media_contradictions(config.media)
+
+
+def media_contradictions(media: MediaSettings) -> Iterator[str]:
+    """What is wrong with the settings of clips, whoever has some."""
+    for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+        if getattr(media, low) > getattr(media, high):
+            yield f"media.{low} ({getattr(media, low)}) must be at most media.{high} ({getattr(media, high)})"
+
+
+def _rewards(config: Config) -> Iterator[str]:
+    if not config.rewards:
+        yield "rewards is empty"
+    elif not any(reward.weight for reward in config.rewards.values()):
+        yield "rewards: every weight is 0, so there is nothing to learn from"
+    if config.loss.kl_in_reward and "kl" in config.rewards:
+        yield "rewards.kl: loss.kl_in_reward takes that name; call the reward something else"
+
+
+def _aggregation(config: Config) -> Iterator[str]:
+    if config.advantages.multi_objective_aggregation == "normalize_then_sum":
+        if config.loss.kl_in_reward:
+            yield "loss.kl_in_reward does not go with advantages.multi_objective_aggregation"
+        if config.advantages.baseline == "loo":
+            yield "advantages.baseline=loo does not go with advantages.multi_objective_aggregation"
+
+
+def _model(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.activation_offloading and not model.gradient_checkpointing:
+        yield "model.activation_offloading moves what model.gradient_checkpointing stores: set that too"
+    if model.load_in_4bit and not model.lora.is_on:
+        yield "model.load_in_4bit needs model.lora.r: weights of 4 bits can't be trained"
+    if not model.lora.is_on and model.frozen == set(PARTS):
+        yield "model.freeze leaves nothing to train"
+
+
+def _lora(config: Config) -> Iterator[str]:
+    """With LoRA the reference is the model without adapters, which has no weights of its own."""
+    model, loss = config.model, config.loss
+    if not model.lora.is_on:
+        return
+    targeted = [part for part in PARTS if getattr(model.lora.targets, part)]
+    if not targeted:
+        yield "model.lora.targets names no layers in any part"
+    for part in targeted:
+        if part in model.frozen:
+            yield f"model.freeze and model.lora.targets both name {part}: leave it to one"
+    if loss.sync_ref_model:
+        yield "loss.sync_ref_model does not go with model.lora: its reference can't move"
+    if loss.reference_offload:
+        yield "loss.reference_offload has no effect with model.lora: there is no second copy"
+
+
+def _reference(config: Config) -> Iterator[str]:
+    loss = config.loss
+    for key in ("kl_in_reward", "sync_ref_model", "reference_offload"):
+        if loss.beta == 0 and getattr(loss, key):
+            yield f"loss.{key} needs a loss.beta above 0: without one there is no reference"
+    if loss.beta and loss.kl_estimator == "k1" and not (loss.kl_in_reward or loss.use_bias_correction_kl):
+        yield "loss.kl_estimator=k1 has no gradient on average without use_bias_correction_kl or kl_in_reward"
+
+
+def _ratios(config: Config) -> Iterator[str]:
+    loss = config.loss
+    if loss.type == "gspo" and loss.level == "token":
+        yield "loss.type=gspo has importance_sampling_level=sequence; with token it is grpo"
+    if loss.type == "cispo" and loss.epsilon_high < 1:
+        yield f"loss.epsilon_high={loss.epsilon_high}: with loss.type=cispo it is the largest ratio itself, 5 say"
+    if loss.delta is not None and loss.type not in CLIPPED_LOSSES:
+        yield f"loss.delta has no effect with loss.type={loss.type}"
+    if loss.delta is not None and loss.delta <= 1 + loss.epsilon_high:
+        yield f"loss.delta={loss.delta} must be above 1 + loss.epsilon_high={loss.epsilon_high}"
+    low, high = loss.vllm_importance_sampling_clip_min, loss.vllm_importance_sampling_clip_max
+    if low is not None and high is not None and low >= high:
+        yield "loss.vllm_importance_sampling_clip_min must be below ..._clip_max"
+
+
+def _robust(config: Config) -> Iterator[str]:
+    optim = config.optim
+    if optim.robust.method == "none":
+        if optim.robust.strength:
+            yield "optim.robust.strength has no effect with optim.robust.method=none"
+        return
+    if optim.optimizer != "adamw":
+        yield f"optim.robust does not go with optim.optimizer={optim.optimizer}"
+    if optim.weight_decay:
+        yield "optim.robust takes the place of weight decay: set optim.weight_decay=0"
+
+
+def _dynamic_sampling(config: Config) -> Iterator[str]:
+    sampling, loss = config.dynamic_sampling, config.loss
+    if sampling.max_resample_times and (loss.needs_flat_groups or loss.kl_in_reward):
+        yield (
+            "dynamic_sampling.max_resample_times: with loss.beta or loss.entropy_coef, groups of equal rewards have a "
+            "gradient too; they must not be replaced"
+        )
+    if sampling.skip_epochs and sampling.reward not in config.rewards:
+        yield f"dynamic_sampling.reward: no reward is called {sampling.reward!r}"
+    if sampling.hopeless_to >= sampling.solved_from:
+        yield "dynamic_sampling.hopeless_to must be below solved_from"
+
+
+RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _reference, _ratios, _robust, _dynamic_sampling,
+)  # fmt: skip
