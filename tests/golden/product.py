@@ -37,6 +37,8 @@ from tests.support import tiny
 from tests.support.learners import make_learner, padding
 from tests.support.runs import repeatable, reset_process_state
 
+ROOT = tiny.ROOT
+
 Stored = Any
 """What a JSON file holds."""
 
@@ -320,15 +322,13 @@ def _question(prompt: Prompt, sampling: Sampling, seed: int) -> list[Any]:
 
 def demo(folder: Path, rollouts: Stored | None) -> tuple[Stored, Stored]:
     """A short demo in a folder with these rollouts; with None it samples its own. What it left, and its rollouts."""
-    clips = write_dataset(folder / "clips", **cases.DEMO_CLIPS)
     config = load_config(
         [
             str(tiny.ROOT / "configs" / "demo.yaml"),
             *cases.DEMO,
             f"model.path={tiny.BASE_POLICY}",
             f"run_dir={folder / 'run'}",
-            f"data.train=[{{reader: jsonl, path: {clips}/train.jsonl}}]",
-            f"data.eval=[{{reader: jsonl, path: {clips}/heldout.jsonl}}]",
+            *demo_data(folder / "clips"),
         ]
     )
     reset_process_state()
@@ -346,10 +346,23 @@ def demo(folder: Path, rollouts: Stored | None) -> tuple[Stored, Stored]:
     return _run_summary(folder / "run"), asked
 
 
+def demo_data(folder: Path) -> list[str]:
+    """A few of the demo's clips, written into the folder, as a config's data."""
+    clips = write_dataset(folder, **cases.DEMO_CLIPS)
+    return [
+        f"data.train=[{{reader: jsonl, path: {clips}/train.jsonl}}]",
+        f"data.eval=[{{reader: jsonl, path: {clips}/heldout.jsonl}}]",
+    ]
+
+
+def metrics(run_dir: Path) -> list[Stored]:
+    """The rows of a run's metrics without times and what was decoded."""
+    return repeatable(read_rows(run_dir / "metrics.jsonl"))
+
+
 def _run_summary(run_dir: Path) -> Stored:
-    metrics = repeatable(read_rows(run_dir / "metrics.jsonl"))
     return {
-        "metrics": {f"step {row['step']:02d}": row for row in metrics},
+        "metrics": {f"step {row['step']:02d}": row for row in metrics(run_dir)},
         "rollouts": {file.stem: _table(file) for file in sorted((run_dir / "rollouts").glob("*.parquet"))},
         "weights": weights_summary(
             load_file(run_dir / "final" / "model.safetensors"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.golden import cases, files, product
+from tests.golden import compare_sampled as sampled
 from tests.golden.compare import differences
 
 
@@ -58,3 +59,19 @@ def test_floats_are_compared_within_tolerances_and_all_else_exactly(
     stored: Any, found: Any, num_lines: int
 ) -> None:
     assert len([*differences(stored, found)]) == num_lines
+
+
+def test_sampled_runs_are_compared_to_the_last_digit() -> None:
+    rows: list[dict[str, Any]] = [{"step": 0, "eval/accuracy": 0.5}, {"step": 1, "loss": 0.1}]
+    assert sampled.changes(rows, rows) == []
+    assert sampled.changes(rows, [rows[0], {"step": 1, "loss": 0.10000000000000002}]) == [
+        "step 1, loss: 0.10000000000000002, before 0.1"
+    ]
+    assert len(sampled.changes(rows, [rows[0], {"step": 1, "lost": 0.1}])) == 2
+    assert sampled.changes(rows, rows[:1]) == ["steps [0], before [0, 1]"]
+
+
+def test_a_worktree_holds_a_revision_and_is_removed_again(tmp_path: Path) -> None:
+    with sampled.worktree("HEAD", tmp_path / "tree") as tree:
+        assert (tree / "configs" / "demo.yaml").is_file()
+    assert not tree.exists()
