@@ -196,7 +196,7 @@ def check_fit(config: Config, family: Qwen25VL, samples: Sequence[Sample], accel
     reasons = make_planner(config, family).refusals(own, num_workers=config.media.num_workers)
     if reasons := gather_object(reasons):
         others = f" ({len(reasons) - 1} more prompts can't)" if len(reasons) > 1 else ""
-        raise ValueError(f"{reasons[0]}{others}; python -m grpo.commands.doctor names all")
+        raise ValueError(f"{reasons[0]}{others}; egogrpo doctor names all")
 
 
 def read_data(config: Config, accelerator: Accelerator) -> tuple[list[Part], dict[str, list[Sample]]]:

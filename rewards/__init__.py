@@ -17,7 +17,7 @@ It may be `async def`, or a class: its keyword-only constructor takes the knobs,
 decorated `__call__(self, rollout)` (or `rollouts`) is the reward. A function without a decorator is called
 the way TRL calls one, `fn(prompts=..., completions=..., completion_ids=..., **columns)`, once for each
 sample's rollouts.
-`python -m rewards.check FILE.py:FUNCTION` tries a reward out.
+`egogrpo check FILE.py:FUNCTION` tries a reward out.
 
 Imports nothing heavy, so that a plugin can be read and tested anywhere.
 """

@@ -1,4 +1,4 @@
-"""Tries a reward out, for its author: `python -m rewards.check my_rewards.py:fn target_tokens=32`.
+"""Tries a reward out, for its author: `egogrpo check my_rewards.py:fn target_tokens=32`.
 
 The reward is a file's (`my_rewards.py:fn`), a module's (`package.module:fn`) or a built-in
 (`accuracy`). Knobs are given as `key=value` and read as in a config; `column.key=value` adds a
@@ -51,7 +51,7 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the reward that the command line names and print what was found; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m rewards.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="egogrpo check", description=__doc__)
     parser.add_argument(
         "fn", metavar="REWARD", help="my_rewards.py:fn, package.module:fn or a built-in's name"
     )
@@ -256,7 +256,3 @@ def describe_rollout(group: Group, index: int) -> str:
 
 def show(outcome: Outcome) -> str:
     return outcome.summary if isinstance(outcome, RewardFailure) else str(outcome)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ In a config (the path is relative to where you start the run):
     rewards:
       brevity: {fn: configs/plugins/brevity.py:brevity, weight: 0.1, only_if: accuracy, args: {target_tokens: 32}}
 
-Try it out first: python -m rewards.check configs/plugins/brevity.py:brevity target_tokens=32
+Try it out first: egogrpo check configs/plugins/brevity.py:brevity target_tokens=32
 """
 
 from grpo.groups import Rollout

@@ -1,1 +1,1 @@
-"""What people type beside a training run: each `egogrpo` command is a module or a folder here."""
+"""What people type beside a training run: a module or a folder for each command that `__main__.py` lists."""

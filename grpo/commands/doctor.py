@@ -1,4 +1,4 @@
-"""Checks a run before it is started: `python -m grpo.commands.doctor CONFIG.yaml ... key=value ... [--json]`.
+"""Checks a run before it is started: `egogrpo doctor CONFIG.yaml ... key=value ... [--json]`.
 
 Takes what the run will be started with and needs no GPU. It goes on where the run would stop: every bad record is
 named with file and line, every clip's file is opened (--clips: some of them), and tokens, memory, caches and decoding
@@ -11,7 +11,6 @@ import argparse
 import copy
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -363,13 +362,9 @@ def _line(spread: dict[str, float]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m grpo.commands.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="egogrpo doctor", description=__doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")
     parser.add_argument("--clips", type=int, metavar="N", help="open only N clips' files, spread evenly")
     parser.add_argument("--decode", type=int, metavar="N", default=8, help="clips to measure decoding with")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """A trained model as another folder that `from_pretrained` and vLLM load.
 
-    python -m grpo.commands.export interpolate BASE TUNED --alpha 0.5 --out DIR
+    egogrpo export interpolate BASE TUNED --alpha 0.5 --out DIR
 
 WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903): weights between the model that training started from and what
 came out of it often keep most of the gain and lose less elsewhere. Try a few alphas on held-out questions.
@@ -21,10 +21,9 @@ from grpo.policy.model import Policy
 from grpo.run import checkpoint
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo.commands.export", description="Write a model folder."
-    )
+def main(argv: Sequence[str]) -> int:
+    """Write the folder that the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(prog="egogrpo export", description="Write a model folder.")
     command = parser.add_subparsers(required=True).add_parser(
         "interpolate", help="weights between a model and what was trained from it (WiSE-FT)"
     )
@@ -35,11 +34,13 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     try:
         interpolate(arguments.base, arguments.tuned, alpha=arguments.alpha, out=arguments.out)
-    except ValueError as error:
-        sys.exit(str(error))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 1
     print(
         f"{arguments.out}: {arguments.alpha:g} {arguments.tuned} + {1 - arguments.alpha:g} {arguments.base}"
     )
+    return 0
 
 
 def interpolate(base_path: str, tuned_path: str, *, alpha: float, out: Path) -> None:
@@ -68,7 +69,3 @@ def mix_into(tuned: nn.Module, base: nn.Module, *, alpha: float) -> None:
             raise ValueError(f"not the same architecture: the two models differ in {name}")
     for name, weight in end.items():
         weight.copy_(start[name].float().lerp(weight.float(), alpha))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Decode a run's clips into its disk cache ahead of it: `python -m grpo.commands.warm CONFIG.yaml ... key=value ...`.
+"""Decode a run's clips into its disk cache ahead of it: `egogrpo warm CONFIG.yaml ... key=value ...`.
 
 Takes what the run will be started with, needs no GPU, and uses all cores. Clips that are there already are
 only checked, so that it can be stopped and started again. Exit status 1, with their names, if clips can't be read
@@ -7,6 +7,7 @@ or don't all fit.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,16 +40,20 @@ class Outcome:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Fill the cache of the run that the command line names; the exit status."""
     from grpo.policy.families import load_family
 
+    parser = argparse.ArgumentParser(prog="egogrpo warm", description=__doc__)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")
     try:
-        config = load_config(argv)
+        config = load_config(parser.parse_args(argv).configs)
         if not config.media.cache_disk_gib:
             raise ValueError("config: media.cache_disk_gib is 0: there is no cache to fill")
         patches = load_family(config.model.path).patches
         clips = distinct_clips(config)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}".splitlines()[0])
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 1
     # A clip that is not stored was decoded for nothing here, so it waits for the others.
     disk = DiskCache(
         config.clip_cache, max_gib=config.media.cache_disk_gib, lock_s=config.media.timeout_s / 2
@@ -104,7 +109,3 @@ def _outcome(future: Future[Read]) -> Outcome:
     except MediaError as error:
         return Outcome(failure=str(error))
     return Outcome(name=read.name or "", is_new=read.is_decoded)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

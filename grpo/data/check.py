@@ -48,7 +48,7 @@ def _check_files(clips: Sequence[tuple[Sample, ClipSource]]) -> None:
             missing.setdefault(path, (sample, "video file" if source.video else "image"))
     if missing:
         path, (sample, what) = next(iter(missing.items()))
-        more = f"{len(missing) - 1} more files are missing; python -m grpo.commands.doctor names all"
+        more = f"{len(missing) - 1} more files are missing; egogrpo doctor names all"
         others = f" ({more})" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{sample.source}: no such {what}: {path}{others}")
 

@@ -81,7 +81,7 @@ class BadRecords(ValueError):
     def __init__(self, problems: list[Problem], samples: list[Sample]) -> None:
         more = len(problems) - 1
         others = (
-            f" ({more} more bad record{'s' if more > 1 else ''} in the file; python -m grpo.commands.doctor names all)"
+            f" ({more} more bad record{'s' if more > 1 else ''} in the file; egogrpo doctor names all)"
             if more
             else ""
         )

@@ -2,7 +2,7 @@
 
 A run refuses at its start what can't fit, with the sample's name and the key to change; nothing is ever cut. Most
 prompts fit whatever their clip is like, which is known from the settings alone; only for the others is the clip's
-file opened. `python -m grpo.commands.doctor` opens all of them, and reports how tokens are distributed.
+file opened. `egogrpo doctor` opens all of them, and reports how tokens are distributed.
 """
 
 from __future__ import annotations

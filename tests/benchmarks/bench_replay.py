@@ -145,7 +145,7 @@ def main() -> None:
         size_mib = sum(file.stat().st_size for file in (folder / "rollouts").iterdir()) / 2**20
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # for the replay and its workers
         start = time.perf_counter()
-        command = [sys.executable, "-m", "grpo.commands.replay", str(folder)]
+        command = [sys.executable, "-m", "grpo.commands", "replay", str(folder)]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | ONE_CORE, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start

@@ -174,7 +174,15 @@ def test_wrong_settings_and_leaking_held_out_data_are_named(
 
 @pytest.mark.slow
 def test_it_runs_as_a_command(clips: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "grpo.commands.doctor", *SMALL, *data(clips), f"run_dir={tmp_path}/run"]
+    command = [
+        sys.executable,
+        "-m",
+        "grpo.commands",
+        "doctor",
+        *SMALL,
+        *data(clips),
+        f"run_dir={tmp_path}/run",
+    ]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert "16 of 16 clips opened" in done.stdout and "this would run" in done.stdout

@@ -281,7 +281,7 @@ def test_missing_files_are_one_error_that_names_the_first(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError) as caught:
         check_media(samples, num_probes=0)
     message = f"{samples[1].source}: no such video file: {tmp_path}/b.mp4 (2 more files are missing; "
-    assert str(caught.value) == message + "python -m grpo.commands.doctor names all)"
+    assert str(caught.value) == message + "egogrpo doctor names all)"
     with pytest.raises(FileNotFoundError, match=r"b.mp4$"):
         check_media(samples[:3], num_probes=0)
 
@@ -319,9 +319,7 @@ def test_all_bad_records_are_found_and_the_others_are_read(tmp_path: Path) -> No
     assert [problem.source[-2:] for problem in caught.value.problems] == [":2", ":3", ":4"]
     assert [sample.id for sample in caught.value.samples] == ["a", "c"]
     assert "train.jsonl:2: not readable as JSON" in str(caught.value)
-    assert str(caught.value).endswith(
-        "(2 more bad records in the file; python -m grpo.commands.doctor names all)"
-    )
+    assert str(caught.value).endswith("(2 more bad records in the file; egogrpo doctor names all)")
 
 
 def test_behind_a_break_in_a_json_list_nothing_is_guessed(tmp_path: Path) -> None:

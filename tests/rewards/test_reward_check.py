@@ -1,4 +1,4 @@
-"""`python -m rewards.check`, as its users run it."""
+"""`egogrpo check`, as its users run it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def wrong_lines(output: str) -> list[str]:
 
 
 def check(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rewards.check", *arguments]
+    command = [sys.executable, "-m", "grpo.commands", "check", *arguments]
     return subprocess.run(
         command,
         check=False,
@@ -105,7 +105,7 @@ def test_the_built_ins_pass(fn: str, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_shipped_plugin_passes_as_its_docstring_runs_it() -> None:
     plugin = "configs/plugins/brevity.py"
-    assert f"python -m rewards.check {plugin}:brevity target_tokens=32\n" in (ROOT / plugin).read_text()
+    assert f"egogrpo check {plugin}:brevity target_tokens=32\n" in (ROOT / plugin).read_text()
     done = check(f"{plugin}:brevity", "target_tokens=32")
     assert (done.returncode, done.stderr, wrong_lines(done.stdout)) == (0, "", [])
     assert "with one rollout at a time (@reward)" in done.stdout

@@ -62,7 +62,7 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
         r"rewards.mine: .*none.py": ["rewards.mine.fn=none.py:f"],
         r"rewards.broken: .*ZeroDivisionError": [f"rewards.broken.fn={plugin}:broken"],
         r"rewards.format.only_if: no reward named 'accurcy'": ["rewards.format.only_if=accurcy"],
-        r"train.jsonl:2: sample wordy: its prompt has .* tokens, .*: raise that by .*grpo.commands.doctor": edited(
+        r"train.jsonl:2: sample wordy: its prompt has .* tokens, .*: raise that by .*egogrpo doctor names all": edited(
             clips, tmp_path / "d", id="wordy", question="red " * 500
         ),
         r"prompt has 63 tokens, rollout.max_model_tokens leaves room for 16": ["rollout.max_model_tokens=40"],
@@ -264,6 +264,6 @@ def test_the_readmes_reward_passes_the_checker(tmp_path: Path) -> None:
     readme = (tiny.ROOT / "README.md").read_text()
     code = next(block for block in readme.split("```python\n")[1:] if "cites_early" in block).split("```")[0]
     (tmp_path / "my_rewards.py").write_text(code)
-    command = [sys.executable, "-m", "rewards.check", "my_rewards.py:cites_early"]
+    command = [sys.executable, "-m", "grpo.commands", "check", "my_rewards.py:cites_early"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout

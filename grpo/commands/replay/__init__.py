@@ -1,1 +1,1 @@
-"""Stored rollouts under another reward set: `python -m grpo.commands.replay RUN_DIR ...`, in `command.py`."""
+"""Stored rollouts under another reward set: `egogrpo replay RUN_DIR ...`, in `command.py`."""

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m grpo.commands.replay", description=__doc__)
+    parser = argparse.ArgumentParser(prog="egogrpo replay", description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder")
     parser.add_argument("configs", nargs="*", metavar="CONFIG | key=value", help="the reward set")
     parser.add_argument("--steps", metavar="10-50", help="only these steps, or one step")

@@ -13,7 +13,6 @@ holds: `plan.py`. The results are in the sweep's folder: results.md, .csv, .json
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="egogrpo sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", help="the sweep's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -108,13 +107,3 @@ def show(report: Path, failures: dict[str, str]) -> int:
 
 def say(text: str) -> None:
     print(text, flush=True)
-
-
-def stop_like_ctrl_c(number: int, frame: object) -> None:
-    """End the runs before going, when a scheduler or `kill` asks to."""
-    raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop_like_ctrl_c)
-    sys.exit(main(sys.argv[1:]))

@@ -38,7 +38,7 @@ def write_sweep(folder: Path) -> str:
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     """The command as a user types it, from the repository's root."""
-    command = [sys.executable, "grpo/commands/sweeps/command.py", *arguments]
+    command = [sys.executable, "-m", "grpo.commands", "sweep", *arguments]
     return subprocess.Popen(
         command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -143,9 +143,7 @@ def test_without_an_optional_package_the_command_names_the_extra(
 
 def test_the_command_starts_without_torch() -> None:
     """`--table` and a mistake in the file are answered at once."""
-    code = (
-        "import runpy, sys; runpy.run_path('grpo/commands/sweeps/command.py'); print('torch' in sys.modules)"
-    )
+    code = "import sys, grpo.commands.sweeps.command; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tiny.ROOT,

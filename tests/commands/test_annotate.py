@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from grpo.commands.keyframes import FrameScorer, best_spans, main, texts_of
+from grpo.commands.annotate import FrameScorer, best_spans, main, texts_of
 from grpo.commands.native import native_record
 from grpo.data.jsonl import read_jsonl
 from grpo.groups import Sample

@@ -1,4 +1,4 @@
-"""Key moments for data that has none: `python -m grpo.commands.keyframes DATA.jsonl OUT.jsonl --model MODEL`.
+"""Key moments for data that has none: `egogrpo annotate DATA.jsonl OUT.jsonl --model MODEL`.
 
 A CLIP-like model (one on this machine that transformers' `AutoModel` loads, with text and image features: CLIP, SigLIP)
 compares frames sampled from each clip with the question and with the answer. OUT gets the native records, with two
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m grpo.commands.keyframes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="egogrpo annotate", description=__doc__)
     parser.add_argument("path", metavar="DATA", help="a dataset's file")
     parser.add_argument("out", metavar="OUT.jsonl", help="written, or gone on with")
     parser.add_argument(
@@ -251,7 +251,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-frames", type=int, default=64, help="per clip, spread evenly")
     parser.add_argument("--top-k", type=int, default=3, help="frames that become key moments")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

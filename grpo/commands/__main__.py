@@ -1,0 +1,66 @@
+"""The command `egogrpo`, and `python -m grpo.commands`, which is the same: it finds the module of what is asked for."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "doctor": ("grpo.commands.doctor", "check a run before it is started; plan tokens and memory"),
+    "warm": ("grpo.commands.warm", "decode a run's clips into its disk cache ahead of it"),
+    "check": ("rewards.check", "try a reward out: FILE.py:FN, package.module:FN, a name"),
+    "annotate": ("grpo.commands.annotate", "give data without key moments those of a CLIP-like model"),
+    "sweep": ("grpo.commands.sweeps.command", "an ablation: arms x seeds from one file to one table"),
+    "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
+    "export": ("grpo.commands.export", "average two models' weights (WiSE-FT)"),
+}
+"""What can be asked for: the module whose `main(arguments)` does it and gives the exit status, and what it is for."""
+
+HELP = """\
+egogrpo: GRPO for video vision-language models. What one can do:
+
+  train     accelerate launch --config_file launch/accelerate/single.yaml \\
+                grpo/train.py CONFIG.yaml ... key=value ...
+            Typed again, it goes on. It leaves metrics.jsonl, curves.png,
+            rollouts/, checkpoints/ and final/ (a model folder) in its run_dir.
+  try out   make demo
+            trains a small model on clips made for it: minutes, no GPU, no data.
+
+and beside a training run, as `egogrpo COMMAND` (its --help says more):
+
+{commands}
+
+To start from: configs/. For several GPUs or nodes: launch/.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; returns the exit status, 130 if it was stopped."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        lines = (f"  {command:<9} {purpose}" for command, (_, purpose) in COMMANDS.items())
+        print(HELP.format(commands="\n".join(lines)), end="")
+        return 0
+    if name not in COMMANDS:
+        from rewards.scoring.loading import did_you_mean
+
+        known = ", ".join(COMMANDS)
+        print(f"error: no command {name!r}{did_you_mean(name, COMMANDS)}; there are {known}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return import_module(COMMANDS[name][0]).main(arguments)
+    except KeyboardInterrupt:
+        print(f"stopped: egogrpo {name}", file=sys.stderr)
+        return 130
+
+
+def _stop(number: int, frame: object) -> None:
+    """What a scheduler or `kill` ends tidies up as on Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

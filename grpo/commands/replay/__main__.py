@@ -1,5 +1,0 @@
-import sys
-
-from grpo.commands.replay.command import main
-
-sys.exit(main())

@@ -1,0 +1,93 @@
+"""The command `egogrpo`: what it lists, what it finds, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+
+import pytest
+
+from grpo.commands.__main__ import COMMANDS, main
+from tests.support import tiny
+
+HEAVY = ("torch", "transformers", "vllm", "pandas", "scipy", "numpy", "omegaconf")
+
+
+def test_the_installed_command_is_this_one() -> None:
+    scripts = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert EntryPoint("egogrpo", scripts["egogrpo"], "console_scripts").load() is main
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_the_help_fits_a_screen_and_names_the_training_run_and_every_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line.startswith("  ")} >= COMMANDS.keys()
+    assert {*COMMANDS} == {"doctor", "sweep", "replay", "check", "warm", "annotate", "export"}
+    assert "make demo" in text and "accelerate launch --config_file" in text
+    assert all(
+        (tiny.ROOT / path).exists() for path in re.findall(r"\b(?:grpo|launch|configs)/[\w/.]*\b", text)
+    )
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    code = f"import sys; from grpo.commands.__main__ import main; main([]); print(*{{*sys.modules}} & {{*{HEAVY!r}}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_an_unknown_command_is_told_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["docter", "configs/demo.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no command 'docter' (did you mean 'doctor'?); there are doctor, ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow  # the doctor and the annotator import torch and transformers
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_under_its_own_name(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: egogrpo {command} ")
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that is sent the signal which it is given."""
+
+    def run(arguments: list[str]) -> int:
+        os.kill(os.getpid(), int(arguments[0]))
+        time.sleep(60)
+        return 0
+
+    monkeypatch.setitem(sys.modules, "stopped_command", SimpleNamespace(main=run))
+    monkeypatch.setitem(COMMANDS, "stopped", ("stopped_command", ""))
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_says_so_in_one_line(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stopped", str(int(number))]) == 130
+    assert capsys.readouterr().err == "stopped: egogrpo stopped\n"
