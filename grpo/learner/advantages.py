@@ -1,13 +1,16 @@
-"""Group-relative advantages: how much better a completion is than its siblings."""
+"""Group-relative advantages: how much better a completion is than its siblings. In numpy, for training and replay.
+
+A total that is missing is masked, takes no part in any mean or std, and has no advantage. Arrays are float64: rewards
+come as Python floats, and equal totals have to stay equal.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.ma import MaskedArray
 
 from grpo.groups import Group, ScoredGroup
 from rewards.scoring.specs import RewardTable
@@ -16,56 +19,64 @@ Scale = Literal["group_std", "batch", "none"]
 Baseline = Literal["mean", "loo"]
 
 
+class Moments(NamedTuple):
+    """Mean and (population) std of the totals of a batch: numbers, or arrays (P, 1) where groups are of several."""
+
+    mean: float | np.ndarray
+    std: float | np.ndarray
+
+
 def group_advantages(
-    totals_PG: Tensor,
-    *,
-    scale: Scale,
-    baseline: Baseline = "mean",
-    all_totals_B: Tensor | None = None,
-    eps: float = 1e-4,
-) -> Tensor:
-    """Reward relative to the group's mean, over its (population) std, over that of the whole batch
-    (`all_totals_B`; None: `totals_PG` is the batch), or over nothing.
+    totals_PG: MaskedArray, *, scale: Scale, batch: Moments, baseline: Baseline = "mean", eps: float = 1e-4
+) -> MaskedArray:
+    """Total relative to the group's mean, over the group's (population) std, the batch's, or nothing.
 
     baseline: "loo" compares with the mean of the *other* totals (RLOO, arXiv 2402.14740), which is
     n / (n - 1) times as far away.
 
-    NaN is an abstention: it stays NaN and takes no part in its group's mean and std.
-    A flat group (all rewards equal) teaches nothing and gets exact zeros: its rounding errors would
-    not cancel, float32's mean of sixteen 0.2s is not 0.2. DeepSeekMath, arXiv 2402.03300, eq. 3; without
-    the division it is Dr. GRPO, arXiv 2503.20783.
+    A flat group (all totals equal) teaches nothing and gets exact zeros: its rounding errors would not cancel,
+    the mean of three 0.1s is not 0.1. DeepSeekMath, arXiv 2402.03300, eq. 3; without the division it is
+    Dr. GRPO, arXiv 2503.20783.
     """
-    present_PG = ~totals_PG.isnan()
-    filled_PG = totals_PG.nan_to_num(0.0)
-    count_P1 = present_PG.sum(dim=1, keepdim=True).clamp(min=1)
-    mean_P1 = filled_PG.sum(dim=1, keepdim=True) / count_P1
-    advantages_PG = filled_PG - mean_P1
-    squares_PG = (advantages_PG**2).masked_fill(~present_PG, 0.0)
+    advantages_PG = totals_PG - totals_PG.mean(axis=1, keepdims=True)
     if baseline == "loo":
-        advantages_PG = advantages_PG * count_P1 / (count_P1 - 1).clamp(min=1)
+        count_P1 = totals_PG.count(axis=1, keepdims=True)
+        advantages_PG = advantages_PG * (count_P1 / np.maximum(count_P1 - 1, 1))
     if scale == "group_std":
-        std_P1 = (squares_PG.sum(dim=1, keepdim=True) / count_P1).sqrt()
-        advantages_PG = advantages_PG / (std_P1 + eps)
+        advantages_PG = advantages_PG / (totals_PG.std(axis=1, keepdims=True) + eps)
     elif scale == "batch":
-        all_totals_B = totals_PG.flatten() if all_totals_B is None else all_totals_B
-        present_B = all_totals_B[~all_totals_B.isnan()]
-        if len(present_B):
-            advantages_PG = advantages_PG / (present_B.std(correction=0) + eps)
+        advantages_PG = advantages_PG / (batch.std + eps)
     return _flat_to_zero(advantages_PG, totals_PG)
 
 
-def batch_advantages(totals_PG: Tensor, all_totals_B: Tensor, *, eps: float = 1e-4) -> Tensor:
+def batch_advantages(totals_PG: MaskedArray, *, batch: Moments, eps: float = 1e-4) -> MaskedArray:
     """Distance of sums of normalised rewards from the whole batch's mean, over its (population) std.
 
     What follows `compose.parts_of(normalise=True)` in GDPO (arXiv 2601.05242) and in trl's `normalize_then_sum`,
-    whose stds divide by n - 1.
-    NaN and flat groups as in `group_advantages`.
+    whose stds divide by n - 1. Flat groups get exact zeros, as in `group_advantages`.
     """
-    present_B = all_totals_B[~all_totals_B.isnan()]
-    if not len(present_B):
-        return totals_PG
-    advantages_PG = (totals_PG - present_B.mean()) / (present_B.std(correction=0) + eps)
-    return _flat_to_zero(advantages_PG, totals_PG)
+    return _flat_to_zero((totals_PG - batch.mean) / (batch.std + eps), totals_PG)
+
+
+def advantages_of(
+    totals_PG: MaskedArray,
+    stopped_PG: np.ndarray,
+    *,
+    batch: Moments,
+    scale: Scale,
+    baseline: Baseline = "mean",
+    normalised: bool = False,
+    mask_truncated: bool = False,
+) -> MaskedArray:
+    """The advantages of a step's completions, or of many steps' if `batch` has each group's own moments.
+
+    stopped_PG: False where a completion was cut at the token limit. For the rest see `score_groups`.
+    """
+    if normalised:
+        advantages_PG = batch_advantages(totals_PG, batch=batch)
+    else:
+        advantages_PG = group_advantages(totals_PG, scale=scale, baseline=baseline, batch=batch)
+    return np.ma.masked_where(mask_truncated & ~stopped_PG, advantages_PG)
 
 
 def score_groups(
@@ -76,41 +87,44 @@ def score_groups(
     baseline: Baseline = "mean",
     normalised: bool = False,
     mask_truncated: bool = False,
-    gather: Callable[[list[float]], list[float]] = list,
+    gather: Callable[[list[float | None]], list[float | None]] = list,
 ) -> list[ScoredGroup]:
     """Groups with their rewards and advantages; a rollout without a total has no advantage.
 
     normalised: the tables' totals are sums of normalised rewards. mask_truncated: completions that hit the token
     limit have no advantage, but count in those of their group. gather: puts the totals of all processes together.
     """
-    totals = [[math.nan if total is None else total for total in table.totals] for table in tables]
-    # float64: the rewards come as Python floats, and equal totals must stay equal.
-    all_totals_B = torch.tensor(gather([total for row in totals for total in row]), dtype=torch.float64)
+    all_totals_B = as_totals(gather([total for table in tables for total in table.totals]))
     if not groups:
         return []
-    totals_PG = torch.tensor(totals, dtype=torch.float64)
-    if normalised:
-        advantages_PG = batch_advantages(totals_PG, all_totals_B)
-    else:
-        advantages_PG = group_advantages(totals_PG, scale=scale, baseline=baseline, all_totals_B=all_totals_B)
-    if mask_truncated:
-        cut_off = [[not rollout.stopped for rollout in group.rollouts] for group in groups]
-        advantages_PG = advantages_PG.masked_fill(torch.tensor(cut_off), torch.nan)
+    advantages_PG = advantages_of(
+        as_totals([table.totals for table in tables]),
+        np.array([[rollout.stopped for rollout in group.rollouts] for group in groups]),
+        batch=Moments(all_totals_B.mean(), all_totals_B.std()),
+        scale=scale,
+        baseline=baseline,
+        normalised=normalised,
+        mask_truncated=mask_truncated,
+    )
     return [
         ScoredGroup(
             group=group,
             rewards=table.columns,
             parts=table.parts,
             totals=table.totals,
-            advantages=tuple(None if math.isnan(value) else value for value in row),
+            advantages=tuple(row),
         )
         for group, table, row in zip(groups, tables, advantages_PG.tolist(), strict=True)
     ]
 
 
-def _flat_to_zero(advantages_PG: Tensor, totals_PG: Tensor) -> Tensor:
-    """Exact zeros for groups whose totals are all equal, NaN for rollouts without one."""
-    highest_P1 = totals_PG.nan_to_num(-torch.inf).amax(dim=1, keepdim=True)
-    lowest_P1 = totals_PG.nan_to_num(torch.inf).amin(dim=1, keepdim=True)
-    advantages_PG = advantages_PG.masked_fill(highest_P1 <= lowest_P1, 0.0)
-    return advantages_PG.masked_fill(totals_PG.isnan(), torch.nan)
+def as_totals(values: Any) -> MaskedArray:
+    """An array of totals, masked where one is None or NaN."""
+    array = np.array(values, dtype=np.float64)
+    return MaskedArray(array, mask=np.isnan(array))
+
+
+def _flat_to_zero(advantages_PG: MaskedArray, totals_PG: MaskedArray) -> MaskedArray:
+    """Exact zeros for groups whose totals are all equal."""
+    is_flat_P1 = totals_PG.max(axis=1, keepdims=True) == totals_PG.min(axis=1, keepdims=True)
+    return MaskedArray(np.where(is_flat_P1, 0.0, advantages_PG), mask=totals_PG.mask | advantages_PG.mask)

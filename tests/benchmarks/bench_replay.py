@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Never
 
 from grpo.groups import Group, Prompt, Rollout, Sample
+from grpo.learner.advantages import score_groups
 from grpo.media.clip import LazyClip
 from grpo.run.rollout_files import rollout_rows, write_rollouts
 from rewards.parsing import TAGS
@@ -123,10 +124,6 @@ def write_run(folder: Path, num_rollouts: int, group_size: int, num_tokens: int)
 
 
 def scored_rows(rewards: RewardSet, groups: list[Group]) -> list[dict[str, object]]:
-    from grpo.learner.advantages import (
-        score_groups,  # here: torch in this process would count as the replay's memory
-    )
-
     scored = score_groups(groups, rewards.score(groups), scale="group_std")
     return [row for group in scored for row in rollout_rows(group)]
 

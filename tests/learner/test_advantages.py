@@ -1,77 +1,88 @@
 """Group-relative advantages against numbers worked out by hand and against numpy."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from grpo.learner.advantages import batch_advantages, group_advantages
+from grpo.learner.advantages import Moments, as_totals, batch_advantages, group_advantages
 from rewards.scoring.compose import parts_of
 from rewards.scoring.specs import RewardSpec
 
 
+def in_groups(values: Any, **settings: Any) -> np.ndarray:
+    """The advantages of groups that are a batch; NaN where there is none."""
+    totals_PG = as_totals(values)
+    batch = Moments(totals_PG.mean(), totals_PG.std())
+    return group_advantages(totals_PG, batch=batch, **settings).filled(np.nan)
+
+
+def in_batch(values: Any) -> np.ndarray:
+    totals_PG = as_totals(values)
+    return batch_advantages(totals_PG, batch=Moments(totals_PG.mean(), totals_PG.std())).filled(np.nan)
+
+
 def test_a_group_by_hand() -> None:
     # totals 1, 0, 0, 1: mean 0.5, population std 0.5 -> (1 - 0.5) / (0.5 + 1e-4) = 0.99980
-    advantages = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), scale="group_std")
-    assert advantages[0].tolist() == pytest.approx([0.99980, -0.99980, -0.99980, 0.99980], abs=1e-5)
+    found = in_groups([[1.0, 0.0, 0.0, 1.0]], scale="group_std")
+    assert found[0].tolist() == pytest.approx([0.99980, -0.99980, -0.99980, 0.99980], abs=1e-5)
 
 
 def test_without_scaling_an_advantage_is_the_distance_from_the_mean() -> None:
-    advantages = group_advantages(torch.tensor([[2.0, 0.5, 0.5]]), scale="none")
-    assert advantages[0].tolist() == pytest.approx([1.0, -0.5, -0.5])
+    assert in_groups([[2.0, 0.5, 0.5]], scale="none")[0].tolist() == pytest.approx([1.0, -0.5, -0.5])
 
 
-@pytest.mark.parametrize("total", [0.2, 1.2, 0.1 + 0.2, 1e6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_flat_group_gets_exact_zeros(total: float, dtype: torch.dtype) -> None:
-    advantages = group_advantages(torch.full((1, 16), total, dtype=dtype), scale="group_std")
-    assert advantages.tolist() == [[0.0] * 16]
+@pytest.mark.parametrize("total", [0.1, 0.2, 1.2, 0.1 + 0.2, 1e6])
+@pytest.mark.parametrize("size", [3, 16])
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_flat_group_gets_exact_zeros(total: float, size: int, missing: int) -> None:
+    found = in_groups([[total] * size + [None] * missing], scale="group_std")
+    assert found[0, :size].tolist() == [0.0] * size and np.isnan(found[0, size:]).all()
 
 
-def test_an_abstention_stays_nan_and_is_not_counted() -> None:
-    nan = math.nan
-    advantages = group_advantages(torch.tensor([[1.0, nan, 3.0], [nan, nan, 5.0], [nan] * 3]), scale="none")
-    assert advantages[0, [0, 2]].tolist() == [-1.0, 1.0]
-    assert advantages[1, 2].item() == 0.0
-    assert advantages.isnan().tolist() == [[False, True, False], [True, True, False], [True, True, True]]
+def test_an_abstention_has_no_advantage_and_is_not_counted() -> None:
+    totals_PG = as_totals([[1.0, None, 3.0], [None, None, 5.0], [None] * 3])
+    found = group_advantages(totals_PG, scale="none", batch=Moments(0.0, 1.0))
+    assert found.tolist() == [[-1.0, None, 1.0], [None, None, 0.0], [None, None, None]]
 
 
 def test_equals_numpy_on_random_groups() -> None:
     totals = np.random.default_rng(0).normal(size=(5, 8))
     expected = (totals - totals.mean(1, keepdims=True)) / (totals.std(1, keepdims=True) + 1e-4)
-    advantages = group_advantages(torch.from_numpy(totals), scale="group_std")
-    np.testing.assert_allclose(advantages.numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(in_groups(totals, scale="group_std"), expected, atol=1e-12)
 
 
 def test_batch_scaling_divides_by_the_std_of_all_totals() -> None:
     # totals of the batch 1, 0, 3, 1: mean 1.25, population std sqrt((1 + 25 + 49 + 1) / 64) = 1.08972
-    totals = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
-    advantages = group_advantages(totals, scale="batch")
-    assert advantages.tolist() == [
+    totals = [[1.0, 0.0], [3.0, 1.0]]
+    found = in_groups(totals, scale="batch")
+    assert found.tolist() == [
         pytest.approx([0.45879, -0.45879], abs=1e-4),
         pytest.approx([0.91759, -0.91759], abs=1e-4),
     ]
     # A process that has only the first group divides by the same std.
-    alone = group_advantages(totals[:1], scale="batch", all_totals_B=totals.flatten())
-    assert torch.equal(alone, advantages[:1])
+    batch = Moments(float(np.mean(totals)), float(np.std(totals)))
+    alone = group_advantages(as_totals(totals[:1]), scale="batch", batch=batch)
+    assert alone.tolist() == found[:1].tolist()
 
 
 def test_sums_of_normalised_rewards_are_normalised_by_the_batch_as_numpy_does() -> None:
-    totals = torch.tensor(np.random.default_rng(0).normal(size=(3, 4)))
+    totals = np.random.default_rng(0).normal(size=(3, 4))
     totals[0, 1] = math.nan
     totals[2] = 0.5
-    expected = (totals.numpy() - np.nanmean(totals)) / (np.nanstd(totals) + 1e-4)
+    expected = (totals - np.nanmean(totals)) / (np.nanstd(totals) + 1e-4)
     expected[2] = 0.0  # a flat group teaches nothing
-    found = batch_advantages(totals, totals.flatten()).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(in_batch(totals), expected, rtol=1e-12)
 
 
 def test_a_batch_without_any_total_has_no_advantage() -> None:
-    totals = torch.full((2, 2), math.nan)
-    assert group_advantages(totals, scale="batch").isnan().all()
-    assert batch_advantages(totals, totals.flatten()).isnan().all()
+    nothing = [[None, None], [None, None]]
+    assert np.isnan(in_groups(nothing, scale="batch")).all()
+    assert np.isnan(in_batch(nothing)).all()
 
 
 def test_gdpo_is_trls_but_with_population_stds() -> None:
@@ -85,29 +96,21 @@ def test_gdpo_is_trls_but_with_population_stds() -> None:
     rewards = np.random.default_rng(1).normal(size=(2, 4, 2))  # prompts, completions, rewards
     weights = np.array([1.0, 0.5])
     specs = {name: RewardSpec(weight=weight) for name, weight in zip("ab", weights, strict=True)}
-    totals = torch.tensor(
-        [
-            [
-                sum(column)
-                for column in zip(
-                    *parts_of(specs, {"a": group[:, 0], "b": group[:, 1]}, 0, normalise=True).values(),
-                    strict=True,
-                )
-            ]
-            for group in rewards
-        ]
-    )
+    parts = [
+        parts_of(specs, {"a": group[:, 0], "b": group[:, 1]}, 0, normalise=True).values() for group in rewards
+    ]
+    totals = [[sum(column) for column in zip(*each, strict=True)] for each in parts]
     grouped = torch.tensor(rewards)
     stds = population_std(grouped, dim=1, keepdim=True)
     normalised = (grouped - grouped.nanmean(dim=1, keepdim=True)) / (stds + 1e-4)
     sums = (normalised * torch.tensor(weights)).nansum(dim=-1)
     expected = (sums - sums.nanmean()) / (population_std(sums) + 1e-4)
-    torch.testing.assert_close(batch_advantages(totals, totals.flatten()), expected, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(in_batch(totals), expected.numpy(), rtol=1e-6)
 
 
 def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
     # 1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2
-    found = group_advantages(torch.tensor([[1.0, 2.0, 6.0]]), scale="none", baseline="loo")
+    found = in_groups([[1.0, 2.0, 6.0]], scale="none", baseline="loo")
     assert found[0].tolist() == pytest.approx([-3.0, -1.5, 4.5])
 
 
@@ -115,7 +118,7 @@ def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
 def test_leave_one_out_equals_numpy_with_abstentions(scale: Any) -> None:
     totals = np.random.default_rng(0).normal(size=(5, 8))
     totals[0, 3] = totals[1, :6] = totals[2, 1:] = np.nan
-    found = group_advantages(torch.from_numpy(totals), scale=scale, baseline="loo").numpy()
+    found = in_groups(totals, scale=scale, baseline="loo")
     for row, values in zip(found, totals, strict=True):
         present = values[~np.isnan(values)]
         for i, value in enumerate(values):
@@ -130,3 +133,9 @@ def test_leave_one_out_equals_numpy_with_abstentions(scale: Any) -> None:
                     scale
                 ]
                 assert row[i] == pytest.approx((value - others.mean()) / std)
+
+
+def test_advantages_are_had_without_torch() -> None:
+    """Torch takes seconds to import, and a replay needs nothing else of it."""
+    code = "import grpo.learner.advantages, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

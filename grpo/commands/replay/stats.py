@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+
+from grpo.learner import advantages
 
 NUM_BINS = 20
 
@@ -19,8 +21,8 @@ NUM_BINS = 20
 class Learning:
     """How a run turns totals into advantages."""
 
-    scale: Literal["group_std", "batch", "none"]
-    baseline: Literal["mean", "loo"] = "mean"
+    scale: advantages.Scale
+    baseline: advantages.Baseline = "mean"
     normalised: bool = False
     """The totals are sums of normalised rewards, so that only the batch's mean and std are left to take."""
     kl_in_reward: bool = False
@@ -30,34 +32,19 @@ class Learning:
 
 
 def advantages_of(
-    totals_PG: np.ndarray,
-    steps_P: np.ndarray,
-    stopped_PG: np.ndarray,
-    learning: Learning,
-    *,
-    eps: float = 1e-4,
+    totals_PG: np.ndarray, steps_P: np.ndarray, stopped_PG: np.ndarray, learning: Learning
 ) -> np.ndarray:
-    """What `advantages.score_groups` gives for each step's groups, without torch, which takes seconds to import.
-
-    stopped_PG: 0 where a completion was cut at the token limit.
-    """
-    if learning.normalised:
-        means_P1, stds_P1 = _moments(totals_PG, steps_P)
-        advantages_PG = (totals_PG - means_P1) / (stds_P1 + eps)
-    else:
-        means_P1, group_stds_P1 = _moments(totals_PG, np.arange(len(totals_PG)))
-        divisors = {
-            "group_std": group_stds_P1 + eps,
-            "batch": _moments(totals_PG, steps_P)[1] + eps,
-            "none": np.ones_like(means_P1),
-        }
-        advantages_PG = (totals_PG - means_P1) / divisors[learning.scale]
-        if learning.baseline == "loo":
-            count_P1 = (~np.isnan(totals_PG)).sum(axis=1, keepdims=True)
-            advantages_PG *= count_P1 / (count_P1 - 1).clip(min=1)
-    advantages_PG[flat_groups(totals_PG)] = 0.0
-    missing_PG = np.isnan(totals_PG) | ((stopped_PG == 0) & learning.mask_truncated)
-    return np.where(missing_PG, np.nan, advantages_PG)
+    """What training makes of each step's totals. stopped_PG: 0 where a completion was cut at the token limit."""
+    found_PG = advantages.advantages_of(
+        advantages.as_totals(totals_PG),
+        stopped_PG != 0,
+        batch=_moments(totals_PG, steps_P),
+        scale=learning.scale,
+        baseline=learning.baseline,
+        normalised=learning.normalised,
+        mask_truncated=learning.mask_truncated,
+    )
+    return found_PG.filled(np.nan)
 
 
 def flat_groups(values_PG: np.ndarray) -> np.ndarray:
@@ -219,7 +206,7 @@ def _distances(values_PG: np.ndarray, both_PG: np.ndarray, *, within: bool) -> n
     return (values_PG - means_P1)[both_PG]
 
 
-def _moments(values_PG: np.ndarray, batches_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(values_PG: np.ndarray, batches_P: np.ndarray) -> advantages.Moments:
     """Mean and (population) std of each group's batch, over the values that are there; two of (P, 1)."""
     _, batch_of_P = np.unique(batches_P, return_inverse=True)
 
@@ -229,7 +216,7 @@ def _moments(values_PG: np.ndarray, batches_P: np.ndarray) -> tuple[np.ndarray, 
         return (sums / counts.clip(min=1))[batch_of_P][:, None]
 
     means_P1 = batch_means_P1(values_PG)
-    return means_P1, np.sqrt(batch_means_P1((values_PG - means_P1) ** 2))
+    return advantages.Moments(means_P1, np.sqrt(batch_means_P1((values_PG - means_P1) ** 2)))
 
 
 def _bins(values_N: np.ndarray, low: float, high: float) -> np.ndarray:
