@@ -13,7 +13,7 @@ from functools import partial
 from itertools import compress, pairwise
 
 from grpo.feed.prompts import Render, make_batch, rollout_seed
-from grpo.groups import Batch, Group, LostSample, Rollout, Sample
+from grpo.groups import Batch, Group, LostSample, RewardFailure, Rollout, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.counterfactuals import Plan, add_counterfactuals, make_plan
@@ -21,7 +21,6 @@ from grpo.run.tally import Tally
 from rewards import Counterfactual, Frames
 from rewards.builtin.accuracy import accuracy
 from rewards.scoring.runner import RewardSet
-from rewards.scoring.specs import RewardFailure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The data that flows through a run, one frozen type per stage. No torch in here.
 
 `Sample` (a question as read) -> `Prompt` (with its clip and tokens) -> `Rollout` (one completion)
--> `Group` (all completions of a prompt) -> `ScoredGroup` (with rewards and advantages). Packed rows,
-the next stage, hold tensors and live in `packing.py`.
+-> `Group` (all completions of a prompt) -> `RewardTable` (what the rewards say about it) -> `ScoredGroup` (both, with
+the advantages). Packed rows, the next stage, hold tensors and live in `packing.py`.
 """
 
 from __future__ import annotations
@@ -102,20 +102,44 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredGroup:
-    """A group with its rewards, their weighted sum and the advantages, one value per rollout.
+class RewardFailure:
+    """Why a reward has no value for a rollout."""
 
-    In `rewards`, None is a reward that did not apply or that failed. In `totals`, None is a rollout on which a
-    reward failed: it has no advantage and takes no part in the update.
-    """
+    reward: str
+    sample_id: str
+    rollout_index: int
+    completion: str
+    traceback: str
+
+    @property
+    def summary(self) -> str:
+        """What was wrong, in one line: the exception's type and the first line of its message."""
+        lines = self.traceback.strip().splitlines()
+        last_frame = max((at for at, line in enumerate(lines) if line.startswith("  ")), default=-1)
+        return next(iter(lines[last_frame + 1 :]), lines[-1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardTable:
+    """What the rewards say about one group, a value per rollout."""
+
+    columns: Mapping[str, tuple[float | None, ...]]
+    """Raw values by the reward's name, None where it abstained or failed."""
+    parts: Mapping[str, tuple[float, ...]]
+    """What each reward adds to the total: gated, clipped, weighted. 0 where it does not count."""
+    totals: tuple[float | None, ...]
+    """Sums of the parts, None where a reward failed."""
+    failures: tuple[RewardFailure, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredGroup:
+    """A group with what its rewards say, and its advantages, one value per rollout."""
 
     group: Group
-    rewards: Mapping[str, tuple[float | None, ...]]
-    """Raw values, by the reward's name in the config."""
-    parts: Mapping[str, tuple[float, ...]]
-    """What each reward adds to the totals: gated, clipped, weighted."""
-    totals: tuple[float | None, ...]
+    table: RewardTable
     advantages: tuple[float | None, ...]
+    """None: a rollout without a total, or one that was cut off and is masked; it takes no part in the update."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from grpo.config.schema import Config
 from grpo.evaluation import Evaluator
 from grpo.feed.dynamic_sampling import Sampled, means_of
 from grpo.feed.prompts import Feed
-from grpo.groups import Batch, Group, LostSample, ScoredGroup
+from grpo.groups import Batch, Group, LostSample, RewardFailure, RewardTable, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.balance import spread
 from grpo.learner.guards import Guard
@@ -36,7 +36,7 @@ from grpo.run.folder import RunDir, rollout_rows
 from grpo.run.tally import Tally
 from rewards.scoring.compose import gates_open
 from rewards.scoring.runner import RewardSet
-from rewards.scoring.specs import RewardFailure, RewardSpec, RewardTable
+from rewards.scoring.specs import RewardSpec
 
 MAX_LOST_STEPS = 3
 """Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""
@@ -286,7 +286,7 @@ class GRPOTrainer:
             for rollout, advantage in zip(group.group.rollouts, group.advantages, strict=True)
             if advantage is not None
         ]
-        num_completions = sum(total is not None for group in scored for total in group.totals)
+        num_completions = sum(total is not None for group in scored for total in group.table.totals)
         own = torch.tensor([[num_completions, sum(lengths)]], device=self.accelerator.device)
         num_completions, num_tokens = self.accelerator.gather(own).sum(0).tolist()  # pyright: ignore
         return StepCounts(
@@ -328,14 +328,14 @@ def max_gap(configured: float | None, engine_dtype: torch.dtype) -> float:
 def tally_groups(scored: Sequence[ScoredGroup], tally: Tally, specs: Mapping[str, RewardSpec]) -> None:
     """Rewards, their gates, lengths and signal of the step's groups."""
     for group in scored:
-        totals = [total for total in group.totals if total is not None]
+        totals = [total for total in group.table.totals if total is not None]
         tally.mean("reward/mean", totals)
         if totals:
             tally.mean("reward/std", [float(torch.tensor(totals, dtype=torch.float64).std(correction=0))])
-        for name, column in group.rewards.items():
+        for name, column in group.table.columns.items():
             tally.mean(f"rewards/{name}/mean", column)
         for name in [name for name, spec in specs.items() if spec.only_if or spec.only_unless]:
-            tally.mean(f"rewards/{name}/open", map(float, gates_open(name, specs[name], group.rewards)))
+            tally.mean(f"rewards/{name}/open", map(float, gates_open(name, specs[name], group.table.columns)))
         rollouts = group.group.rollouts
         tally.mean("completion/length", [len(rollout.token_ids) for rollout in rollouts])
         tally.mean("completion/stopped", [float(rollout.stopped) for rollout in rollouts])
@@ -351,13 +351,15 @@ def tally_groups(scored: Sequence[ScoredGroup], tally: Tally, specs: Mapping[str
 
 def tally_failures(scored: Sequence[ScoredGroup], failures: Sequence[RewardFailure], tally: Tally) -> None:
     """On what share of the completions each reward failed or abstained, and what share has no total for it."""
-    num_completions = sum(len(group.totals) for group in scored)
-    tally.mean("rewards/error_frac", [float(total is None) for group in scored for total in group.totals])
+    num_completions = sum(len(group.advantages) for group in scored)
+    tally.mean(
+        "rewards/error_frac", [float(total is None) for group in scored for total in group.table.totals]
+    )
     failed = Counter(failure.reward for failure in failures)
     empty = Counter(
-        name for group in scored for name, column in group.rewards.items() for v in column if v is None
+        name for group in scored for name, column in group.table.columns.items() for v in column if v is None
     )
-    for name in {name: None for group in scored for name in group.rewards}:
+    for name in {name: None for group in scored for name in group.table.columns}:
         tally.mean_of(f"rewards/{name}/failed", failed[name], num_completions)
         tally.mean_of(f"rewards/{name}/abstained", empty[name] - failed[name], num_completions)
 

@@ -20,12 +20,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from grpo.groups import Group
+from grpo.groups import Group, RewardFailure
 from rewards import hostile
 from rewards.scoring.calling import failures_in, run
 from rewards.scoring.loading import load_reward, required_columns
 from rewards.scoring.runner import RewardSet
-from rewards.scoring.specs import Outcome, Reward, RewardFailure, RewardSpec, WorkerSettings
+from rewards.scoring.specs import Outcome, Reward, RewardSpec, WorkerSettings
 
 LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
 CALLED = {

@@ -1,6 +1,7 @@
 """Packed rows against the plain thing: one forward per completion, with its prompt, through transformers."""
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,10 +185,8 @@ def test_rows_keep_the_budget_unless_one_completion_exceeds_it() -> None:
 
 def test_flat_groups_and_abstentions_are_left_out() -> None:
     flat, mixed = tiny.ragged_groups()[:2]
-    flat = ScoredGroup(group=flat.group, rewards={}, parts={}, totals=(1.0,) * 4, advantages=(0.0,) * 4)
-    mixed = ScoredGroup(
-        group=mixed.group, rewards={}, parts={}, totals=(1.0, None, 0.0), advantages=(1.0, None, -1.0)
-    )
+    flat = replace(flat, advantages=(0.0,) * 4)
+    mixed = replace(mixed, advantages=(1.0, None, -1.0))
     (row,) = packed([flat, mixed], 100_000)
     assert [len(flat.group.rollouts), len(row.prompts)] == [4, 1]
     assert sorted(set(row.lengths_T.tolist())) == [7, 20]  # not 3, which abstained

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from grpo.config.schema import DynamicSamplingConfig
-from grpo.groups import Batch, Group
-from rewards.scoring.specs import RewardTable
+from grpo.groups import Batch, Group, RewardTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.ma import MaskedArray
 
-from grpo.groups import Group, ScoredGroup
-from rewards.scoring.specs import RewardTable
+from grpo.groups import Group, RewardTable, ScoredGroup
 
 Scale = Literal["group_std", "batch", "none"]
 Baseline = Literal["mean", "loo"]
@@ -107,13 +106,7 @@ def score_groups(
         mask_truncated=mask_truncated,
     )
     return [
-        ScoredGroup(
-            group=group,
-            rewards=table.columns,
-            parts=table.parts,
-            totals=table.totals,
-            advantages=tuple(row),
-        )
+        ScoredGroup(group=group, table=table, advantages=tuple(row))
         for group, table, row in zip(groups, tables, advantages_PG.tolist(), strict=True)
     ]
 

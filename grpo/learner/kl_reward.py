@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from grpo.config.learner import LossConfig
-from grpo.groups import Group, Prompt
+from grpo.groups import Group, Prompt, RewardTable
 from grpo.learner.losses import kl_T
 from grpo.packing import PackedRow, Segment, build_row
 from grpo.run.tally import Tally
-from rewards.scoring.specs import RewardTable
 
 
 def subtract_divergences(

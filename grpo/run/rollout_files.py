@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, cast
 
-from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip, LazyClip
 from grpo.media.sampling import MediaSettings, PatchShape
 
@@ -56,9 +56,9 @@ def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
                 }
                 for frames, several in rollout.counterfactuals.items()
             ],
-            **{REWARD + name: column[index] for name, column in scored.rewards.items()},
-            **{PART + name: column[index] for name, column in scored.parts.items()},
-            "total": scored.totals[index],
+            **{REWARD + name: column[index] for name, column in scored.table.columns.items()},
+            **{PART + name: column[index] for name, column in scored.table.parts.items()},
+            "total": scored.table.totals[index],
             "advantage": scored.advantages[index],
         }
         for index, rollout in enumerate(scored.group.rollouts)
@@ -250,9 +250,12 @@ def _read_group(rows: pa.Table, frames: FrameSource) -> ScoredGroup:
     )
     return ScoredGroup(
         group=Group(prompt=prompt, rollouts=rollouts),
-        rewards=_columns_of(rows, REWARD),
-        parts=_columns_of(rows, PART),
-        totals=tuple(rows.column("total").to_pylist()),
+        table=RewardTable(
+            columns=_columns_of(rows, REWARD),
+            parts=_columns_of(rows, PART),
+            totals=tuple(rows.column("total").to_pylist()),
+            failures=(),  # they are in failures.jsonl
+        ),
         advantages=tuple(rows.column("advantage").to_pylist()),
     )
 

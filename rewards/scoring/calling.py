@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from grpo.groups import Group, Rollout
-from rewards.scoring.specs import Calling, Outcome, Reward, RewardFailure
+from grpo.groups import Group, RewardFailure, Rollout
+from rewards.scoring.specs import Calling, Outcome, Reward
 
 Result = float | None | str
 """A value, an abstention, or the traceback of a failure."""

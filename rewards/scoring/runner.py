@@ -15,13 +15,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-from grpo.groups import Group, Sample
+from grpo.groups import Group, RewardFailure, RewardTable, Sample
 from rewards import Counterfactual, hostile
 from rewards.scoring.cache import SLOW_S, RewardCache
 from rewards.scoring.calling import call, failures_in, outcomes_of
 from rewards.scoring.compose import check_specs, names_that_count, parts_of, totals_of
 from rewards.scoring.loading import load_reward, required_columns
-from rewards.scoring.specs import Outcome, Reward, RewardFailure, RewardSpec, RewardTable, WorkerSettings
+from rewards.scoring.specs import Outcome, Reward, RewardSpec, WorkerSettings
 from rewards.scoring.workers.jobs import Job, Payload
 from rewards.scoring.workers.pool import Pool
 

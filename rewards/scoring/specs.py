@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Gt
 
+from grpo.groups import RewardFailure
 from rewards import Counterfactual
 
 Calling = Literal["rollout", "group", "columns", "messages"]
@@ -98,35 +99,4 @@ class Reward:
         return {} if inspect.isclass(self.fn) else self.spec.args
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardFailure:
-    """Why a reward has no value for a rollout."""
-
-    reward: str
-    sample_id: str
-    rollout_index: int
-    completion: str
-    traceback: str
-
-    @property
-    def summary(self) -> str:
-        """What was wrong, in one line: the exception's type and the first line of its message."""
-        lines = self.traceback.strip().splitlines()
-        last_frame = max((at for at, line in enumerate(lines) if line.startswith("  ")), default=-1)
-        return next(iter(lines[last_frame + 1 :]), lines[-1])
-
-
 Outcome = float | None | RewardFailure
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardTable:
-    """What the rewards say about one group, a value per rollout."""
-
-    columns: Mapping[str, tuple[float | None, ...]]
-    """Raw values by the reward's name, None where it abstained or failed."""
-    parts: Mapping[str, tuple[float, ...]]
-    """What each reward adds to the total: gated, clipped, weighted. 0 where it does not count."""
-    totals: tuple[float | None, ...]
-    """Sums of the parts, None where a reward failed."""
-    failures: tuple[RewardFailure, ...]

@@ -71,9 +71,7 @@ def bench_group(policy: Policy, prompt_tokens: int, group_size: int, completion_
     advantages = tuple(rng.normal(size=group_size).tolist())
     return ScoredGroup(
         group=Group(prompt=prompt, rollouts=rollouts),
-        rewards={},
-        parts={},
-        totals=advantages,
+        table=tiny.table(advantages),
         advantages=advantages,
     )
 

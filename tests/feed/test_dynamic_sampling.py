@@ -15,12 +15,11 @@ from grpo.config.schema import DynamicSamplingConfig
 from grpo.feed.dynamic_sampling import DifficultyMemory, Sampled, is_flat, means_of
 from grpo.feed.mixture import Part
 from grpo.feed.prompts import Feed
-from grpo.groups import Batch, Group, LostSample
+from grpo.groups import Batch, Group, LostSample, RewardFailure, RewardTable
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.run.folder import read_rows
-from rewards.scoring.specs import RewardFailure, RewardTable
 from tests.config.test_config import DEMO
 from tests.support import runs, tiny
 

@@ -139,13 +139,9 @@ def _scored(index: int, entry: Stored, clip: Mapping[str, Any] | None) -> Scored
         tiny.rollout(prompt, ids, logprobs)
         for ids, logprobs in zip(entry["token_ids"], entry["logprobs"], strict=True)
     ]
-    return ScoredGroup(
-        group=Group(prompt=prompt, rollouts=tuple(rollouts)),
-        rewards={},
-        parts={},
-        totals=tuple(entry["advantages"]),
-        advantages=tuple(entry["advantages"]),
-    )
+    advantages = tuple(entry["advantages"])
+    group = Group(prompt=prompt, rollouts=tuple(rollouts))
+    return ScoredGroup(group=group, table=tiny.table(advantages), advantages=advantages)
 
 
 def _packed(

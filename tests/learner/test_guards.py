@@ -109,7 +109,7 @@ def seven_groups() -> list[ScoredGroup]:
     for index, (own, size) in enumerate(zip(lengths, sizes, strict=True)):
         prompt = Prompt(sample=tiny.sample(f"s{index}"), clip=None, token_ids=(1, 2, 3), tags=())
         scored = tiny.ragged_group(prompt, list(own), seed=index)
-        groups.append(replace(scored, advantages=(size, -size), totals=(size, -size)))
+        groups.append(replace(scored, advantages=(size, -size)))
     return groups
 
 

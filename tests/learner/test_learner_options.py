@@ -13,11 +13,10 @@ import torch
 
 from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
 from grpo.config.load import load_config
-from grpo.groups import Group
+from grpo.groups import Group, RewardTable
 from grpo.learner.advantages import score_groups
 from grpo.learner.kl_reward import subtract_divergences
 from grpo.run.tally import Tally
-from rewards.scoring.specs import RewardTable
 from tests.support import tiny
 from tests.support.launched import run_in_two
 from tests.support.learners import (
@@ -121,10 +120,10 @@ def test_a_completion_that_was_cut_off_counts_for_its_group_alone() -> None:
     scored = text_groups()[0]
     rollouts = tuple(replace(rollout, stopped=i != 1) for i, rollout in enumerate(scored.group.rollouts))
     group = replace(scored.group, rollouts=rollouts)
-    table = RewardTable(columns={}, parts={}, totals=(1.0, 0.0, 5.0), failures=())
+    table = tiny.table((1.0, 0.0, 5.0))
     (found,) = score_groups([group], [table], scale="none", mask_truncated=True)
     assert found.advantages == (-1.0, None, 3.0)  # 2, the mean, is that of all three
-    assert found.totals == (1.0, 0.0, 5.0)
+    assert found.table == table
     (row,) = packed([found])
     assert sorted(set(row.lengths_T.tolist())) == [1, 3]  # not 11
     (kept,) = score_groups([group], [table], scale="none")

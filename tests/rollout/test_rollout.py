@@ -26,10 +26,7 @@ def prompts() -> list[Prompt]:
 
 def gap(policy: Policy, groups: list[Group]) -> float:
     """The largest difference between the engine's and the learner's log-probs."""
-    ones = [
-        ScoredGroup(group=group, rewards={}, parts={}, totals=(1.0,) * 4, advantages=(1.0,) * 4)
-        for group in groups
-    ]
+    ones = [ScoredGroup(group=group, table=tiny.table((1.0,) * 4), advantages=(1.0,) * 4) for group in groups]
     family = policy.family
     rows = pack(ones, tokens_per_row=1500, positions=family.positions, vision_token_id=family.vision_token_id)
     with torch.no_grad():

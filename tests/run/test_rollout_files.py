@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo.data.jsonl import read_jsonl
-from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
 from grpo.media.decode import MediaError, read_clip
 from grpo.media.sampling import MediaSettings
@@ -49,9 +49,12 @@ def scored(sample: Sample, clip: Clip | None = None, texts: list[str] = TEXTS, *
         group=Group(
             prompt=Prompt(sample=sample, clip=clip, token_ids=(), tags=("think", "answer")), rollouts=rollouts
         ),
-        rewards={"accuracy": values, "keyframe": (None, *values[1:])},
-        parts={"accuracy": values, "keyframe": (0.0, *values[1:])},
-        totals=(None, *values[1:]),
+        table=RewardTable(
+            columns={"accuracy": values, "keyframe": (None, *values[1:])},
+            parts={"accuracy": values, "keyframe": (0.0, *values[1:])},
+            totals=(None, *values[1:]),
+            failures=(),
+        ),
         advantages=(None, *values[1:]),
     )
 

@@ -101,7 +101,7 @@ def text_groups(seed: int = 0) -> list[ScoredGroup]:
             for rollout, values in zip(scored.group.rollouts, logprobs, strict=True)
         )
         group = replace(scored.group, rollouts=rollouts)
-        groups.append(replace(scored, group=group, advantages=advantages, totals=advantages))
+        groups.append(replace(scored, group=group, advantages=advantages))
     return groups
 
 

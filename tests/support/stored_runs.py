@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
 from grpo.run.rollout_files import rollout_rows, write_rollouts
 from tests.support import tiny
@@ -40,12 +40,10 @@ def scored(
         )
         for text in texts
     )
-    mean = sum(totals) / len(totals)
+    mean, rewards = sum(totals) / len(totals), {"accuracy": tuple(totals)}
     return ScoredGroup(
         group=Group(prompt=Prompt(sample=sample, clip=clip, token_ids=(), tags=tags), rollouts=rollouts),
-        rewards={"accuracy": tuple(totals)},
-        parts={"accuracy": tuple(totals)},
-        totals=tuple(totals),
+        table=RewardTable(columns=rewards, parts=rewards, totals=tuple(totals), failures=()),
         advantages=tuple(total - mean for total in totals),
     )
 

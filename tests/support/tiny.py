@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from grpo.config.model import LoraConfig, LoraTargets
-from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
 from grpo.policy.adapters import is_adapter
 from grpo.policy.families import Qwen25VL, load_family
@@ -95,12 +95,13 @@ def ragged_group(of: Prompt, lengths: list[int], *, seed: int) -> ScoredGroup:
     rollouts = tuple(rollout(of, rng.integers(0, 400, length).tolist()) for length in lengths)
     advantages = tuple(rng.normal(size=len(lengths)).tolist())
     return ScoredGroup(
-        group=Group(prompt=of, rollouts=rollouts),
-        rewards={},
-        parts={},
-        totals=advantages,
-        advantages=advantages,
+        group=Group(prompt=of, rollouts=rollouts), table=table(advantages), advantages=advantages
     )
+
+
+def table(totals: tuple[float | None, ...]) -> RewardTable:
+    """Totals without rewards behind them."""
+    return RewardTable(columns={}, parts={}, totals=totals, failures=())
 
 
 def ragged_groups() -> list[ScoredGroup]:

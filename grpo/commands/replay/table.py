@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from grpo.commands.replay.stats import Learning, advantages_of
-from grpo.groups import ScoredGroup
+from grpo.groups import RewardFailure, RewardTable, ScoredGroup
 from rewards.builtin.keyframe import cited_moments
-from rewards.scoring.specs import RewardFailure, RewardTable
 
 MAX_REASONS = 3
 """Different reasons that are kept of a reward's failures."""
@@ -77,16 +76,16 @@ class ReplayTable:
     def add(self, step: int, first_row: int, scored: ScoredGroup, table: RewardTable) -> None:
         """A group as the run scored it, and what the replayed rewards say about it."""
         if self._learning.kl_in_reward:
-            table = with_kl(table, scored.parts["kl"])
+            table = with_kl(table, scored.table.parts["kl"])
         rollouts = scored.group.rollouts
         self._sizes.append(len(rollouts))
         self._steps.append(step)
         self._first_rows.append(first_row)
         columns = {
-            **{f"run/{name}": column for name, column in scored.rewards.items()},
+            **{f"run/{name}": column for name, column in scored.table.columns.items()},
             **{f"rewards/{name}": column for name, column in table.columns.items()},
             **{f"parts/{name}": column for name, column in table.parts.items()},
-            "run_totals": scored.totals,
+            "run_totals": scored.table.totals,
             "run_advantages": scored.advantages,
             "totals": table.totals,
             "tokens": [len(rollout.token_ids) for rollout in rollouts],

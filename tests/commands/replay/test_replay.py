@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pytest
 from grpo.commands.replay import command as replay
 from grpo.commands.replay.text import markdown
 from grpo.data.jsonl import read_jsonl
-from grpo.groups import ScoredGroup
 from grpo.media.decode import read_clip
 from grpo.run.folder import RunDir
 from grpo.run.rollout_files import FrameSource, rollout_files
@@ -206,13 +206,8 @@ def test_steps_and_limit_choose_what_is_scored(tmp_path: Path) -> None:
 
 def test_groups_of_different_sizes_and_failed_rollouts_take_part_with_what_they_have(tmp_path: Path) -> None:
     group = scored([RIGHT, BARE, WRONG], [1.0, 1.0, 0.0])
-    odd = ScoredGroup(
-        group=group.group,
-        rewards=group.rewards,
-        parts=group.parts,
-        totals=(1.0, None, 0.0),
-        advantages=(0.5, None, -0.5),
-    )
+    table = replace(group.table, totals=(1.0, None, 0.0))
+    odd = replace(group, table=table, advantages=(0.5, None, -0.5))
     folder = write_run(tmp_path / "run", {1: [odd, scored([WRONG], [0.0])]})
     report = replay.replay(folder, [])
     assert report["totals"]["run"]["num"] == 3 and report["totals"]["replay"]["num"] == 4

@@ -13,7 +13,6 @@ import pytest
 from grpo.commands.replay import stats
 from grpo.learner.advantages import score_groups
 from rewards.hostile import make_group
-from rewards.scoring.specs import RewardTable
 from tests.support import tiny
 
 NAN = math.nan
@@ -60,7 +59,7 @@ def trained(totals_PG: np.ndarray, stopped_PG: np.ndarray, learning: stats.Learn
         rollouts = [replace(each, stopped=s) for each, s in zip(group.rollouts, stopped, strict=True)]
         groups.append(replace(group, rollouts=tuple(rollouts)))
         known = tuple(None if math.isnan(total) else total for total in totals)
-        tables.append(RewardTable(columns={}, parts={}, totals=known, failures=()))
+        tables.append(tiny.table(known))
     scored = score_groups(
         groups,
         tables,

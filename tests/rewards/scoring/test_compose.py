@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from grpo.groups import ScoredGroup
+from grpo.groups import RewardTable, ScoredGroup
 from grpo.run.tally import Tally
 from grpo.trainer import tally_groups
 from rewards.hostile import make_group, synthetic_samples
@@ -85,7 +85,8 @@ def test_the_share_of_rollouts_whose_gates_are_open_is_logged() -> None:
     columns = COLUMNS | {"other": (None,) * 4, "never": (1.0,) * 4}  # a value or none makes no difference
     group = make_group(["x"] * 4, synthetic_samples({})[0])
     none = (0.0,) * 4
-    scored = ScoredGroup(group=group, rewards=columns, parts={}, totals=none, advantages=none)
+    table = RewardTable(columns=columns, parts={}, totals=none, failures=())
+    scored = ScoredGroup(group=group, table=table, advantages=none)
     tally = Tally()
     tally_groups([scored], tally, specs)
     opened = {

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from grpo.groups import RewardTable
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.scoring.loading import _entry_points as entry_points_of
 from rewards.scoring.runner import load_rewards
-from rewards.scoring.specs import RewardSpec, RewardTable, WorkerSettings
+from rewards.scoring.specs import RewardSpec, WorkerSettings
 
 SAMPLE = synthetic_samples({})[0]
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.groups import Group, Rollout
+from grpo.groups import Group, RewardTable, Rollout
 from rewards import group_reward, hostile, reward
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.scoring.loading import calling_of
 from rewards.scoring.runner import RewardSet, load_rewards
-from rewards.scoring.specs import Reward, RewardSpec, RewardTable, WorkerSettings
+from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
 
 SAMPLE = replace(synthetic_samples({})[0], columns={"solution": "red", "weights": [1, 2]})
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
