@@ -10,14 +10,29 @@ attention needs a rectangle: `Layout` says which flat positions to gather for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from grpo.groups import Prompt, Rollout, Sample, ScoredGroup
+
+
+class Family(Protocol):
+    """What packing asks of a model family."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def vision_token_id(self) -> int: ...
+
+    def positions(self, prompt: Prompt) -> Tensor:
+        """Position ids of a prompt's tokens, shape (3, P)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,22 +101,18 @@ class PackedRow:
         return PackedRow(prompts=self.prompts, layout=layout, **moved)
 
 
-def pack(
-    scored: Sequence[ScoredGroup],
-    *,
-    tokens_per_row: int,
-    positions: Callable[[Prompt], Tensor],
-    vision_token_id: int,
-    drop_flat: bool = True,
-    spread: Callable[[Sequence[Segment]], Sequence[Segment]] = list,
-) -> list[PackedRow]:
-    """Fill rows up to a token budget, first fit by decreasing size.
+def segments_of(
+    scored: Sequence[ScoredGroup], *, tokens_per_row: int, drop_flat: bool = True
+) -> list[Segment]:
+    """The groups' rollouts with an advantage, each group in as few segments as the budget of a row allows.
 
-    positions: a prompt's position ids, shape (3, P). drop_flat: leave out groups without signal, which
-    have no gradient unless a KL term is used. Rollouts without an advantage are always left out. spread: gives
-    other processes some of the work and takes some of theirs (`balance.py`).
+    drop_flat: leave out groups without signal, which have no gradient unless a KL or an entropy term is used.
     """
-    segments = spread([part for group in scored for part in _segments(group, tokens_per_row, drop_flat)])
+    return [part for group in scored for part in _segments(group, tokens_per_row, drop_flat)]
+
+
+def pack(segments: Sequence[Segment], family: Family, *, tokens_per_row: int) -> list[PackedRow]:
+    """Fill rows up to a token budget, first fit by decreasing size."""
     bins: list[list[Segment]] = []
     room: list[int] = []
     for segment in sorted(segments, key=lambda segment: -segment.num_tokens):
@@ -112,12 +123,10 @@ def pack(
         else:
             bins[fitting].append(segment)
             room[fitting] -= segment.num_tokens
-    return [build_row(row, positions=positions, vision_token_id=vision_token_id) for row in bins]
+    return [build_row(row, family) for row in bins]
 
 
-def build_row(
-    segments: Sequence[Segment], *, positions: Callable[[Prompt], Tensor], vision_token_id: int
-) -> PackedRow:
+def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
     """Lay segments out in one row; those of equal shape stand together and share attention calls."""
     segments = sorted(segments, key=_shape)
     starts: list[int] = []
@@ -128,10 +137,10 @@ def build_row(
     for segment in segments:
         prompt_ids = segment.prompt.token_ids
         start, length = len(token_ids), len(prompt_ids)
-        prompt_positions_3P = positions(segment.prompt)
+        prompt_positions_3P = family.positions(segment.prompt)
         next_position = int(prompt_positions_3P.max()) + 1
         starts.append(start)
-        vision_index += [start + i for i, token in enumerate(prompt_ids) if token == vision_token_id]
+        vision_index += [start + i for i, token in enumerate(prompt_ids) if token == family.vision_token_id]
         token_ids += prompt_ids
         position_parts.append(prompt_positions_3P)
         for rollout in segment.rollouts:
@@ -159,15 +168,16 @@ def build_row(
     )
 
 
-def padding_row(token_id: int, *, positions: Callable[[Prompt], Tensor]) -> PackedRow:
+def padding_row(family: Family) -> PackedRow:
     """A row of three tokens without advantage, for a process that has fewer rows than another."""
+    token_id = family.eos_ids[0]
     sample = Sample(id="padding", question="", answer="", task="text", source="padding")
     prompt = Prompt(sample=sample, clip=None, token_ids=(token_id, token_id), tags=())
     rollout = Rollout(
         sample=sample, clip=None, tags=(), text="", token_ids=(token_id,), logprobs=(0.0,), stopped=True
     )
     segment = Segment(prompt=prompt, rollouts=(rollout,), advantages=(0.0,))
-    return build_row([segment], positions=positions, vision_token_id=-1)
+    return build_row([segment], family)
 
 
 def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +18,13 @@ from grpo.feed.dynamic_sampling import Sampled, means_of
 from grpo.feed.prompts import Feed
 from grpo.groups import Batch, Group, LostSample, RewardFailure, RewardTable, ScoredGroup
 from grpo.learner.advantages import score_groups
-from grpo.learner.balance import spread
+from grpo.learner.balance import balanced
 from grpo.learner.guards import Guard
 from grpo.learner.kl_reward import subtract_divergences
 from grpo.learner.losses import StepCounts
 from grpo.learner.update import Learner
 from grpo.media.loader import MediaCounters
-from grpo.packing import pack, padding_row
+from grpo.packing import pack, segments_of
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCounters
 from grpo.rollout import Engine, Sampling
@@ -75,8 +74,6 @@ class GRPOTrainer:
         self.lost_steps = 0
         self.num_reward_deaths = 0
         self.reward_failures: list[dict[str, Any]] = []  # of the latest step, in all processes
-        family = policy.family
-        self.padding_row = padding_row(family.eos_ids[0], positions=family.positions)
 
     def step(self, step: int, tally: Tally) -> None:
         """Sample a group per question, score it, and move the policy towards its better half."""
@@ -96,17 +93,14 @@ class GRPOTrainer:
             mask_truncated=self.config.loss.mask_truncated_completions,
             gather=gather_object,
         )
-        rows = pack(
-            scored,
-            tokens_per_row=self.config.optim.tokens_per_row,
-            positions=self.policy.family.positions,
-            vision_token_id=self.policy.family.vision_token_id,
-            drop_flat=not self.config.loss.needs_flat_groups,
-            spread=partial(spread, accelerator=self.accelerator),
-        )
+        tokens_per_row = self.config.optim.tokens_per_row
+        drop_flat = not self.config.loss.needs_flat_groups
+        segments = segments_of(scored, tokens_per_row=tokens_per_row, drop_flat=drop_flat)
+        segments = balanced(segments, self.accelerator)
+        rows = pack(segments, self.policy.family, tokens_per_row=tokens_per_row)
         with tally.timed("time/update"):
             self.engine.sleep()
-            outcome = self.learner.update(rows, self.padding_row, self._step_counts(scored), step, tally)
+            outcome = self.learner.update(rows, self._step_counts(scored), step, tally)
             self.engine.wake()
         with tally.timed("time/sync"):
             self.engine.sync()
@@ -159,11 +153,10 @@ class GRPOTrainer:
         return subtract_divergences(
             groups,
             tables,
-            lambda rows: self.learner.reference_logps(rows, self.padding_row),
+            self.learner.reference_logps,
             self.config.loss,
-            positions=self.policy.family.positions,
-            vision_token_id=self.policy.family.vision_token_id,
-            tally=tally,
+            self.policy.family,
+            tally,
         )
 
     def run(self) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from grpo.config.learner import LossConfig
 from grpo.groups import ScoredGroup
-from grpo.packing import PackedRow, pack
+from grpo.packing import PackedRow
 from grpo.policy import attention
 from grpo.policy import model as policy_module
 from grpo.policy.model import SUPPRESSED_BIAS, Head, Policy
 from tests.support import tiny
-from tests.support.learners import counts_of, updated
+from tests.support.learners import counts_of, packed, updated
 
 TRAINED: dict[str, dict[str, Any]] = {
     "all": {},
@@ -23,17 +23,6 @@ TRAINED: dict[str, dict[str, Any]] = {
     "the merger": {"frozen": ("language", "vision")},
     "adapters": {"lora": tiny.LORA},
 }
-
-
-def packed(groups: list[ScoredGroup], tokens_per_row: int, drop_flat: bool = True) -> list[PackedRow]:
-    family = tiny.family()
-    return pack(
-        groups,
-        tokens_per_row=tokens_per_row,
-        positions=family.positions,
-        vision_token_id=family.vision_token_id,
-        drop_flat=drop_flat,
-    )
 
 
 def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ...], Tensor]:
@@ -91,7 +80,7 @@ def test_packed_log_probs_and_gradients_equal_one_forward_per_completion(
 ) -> None:
     groups = tiny.ragged_groups()
     policy = tiny.policy(seed=1, temperature=0.8, **TRAINED[trained])
-    rows = packed(groups, tokens_per_row)
+    rows = packed(groups, tokens_per_row=tokens_per_row)
     num_tokens = sum(len(row.target_T) for row in rows)  # a loss is divided by them
     found: dict[tuple[int, ...], Tensor] = {}
     for row in rows:
@@ -121,7 +110,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     gradients = []
     for checkpointing in (False, True):
         policy = tiny.policy(seed=1, gradient_checkpointing=checkpointing).train()
-        (row,) = packed(groups, 100_000)
+        (row,) = packed(groups, tokens_per_row=100_000)
         scores = policy(row)
         (scores.logps_T * row.advantages_T).sum().backward()
         gradients.append(gradient(policy))
@@ -139,11 +128,11 @@ def test_in_an_update_the_tower_runs_once_per_group_and_of_a_split_group_once_pe
     policy.model.model.visual.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     expected = sum(map(num_patches, groups))
     for tokens_per_row, num_passes in ((100_000, 1), (600, 2)):
-        rows = packed(groups, tokens_per_row)
+        rows = packed(groups, tokens_per_row=tokens_per_row)
         updated(policy, rows, counts_of(groups), loss=LossConfig())
         assert len(rows) == len(seen) == num_passes and sum(seen) == expected
         seen.clear()
-    updated(policy, packed(groups[:1], 1), counts_of(groups[:1]), loss=LossConfig())
+    updated(policy, packed(groups[:1], tokens_per_row=1), counts_of(groups[:1]), loss=LossConfig())
     assert seen == [num_patches(groups[0])] * 4  # a row for each completion
 
 
@@ -159,7 +148,7 @@ def test_the_head_sees_the_completions_tokens_alone_a_chunk_at_a_time(
     monkeypatch.setattr(Head, "logits", watched)
     monkeypatch.setattr(policy_module, "HEAD_CHUNK_TOKENS", 50)
     groups = tiny.ragged_groups()
-    (row,) = packed(groups, 100_000)
+    (row,) = packed(groups, tokens_per_row=100_000)
     logps_T = tiny.policy()(row).logps_T
     assert sum(seen) == len(row.target_T) < len(row.input_ids_N) / 4
     assert len(seen) > 1 and max(seen) <= 50
@@ -169,7 +158,7 @@ def test_the_head_sees_the_completions_tokens_alone_a_chunk_at_a_time(
 
 def test_a_row_holds_each_prompt_once_and_no_padding() -> None:
     groups = tiny.ragged_groups()
-    (row,) = packed(groups, 100_000)
+    (row,) = packed(groups, tokens_per_row=100_000)
     prompts = sum(len(scored.group.prompt.token_ids) for scored in groups)
     completions = sum(len(r.token_ids) for scored in groups for r in scored.group.rollouts)
     assert len(row.input_ids_N) == prompts + completions
@@ -177,7 +166,7 @@ def test_a_row_holds_each_prompt_once_and_no_padding() -> None:
 
 
 def test_rows_keep_the_budget_unless_one_completion_exceeds_it() -> None:
-    rows = packed(tiny.ragged_groups(), 320)
+    rows = packed(tiny.ragged_groups(), tokens_per_row=320)
     alone = [len(row.prompts) == 1 and int(row.lengths_T[0]) == len(row.lengths_T) for row in rows]
     assert all(len(row.input_ids_N) <= 320 or only for row, only in zip(rows, alone, strict=True))
     assert len(rows) < len(tiny.ragged_groups()) + 2  # small groups share rows
@@ -187,15 +176,15 @@ def test_flat_groups_and_abstentions_are_left_out() -> None:
     flat, mixed = tiny.ragged_groups()[:2]
     flat = replace(flat, advantages=(0.0,) * 4)
     mixed = replace(mixed, advantages=(1.0, None, -1.0))
-    (row,) = packed([flat, mixed], 100_000)
+    (row,) = packed([flat, mixed], drop_flat=True)
     assert [len(flat.group.rollouts), len(row.prompts)] == [4, 1]
     assert sorted(set(row.lengths_T.tolist())) == [7, 20]  # not 3, which abstained
-    assert packed([flat], 100_000) == []
-    assert len(packed([flat, mixed], 100_000, drop_flat=False)[0].prompts) == 2
+    assert packed([flat], drop_flat=True) == []
+    assert len(packed([flat, mixed], drop_flat=False)[0].prompts) == 2
 
 
 def test_a_row_whose_features_and_pads_disagree_is_refused() -> None:
-    (row,) = packed(tiny.ragged_groups()[:1], 1000)
+    (row,) = packed(tiny.ragged_groups()[:1], tokens_per_row=1000)
     broken = PackedRow(
         **{name: getattr(row, name) for name in row.__slots__ if name != "vision_index_K"},
         vision_index_K=row.vision_index_K[:-1],
@@ -206,7 +195,7 @@ def test_a_row_whose_features_and_pads_disagree_is_refused() -> None:
 
 def test_the_cuda_mask_works_under_autocast_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on a GPU, on a CPU: bf16 passes over fp32 weights, and torch's bias object in place of the mask."""
-    (row,) = packed(tiny.ragged_groups(), 100_000)
+    (row,) = packed(tiny.ragged_groups(), tokens_per_row=100_000)
     policy = tiny.policy(seed=1, attention="sdpa")
     expected = policy(row).logps_T
     on_cuda = attention.completion_mask
@@ -220,7 +209,7 @@ def test_the_cuda_mask_works_under_autocast_and_gives_the_same(monkeypatch: pyte
 
 
 def test_every_flat_position_is_restored_from_its_own_slot() -> None:
-    (row,) = packed(tiny.ragged_groups(), 100_000)
+    (row,) = packed(tiny.ragged_groups(), tokens_per_row=100_000)
     slots = [
         index.flatten() for block in row.layout.blocks for index in (block.prompt_RP, block.completion_RGL)
     ]

@@ -53,8 +53,8 @@ def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
         moves.append(Move(source, index, target))
 
 
-def spread(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segment]:
-    """This process's segments after all have exchanged some."""
+def balanced(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segment]:
+    """This process's segments after all processes have exchanged some."""
     if accelerator.num_processes == 1:
         return [*segments]
     sizes = gather_object([[segment.num_tokens for segment in segments]])

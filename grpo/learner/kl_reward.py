@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from grpo.config.learner import LossConfig
-from grpo.groups import Group, Prompt, RewardTable
+from grpo.groups import Group, RewardTable
 from grpo.learner.losses import kl_T
-from grpo.packing import PackedRow, Segment, build_row
+from grpo.packing import Family, PackedRow, Segment, build_row
 from grpo.run.tally import Tally
 
 
@@ -20,9 +20,7 @@ def subtract_divergences(
     tables: Sequence[RewardTable],
     reference_logps: Callable[[Sequence[PackedRow]], list[Tensor]],
     loss: LossConfig,
-    *,
-    positions: Callable[[Prompt], Tensor],
-    vision_token_id: int,
+    family: Family,
     tally: Tally,
 ) -> list[RewardTable]:
     """Totals less `beta` times each completion's divergence, which becomes a part called `kl`.
@@ -30,7 +28,7 @@ def subtract_divergences(
     Each token's estimate is that of the policy as the engine sampled it; a completion's is their sum, as a
     sequence's log-prob is the sum of its tokens'. One pass of the reference per group, without gradient.
     """
-    rows = [_row(group, positions, vision_token_id) for group in groups]
+    rows = [_row(group, family) for group in groups]
     penalised = []
     for group, table, row, reference_T in zip(groups, tables, rows, reference_logps(rows), strict=True):
         reference_T = reference_T.to(row.sampler_logps_T.device)
@@ -41,10 +39,10 @@ def subtract_divergences(
     return penalised
 
 
-def _row(group: Group, positions: Callable[[Prompt], Tensor], vision_token_id: int) -> PackedRow:
+def _row(group: Group, family: Family) -> PackedRow:
     zeros = (0.0,) * len(group.rollouts)
     segment = Segment(prompt=group.prompt, rollouts=group.rollouts, advantages=zeros)
-    return build_row([segment], positions=positions, vision_token_id=vision_token_id)
+    return build_row([segment], family)
 
 
 def _less(table: RewardTable, penalties: Sequence[float]) -> RewardTable:

@@ -22,7 +22,7 @@ from grpo.learner.losses import LOSSES, StepCounts, kl_T
 from grpo.learner.optimizers import SPD, make_optimizer, take_start
 from grpo.learner.ratios import importance_ratio_T, sampler_correction
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
-from grpo.packing import PackedRow
+from grpo.packing import PackedRow, padding_row
 from grpo.policy.model import Policy, TokenScores
 from grpo.run.checkpoint import store_trained_only
 from grpo.run.tally import Tally
@@ -67,7 +67,7 @@ class Learner:
         """load_reference: the frozen start in the given precision; None without a KL term."""
         self.accelerator = accelerator
         self.loss, self.optim, self.num_steps = loss, optim, num_steps
-        self.policy = policy
+        self.policy, self.padding_row = policy, padding_row(policy.family)
         store_trained_only(policy)
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
         set_up_sharding(accelerator, optim.max_grad_norm)
@@ -89,21 +89,19 @@ class Learner:
             self.accelerator.register_for_checkpointing(reference.policy)
         return reference
 
-    def update(
-        self, rows: Sequence[PackedRow], padding_row: PackedRow, counts: StepCounts, step: int, tally: Tally
-    ) -> Outcome:
+    def update(self, rows: Sequence[PackedRow], counts: StepCounts, step: int, tally: Tally) -> Outcome:
         """One optimizer step per iteration; from the second on, ratios are to the first one's log-probs.
 
-        padding_row: forwarded with zero loss where another process has more rows. A loss that is not finite makes the
-        gradient so in all processes, which then skip the update together.
+        Where another process has more rows, a padding row is forwarded with zero loss. A loss that is not finite makes
+        the gradient so in all processes, which then skip the update together.
         """
         outcome = Outcome()
         self._set_lr(step, tally)
         num_rows = self._most(len(rows))
-        padded = [*rows, *[padding_row] * (num_rows - len(rows))]
+        padded = [*rows, *[self.padding_row] * (num_rows - len(rows))]
         focus = self._focus(padded, len(rows), counts)
         in_loss = self.loss.beta > 0 and not self.loss.kl_in_reward
-        references = self.reference_logps(padded, padding_row) if in_loss else [None] * num_rows
+        references = self.reference_logps(padded) if in_loss else [None] * num_rows
         behind: list[Behind] = []
         for iteration in range(self.optim.num_iterations if num_rows else 0):
             for index, row in enumerate(padded):
@@ -132,11 +130,11 @@ class Learner:
             self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
         return outcome
 
-    def reference_logps(self, rows: Sequence[PackedRow], padding_row: PackedRow) -> list[Tensor]:
+    def reference_logps(self, rows: Sequence[PackedRow]) -> list[Tensor]:
         """The rows' log-probs under the reference, in the precision of the policy's passes; as many passes in
         every process."""
         assert self.reference is not None
-        padded = [*rows, *[padding_row] * (self._most(len(rows)) - len(rows))]
+        padded = [*rows, *[self.padding_row] * (self._most(len(rows)) - len(rows))]
         with torch.no_grad(), self.accelerator.autocast(), self.reference.ready() as policy:
             return [policy(row.to(self.accelerator.device)).logps_T for row in padded][: len(rows)]
 

@@ -109,11 +109,8 @@ class TransformersEngine:
 
     def _prefill(self, prompts: Sequence[Prompt], cache: DynamicCache) -> tuple[Tensor, Tensor]:
         """The last hidden state (prompts, D) and next position (prompts,) of each prompt."""
-        row = build_row(
-            [Segment(prompt=prompt, rollouts=(), advantages=()) for prompt in prompts],
-            positions=self.family.positions,
-            vision_token_id=self.family.vision_token_id,
-        ).to(self.sampler.device)
+        segments = [Segment(prompt=prompt, rollouts=(), advantages=()) for prompt in prompts]
+        row = build_row(segments, self.family).to(self.sampler.device)
         count = len(prompts)
         embeds_ND = self.sampler.embed(row.input_ids_N, row)
         positions_3RP = row.positions_3N.view(3, count, -1)

@@ -25,7 +25,7 @@ from grpo.config.model import Part
 from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
 from grpo.media.memory_cache import MemoryCache
-from grpo.packing import PackedRow, pack
+from grpo.packing import PackedRow, pack, segments_of
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from tests.support import tiny
@@ -85,12 +85,9 @@ def as_text(group: ScoredGroup) -> ScoredGroup:
 
 def rows_of(policy: Policy, group: ScoredGroup, *, shared: bool) -> list[PackedRow]:
     """One row for the group, or a row of its own for every completion."""
-    return pack(
-        [group],
-        tokens_per_row=10**9 if shared else 1,
-        positions=policy.family.positions,
-        vision_token_id=policy.family.vision_token_id,
-    )
+    tokens_per_row = 10**9 if shared else 1
+    segments = segments_of([group], tokens_per_row=tokens_per_row)
+    return pack(segments, policy.family, tokens_per_row=tokens_per_row)
 
 
 def seconds(policy: Policy, rows: list[PackedRow]) -> float:

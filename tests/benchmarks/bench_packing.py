@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from grpo.groups import ScoredGroup
-from grpo.packing import pack
 from tests.gpu.__main__ import attention_flops, num_flops, policy_3b
 from tests.support import tiny
+from tests.support.learners import packed
 
 
 def mixed_groups(count: int) -> list[ScoredGroup]:
@@ -40,12 +40,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=64)
     args = parser.parse_args()
     groups = mixed_groups(args.groups)
-    rows = pack(
-        groups,
-        tokens_per_row=args.tokens_per_row,
-        positions=tiny.family().positions,
-        vision_token_id=tiny.family().vision_token_id,
-    )
+    rows = packed(groups, tokens_per_row=args.tokens_per_row)
     needed = sum(
         len(scored.group.prompt.token_ids) + sum(len(rollout.token_ids) for rollout in scored.group.rollouts)
         for scored in groups

@@ -27,14 +27,14 @@ from grpo.demo.clips import write_dataset
 from grpo.groups import Group, Prompt, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.losses import StepCounts
-from grpo.packing import Block, PackedRow, pack
+from grpo.packing import Block, PackedRow
 from grpo.rollout import Engine, OnGroup, Sampling, as_rollout
 from grpo.run.folder import RunDir, read_rows
 from grpo.run.tally import Tally
 from rewards.scoring.runner import load_rewards
 from tests.golden import cases
 from tests.support import tiny
-from tests.support.learners import make_learner, padding
+from tests.support.learners import make_learner, packed
 from tests.support.runs import repeatable, reset_process_state
 
 ROOT = tiny.ROOT
@@ -49,7 +49,7 @@ def batch_to_draw() -> Stored:
     policy, stored = tiny.policy(), []
     for index, scored in enumerate(tiny.ragged_groups()):
         lengths = [len(rollout.token_ids) for rollout in scored.group.rollouts]
-        (row,) = _packed([scored], tokens_per_row=10_000)
+        (row,) = packed([scored])
         logps_T = policy(row).logps_T.detach()
         noise_T = 0.3 * torch.randn(len(logps_T), generator=torch.Generator().manual_seed(index))
         advantages = np.array(scored.advantages, dtype=float)
@@ -74,12 +74,12 @@ def updates(batch: Stored, names: Iterable[str]) -> dict[str, Stored]:
 
 
 def _updates(groups: Sequence[ScoredGroup], loss: LossConfig) -> Stored:
-    rows = _packed(groups, drop_flat=not loss.needs_flat_groups)
+    rows = packed(groups, tokens_per_row=cases.TOKENS_PER_ROW, drop_flat=not loss.needs_flat_groups)
     policy = tiny.policy()
     start = {name: weight.clone() for name, weight in policy.named_weights()}
     learner = make_learner(policy, loss=loss, optim=OptimConfig(**cases.OPTIM), reference=_reference())
     tally = Tally()
-    outcome = learner.update(rows, padding(), _counts(groups), 1, tally)
+    outcome = learner.update(rows, _counts(groups), 1, tally)
     return {
         "num_rows": len(rows),
         "gradient_norms": outcome.norms,
@@ -101,7 +101,7 @@ def rows(batch: Stored) -> Stored:
     """The batch's packed rows, and what the shipped policy says about them."""
     policy = tiny.policy()
     stored = []
-    for row in _packed(_groups(batch)):
+    for row in packed(_groups(batch), tokens_per_row=cases.TOKENS_PER_ROW):
         with torch.no_grad():
             scores = policy(row)
         stored.append(
@@ -142,19 +142,6 @@ def _scored(index: int, entry: Stored, clip: Mapping[str, Any] | None) -> Scored
     advantages = tuple(entry["advantages"])
     group = Group(prompt=prompt, rollouts=tuple(rollouts))
     return ScoredGroup(group=group, table=tiny.table(advantages), advantages=advantages)
-
-
-def _packed(
-    groups: Sequence[ScoredGroup], *, tokens_per_row: int = cases.TOKENS_PER_ROW, drop_flat: bool = False
-) -> list[PackedRow]:
-    family = tiny.family()
-    return pack(
-        groups,
-        tokens_per_row=tokens_per_row,
-        positions=family.positions,
-        vision_token_id=family.vision_token_id,
-        drop_flat=drop_flat,
-    )
 
 
 def _counts(groups: Sequence[ScoredGroup]) -> StepCounts:

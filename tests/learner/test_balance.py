@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.learner.balance import MIN_GAIN_FRAC, plan_moves
-from grpo.packing import pack
-from tests.support import tiny
 from tests.support.balance_worker import unequal_groups
 from tests.support.launched import run_two
+from tests.support.learners import packed
 
 Sizes = list[list[int]]
 
@@ -58,12 +57,7 @@ def test_nothing_is_lost_and_no_further_move_would_be_worth_it(tokens: Sizes) ->
 def test_segments_travel_whole_between_processes(tmp_path: Path) -> None:
     run_two("multi_gpu", ["-m", "tests.support.balance_worker", str(tmp_path / "out.json")], tmp_path)
     processes = json.loads((tmp_path / "out.json").read_text())
-    rows = pack(
-        unequal_groups(),
-        tokens_per_row=1000,
-        positions=tiny.family().positions,
-        vision_token_id=tiny.family().vision_token_id,
-    )
+    rows = packed(unequal_groups(), tokens_per_row=1000)
     assert sorted(name for each in processes for name in each["ids"]) == [f"s{index}" for index in range(6)]
     tokens = [each["tokens"] for each in processes]
     assert sum(tokens) == sum(len(row.input_ids_N) for row in rows)

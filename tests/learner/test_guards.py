@@ -19,7 +19,7 @@ from grpo.run.folder import read_rows
 from grpo.run.tally import Tally
 from tests.support import tiny
 from tests.support.launched import run_two
-from tests.support.learners import counts_of, make_learner, overflowing, packed, padding, text_groups
+from tests.support.learners import counts_of, make_learner, overflowing, packed, text_groups
 from tests.support.runs import reset_process_state, run
 
 
@@ -38,12 +38,12 @@ def test_an_update_that_is_not_finite_leaves_no_trace(value: float) -> None:
     )
     tally = Tally()
     bad = [*rows[:-1], spoiled(rows[-1], value)]
-    outcome = tried.update(bad, padding(), counts_of(groups), 1, tally)
+    outcome = tried.update(bad, counts_of(groups), 1, tally)
     figures = tally.reduced(lambda part: [part])
     assert outcome.bad_rows == [bad[-1]] and figures["optim/skipped_updates"] == outcome.num_skipped == 1
     assert all(map(math.isfinite, figures.values())) and "optim/grad_norm" not in figures
     for learner in (plain, tried):  # AdamW's averages are those of a first step, too
-        assert learner.update(rows, padding(), counts_of(groups), 1, Tally()).num_skipped == 0
+        assert learner.update(rows, counts_of(groups), 1, Tally()).num_skipped == 0
     for name, weight in plain.policy.named_weights():
         assert torch.equal(weight, dict(tried.policy.named_weights())[name]), name
 
@@ -54,14 +54,14 @@ def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite() -> 
     learner = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=OptimConfig(lr=1e-3))
     tally = Tally()
     overflow = overflowing(learner.policy)
-    outcome = learner.update(rows, padding(), counts_of(groups), 1, tally)
+    outcome = learner.update(rows, counts_of(groups), 1, tally)
     figures = tally.reduced(lambda part: [part])
     assert math.isfinite(figures["loss"]) and "optim/grad_norm" not in figures
     assert outcome.bad_rows == [] and figures["optim/skipped_updates"] == outcome.num_skipped == 1
     start = dict(tiny.policy(seed=1).named_weights())
     assert all(torch.equal(weight, start[name]) for name, weight in learner.policy.named_weights())
     overflow.remove()
-    assert learner.update(rows, padding(), counts_of(groups), 1, Tally()).num_skipped == 0
+    assert learner.update(rows, counts_of(groups), 1, Tally()).num_skipped == 0
 
 
 def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from tests.support.learners import (
     make_learner,
     moved_policy,
     packed,
-    padding,
     text_groups,
     updated,
 )
@@ -94,7 +93,7 @@ def test_the_entropy_bonus_raises_the_entropy() -> None:
     before, after = tiny.policy(seed=1), tiny.policy(seed=1)
     (row,) = packed(text_groups())
     learner = make_learner(after, loss=LossConfig(entropy_coef=10.0), optim=OptimConfig(lr=1e-3))
-    learner.update([row], padding(), counts_of(text_groups()), 1, Tally())
+    learner.update([row], counts_of(text_groups()), 1, Tally())
     assert after(row).entropy_T.mean() > before(row).entropy_T.mean() + 0.1
 
 
@@ -135,15 +134,14 @@ def test_a_divergence_in_the_reward_is_the_sum_over_a_completions_tokens() -> No
     tables = [RewardTable(columns={}, parts={"a": (1.0, 2.0, 3.0)}, totals=(1.0, None, 3.0), failures=())] * 3
     settings = LossConfig(beta=0.5, kl_in_reward=True, kl_estimator="k1")
     learner = make_learner(tiny.policy(), loss=settings, reference=moved_policy())
-    tally, family = Tally(), tiny.family()
+    tally = Tally()
     found = subtract_divergences(
         groups,
         tables,
-        lambda rows: learner.reference_logps(rows, padding()),
+        learner.reference_logps,
         settings,
-        positions=family.positions,
-        vision_token_id=family.vision_token_id,
-        tally=tally,
+        tiny.family(),
+        tally,
     )
     for group, table in zip(groups, found, strict=True):
         expected = [
@@ -178,7 +176,7 @@ def test_the_reference_follows_the_policy_every_few_steps_and_is_checkpointed(tm
     policy, groups = tiny.policy(seed=1), text_groups()
     learner = make_learner(policy, loss=settings, optim=OptimConfig(lr=1e-3), reference=tiny.policy(seed=1))
     for step in (1, 2, 3):
-        learner.update(packed(groups), padding(), counts_of(groups), step, Tally())
+        learner.update(packed(groups), counts_of(groups), step, Tally())
         if step == 2:
             at_two = {name: weight.detach().clone() for name, weight in policy.named_parameters()}
         if step == 1:
@@ -207,7 +205,7 @@ def test_spd_in_the_learner_reports_what_it_projects_and_pulls_towards_the_first
     for step in range(1, 7):
         flipped = [replace(s, advantages=tuple(-a * (-1) ** step for a in s.advantages)) for s in groups]  # pyright: ignore
         tally = Tally()
-        learner.update(packed(flipped), padding(), counts_of(groups), step, tally)
+        learner.update(packed(flipped), counts_of(groups), step, tally)
         fractions.append(tally.reduced(lambda part: [part])["optim/projected_frac"])
     assert fractions[0] == 0.0 and 0 < max(fractions) <= 1
     learner.accelerator.save_state(str(tmp_path / "state"))

@@ -16,10 +16,11 @@ from grpo.config.learner import LossConfig
 from grpo.groups import Rollout, ScoredGroup
 from grpo.learner.losses import LOSSES, StepCounts, kl_T
 from grpo.learner.ratios import completion_sums_T, importance_ratio_T, sampler_correction
-from grpo.packing import PackedRow, pack
+from grpo.packing import PackedRow
 from grpo.policy.model import Policy
 from tests.support import tiny
 from tests.support.learners import Fixed, updated
+from tests.support.learners import packed as rows_of
 
 MAX_NEW_TOKENS = 24
 
@@ -174,14 +175,7 @@ def rollouts_of(groups: Sequence[ScoredGroup]) -> list[Rollout]:
 
 
 def packed(groups: Sequence[ScoredGroup]) -> PackedRow:
-    family = tiny.family()
-    (row,) = pack(
-        groups,
-        tokens_per_row=10_000,
-        positions=family.positions,
-        vision_token_id=family.vision_token_id,
-        drop_flat=False,
-    )
+    (row,) = rows_of(groups)
     return row
 
 

@@ -16,7 +16,7 @@ from grpo.learner.optimizers import SPD, make_optimizer
 from grpo.learner.update import Learner
 from grpo.run.tally import Tally
 from tests.support import tiny
-from tests.support.learners import counts_of, make_learner, packed, padding, text_groups
+from tests.support.learners import counts_of, make_learner, packed, text_groups
 
 BETAS, EPS, LR = (0.9, 0.99), 1e-8, 0.02
 SHAPES = [(7, 5), (11,), (3, 4, 2), (1,)]
@@ -207,7 +207,7 @@ def test_the_learner_pulls_adapters_towards_zero(method: str, strength: float) -
     for step in range(1, 5):
         sign = (-1) ** step  # swings about, against the momentum
         rows = [replace(row, advantages_T=sign * row.advantages_T) for row in packed(groups)]
-        learner.update(rows, padding(), counts_of(groups), step, Tally())
+        learner.update(rows, counts_of(groups), step, Tally())
         origins = [np.zeros(weight.shape) for weight in weights]
         each = zip(adams, expected, origins, learner.gradients, strict=True)
         results = [transcription(*one, strength) for one in each]

@@ -23,7 +23,7 @@ from grpo.run import checkpoint
 from grpo.run.tally import Tally
 from tests.rollout.test_rollout import SAMPLING, SEEDS, TEMPERATURE, gap, prompts
 from tests.support import tiny
-from tests.support.learners import counts_of, make_learner, packed, padding, text_groups
+from tests.support.learners import counts_of, make_learner, packed, text_groups
 from tests.support.runs import repeatable, run, weights
 
 
@@ -120,7 +120,7 @@ def test_the_final_model_is_the_policy_without_adapters(stored: tuple[Policy, Pa
 def test_the_reference_is_the_policy_with_its_adapters_off() -> None:
     policy, rows = stirred(), packed(tiny.ragged_groups(), tokens_per_row=600)
     learner = make_learner(policy, loss=LossConfig(beta=0.1), reference=tiny.policy())
-    found = learner.reference_logps(rows, padding())
+    found = learner.reference_logps(rows)
     assert len(found) == len(rows) > 1
     with torch.no_grad():
         for row, logps_T in zip(rows, found, strict=True):
@@ -136,14 +136,14 @@ def test_a_checkpoint_holds_the_adapters_and_their_moments_alone(tmp_path: Path)
     ]
     groups = text_groups()
     for step in (1, 2):
-        learners[0].update(packed(groups), padding(), counts_of(groups), step, Tally())
+        learners[0].update(packed(groups), counts_of(groups), step, Tally())
     learners[0].accelerator.save_state(str(tmp_path))
     names = load_file(tmp_path / "model.safetensors").keys()
     trained = learners[0].policy
     assert names == adapters_of(trained).keys()
     learners[1].accelerator.load_state(str(tmp_path))
     for learner in learners:
-        learner.update(packed(groups), padding(), counts_of(groups), 3, Tally())
+        learner.update(packed(groups), counts_of(groups), 3, Tally())
     for name, weight in learners[1].policy.named_parameters():
         assert torch.equal(weight, dict(trained.named_parameters())[name]), name
 

@@ -17,8 +17,9 @@ from grpo.policy.adapters import is_adapter
 from grpo.policy.model import Policy
 from grpo.run import checkpoint
 from tests.support import tiny
+from tests.support.learners import packed
 from tests.support.runs import repeatable, run, weights
-from tests.test_packing import by_completion, packed, plain_logps
+from tests.test_packing import by_completion, plain_logps
 
 pytest.importorskip("bitsandbytes")
 
@@ -37,7 +38,7 @@ def policy() -> Policy:
 
 
 def logps(policy: Policy) -> Tensor:
-    (row,) = packed(tiny.ragged_groups(), 100_000)
+    (row,) = packed(tiny.ragged_groups())
     with torch.no_grad():
         return policy(row).logps_T
 
@@ -57,7 +58,9 @@ def test_packed_log_probs_equal_one_forward_per_completion(policy: Policy) -> No
     implementations = [part.config._attn_implementation for part in parts(policy)]
     with torch.no_grad():
         found = {
-            k: v for row in packed(groups, 600) for k, v in by_completion(row, policy(row).logps_T).items()
+            k: v
+            for row in packed(groups, tokens_per_row=600)
+            for k, v in by_completion(row, policy(row).logps_T).items()
         }
         expected = plain_logps(policy, groups)
     for part, implementation in zip(parts(policy), implementations, strict=True):

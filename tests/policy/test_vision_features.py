@@ -13,10 +13,10 @@ import torch
 from grpo.media.clip import Clip
 from grpo.media.disk_cache import DiskCache
 from grpo.media.memory_cache import MemoryCache
-from grpo.packing import pack
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache, FeatureCounters
 from tests.support import runs, tiny
+from tests.support.learners import packed
 
 
 def cached(policy: Policy, *, max_gib: float = 1.0, disk: DiskCache | None = None) -> FeatureCache:
@@ -32,12 +32,7 @@ def clips(count: int) -> list[Clip]:
 
 def test_log_probs_and_gradients_are_those_of_fresh_features() -> None:
     policy = tiny.policy(seed=1, frozen=["vision", "merger"])
-    row, *_ = pack(
-        tiny.ragged_groups(),
-        tokens_per_row=4096,
-        positions=tiny.family().positions,
-        vision_token_id=tiny.family().vision_token_id,
-    )
+    row, *_ = packed(tiny.ragged_groups(), tokens_per_row=4096)
 
     def outcome() -> tuple[torch.Tensor, torch.Tensor]:
         policy.zero_grad()

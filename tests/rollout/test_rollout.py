@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from grpo.groups import Group, Prompt, ScoredGroup
-from grpo.packing import pack
 from grpo.policy.model import Policy
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
 from tests.support import tiny
+from tests.support.learners import packed
 
 TEMPERATURE = 0.9
 SAMPLING = Sampling(group_size=4, max_new_tokens=20, temperature=TEMPERATURE)
@@ -27,8 +27,7 @@ def prompts() -> list[Prompt]:
 def gap(policy: Policy, groups: list[Group]) -> float:
     """The largest difference between the engine's and the learner's log-probs."""
     ones = [ScoredGroup(group=group, table=tiny.table((1.0,) * 4), advantages=(1.0,) * 4) for group in groups]
-    family = policy.family
-    rows = pack(ones, tokens_per_row=1500, positions=family.positions, vision_token_id=family.vision_token_id)
+    rows = packed(ones, tokens_per_row=1500)
     with torch.no_grad():
         return max(float((policy(row).logps_T - row.sampler_logps_T).abs().max()) for row in rows)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 from accelerate.utils import gather_object
 
 from grpo.groups import ScoredGroup
-from grpo.learner.balance import spread
+from grpo.learner.balance import balanced
 from grpo.learner.launching import make_accelerator
-from grpo.packing import pack
+from grpo.packing import pack, segments_of
 from tests.support import tiny
 
 
@@ -34,13 +33,8 @@ def main(out: str) -> None:
     accelerator = make_accelerator()
     own = unequal_groups()[: 5 if dist.get_rank() == 0 else 0]
     own += unequal_groups()[5:] if dist.get_rank() == 1 else []
-    rows = pack(
-        own,
-        tokens_per_row=1000,
-        positions=tiny.family().positions,
-        vision_token_id=tiny.family().vision_token_id,
-        spread=partial(spread, accelerator=accelerator),
-    )
+    segments = balanced(segments_of(own, tokens_per_row=1000), accelerator)
+    rows = pack(segments, tiny.family(), tokens_per_row=1000)
     found = {
         "ids": [prompt.sample.id for row in rows for prompt in row.prompts],
         "tokens": sum(len(row.input_ids_N) for row in rows),

@@ -16,7 +16,7 @@ from grpo.config.learner import LossConfig, OptimConfig
 from grpo.groups import ScoredGroup
 from grpo.learner.losses import StepCounts
 from grpo.learner.update import Behind, Learner
-from grpo.packing import PackedRow, pack, padding_row
+from grpo.packing import PackedRow, pack, segments_of
 from grpo.policy.model import Policy
 from grpo.run.tally import Tally
 from tests.support import tiny
@@ -76,13 +76,8 @@ def updated(
     learner = make_learner(policy, loss=loss, reference=reference, kind=KeepsGradients)
     learner.behind = behind
     tally = Tally()
-    learner.update(rows, padding(), counts, 1, tally)
+    learner.update(rows, counts, 1, tally)
     return tally.reduced(lambda part: gather_object([part]))
-
-
-def padding() -> PackedRow:
-    family = tiny.family()
-    return padding_row(family.eos_ids[0], positions=family.positions)
 
 
 def text_groups(seed: int = 0) -> list[ScoredGroup]:
@@ -108,14 +103,8 @@ def text_groups(seed: int = 0) -> list[ScoredGroup]:
 def packed(
     groups: Sequence[ScoredGroup], *, tokens_per_row: int = 10_000, drop_flat: bool = False
 ) -> list[PackedRow]:
-    family = tiny.family()
-    return pack(
-        groups,
-        tokens_per_row=tokens_per_row,
-        positions=family.positions,
-        vision_token_id=family.vision_token_id,
-        drop_flat=drop_flat,
-    )
+    segments = segments_of(groups, tokens_per_row=tokens_per_row, drop_flat=drop_flat)
+    return pack(segments, tiny.family(), tokens_per_row=tokens_per_row)
 
 
 def counts_of(groups: Sequence[ScoredGroup]) -> StepCounts:

@@ -23,7 +23,7 @@ from grpo.learner.update import Learner
 from grpo.run.tally import Tally
 from tests.support import tiny
 from tests.support.launched import allow_fsdp_on_cpu
-from tests.support.learners import counts_of, moved_policy, overflowing, packed, padding
+from tests.support.learners import counts_of, moved_policy, overflowing, packed
 
 OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.01)
 SPD = RobustConfig(method="spd", strength=1.0)
@@ -57,20 +57,18 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     tally = Tally()
     rows = packed(own, tokens_per_row=600)
     if case == "spd":  # a step away from the start, and one back, against the momentum
-        learner.update(rows, padding(), counts_of(groups), 1, Tally())
+        learner.update(rows, counts_of(groups), 1, Tally())
         rows = [replace(row, advantages_T=-row.advantages_T) for row in rows]
     if case == "not finite" and of_process == 1:
         rows = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
-    outcomes = [learner.update(rows, padding(), counts_of(groups), 1, tally)]
+    outcomes = [learner.update(rows, counts_of(groups), 1, tally)]
     if case == "not finite":  # of the second process: first its loss, then its gradient
         if of_process == 1:
             overflowing(policy)
-        outcomes.append(
-            learner.update(packed(own, tokens_per_row=600), padding(), counts_of(groups), 1, tally)
-        )
+        outcomes.append(learner.update(packed(own, tokens_per_row=600), counts_of(groups), 1, tally))
     if case in ONE_IDLE:
         rows = [] if of_process == 1 else packed(groups, tokens_per_row=600)
-        learner.update(rows, padding(), counts_of(groups), 2, Tally())
+        learner.update(rows, counts_of(groups), 2, Tally())
     return {
         "figures": tally.reduced(lambda part: gather_object([part])),
         "weights": {name: weight.clone() for name, weight in policy.named_weights()},
