@@ -1,0 +1,53 @@
+"""The page for people who come from trl, against trl's own settings; ours are checked in test_names.py."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from transformers import TrainingArguments
+from trl import GRPOConfig
+
+from grpo.config.load import Config
+from tests.support import pages, tiny
+
+PAGE = tiny.ROOT / "docs" / "coming_from.md"
+OWN_WORDS = {"output_dir"}
+"""Settings without a default that could be the same."""
+
+
+def trl_fields() -> dict[str, Any]:
+    return {each.name: None if each.default is MISSING else each.default for each in fields(GRPOConfig)}
+
+
+def trl_rows() -> list[tuple[list[str], list[str], str]]:
+    """trl's names, ours, and the note of each row of the first table."""
+    section = PAGE.read_text().split("## From TRL")[1].split("### ")[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    return [
+        (re.findall(r"`(\w+)`", left), re.findall(r"`([\w.]+)`", right), note.strip(" |"))
+        for left, right, note in rows
+    ]
+
+
+def test_every_name_of_trl_is_a_field_of_its_config() -> None:
+    names = [name for left, _, _ in trl_rows() for name in left]
+    assert len(names) > 40 and {*names} <= trl_fields().keys()
+
+
+def test_every_field_that_trl_adds_to_transformers_own_is_on_the_page() -> None:
+    added = trl_fields().keys() - {each.name for each in fields(TrainingArguments)}
+    assert added <= {code.text for code in pages.inline_code(PAGE)}
+
+
+@pytest.mark.parametrize(("left", "right", "note"), trl_rows(), ids=lambda value: str(value)[:40])
+def test_a_row_without_a_note_has_trls_default(left: list[str], right: list[str], note: str) -> None:
+    if note or {*left} & OWN_WORDS:
+        return
+    config, defaults = OmegaConf.structured(Config), trl_fields()
+    ours = [OmegaConf.select(config, key) for key in right]
+    ours = [*ours[0]] if len(ours) < len(left) else ours  # `betas` are two numbers
+    assert ours == [defaults[name] for name in left]
