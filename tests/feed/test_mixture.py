@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from grpo.config.load import load_config
 from grpo.feed.mixture import parts, step_indices, step_samples
 from tests.config.test_config import DEMO
-from tests.support import tiny
+from tests.support import pages, tiny
 
 
 def test_every_sample_comes_once_per_epoch_in_a_new_order() -> None:
@@ -120,9 +120,9 @@ def test_the_places_of_steps_follow_each_other() -> None:
         assert Counter(one[:until]) == Counter(other[:until])
 
 
-def test_the_readmes_mixture_is_one(tmp_path: Path) -> None:
-    blocks = (tiny.ROOT / "README.md").read_text().split("```yaml\n")[1:]
-    (tmp_path / "mix.yaml").write_text(next(block for block in blocks if "share:" in block).split("```")[0])
+def test_the_documentations_mixture_is_one(tmp_path: Path) -> None:
+    blocks = pages.blocks(tiny.ROOT / "docs" / "own_data.md", "yaml")
+    (tmp_path / "mix.yaml").write_text(next(block.text for block in blocks if "share:" in block.text))
     config = load_config([DEMO, str(tmp_path / "mix.yaml")])
     sets = [[tiny.sample("ego")], [tiny.sample("general")]]
     mixed = parts(sets, [dataset.share for dataset in config.data.train])
