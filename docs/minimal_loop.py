@@ -1,12 +1,12 @@
 """GRPO for a video model in one file: `python docs/minimal_loop.py`, from the repository's folder, without a GPU.
 
 The same pure functions as the trainer, in a plain loop: packing, advantages, the loss, rewards, and the engine that
-needs no vLLM. What the trainer has and this has not: several processes, checkpoints, decoding ahead, rewards in workers,
-evaluation, failures that cost a group and not the run.
+needs no vLLM. What the trainer has and this has not: several processes, checkpoints, decoding ahead, rewards in
+workers, evaluation, and failures that cost a group and not the run.
 
-The choices that this GRPO makes: one update per batch of rollouts, so the probability ratio is 1 and nothing is clipped;
-no KL term; advantages are distances from the group's mean, over its standard deviation; the loss is the mean over all
-completion tokens of the step.
+The choices that this GRPO makes: one update per batch of rollouts, so the probability ratio is 1 and nothing is
+clipped; no KL term; advantages are distances from the group's mean, over its standard deviation; the loss is the mean
+over all completion tokens of the step.
 
 Axes: P prompts, G completions of each, T completion tokens of a row.
 """

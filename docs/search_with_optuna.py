@@ -18,7 +18,9 @@ NUM_TRIALS = 12
 
 def held_out_score(trial: optuna.Trial) -> float:
     """The last value of the metric in a run whose weights the trial proposes."""
-    weights = {name: trial.suggest_float(f"rewards.{name}.weight", 0.0, 2.0) for name in ("format", "keyframe")}
+    weights = {
+        name: trial.suggest_float(f"rewards.{name}.weight", 0.0, 2.0) for name in ("format", "keyframe")
+    }
     run_dir = FOLDER / f"trial_{trial.number:03d}"
     launch = ["accelerate", "launch", "--config_file", "launch/accelerate/single.yaml", "grpo/train.py"]
     changes = [f"rewards.{name}.weight={value}" for name, value in weights.items()]

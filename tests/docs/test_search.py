@@ -31,7 +31,9 @@ def test_the_search_finds_better_weights_and_goes_on_where_it_was(tmp_path: Path
 
     def search() -> str:
         command = [sys.executable, str(SCRIPT)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
         return done.stdout
 
     first = search()

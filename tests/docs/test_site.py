@@ -40,10 +40,9 @@ def lines_of(file: Path, names: list[str]) -> int:
         return len(file.read_text().splitlines())
     found: dict[str, int] = {}
     for node in ast.parse(file.read_text()).body:
-        parts = [(node, "")] + [
-            (each, f"{node.name}.") for each in getattr(node, "body", []) if hasattr(node, "name")
-        ]
-        for each, prefix in parts:
+        methods = node.body if isinstance(node, ast.ClassDef) else [node]
+        prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for each in methods:
             if isinstance(each, ast.FunctionDef):
                 found[prefix + each.name] = (each.end_lineno or 0) - each.lineno + 1
     return sum(found[name] for name in names)

@@ -59,7 +59,9 @@ def test_a_record_on_a_page_is_one(block: pages.Code, tmp_path: Path) -> None:
 def test_python_on_a_page_compiles_and_finds_what_it_imports(block: pages.Code) -> None:
     tree = ast.parse(block.text)
     compile(tree, block.place, "exec")
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports: list[ast.stmt] = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     exec(compile(ast.Module(imports, []), block.place, "exec"), {})
 
 
