@@ -53,13 +53,18 @@ def blocks(page: Path, language: str) -> list[Code]:
             language=language,
         )
         for token in tokens(page)
-        if token.type == "fence" and token.info == language
+        if token.type == "fence" and language_of(token) == language
     ]
 
 
 def languages(page: Path) -> set[str]:
     """The languages of the page's code blocks."""
-    return {token.info for token in tokens(page) if token.type in ("fence", "code_block")}
+    return {language_of(token) for token in tokens(page) if token.type in ("fence", "code_block")}
+
+
+def language_of(token: Token) -> str:
+    """The language of a code block, which may be written `{ .python }` to keep a formatter away."""
+    return token.info.strip("{} ").removeprefix(".")
 
 
 def inline_code(page: Path) -> list[Code]:
