@@ -82,7 +82,7 @@ def check_egogrpo(words: list[str]) -> None:
 
 def check_accelerate(words: list[str]) -> None:
     assert words[0] == "launch"
-    if words[1:] == ["grpo/train.py", "CONFIG..."]:
+    if words[1:] in (["grpo/train.py"], ["grpo/train.py", "CONFIG..."]):
         return
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words[1:]))
     assert arguments.training_script == "grpo/train.py" and Path(arguments.config_file).is_file()
