@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import tiny
 
 SCRIPT = tiny.ROOT / "docs" / "search_with_optuna.py"
@@ -23,6 +25,7 @@ Path(config.run_dir, "metrics.jsonl").write_text(row + "\\n")
 """
 
 
+@pytest.mark.slow  # a process that imports Optuna, and one for each trial
 def test_the_search_finds_better_weights_and_goes_on_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "accelerate").write_text(STAND_IN)
     (tmp_path / "accelerate").chmod(0o755)
