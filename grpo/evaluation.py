@@ -87,7 +87,7 @@ class Evaluator:
         chunks = [eval_set.samples[start:end] for start, end in pairwise(ends)]
         for index, chunk in enumerate(chunks):
             for ahead in chunks[index : index + 2]:
-                self.loader.prefetch(ahead)
+                self.loader.prefetch([sample.clip_source for sample in ahead])
             seeds = [rollout_seed(self.seed, "eval", sample.id) for sample in chunk]
             yield make_batch(chunk, seeds, self.loader, self.render, self.max_prompt_tokens)
 

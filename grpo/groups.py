@@ -28,36 +28,12 @@ class Sample:
     source: str
     """File and line that it came from, for error messages."""
     options: tuple[str, ...] = ()
-    video: str | None = None
-    """Path of the video file; None for a question about images or about text alone."""
-    frames: tuple[str, ...] = ()
-    """In place of a video: paths of image files in their order, or of the one folder that holds them."""
-    frame_fps: float | None = None
-    """Images per second, if they are a constant time apart."""
-    frame_times_s: tuple[float, ...] = ()
-    """When each image is shown, on the clock of start_s; neither this nor frame_fps for a single picture."""
-    start_s: float = 0.0
-    """Where the clip starts in the file, or on the clock of its images."""
-    end_s: float | None = None
-    """Where the clip ends in the file; None for the file's end."""
+    clip_source: ClipSource | None = None
+    """What the clip is read from; None for a question about text alone."""
     keyframes_s: tuple[tuple[float, float], ...] = ()
     """Annotated spans (start, end) in seconds from the *clip's* start; a moment is a span of no length."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Every other field of the record, untouched, for rewards."""
-
-    @property
-    def clip_source(self) -> ClipSource | None:
-        """What its clip is read from; None for a question about text alone."""
-        if self.video is None and not self.frames:
-            return None
-        return ClipSource(
-            video=self.video,
-            frames=self.frames,
-            frame_fps=self.frame_fps,
-            frame_times_s=self.frame_times_s,
-            start_s=self.start_s,
-            end_s=self.end_s,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from grpo.groups import Group, Prompt, Rollout, Sample
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, ClipSource
 from rewards import Counterfactual
 from rewards.parsing import TAGS
 
@@ -120,7 +120,7 @@ def synthetic_samples(columns: Mapping[str, Any]) -> list[Sample]:
         task="choice",
         options=("blue", "red", "green", "a (very) odd [option] 100%"),
         source="probe:1",
-        video="probe.mp4",
+        clip_source=ClipSource(video="probe.mp4"),
         keyframes_s=((3.0, 4.5), (7.0, 7.0)),
         columns=columns,
     )
@@ -128,7 +128,7 @@ def synthetic_samples(columns: Mapping[str, Any]) -> list[Sample]:
     return [
         choice,
         replace(choice, id="probe-no-moments", source="probe:2", keyframes_s=()),
-        replace(choice, id="probe-text-only", source="probe:3", video=None, keyframes_s=()),
+        replace(choice, id="probe-text-only", source="probe:3", clip_source=None, keyframes_s=()),
         replace(choice, id="probe-number", source="probe:4", task="number", answer="42", **without),
         replace(choice, id="probe-text", source="probe:5", task="text", answer="a red cup", **without),
         replace(choice, id="probe-span", source="probe:7", task="span", answer="3.0-4.5", **without),

@@ -32,7 +32,7 @@ from grpo.config.rules import media_contradictions
 from grpo.config.schema import MediaConfig
 from grpo.data import READERS, load_samples
 from grpo.groups import Sample
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
@@ -156,18 +156,18 @@ def finished_ids(out: Path, source: dict[str, Any]) -> set[str]:
     return {record["id"] for record in records}
 
 
-def clips_of(samples: Iterable[Sample], loader: ClipLoader) -> Iterator[Clip | MediaError]:
-    """The samples' clips, or why they can't be read; the next ones are decoded meanwhile."""
-    rest = iter(samples)
+def clips_of(sources: Iterable[ClipSource], loader: ClipLoader) -> Iterator[Clip | MediaError]:
+    """The clips, or why they can't be read; the next ones are decoded meanwhile."""
+    rest = iter(sources)
     ahead = [*islice(rest, CLIPS_AHEAD)]
     loader.prefetch(ahead)
     while ahead:
-        sample = ahead.pop(0)
+        source = ahead.pop(0)
         following = [*islice(rest, 1)]
         loader.prefetch(following)
         ahead += following
         try:
-            yield loader.get(sample)
+            yield loader.get(source)
         except MediaError as error:
             yield error
 
@@ -183,13 +183,15 @@ def annotate(
     """Append a record for each sample that OUT lacks; how many could not be read."""
     done = finished_ids(out, source)
     todo = [sample for sample in samples if sample.id not in done]
-    copied = {sample.id for sample in todo if sample.keyframes_s or sample.clip_source is None}
-    clips = clips_of([sample for sample in todo if sample.id not in copied], loader)
+    sources = {
+        sample.id: sample.clip_source for sample in todo if sample.clip_source and not sample.keyframes_s
+    }
+    clips = clips_of(sources.values(), loader)
     num_failed = 0
     with open(out, "a") as opened:
         for sample in tqdm(todo, unit="question", disable=None):
             record = native_record(sample, root)
-            if sample.id not in copied:
+            if sample.id in sources:
                 clip = next(clips)
                 if isinstance(clip, MediaError):
                     num_failed += 1
@@ -199,8 +201,8 @@ def annotate(
             opened.write(json.dumps(record) + "\n")
             opened.flush()
     print(
-        f"{len(samples)} records: {len(done)} were there, {len(copied)} copied, "
-        f"{len(todo) - len(copied) - num_failed} annotated, {num_failed} can't be read"
+        f"{len(samples)} records: {len(done)} were there, {len(todo) - len(sources)} copied, "
+        f"{len(sources) - num_failed} annotated, {num_failed} can't be read"
     )
     return num_failed
 

@@ -248,19 +248,19 @@ def _decoding(
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Clips that turn out damaged, how fast the run's own workers decode, and how long they need for a step."""
     some = spread_clips([sample for sample, plan in plans if plan.clip is not None], num_decoded)
-    samples = [*{sample.clip_source: sample for sample in some}.values()]
+    samples = {sample.clip_source: sample for sample in some if sample.clip_source is not None}
     workers = config.media.num_workers
     reader = ClipReader(settings=config.media, patches=family.patches)
     loader = ClipLoader(reader, cache_gib=0, num_workers=workers, timeout_s=config.media.timeout_s)
     damaged = []
     with closing(loader):
         with suppress(MediaError):
-            loader.get(samples[0])  # the processes have started now
+            loader.get(next(iter(samples)))  # the processes have started now
         begun_s = time.perf_counter()
         loader.prefetch(samples)
-        for sample in samples:
+        for source, sample in samples.items():
             try:
-                loader.get(sample)
+                loader.get(source)
             except MediaError as error:
                 reason = f"sample {sample.id}: {error}"
                 damaged.append(Finding(kind="unreadable", source=sample.source, reason=reason))

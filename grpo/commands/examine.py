@@ -184,15 +184,16 @@ def _planned(planner: Planner) -> Callable[[Sample], tuple[PromptPlan | None, li
 
 def _late_end(sample: Sample) -> list[Finding]:
     """What a record places behind its video's end; no run stops at it, but no reward for it can be earned."""
-    if sample.video is None:
+    source = sample.clip_source
+    if source is None or source.video is None:
         return []
     answer_s = read_span(sample.answer) if sample.task == "span" else None
     ends_s = {
-        "the clip": sample.end_s,
-        "the answer": answer_s and sample.start_s + answer_s[1],
-        "a key moment": max((sample.start_s + end_s for _, end_s in sample.keyframes_s), default=None),
+        "the clip": source.end_s,
+        "the answer": answer_s and source.start_s + answer_s[1],
+        "a key moment": max((source.start_s + end_s for _, end_s in sample.keyframes_s), default=None),
     }
-    file_end_s = frame_table(sample.video).end_s
+    file_end_s = frame_table(source.video).end_s
     reasons = [
         f"sample {sample.id}: {what} ends at {end_s:g} s, but the video at {file_end_s:g} s"
         for what, end_s in ends_s.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo.data.jsonl import OWN_KEYS
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from rewards.parsing import read_span
 
 
@@ -16,13 +17,9 @@ def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[st
 
     media_root: folder that its media lie under, which paths are made relative to.
     """
-    start_s, end_s = sample.start_s, sample.end_s
-    has_clip = sample.clip_source is not None
     own = {
         "id": sample.id,
-        **_media(sample, Path(media_root)),
-        "start_s": start_s if has_clip and start_s else None,
-        "end_s": end_s,
+        **(_media(sample.clip_source, Path(media_root)) if sample.clip_source else {}),
         "question": sample.question,
         "options": [*sample.options] or None,
         "answer": _on_the_files_clock(sample),
@@ -37,27 +34,23 @@ def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[st
 
 def file_seconds(time_s: float, sample: Sample) -> float:
     """A time of the clip on its file's clock, to the microsecond, where a record's times must not leave the clip."""
-    inside_s = max(round(sample.start_s + time_s, 6), sample.start_s)
-    return inside_s if sample.end_s is None else min(inside_s, sample.end_s)
+    source = sample.clip_source
+    if source is None:
+        return round(time_s, 6)
+    inside_s = max(round(source.start_s + time_s, 6), source.start_s)
+    return inside_s if source.end_s is None else min(inside_s, source.end_s)
 
 
-def _media(sample: Sample, root: Path) -> dict[str, Any]:
-    def relative(path: str) -> str:
-        return os.path.relpath(path, root)
-
-    if sample.video is not None:
-        return {"video": relative(sample.video)}
-    if not sample.frames:
-        return {}
-    if sample.frame_fps is None and not sample.frame_times_s:
-        return {"image": relative(sample.frames[0])}
-    frames = [relative(path) for path in sample.frames]
-    is_folder = len(frames) == 1 and os.path.isdir(sample.frames[0])
-    return {
-        "frames": frames[0] if is_folder else frames,
-        "frame_fps": sample.frame_fps,
-        "frame_times_s": [*sample.frame_times_s] or None,
-    }
+def _media(source: ClipSource, root: Path) -> dict[str, Any]:
+    bounds = {"start_s": source.start_s or None, "end_s": source.end_s}
+    if source.video is not None:
+        return {"video": os.path.relpath(source.video, root)} | bounds
+    frames = [os.path.relpath(path, root) for path in source.frames]
+    if source.frame_fps is None and not source.frame_times_s:
+        return {"image": frames[0]} | bounds
+    is_folder = len(frames) == 1 and os.path.isdir(source.frames[0])
+    timing = {"frame_fps": source.frame_fps, "frame_times_s": [*source.frame_times_s] or None}
+    return {"frames": frames[0] if is_folder else frames} | timing | bounds
 
 
 def _on_the_files_clock(sample: Sample) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.data import load_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from grpo.media.decode import MediaError
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
@@ -62,28 +63,30 @@ def main(argv: Sequence[str]) -> int:
     num_workers = len(os.sched_getaffinity(0))
     outcomes: list[Outcome] = []
     with closing(DecodePool(reader, num_workers=num_workers, timeout_s=config.media.timeout_s)) as pool:
-        for sample, outcome in tqdm(warm(pool, clips), total=len(clips), unit="clip", disable=None):
+        outcomes_of = zip(clips.values(), warm(pool, clips), strict=True)
+        for sample, outcome in tqdm(outcomes_of, total=len(clips), unit="clip", disable=None):
             outcomes.append(outcome)
             if outcome.failure is not None:
                 tqdm.write(f"{sample.source}: {sample.id}: {outcome.failure}")
     return report(outcomes, disk)
 
 
-def distinct_clips(config: Config) -> list[Sample]:
-    """A sample for each clip of the training and held-out data; these are looked at for the first time here."""
+def distinct_clips(config: Config) -> dict[ClipSource, Sample]:
+    """The clips of the training and held-out data, each with the first sample about it."""
     samples = load_samples(config.data.train)
     for dataset in config.data.eval:
         samples += load_samples([dataset])
-    by_clip = {sample.clip_source: sample for sample in reversed(samples) if sample.clip_source is not None}
-    return [*reversed(by_clip.values())]
+    clips: dict[ClipSource, Sample] = {}
+    for sample in samples:
+        if sample.clip_source is not None:
+            clips.setdefault(sample.clip_source, sample)
+    return clips
 
 
-def warm(pool: DecodePool, clips: Sequence[Sample]) -> Iterator[tuple[Sample, Outcome]]:
-    """The clips with what became of them, in order. pool: of a `StoringReader`, whose answers take no memory."""
-    sources = [clip_source for sample in clips if (clip_source := sample.clip_source) is not None]
-    futures = [pool.submit(clip_source) for clip_source in sources]
-    for sample, future in zip(clips, futures, strict=True):
-        yield sample, _outcome(future)
+def warm(pool: DecodePool, clips: Iterable[ClipSource]) -> Iterator[Outcome]:
+    """What became of each clip, in order. pool: of a `StoringReader`, whose answers take no memory."""
+    futures = [pool.submit(clip) for clip in clips]
+    return map(_outcome, futures)
 
 
 def report(outcomes: Sequence[Outcome], cache: DiskCache) -> int:

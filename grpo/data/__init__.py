@@ -97,14 +97,15 @@ def read_records(dataset: Dataset) -> list[Sample]:
 
 def timed(sample: Sample, frame_fps: float | None) -> Sample:
     """With the data set's frame rate, where a record of several images states none of its own."""
-    if sample.frame_fps is not None or sample.frame_times_s:
+    source = sample.clip_source
+    if source is None or source.frame_fps is not None or source.frame_times_s:
         return sample
-    is_timeless = len(sample.frames) > 1 or any(map(os.path.isdir, sample.frames))
+    is_timeless = len(source.frames) > 1 or any(map(os.path.isdir, source.frames))
     if frame_fps is None and is_timeless:
         raise ValueError(
             f"{sample.source}: nothing says when its frames are shown: set frame_fps beside the data set's path"
         )
-    return replace(sample, frame_fps=frame_fps) if sample.frames else sample
+    return replace(sample, clip_source=replace(source, frame_fps=frame_fps)) if source.frames else sample
 
 
 def _reader(name: str) -> Reader:

@@ -21,7 +21,7 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
     Raises FileNotFoundError that names the first missing file and counts the others, or MediaError.
     """
     clips = {
-        (sample.video, sample.frames, sample.start_s): (sample, source)
+        (source.video, source.frames, source.start_s): (sample, source)
         for sample in reversed(samples)
         if (source := sample.clip_source) is not None
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from grpo.data.fields import LETTERED, LETTERS, Record, as_text, shown, text
 from grpo.data.records import Place
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 MEDIA = re.compile(r"<(?:video|image)>\s*")
 """Where in a question the clip stands. It always comes first in our prompts."""
@@ -60,11 +61,8 @@ def samples_of(
     place: Place,
     *,
     name: str,
-    video: str | None,
-    frames: tuple[str, ...],
+    clip_source: ClipSource | None,
     columns: Record,
-    frame_fps: float | None = None,
-    clip_s: tuple[float, float | None] = (0.0, None),
 ) -> Iterator[Sample]:
     """A sample for each exchange; with several, their names get the number of theirs."""
     for number, turn in enumerate(turns, start=1):
@@ -78,11 +76,7 @@ def samples_of(
             task="choice" if is_choice else "open",
             source=place.source,
             options=choices if is_choice else (),
-            video=video,
-            frames=frames,
-            frame_fps=frame_fps,
-            start_s=clip_s[0],
-            end_s=clip_s[1],
+            clip_source=clip_source,
             columns=columns,
         )
 

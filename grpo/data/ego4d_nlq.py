@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from grpo.data.fields import Record, objects, on_clips_clock, present, seconds, text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def _queries(clip: Record, annotation: Record, place: Place, left_out: list[str]
 
 def _sample(clip: Record, query: Record, name: str, place: Place) -> Sample | None:
     start_s, end_s = (seconds(present(query, key), key) for key in ("clip_start_sec", "clip_end_sec"))
-    span_s = on_clips_clock([(start_s, end_s)], 0.0, None, key="clip_start_sec")
+    clip_source = ClipSource(video=place.media(f"{text(clip, 'clip_uid')}.mp4"))
+    span_s = on_clips_clock([(start_s, end_s)], clip_source, key="clip_start_sec")
     answer = f"{start_s:.3f}-{end_s:.3f}"
     if f"{start_s:.3f}" == f"{end_s:.3f}":
         return None
@@ -68,7 +70,7 @@ def _sample(clip: Record, query: Record, name: str, place: Place) -> Sample | No
         answer=answer,
         task="span",
         source=place.source,
-        video=place.media(f"{text(clip, 'clip_uid')}.mp4"),
+        clip_source=clip_source,
         keyframes_s=span_s,
         columns=without(query, "clip_start_sec", "clip_end_sec"),
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from grpo.data.fields import (
     Record,
@@ -26,6 +25,7 @@ from grpo.data.fields import (
 )
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 OWN_KEYS = ("question_text", "video_path", "options", "correct_option_letter")
 
@@ -51,7 +51,7 @@ def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
         task="choice",
         source=place.source,
         options=choices,
-        **_clip(record, place),
+        clip_source=_clip_source(record, place),
         columns=without(record, *OWN_KEYS),
     )
 
@@ -63,13 +63,13 @@ def translate_open(record: Record, place: Place) -> Iterator[Sample]:
         answer=text(record, "answer_text"),
         task="open",
         source=place.source,
-        **_clip(record, place),
+        clip_source=_clip_source(record, place),
         columns=without(record, *OWN_KEYS),
     )
 
 
-def _clip(record: Record, place: Place) -> dict[str, Any]:
-    """A sample's fields: the frames, whose paths begin with a slash and start from the media root, or their video."""
+def _clip_source(record: Record, place: Place) -> ClipSource:
+    """The frames, whose paths begin with a slash and start from the media root, or the video they were joined into."""
     frames = present(record, "video_path")
     if not isinstance(frames, list) or not frames:
         raise ValueError(f"'video_path' must be a list of frames, not {shown(frames)}")
@@ -78,6 +78,6 @@ def _clip(record: Record, place: Place) -> dict[str, Any]:
     if len(folders) > 1:
         raise ValueError(f"the frames of 'video_path' lie in several folders: {shown(sorted(folders))}")
     if video := place.joined_video(folders.pop()):
-        return {"video": video}
+        return ClipSource(video=video)
     is_dense = record.get("dataset") == "CholecTrack20" and paths[0].endswith(".png")
-    return {"frames": place.images(paths, "video_path"), "frame_fps": 1.0 if is_dense else 0.5}
+    return ClipSource(frames=place.images(paths, "video_path"), frame_fps=1.0 if is_dense else 0.5)

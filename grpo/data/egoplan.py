@@ -34,6 +34,7 @@ from grpo.data.fields import (
 )
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 EGO4D_FPS = 30
 EPIC_VIDEO = re.compile(r"(P\d\d)_(\d\d\d?)")
@@ -59,6 +60,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     choices, answer = _choices(record, own_id)
     video, fps = _video(record, own_id)
     start_s, end_s, progress_s = _clip(record, fps)
+    clip_source = ClipSource(video=place.media(video), start_s=start_s, end_s=end_s)
     has_question = record.get("question") is not None
     yield Sample(
         id=place.id(own_id),
@@ -69,10 +71,8 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         task="choice",
         source=place.source,
         options=choices,
-        video=place.media(video),
-        start_s=start_s,
-        end_s=end_s,
-        keyframes_s=on_clips_clock(progress_s, start_s, end_s, key="task_progress_metadata"),
+        clip_source=clip_source,
+        keyframes_s=on_clips_clock(progress_s, clip_source, key="task_progress_metadata"),
         columns=without(record, *OWN_KEYS),
     )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from grpo.data.fields import LETTERS, Record, options, shown, text, without
 from grpo.data.records import Place, load_object, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,6 @@ def translate(record: Record, place: Place, *, answers: Record, ego4d: Record) -
         task="choice",
         source=place.source,
         options=choices,
-        video=place.media(f"videos/{uid}.mp4"),
+        clip_source=ClipSource(video=place.media(f"videos/{uid}.mp4")),
         columns=without(record, "question", *OPTION_KEYS) | origin,
     )

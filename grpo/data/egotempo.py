@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from grpo.data.fields import Record, text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 
 def read_egotempo(
@@ -20,12 +21,13 @@ def read_egotempo(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
+    file = f"{text(record, 'clip_id').removesuffix('.mp4')}.mp4"
     yield Sample(
         id=place.id(text(record, "question_id")),
         question=text(record, "question"),
         answer=text(record, "answer"),
         task="open",
         source=place.source,
-        video=place.media(f"{text(record, 'clip_id').removesuffix('.mp4')}.mp4"),
+        clip_source=ClipSource(video=place.media(file)),
         columns=without(record, "question", "answer"),
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard, get_args
 
 from grpo.groups import Task
+from grpo.media.clip import ClipSource
 
 Record = Mapping[str, Any]
 Span = tuple[float, float]
@@ -110,11 +111,10 @@ def check_letter(answer: str, num_options: int) -> str:
     return answer
 
 
-def on_clips_clock(
-    spans_s: Iterable[Span], start_s: float, end_s: float | None, *, key: str
-) -> tuple[Span, ...]:
+def on_clips_clock(spans_s: Iterable[Span], clip_source: ClipSource | None, *, key: str) -> tuple[Span, ...]:
     """Spans of the file's clock counted from the clip's start, each of which must lie inside the clip."""
     spans_s = list(spans_s)
+    start_s, end_s = (clip_source.start_s, clip_source.end_s) if clip_source else (0.0, None)
     for first_s, last_s in spans_s:
         if last_s < first_s:
             raise ValueError(f"{key!r}: {first_s:g} to {last_s:g} s ends before it starts")

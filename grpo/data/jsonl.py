@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from grpo.data.fields import (
     TASKS,
@@ -37,6 +37,7 @@ from grpo.data.fields import (
 )
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from rewards.parsing import read_span
 
 MEDIA_KEYS = ("video", "frames", "image", "images")
@@ -70,19 +71,16 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
     choices = _options(record, task)
-    media = _media(record, place)
-    start_s, end_s = _clip_bounds(record, media)
+    clip_source = _clip_source(record, place)
     yield Sample(
         id=text(record, "id"),
         question=text(record, "question"),
-        answer=_answer(record, task, choices, start_s, end_s),
+        answer=_answer(record, task, choices, clip_source),
         task=task,  # pyright: ignore[reportArgumentType] (it is one of TASKS)
         source=place.source,
         options=choices,
-        **media,
-        start_s=start_s,
-        end_s=end_s,
-        keyframes_s=_keyframes(record, start_s, end_s),
+        clip_source=clip_source,
+        keyframes_s=_keyframes(record, clip_source),
         columns=without(record, *OWN_KEYS),
     )
 
@@ -100,7 +98,7 @@ def _options(record: Record, task: str) -> tuple[str, ...]:
     return texts
 
 
-def _answer(record: Record, task: str, choices: tuple[str, ...], start_s: float, end_s: float | None) -> str:
+def _answer(record: Record, task: str, choices: tuple[str, ...], clip_source: ClipSource | None) -> str:
     answer = record.get("answer")
     if task in ("number", "regression") and is_number(answer):
         return str(answer)
@@ -111,20 +109,31 @@ def _answer(record: Record, task: str, choices: tuple[str, ...], start_s: float,
         return check_letter(given, len(choices))
     if task in ("number", "regression") and not holds_number(given):
         raise ValueError(f"'answer' must be a number for the task {task!r}, not {shown(given)}")
-    return _span_answer(given, start_s, end_s) if task == "span" else given
+    return _span_answer(given, clip_source) if task == "span" else given
 
 
-def _span_answer(given: str, start_s: float, end_s: float | None) -> str:
+def _span_answer(given: str, clip_source: ClipSource | None) -> str:
     """The span in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is 6.199999999999999."""
     span_s = read_span(given)
     if span_s is None or round(span_s[0], 3) == round(span_s[1], 3):
         raise ValueError(f"'answer' must be a span in seconds, such as 3.0-4.5, not {shown(given)}")
-    ((first_s, last_s),) = on_clips_clock([span_s], start_s, end_s, key="answer")
+    ((first_s, last_s),) = on_clips_clock([span_s], clip_source, key="answer")
     return f"{round(first_s, 3)}-{round(last_s, 3)}"
 
 
-def _media(record: Record, place: Place) -> dict[str, Any]:
-    """The sample's fields that say what its clip is read from."""
+def _clip_source(record: Record, place: Place) -> ClipSource | None:
+    whole = _media(record, place)
+    if whole is None:
+        for key in CLIP_KEYS:
+            if record.get(key) is not None:
+                raise ValueError(f"{key!r} without a 'video' or 'frames'")
+        return None
+    start_s, end_s = _clip_bounds(record, whole)
+    return replace(whole, start_s=start_s, end_s=end_s)
+
+
+def _media(record: Record, place: Place) -> ClipSource | None:
+    """The whole of the record's video or images; None for a question about text alone."""
     given = [key for key in MEDIA_KEYS if record.get(key) is not None]
     if len(given) > 1:
         raise ValueError(f"{given[0]!r} and {given[1]!r}: a question has one clip")
@@ -133,25 +142,25 @@ def _media(record: Record, place: Place) -> dict[str, Any]:
             if record.get(key) is not None:
                 raise ValueError(f"{key!r} without 'frames'")
     if given == ["video"]:
-        return {"video": place.media(text(record, "video"))}
+        return ClipSource(video=place.media(text(record, "video")))
     if given == ["image"]:
-        return {"frames": (place.media(text(record, "image")),)}
+        return ClipSource(frames=(place.media(text(record, "image")),))
     if given == ["images"]:
         images = place.images(record["images"], "images")
         if len(images) > 1:
             raise ValueError(
                 "several 'images' in a question are not supported; those of one clip are its 'frames'"
             )
-        return {"frames": images}
-    return _frames(record, place) if given else {}
+        return ClipSource(frames=images)
+    return _frames(record, place) if given else None
 
 
-def _frames(record: Record, place: Place) -> dict[str, Any]:
+def _frames(record: Record, place: Place) -> ClipSource:
     is_folder = isinstance(record["frames"], str)
     frames = place.images([record["frames"]] if is_folder else record["frames"], "frames")
     times = record.get("frame_times_s")
     if times is None:
-        return {"frames": frames, "frame_fps": rate(record, "frame_fps")}
+        return ClipSource(frames=frames, frame_fps=rate(record, "frame_fps"))
     if record.get("frame_fps") is not None:
         raise ValueError("'frame_fps' and 'frame_times_s': give one of them")
     if type(times) is not list or not times:
@@ -161,15 +170,12 @@ def _frames(record: Record, place: Place) -> dict[str, Any]:
         raise ValueError(f"'frame_times_s': {len(times_s)} times for {len(frames)} frames")
     if any(later <= earlier for earlier, later in pairwise(times_s)):
         raise ValueError(f"'frame_times_s' must ascend: {shown(times)}")
-    return {"frames": frames, "frame_times_s": times_s}
+    return ClipSource(frames=frames, frame_times_s=times_s)
 
 
-def _clip_bounds(record: Record, media: Record) -> tuple[float, float | None]:
+def _clip_bounds(record: Record, whole: ClipSource) -> tuple[float, float | None]:
     """In seconds of the file, or on the clock of the frames' own times, where a clip starts with its first frame."""
-    for key in CLIP_KEYS:
-        if not media and record.get(key) is not None:
-            raise ValueError(f"{key!r} without a 'video' or 'frames'")
-    first_s = media.get("frame_times_s", (0.0,))[0]
+    first_s = whole.frame_times_s[0] if whole.frame_times_s else 0.0
     start_s = first_s if record.get("start_s") is None else seconds(record["start_s"], "start_s")
     if record.get("end_s") is None:
         return start_s, None
@@ -178,14 +184,14 @@ def _clip_bounds(record: Record, media: Record) -> tuple[float, float | None]:
     return start_s, end_s
 
 
-def _keyframes(record: Record, start_s: float, end_s: float | None) -> tuple[Span, ...]:
+def _keyframes(record: Record, clip_source: ClipSource | None) -> tuple[Span, ...]:
     """Spans in seconds from the clip's start."""
     keyframes = record.get("keyframes_s")
     if keyframes is None:
         return ()
     if type(keyframes) is not list:
         raise ValueError(f"'keyframes_s' must be a list of moments or spans, not {shown(keyframes)}")
-    return on_clips_clock([_span(keyframe) for keyframe in keyframes], start_s, end_s, key="keyframes_s")
+    return on_clips_clock([_span(keyframe) for keyframe in keyframes], clip_source, key="keyframes_s")
 
 
 def _span(keyframe: object) -> Span:

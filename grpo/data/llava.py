@@ -17,6 +17,7 @@ from grpo.data.conversations import Exchange, Tags, exchanges, samples_of, witho
 from grpo.data.fields import Record, check_bounds, name, number, objects, rate, seconds, shown, text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 SPEECH = re.compile(r"<speech>\s*")
 CLOCK = re.compile(r"(?:(?:([0-9]+):)?([0-9]+):)?([0-9]+(?:\.[0-9]*)?)")
@@ -44,11 +45,16 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         [Exchange(SPEECH.sub("", turn.question), turn.reply) for turn in turns],
         place,
         name=name(record, "id"),
-        video=video,
-        frames=(image,) if image else (),
-        clip_s=_bounds(record),
+        clip_source=_clip_source(record, video, image),
         columns=without(record, "conversations", "video", "image"),
     )
+
+
+def _clip_source(record: Record, video: str | None, image: str | None) -> ClipSource | None:
+    start_s, end_s = _bounds(record)
+    if not (video or image):
+        return None
+    return ClipSource(video=video, frames=(image,) if image else (), start_s=start_s, end_s=end_s)
 
 
 def _bounds(record: Record) -> tuple[float, float | None]:

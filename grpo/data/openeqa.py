@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from grpo.data.fields import Record, as_text, shown, text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 
 def read_openeqa(
@@ -33,8 +34,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         answer=text(record, "answer"),
         task="open",
         source=place.source,
-        video=video,
-        frames=() if video else (place.media(episode),),
+        clip_source=ClipSource(video=video) if video else ClipSource(frames=(place.media(episode),)),
         columns=columns,
     )
 

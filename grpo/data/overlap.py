@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cache
 from itertools import chain
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from grpo.media.identity import ends_digest
 
 Allowed = Literal["nothing", "clips", "questions"]
@@ -69,15 +70,18 @@ class _Index:
         candidates = [pair for key in self._shown(sample).met for pair in self._showing.get(key, ())]
         same = (other for other, asked in candidates if asked == question)
         rest = (other for other, asked in candidates if any_question and asked != question)
-        return next((other for other in chain(same, rest) if _meet(sample, other)), None)
+        return next(
+            (other for other in chain(same, rest) if _meet(sample.clip_source, other.clip_source)), None
+        )
 
     def _shown(self, sample: Sample) -> _Shown:
         """Of a video its file, of images their folder and names, of no clip the question."""
-        if sample.frames:
-            return _shown_images(sample.frames)
-        if sample.video is None:
+        source = sample.clip_source
+        if source is None:
             return _Shown([question_key(sample)], [question_key(sample)])
-        file = _resolved(sample.video)
+        if source.video is None:
+            return _shown_images(source.frames)
+        file = _resolved(source.video)
         keys: list[Hashable] = [self._copy_of.get(file, file)]
         return _Shown(keys, keys)
 
@@ -85,15 +89,14 @@ class _Index:
 def namesakes(train: Iterable[Sample], held_out: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
     """Held-out samples with the training sample that has their question, options and answer about a video of their name
     elsewhere: probably the same one in another dataset, but names like 0001.mp4 may be a coincidence."""
-    known = {_named(sample): sample for sample in train if sample.video is not None}
-    pairs = [(sample, known.get(_named(sample))) for sample in held_out if sample.video is not None]
-    return [(sample, twin) for sample, twin in pairs if twin is not None and sample.video != twin.video]
+    known = {_named(sample, video): (sample, video) for sample, video in _with_videos(train)}
+    pairs = [(sample, video, known.get(_named(sample, video))) for sample, video in _with_videos(held_out)]
+    return [(sample, twin[0]) for sample, video, twin in pairs if twin is not None and video != twin[1]]
 
 
-def _named(sample: Sample) -> Hashable:
+def _named(sample: Sample, video: str) -> Hashable:
     answer = sample.options[ord(sample.answer) - ord("A")] if sample.task == "choice" else sample.answer
-    assert sample.video is not None
-    return Path(sample.video).stem.casefold(), question_key(sample), _words(answer)
+    return Path(video).stem.casefold(), question_key(sample), _words(answer)
 
 
 def question_key(sample: Sample) -> QuestionKey:
@@ -101,8 +104,10 @@ def question_key(sample: Sample) -> QuestionKey:
     return _words(sample.question), frozenset(map(_words, sample.options))
 
 
-def _meet(some: Sample, other: Sample) -> bool:
+def _meet(some: ClipSource | None, other: ClipSource | None) -> bool:
     """They show the same at some time, given that they share a file."""
+    if some is None or other is None:
+        return True
     if (some.frames, some.frame_fps, some.frame_times_s) != (
         other.frames,
         other.frame_fps,
@@ -137,7 +142,14 @@ def _shown_images(frames: Sequence[str]) -> _Shown:
 
 
 def _videos(samples: Iterable[Sample]) -> set[str]:
-    return {_resolved(sample.video) for sample in samples if sample.video is not None}
+    return {_resolved(video) for _, video in _with_videos(samples)}
+
+
+def _with_videos(samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
+    """The samples about a video, each with its path."""
+    for sample in samples:
+        if sample.clip_source is not None and sample.clip_source.video is not None:
+            yield sample, sample.clip_source.video
 
 
 def _copies(train: Set[str], held_out: Set[str]) -> dict[str, str]:
@@ -161,8 +173,8 @@ def _digest(path: str) -> str:
     return ends_digest(path, stat.st_mtime_ns, stat.st_size)
 
 
-def _part(sample: Sample) -> tuple[float, float]:
-    return sample.start_s, math.inf if sample.end_s is None else sample.end_s
+def _part(source: ClipSource) -> tuple[float, float]:
+    return source.start_s, math.inf if source.end_s is None else source.end_s
 
 
 def _words(text: str) -> str:

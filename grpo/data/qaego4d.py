@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from grpo.data.fields import Record, number, on_clips_clock, text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 FPS = 30
 """Of all canonical clips; the data set counts the moments in these frames, and parts of them."""
@@ -24,13 +25,14 @@ def read_qaego4d(
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     moment_s = (number(record, "moment_start_frame") / FPS, number(record, "moment_end_frame") / FPS)
+    clip_source = ClipSource(video=place.media(f"{text(record, 'video_id')}.mp4"))
     yield Sample(
         id=place.id(text(record, "sample_id")),
         question=text(record, "question"),
         answer=text(record, "answer"),
         task="open",
         source=place.source,
-        video=place.media(f"{text(record, 'video_id')}.mp4"),
-        keyframes_s=on_clips_clock([moment_s], 0.0, None, key="moment_start_frame"),
+        clip_source=clip_source,
+        keyframes_s=on_clips_clock([moment_s], clip_source, key="moment_start_frame"),
         columns=without(record, "question", "answer", "moment_start_frame", "moment_end_frame"),
     )

@@ -20,6 +20,7 @@ from grpo.data.conversations import Tags, exchanges, samples_of, without_media
 from grpo.data.fields import Record, as_text, objects, rate, shown, without
 from grpo.data.records import Place, load_object, read_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 
 INFO_FILE = "dataset_info.json"
 OPENAI = Tags(role="role", content="content", user="user", assistant="assistant")
@@ -64,13 +65,15 @@ def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sampl
         )
     if sum(num_media) != len(videos) + len(frames):
         raise ValueError(f"{sum(num_media)} media tokens for {len(videos) + len(frames)} videos or images")
+    clip_source = None
+    if videos or frames:
+        video = place.media(as_text(videos[0], layout.videos)) if videos else None
+        clip_source = ClipSource(video=video, frames=frames, frame_fps=rate(record, "frame_fps"))
     yield from samples_of(
         plain,
         place,
         name=str(place.number),  # such records have no names of their own
-        video=place.media(as_text(videos[0], layout.videos)) if videos else None,
-        frames=frames,
-        frame_fps=rate(record, "frame_fps"),
+        clip_source=clip_source,
         columns=without(
             record, messages, layout.videos, layout.images, layout.audios, layout.system, "frame_fps"
         ),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from grpo.data.fields import Record, check_letter, name, options, shown, text, without, without_letters
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample, Task
+from grpo.media.clip import ClipSource
 
 TASK_OF_TYPE: dict[str, Task] = {
     "multiple choice": "choice",
@@ -49,8 +50,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         task=task,
         source=place.source,
         options=choices,
-        video=path if kind == "video" else None,
-        frames=(path,) if kind == "image" else (),
+        clip_source=ClipSource(video=path) if kind == "video" else ClipSource(frames=(path,)),
         columns=without(record, *OWN_KEYS),
     )
 

@@ -50,7 +50,7 @@ class Feed:
     def batch(self, step: int) -> Batch:
         """This process's prompts of a step (the first is 1); later steps' clips start decoding."""
         ahead = [self._own(later) for later in range(step, step + self.prefetch_steps + 1)]
-        own, coming = ahead[0], [sample for later in ahead for _, sample in later]
+        own, coming = ahead[0], [sample.clip_source for later in ahead for _, sample in later]
         if self.memory is not None:  # it may think otherwise by now of what was to come
             self.loader.forget_all_but(coming)
         self.loader.prefetch(coming)
@@ -102,7 +102,7 @@ def make_batch(
     lost: list[LostSample] = []
     for place, (sample, seed) in enumerate(zip(samples, seeds, strict=True)):
         try:
-            prompt = render(sample, loader.get(sample) if sample.clip_source is not None else None)
+            prompt = render(sample, loader.get(sample.clip_source) if sample.clip_source else None)
             if len(prompt.token_ids) > max_prompt_tokens:
                 raise ValueError(
                     f"its prompt has {len(prompt.token_ids)} tokens, rollout.max_model_tokens leaves room for "

@@ -57,18 +57,24 @@ class ClipSource:
     """Where a clip comes from: a part of a video file, or of images that are shown one after another."""
 
     video: str | None = None
+    """Path of the video file; None for images."""
     frames: tuple[str, ...] = ()
-    """In place of a video: image files in their order, or the one folder that holds them."""
+    """In place of a video: paths of image files in their order, or of the one folder that holds them."""
     frame_fps: float | None = None
-    """How many of the images are shown per second, if they are a constant time apart."""
+    """Images per second, if they are a constant time apart."""
     frame_times_s: tuple[float, ...] = ()
-    """When each of them is shown; neither this nor frame_fps for a single picture."""
+    """When each image is shown, on the clock of start_s; neither this nor frame_fps for a single picture."""
     start_s: float = 0.0
+    """Where the clip starts in the file, or on the clock of its images."""
     end_s: float | None = None
+    """Where the clip ends in the file; None for the file's end."""
+
+    def __post_init__(self) -> None:
+        assert (self.video is None) == bool(self.frames), "a clip is of a video or of images"
 
     @property
     def path(self) -> str:
-        """What messages call it."""
+        """The file or folder that messages name."""
         return self.frames[0] if self.video is None else self.video
 
 

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
 
-from grpo.groups import Sample
 from grpo.media.clip import Clip, ClipSource, MediaError, TookTooLong
 from grpo.media.decode_pool import DecodeHere, DecodePool
 from grpo.media.memory_cache import MemoryCache
@@ -42,7 +41,7 @@ class MediaCounters:
 
 
 class ClipLoader:
-    """Gives each sample's clip, read at most once while it stays in memory.
+    """Gives clips, each read at most once while it stays in memory.
 
     A clip is *pending* from the first time that it is asked for until `get` hands it over; then it counts
     against the limit of `memory`, and what was used longest ago makes room. Pending clips don't count: their
@@ -76,41 +75,39 @@ class ClipLoader:
         self._disk_hits = 0
         self._cache_hits = 0
 
-    def prefetch(self, samples: Iterable[Sample]) -> None:
-        """Start to decode these samples' clips in the background, in this order; a sample may have none."""
-        for sample in samples:
-            if sample.clip_source is None:
+    def prefetch(self, sources: Iterable[ClipSource | None]) -> None:
+        """Start to decode these clips in the background, in this order; None, of a question without one, is skipped."""
+        for source in sources:
+            if source is None:
                 continue
-            key = _source_of(sample)
             with self._lock:
-                if key in self._to_retry:
-                    self._to_retry.remove(key)
-                    del self._failures[key]
-                if key not in self.memory and key not in self._failures:
-                    self._request(key)
+                if source in self._to_retry:
+                    self._to_retry.remove(source)
+                    del self._failures[source]
+                if source not in self.memory and source not in self._failures:
+                    self._request(source)
 
-    def forget_all_but(self, samples: Iterable[Sample]) -> None:
-        """Drop the clips that were asked for ahead, but for those of these samples: the others won't be used."""
-        wanted = {sample.clip_source for sample in samples}
+    def forget_all_but(self, sources: Iterable[ClipSource | None]) -> None:
+        """Drop the clips that were asked for ahead, but for these: the others won't be used."""
+        wanted = {*sources}
         with self._lock:
             self._pending = {key: future for key, future in self._pending.items() if key in wanted}
 
-    def get(self, sample: Sample) -> Clip:
-        """The sample's clip, waiting for it if need be. Raises MediaError, the same one every time.
+    def get(self, source: ClipSource) -> Clip:
+        """The clip, waiting for it if need be. Raises MediaError, the same one every time.
 
         A clip that took too long is tried once more from the next `prefetch` on: a file system may hang for a while.
         """
-        key = _source_of(sample)
         with self._lock:
-            if key in self._failures:
-                raise MediaError(self._failures[key])
-            if (clip := self.memory.get(key)) is not None:
+            if source in self._failures:
+                raise MediaError(self._failures[source])
+            if (clip := self.memory.get(source)) is not None:
                 self._cache_hits += 1
                 return clip
-            future = self._request(key)
+            future = self._request(source)
         future.exception()  # waits; outside the lock, for the others
         with self._lock:
-            return self._hand_over(key, future)
+            return self._hand_over(source, future)
 
     def counters(self) -> MediaCounters:
         """Totals so far; a step's share is the difference of two of them."""
@@ -154,8 +151,3 @@ class ClipLoader:
         else:
             self._cache_hits += 1
         return read.clip
-
-
-def _source_of(sample: Sample) -> ClipSource:
-    assert sample.clip_source is not None, f"{sample.source}: a question about text alone has no clip"
-    return sample.clip_source

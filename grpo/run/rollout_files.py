@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, cast
 
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
-from grpo.media.clip import Clip, LazyClip
+from grpo.media.clip import Clip, ClipSource, LazyClip
 from grpo.media.sampling import MediaSettings, PatchShape
 
 if TYPE_CHECKING:
@@ -127,15 +127,15 @@ def _sample_columns(sample: Sample) -> dict[str, Any]:
         "answer": sample.answer,
         "task": sample.task,
         "source": sample.source,
-        "video": sample.video,
-        "frames": list(sample.frames),
-        "frame_fps": sample.frame_fps,
-        "frame_times_s": list(sample.frame_times_s),
-        "start_s": sample.start_s,
-        "end_s": sample.end_s,
+        **_source_columns(sample.clip_source),
         "keyframes_s": [list(span) for span in sample.keyframes_s],
         "columns": columns,
     }
+
+
+def _source_columns(source: ClipSource | None) -> dict[str, Any]:
+    """Missing values, without a clip."""
+    return {name: None if source is None else getattr(source, name) for name in SOURCE_COLUMNS}
 
 
 def _clip_facts(clip: Clip | None) -> dict[str, Any] | None:
@@ -197,6 +197,7 @@ COLUMNS = (
 )  # fmt: skip
 """Without which a rollout can't be rebuilt."""
 SAMPLE_COLUMNS = list(COLUMNS[COLUMNS.index("sample_id") : COLUMNS.index("tags")])
+SOURCE_COLUMNS = [field.name for field in fields(ClipSource)]
 
 
 def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
@@ -261,12 +262,22 @@ def _read_group(rows: pa.Table, frames: FrameSource) -> ScoredGroup:
 
 
 def _read_sample(row: Mapping[str, Any]) -> Sample:
-    spans = tuple((start_s, end_s) for start_s, end_s in row["keyframes_s"])
-    same = {name: row[name] for name in SAMPLE_COLUMNS if name not in ("sample_id", "columns")}
-    lists = {name: tuple(row[name]) for name in ("options", "frames", "frame_times_s")}
     return Sample(
-        **{**same, **lists, "keyframes_s": spans}, id=row["sample_id"], columns=json.loads(row["columns"])
+        **{name: row[name] for name in ("question", "answer", "task", "source")},
+        id=row["sample_id"],
+        options=tuple(row["options"]),
+        clip_source=_read_source(row),
+        keyframes_s=tuple((start_s, end_s) for start_s, end_s in row["keyframes_s"]),
+        columns=json.loads(row["columns"]),
     )
+
+
+def _read_source(row: Mapping[str, Any]) -> ClipSource | None:
+    if row["frames"] is None:
+        return None
+    values = {name: row[name] for name in SOURCE_COLUMNS}
+    lists = {name: tuple(row[name]) for name in ("frames", "frame_times_s")}
+    return ClipSource(**{**values, **lists})
 
 
 def _read_counterfactuals(

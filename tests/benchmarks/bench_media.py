@@ -32,7 +32,7 @@ import psutil
 import torch
 from av.video.stream import VideoStream
 
-from grpo.groups import Group, Sample
+from grpo.groups import Group
 from grpo.media import decode
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import read_clip
@@ -186,13 +186,13 @@ def bench_ahead(path: str, folder: Path) -> dict[str, Any]:
     return {"clips_per_step": NUM_PARTS // NUM_STEPS, "step_s": STEP_S, **epochs}
 
 
-def epoch_of_steps(loader: ClipLoader, samples: list[Sample]) -> float:
+def epoch_of_steps(loader: ClipLoader, sources: list[ClipSource]) -> float:
     """Seconds that its steps wait for their clips, the next step's being read ahead; a step is a pause."""
-    per_step, waited_s = len(samples) // NUM_STEPS, 0.0
-    for start in range(0, len(samples), per_step):
-        loader.prefetch(samples[start : start + 2 * per_step])
+    per_step, waited_s = len(sources) // NUM_STEPS, 0.0
+    for start in range(0, len(sources), per_step):
+        loader.prefetch(sources[start : start + 2 * per_step])
         waited_s += seconds(
-            lambda start=start: [loader.get(each) for each in samples[start : start + per_step]]
+            lambda start=start: [loader.get(each) for each in sources[start : start + per_step]]
         )
         sleep(STEP_S)
     return waited_s
@@ -201,7 +201,7 @@ def epoch_of_steps(loader: ClipLoader, samples: list[Sample]) -> float:
 def bench_workers(path: str, rounds: int) -> dict[str, float]:
     """Clips per second of two processes, frames handed over, and of two threads, as an earlier version had."""
     reader = ClipReader(settings=SETTINGS)
-    sources = [source for sample in parts_of(path) if (source := sample.clip_source) is not None]
+    sources = parts_of(path)
     started_s = perf_counter()
     pool, threads = DecodePool(reader, num_workers=2, timeout_s=120), ThreadPoolExecutor(2)
     with closing(pool), threads:
@@ -243,56 +243,47 @@ def python_work() -> int:
     return sum(number % 7 for number in range(10_000_000))
 
 
-def parts_of(path: str) -> list[Sample]:
-    """Questions about parts of the video, three seconds each."""
+def parts_of(path: str) -> list[ClipSource]:
+    """Parts of the video, three seconds each."""
     starts_s = np.linspace(0, len(decode.frame_table(path).pts) / FPS - 4, NUM_PARTS).round(1).tolist()
-    return [
-        Sample(id=str(s), question="", answer="", task="text", source="", video=path, start_s=s, end_s=s + 3)
-        for s in starts_s
-    ]
+    return [ClipSource(video=path, start_s=start_s, end_s=start_s + 3) for start_s in starts_s]
 
 
 def fill(folder: str) -> None:
     """As many entries as are to be cached, each of random frames, under the names of clips of one file."""
     disk, rng = DiskCache(folder, max_gib=4), np.random.default_rng(0)
     shape = (CACHED["frames"], CACHED["height_px"], CACHED["width_px"], 3)
-    for sample in samples_of(folder):
-        assert sample.clip_source is not None
+    for source in sources_of(folder):
         clip = Clip(
-            path=sample.clip_source.path,
+            path=source.path,
             frames_FHWC=rng.integers(0, 256, shape, dtype=np.uint8),
             times_s=tuple(number / 2 for number in range(CACHED["frames"])),
             sample_fps=2.0,
             duration_s=16.0,
         )
-        disk.store(entry_name(sample.clip_source, SETTINGS, QWEN2_5_VL), clip)
+        disk.store(entry_name(source, SETTINGS, QWEN2_5_VL), clip)
 
 
-def samples_of(folder: str) -> list[Sample]:
-    return [
-        Sample(
-            id=str(i), question="", answer="", task="text", source="", video=f"{folder}/v", start_s=float(i)
-        )
-        for i in range(CACHED["clips"])
-    ]
+def sources_of(folder: str) -> list[ClipSource]:
+    return [ClipSource(video=f"{folder}/v", start_s=float(start_s)) for start_s in range(CACHED["clips"])]
 
 
 def memory_of_cached_clips(folder: str, group_size: int) -> dict[str, float]:
     """What the process grows by when a loader holds them all, and a group about each, over the frames' own bytes."""
     reader = ClipReader(settings=SETTINGS, disk=DiskCache(folder, max_gib=4))
     loader = ClipLoader(reader, cache_gib=4, num_workers=2, timeout_s=120)
-    samples = samples_of(folder)
-    group_about(samples[0], loader.get(samples[0]), group_size)
+    sources = sources_of(folder)
+    group_about(sources[0], loader.get(sources[0]), group_size)
     before = psutil.Process().memory_info().rss
     groups: list[Group] = []
-    for start in range(1, len(samples), 8):
-        loader.prefetch(samples[start : start + 8])
-        groups += [group_about(each, loader.get(each), group_size) for each in samples[start : start + 8]]
+    for start in range(1, len(sources), 8):
+        loader.prefetch(sources[start : start + 8])
+        groups += [group_about(each, loader.get(each), group_size) for each in sources[start : start + 8]]
     grown = psutil.Process().memory_info().rss - before
     clips = [rollout.clip for group in groups for rollout in group.rollouts if rollout.clip is not None]
-    assert loader.counters().disk_hits == len(samples) and clips[0].num_frames == CACHED["frames"]
-    assert len(clips) == (len(samples) - 1) * group_size
-    own = (len(samples) - 1) * clips[0].frames_FHWC.nbytes
+    assert loader.counters().disk_hits == len(sources) and clips[0].num_frames == CACHED["frames"]
+    assert len(clips) == (len(sources) - 1) * group_size
+    own = (len(sources) - 1) * clips[0].frames_FHWC.nbytes
     loader.close()
     return {
         "frames_mib": round(own / 2**20, 1),
@@ -301,8 +292,9 @@ def memory_of_cached_clips(folder: str, group_size: int) -> dict[str, float]:
     }
 
 
-def group_about(sample: Sample, clip: Clip, group_size: int) -> Group:
+def group_about(source: ClipSource, clip: Clip, group_size: int) -> Group:
     """As a step has it: the rendered prompt, and completions with their log-probs."""
+    sample = tiny.sample(f"{source.path}@{source.start_s}", clip_source=source)
     prompt, token_ids = tiny.prompt(sample, clip), range(1000, 1000 + COMPLETION_TOKENS)
     rollouts = tuple(tiny.rollout(prompt, [*token_ids]) for _ in range(group_size))
     return Group(prompt=prompt, rollouts=rollouts)

@@ -23,7 +23,7 @@ from typing import Never
 
 from grpo.groups import Group, Prompt, Rollout, Sample
 from grpo.learner.advantages import score_groups
-from grpo.media.clip import LazyClip
+from grpo.media.clip import ClipSource, LazyClip
 from grpo.run.rollout_files import rollout_rows, write_rollouts
 from rewards.parsing import TAGS
 from rewards.scoring.runner import RewardSet, load_rewards
@@ -69,9 +69,7 @@ def make_group(number: int, group_size: int, num_tokens: int, rng: random.Random
         task="choice",
         source=f"made-up.jsonl:{number + 1}",
         options=OBJECTS,
-        video=f"clips/{number}.mp4",
-        start_s=12.0,
-        end_s=42.0,
+        clip_source=ClipSource(video=f"clips/{number}.mp4", start_s=12.0, end_s=42.0),
         keyframes_s=((6.0, 7.5), (20.0, 20.0)),
         columns={"split": "train", "scene": number % 17},
     )

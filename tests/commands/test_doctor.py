@@ -22,6 +22,7 @@ from grpo.media.reading import ClipReader
 from grpo.run.folder import RunDir
 from tests.support import tiny
 from tests.support.runs import SMALL, data
+from tests.support.sources import source_of
 from tests.support.videos import write_video
 
 Record = dict[str, Any]
@@ -133,7 +134,7 @@ def test_the_plan_is_what_the_run_will_have(
     reader = ClipReader(settings=config.media, patches=tiny.family().patches)
     loader = ClipLoader(reader, cache_gib=1, num_workers=0, timeout_s=60)
     samples = load_samples(config.data.train) + load_samples(config.data.eval)
-    num_bytes = sum(loader.get(sample).frames_FHWC.nbytes for sample in samples)
+    num_bytes = sum(loader.get(source_of(sample)).frames_FHWC.nbytes for sample in samples)
     loader.close()
     assert report["cached"]["frames_gib"] == pytest.approx(num_bytes / 2**30)
     # Clips of one size, of which two later steps' four wait while the four held-out ones are asked about.

@@ -13,6 +13,7 @@ import pytest
 from grpo.commands.warm import main, warm
 from grpo.config.load import load_config
 from grpo.data import load_samples
+from grpo.media.clip import ClipSource
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
@@ -20,6 +21,7 @@ from grpo.media.reading import ClipReader
 from tests.support import tiny
 from tests.support.misbehaving import Misbehaving
 from tests.support.runs import SMALL
+from tests.support.sources import source_of
 from tests.support.videos import write_video
 
 
@@ -55,7 +57,7 @@ def test_a_run_after_it_decodes_nothing(
     reader = ClipReader(settings=config.media, patches=tiny.family().patches, disk=disk)
     loader = ClipLoader(reader, cache_gib=1, num_workers=0, timeout_s=60)
     for sample in load_samples(config.data.train)[:5]:
-        assert loader.get(sample).num_frames >= 2
+        assert loader.get(source_of(sample)).num_frames >= 2
     assert loader.counters() == MediaCounters(disk_hits=4, cache_hits=1)
     loader.close()
 
@@ -98,12 +100,10 @@ def test_files_that_kill_or_hold_up_their_process_are_named_and_survived(tmp_pat
     for name in ("segfault", "hang", "b"):
         (tmp_path / f"{name}.mp4").write_bytes(Path(first).read_bytes())
     names = ("a", "segfault", "hang", "b")
-    samples = [tiny.sample(video=f"{tmp_path}/{name}.mp4") for name in names]
+    sources = [ClipSource(video=f"{tmp_path}/{name}.mp4") for name in names]
     reader = Misbehaving(settings=load_config(SMALL).media)
     with closing(DecodePool(reader, num_workers=2, timeout_s=2.0)) as pool:
-        results = [*warm(pool, samples)]
-    assert [sample for sample, _ in results] == samples
-    good, killed, late, last = (outcome.failure for _, outcome in results)
+        good, killed, late, last = (outcome.failure for outcome in warm(pool, sources))
     assert good is None and last is None
     assert killed is not None and "killed by signal 11 (SIGSEGV), 2 times" in killed
     assert late == f"{tmp_path}/hang.mp4: not read within media.timeout_s=2"

@@ -13,9 +13,11 @@ from grpo.data import READERS, check_media, load_samples
 from grpo.data.jsonl import read_jsonl
 from grpo.data.records import BadRecords
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from grpo.media.decode import MediaError
 from rewards.builtin.temporal import temporal_iou
 from rewards.hostile import make_group
+from tests.support.sources import video_of
 from tests.support.videos import write_video
 
 CHOICE: dict[str, Any] = {
@@ -72,9 +74,11 @@ def test_a_record_is_translated_with_times_on_the_clips_clock(tmp_path: Path) ->
             task="choice",
             source=f"{path}:1",
             options=("a cup", "a knife", "a plate", "a phone"),
-            video=str(tmp_path / "clips/k-0017.mp4"),
-            start_s=12.0,
-            end_s=42.0,
+            clip_source=ClipSource(
+                video=str(tmp_path / "clips/k-0017.mp4"),
+                start_s=12.0,
+                end_s=42.0,
+            ),
             keyframes_s=((6.0, 7.5), (18.0, 18.0)),
             columns={"scene": "kitchen", "difficulty": {"level": 3}},
         )
@@ -84,24 +88,25 @@ def test_a_record_is_translated_with_times_on_the_clips_clock(tmp_path: Path) ->
 def test_what_is_optional_has_plain_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, {"id": "t", "question": "2 + 2?", "answer": "four", "task": "text"})
     [sample] = read_jsonl(path)
-    assert (sample.video, sample.start_s, sample.end_s) == (None, 0.0, None)
+    assert sample.clip_source is None
     assert (sample.options, sample.keyframes_s, dict(sample.columns)) == ((), (), {})
 
 
 def test_null_means_absent(tmp_path: Path) -> None:
     record = changed(start_s=None, end_s=None, keyframes_s=None)
     [sample] = read_jsonl(write(tmp_path, record))
-    assert (sample.start_s, sample.end_s, sample.keyframes_s) == (0.0, None, ())
+    assert sample.clip_source == ClipSource(video=str(tmp_path / "clips/k-0017.mp4"))
+    assert sample.keyframes_s == ()
 
 
 def test_media_paths_start_from_the_media_root(tmp_path: Path) -> None:
     path = write(tmp_path, CHOICE)
     [sample] = read_jsonl(path, media_root="/somewhere")
-    assert sample.video == "/somewhere/clips/k-0017.mp4"
+    assert video_of(sample) == "/somewhere/clips/k-0017.mp4"
     [sample] = read_jsonl(write(tmp_path, changed(video="/somewhere/a/../x.mp4")), media_root="/somewhere")
-    assert sample.video == "/somewhere/x.mp4"
+    assert video_of(sample) == "/somewhere/x.mp4"
     [sample] = read_jsonl(write(tmp_path, changed(video="/else/x.mp4")), media_root="/")
-    assert sample.video == "/else/x.mp4"
+    assert video_of(sample) == "/else/x.mp4"
 
 
 def test_a_number_may_be_written_as_one(tmp_path: Path) -> None:
@@ -242,7 +247,7 @@ def test_datasets_are_read_one_after_another(tmp_path: Path) -> None:
     two = write(tmp_path, changed(id="b"), changed(id="c"), name="two.jsonl")
     samples = load_samples([Entry(path=str(two)), Entry(path=str(one), media_root="/m")])
     assert [sample.id for sample in samples] == ["b", "c", "k-0017"]
-    assert samples[2].video == "/m/clips/k-0017.mp4"
+    assert video_of(samples[2]) == "/m/clips/k-0017.mp4"
 
 
 def test_an_id_names_one_sample_among_all_datasets(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from grpo.data.egoschema import read_egoschema
 from grpo.data.egotempo import read_egotempo
 from grpo.data.openeqa import read_openeqa
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from tests.support.readers import (
     CLIP_UID,
     EGOCROSS,
@@ -27,6 +28,7 @@ from tests.support.readers import (
     write_json,
     write_openeqa,
 )
+from tests.support.sources import source_of
 
 FRAMES = "egocross_testbed/EgoPet/generated/8/frames/ai_q1"
 
@@ -41,7 +43,7 @@ def test_egoschemas_answers_lie_beside_its_questions(tmp_path: Path) -> None:
         task="choice",
         source=f"{path}: record 2",
         options=tuple(f"Goal {number}." for number in range(5)),
-        video="/media/videos/q-one.mp4",
+        clip_source=ClipSource(video="/media/videos/q-one.mp4"),
         columns={"q_uid": "q-one", "google_drive_id": "1x"},
     )
     assert read_egoschema(path, "/media") == [expected]
@@ -85,14 +87,18 @@ def test_egocross_is_a_choice_or_open(tmp_path: Path) -> None:
         task="choice",
         source=f"{path}: record 1",
         options=("Cat", "Dog", "Turtle", "Cat"),  # three of the published questions repeat an option
-        video=str(tmp_path / f"{FRAMES}.mp4"),
+        clip_source=ClipSource(video=str(tmp_path / f"{FRAMES}.mp4")),
         columns=columns,
     )
     assert read_egocross(path) == [closed]
     [opened] = read_egocross_open(path)
     assert (opened.task, opened.answer, opened.options) == ("open", "Dog", ())
     assert opened.id == "egocross_testbed_answers/7#open"
-    assert (opened.video, opened.columns, opened.question) == (closed.video, columns, closed.question)
+    assert (opened.clip_source, opened.columns, opened.question) == (
+        closed.clip_source,
+        columns,
+        closed.question,
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +126,7 @@ def test_openeqas_extra_answers_are_kept_for_the_rewards(tmp_path: Path) -> None
         answer="On the desk",
         task="open",
         source=f"{path}: record 1",
-        video=str(tmp_path / "hm3d-v0/000-hm3d-One.mp4"),
+        clip_source=ClipSource(video=str(tmp_path / "hm3d-v0/000-hm3d-One.mp4")),
         columns={
             key: OPENEQA[key] for key in ("extra_answers", "category", "question_id", "episode_history")
         },
@@ -149,7 +155,7 @@ def test_egotempos_record_is_translated(tmp_path: Path) -> None:
             answer="The cup is washed.",
             task="open",
             source=f"{path}: record 1",
-            video=f"/clips/{CLIP_UID}_120.0_180.0.mp4",
+            clip_source=ClipSource(video=f"/clips/{CLIP_UID}_120.0_180.0.mp4"),
             columns={key: EGOTEMPO[key] for key in ("question_id", "clip_id", "question_type")},
         )
     ]
@@ -159,7 +165,7 @@ def test_a_clip_id_may_end_in_mp4(tmp_path: Path) -> None:
     [plain] = READERS["egotempo"](str(WRITERS["egotempo"](tmp_path, EGOTEMPO)), None)
     ended = EGOTEMPO | {"clip_id": EGOTEMPO["clip_id"] + ".mp4"}
     [sample] = READERS["egotempo"](str(WRITERS["egotempo"](tmp_path, ended)), None)
-    assert sample.video == plain.video
+    assert sample.clip_source == plain.clip_source
 
 
 def test_a_slice_of_openeqas_own_file_is_read() -> None:
@@ -168,11 +174,14 @@ def test_a_slice_of_openeqas_own_file_is_read() -> None:
     samples = read_openeqa(path, "/frames")
     assert [sample.id for sample in samples] == [*records] and len(samples) == 18
     assert {sample.task for sample in samples} == {"open"}
-    assert Counter(sample.frames[0].split("/")[2] for sample in samples) == {"hm3d-v0": 9, "scannet-v0": 9}
+    assert Counter(source_of(sample).frames[0].split("/")[2] for sample in samples) == {
+        "hm3d-v0": 9,
+        "scannet-v0": 9,
+    }
     for sample in samples:
         record = records[sample.id]
         assert (sample.question, sample.answer) == (record["question"], record["answer"])
-        assert sample.frames == (f"/frames/{record['episode_history']}",) and sample.video is None
+        assert sample.clip_source == ClipSource(frames=(f"/frames/{record['episode_history']}",))
         assert sample.columns["category"] == record["category"]
         published = record.get("extra_answers")
         kept = (

@@ -11,7 +11,9 @@ from grpo.data.conversations import split_options
 from grpo.data.llava import read_llava
 from grpo.data.sharegpt import read_sharegpt
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from tests.support.readers import LLAVA, SHAREGPT, Record, write_json
+from tests.support.sources import source_of, video_of
 
 
 def llava(folder: Path, **changes: Any) -> list[Sample]:
@@ -31,7 +33,7 @@ def test_evuds_record_is_an_open_question(tmp_path: Path) -> None:
             answer="On the table.",
             task="open",
             source=f"{path}: record 1",
-            video=str(tmp_path / "clips/one.mp4"),
+            clip_source=ClipSource(video=str(tmp_path / "clips/one.mp4")),
             columns={"id": 0},
         )
     ]
@@ -44,7 +46,7 @@ def test_each_turn_is_a_sample_without_the_turns_before_it(tmp_path: Path) -> No
         ("ego4d_vqa/0#1", "What is red?", "The cup."),
         ("ego4d_vqa/0#2", "What did I open?", "The door."),
     ]
-    assert samples[0].video == samples[1].video
+    assert samples[0].clip_source == samples[1].clip_source
     assert samples[1].columns == {"id": 0, "human_annotated": True, "duration_(s)": 12.5}
 
 
@@ -64,7 +66,7 @@ def test_each_turn_is_a_sample_without_the_turns_before_it(tmp_path: Path) -> No
 )
 def test_egoits_bounds_are_seconds_of_the_file(bounds: Record, expected: tuple, tmp_path: Path) -> None:
     [sample] = llava(tmp_path, **bounds)
-    assert (sample.start_s, sample.end_s) == expected
+    assert (source_of(sample).start_s, source_of(sample).end_s) == expected
 
 
 def test_egoits_media_tokens_leave_the_question_alone(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_egoits_media_tokens_leave_the_question_alone(tmp_path: Path) -> None:
 
 def test_a_conversation_without_media_is_about_text(tmp_path: Path) -> None:
     [sample] = llava(tmp_path, video=None, conversations=said("2 + 2?", "four"))
-    assert sample.video is None
+    assert sample.clip_source is None
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_sharegpts_record_names_its_sample_by_its_place(tmp_path: Path) -> None:
         task="choice",
         source=f"{path}: record 1",
         options=("cutting", "washing", "peeling"),
-        video="/media/clips/one.mp4",
+        clip_source=ClipSource(video="/media/clips/one.mp4"),
     )
     assert (second.id, second.columns) == ("train/2", {"domain": "animal"})
 
@@ -170,7 +172,11 @@ def test_dataset_info_says_what_columns_and_tags_are_called(tmp_path: Path) -> N
         read_sharegpt(path)
     write_json(tmp_path / "dataset_info.json", {"other": {"file_name": "x.json"}, "mine": ENTRY})
     [sample] = read_sharegpt(path)
-    assert (sample.question, sample.answer, sample.video) == ("What?", "A cup.", str(tmp_path / "sub/1.mp4"))
+    assert (sample.question, sample.answer, video_of(sample)) == (
+        "What?",
+        "A cup.",
+        str(tmp_path / "sub/1.mp4"),
+    )
     assert sample.columns == {}
 
 

@@ -12,8 +12,10 @@ from grpo.data.ego4d_nlq import QUESTION, read_ego4d_nlq
 from grpo.data.egoplan import read_egoplan
 from grpo.data.qaego4d import read_qaego4d
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from rewards.parsing import read_span
 from tests.support.readers import CLIP_UID, EGOPLAN, NLQ_QUERY, QAEGO4D, Record, nlq, write_json
+from tests.support.sources import source_of
 
 EGOPLAN_IT: Record = {
     **{
@@ -51,9 +53,11 @@ def test_egoplans_clip_ends_with_the_current_observation(tmp_path: Path) -> None
         task="choice",
         source=f"{tmp_path}/EgoPlan_validation.json: record 1",
         options=("open tap", "take cup", "close tap", "take spoon"),
-        video=str(tmp_path / "EPIC-KITCHENS/P01/videos/P01_13.MP4"),
-        start_s=2.0,  # frame 120 at 60 per second
-        end_s=15.0,
+        clip_source=ClipSource(
+            video=str(tmp_path / "EPIC-KITCHENS/P01/videos/P01_13.MP4"),
+            start_s=2.0,  # frame 120 at 60 per second
+            end_s=15.0,
+        ),
         # 120..240 and 300..930, the latter up to the observation; what starts at it (900..960) is the future.
         keyframes_s=((0.0, 2.0), (3.0, 13.0)),
         columns={
@@ -72,24 +76,29 @@ def test_egoplans_clip_ends_with_the_current_observation(tmp_path: Path) -> None
 
 def test_frames_are_counted_as_each_source_takes_them(tmp_path: Path) -> None:
     extension = egoplan(tmp_path, EGOPLAN, video_id="P07_113")
-    assert (extension.start_s, extension.end_s) == (2.4, 18.0)  # at 50 per second
-    assert extension.video == str(tmp_path / "EPIC-KITCHENS/P07/videos/P07_113.MP4")
+    assert extension.clip_source == ClipSource(  # at 50 per second
+        video=str(tmp_path / "EPIC-KITCHENS/P07/videos/P07_113.MP4"), start_s=2.4, end_s=18.0
+    )
     ego4d = egoplan(tmp_path, EGOPLAN, video_source="Ego4D", video_id=CLIP_UID)
-    assert (ego4d.start_s, ego4d.end_s) == (4.0, 30.0)
-    assert ego4d.video == str(tmp_path / f"Ego4D/v1_288p/{CLIP_UID}.mp4")
+    assert ego4d.clip_source == ClipSource(
+        video=str(tmp_path / f"Ego4D/v1_288p/{CLIP_UID}.mp4"), start_s=4.0, end_s=30.0
+    )
 
 
 def test_egoplan2_asks_for_its_goal_from_the_tasks_start(tmp_path: Path) -> None:
     sample = egoplan(tmp_path, EGOPLAN2)
     assert sample.question.endswith("what action should I take next in order to bake bread?")
-    assert sample.video == str(tmp_path / f"Ego4D/v1_288p/{CLIP_UID}.mp4")
-    assert (sample.start_s, sample.end_s, sample.keyframes_s) == (1.0, 22.0, ((1.0, 2.0),))
+    assert sample.clip_source == ClipSource(
+        video=str(tmp_path / f"Ego4D/v1_288p/{CLIP_UID}.mp4"), start_s=1.0, end_s=22.0
+    )
+    assert sample.keyframes_s == ((1.0, 2.0),)
 
 
 def test_with_nothing_done_before_it_the_clip_is_the_last_second(tmp_path: Path) -> None:
     sample = egoplan(tmp_path, EGOPLAN, task_progress_metadata=[])
-    assert (sample.start_s, sample.end_s, sample.keyframes_s) == (14.0, 15.0, ())
-    assert egoplan(tmp_path, EGOPLAN, task_progress_metadata=[], current_observation_frame=30).start_s == 0
+    assert (source_of(sample).start_s, source_of(sample).end_s, sample.keyframes_s) == (14.0, 15.0, ())
+    sample = egoplan(tmp_path, EGOPLAN, task_progress_metadata=[], current_observation_frame=30)
+    assert source_of(sample).start_s == 0
 
 
 def test_negative_answers_become_options_in_an_order_that_the_id_decides(tmp_path: Path) -> None:
@@ -154,7 +163,7 @@ def test_qaego4ds_moment_is_a_key_moment(tmp_path: Path) -> None:
             answer="on the table",
             task="open",
             source=f"{path}: record 1",
-            video=f"/clips/{CLIP_UID}.mp4",
+            clip_source=ClipSource(video=f"/clips/{CLIP_UID}.mp4"),
             keyframes_s=((1.5, 2.0),),
             columns={"video_id": CLIP_UID, "sample_id": "5e6f-one_3"},
         )
@@ -178,7 +187,7 @@ def test_a_querys_span_is_answer_and_key_moment(tmp_path: Path) -> None:
         answer="2.500-13.666",
         task="span",
         source=f"{path}: record 1",
-        video=f"/clips/{CLIP_UID}.mp4",
+        clip_source=ClipSource(video=f"/clips/{CLIP_UID}.mp4"),
         keyframes_s=((2.5, 13.6657),),
         columns={key: NLQ_QUERY[key] for key in ("video_start_sec", "video_end_sec", "template", "query")},
     )

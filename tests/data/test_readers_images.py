@@ -14,11 +14,13 @@ from PIL import Image
 from grpo.config.schema import DatasetConfig
 from grpo.data import READERS, check_media, load_samples
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from grpo.media.decode import MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from tests.support import tiny
 from tests.support.readers import EGOCROSS, LLAVA, OPENEQA, VIDEO_R1, WRITERS, Record
+from tests.support.sources import source_of
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
 NATIVE: Record = {"id": "q", "question": "What?", "answer": "this", "task": "text"}
@@ -40,16 +42,16 @@ def test_frames_have_a_rate_or_times_of_their_own(tmp_path: Path) -> None:
     listed = ["f/0.png", "f/1.png"]
     paths = tuple(f"{tmp_path}/{name}" for name in listed)
     [sample] = load_samples([native(tmp_path, frames=listed, frame_fps=4)])
-    assert (sample.frames, sample.frame_fps, sample.frame_times_s) == (paths, 4.0, ())
+    assert sample.clip_source == ClipSource(frames=paths, frame_fps=4.0) and not sample.columns
     [sample] = load_samples([native(tmp_path, frames=listed, frame_times_s=[0, 0.5], keyframes_s=[0.5])])
-    assert (sample.frame_fps, sample.frame_times_s, sample.keyframes_s) == (None, (0, 0.5), ((0.5, 0.5),))
-    assert sample.video is None and not sample.columns
+    assert sample.clip_source == ClipSource(frames=paths, frame_times_s=(0, 0.5)) and not sample.columns
+    assert sample.keyframes_s == ((0.5, 0.5),)
 
 
 def test_frames_with_times_begin_with_the_first_of_them(tmp_path: Path) -> None:
     times = {"frames": ["0.png", "1.png"], "frame_times_s": [60, 61.5]}
     [sample] = load_samples([native(tmp_path, **times, keyframes_s=[61])])
-    assert (sample.start_s, sample.keyframes_s) == (60.0, ((1.0, 1.0),))
+    assert (source_of(sample).start_s, sample.keyframes_s) == (60.0, ((1.0, 1.0),))
     with pytest.raises(ValueError, match="'keyframes_s': 59 to 59 s lies outside the clip"):
         load_samples([native(tmp_path, **times, keyframes_s=[59])])
 
@@ -61,11 +63,11 @@ def test_the_data_sets_rate_is_for_records_without_one(tmp_path: Path) -> None:
     ):
         load_samples([dataset])
     [sample] = load_samples([DatasetConfig(path=dataset.path, frame_fps=0.5)])
-    assert sample.frame_fps == 0.5
+    assert source_of(sample).frame_fps == 0.5
     [sample] = load_samples(
         [DatasetConfig(path=native(tmp_path, frames=["0.png"], frame_fps=3).path, frame_fps=0.5)]
     )
-    assert sample.frame_fps == 3
+    assert source_of(sample).frame_fps == 3
 
 
 def test_a_folder_of_frames_needs_a_rate_and_a_picture_none(tmp_path: Path) -> None:
@@ -74,10 +76,10 @@ def test_a_folder_of_frames_needs_a_rate_and_a_picture_none(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="nothing says when its frames are shown"):
         load_samples([folder])
     [sample] = load_samples([DatasetConfig(path=folder.path, frame_fps=2)])
-    assert (sample.frames, sample.frame_fps) == ((f"{tmp_path}/f",), 2)
+    assert sample.clip_source == ClipSource(frames=(f"{tmp_path}/f",), frame_fps=2)
     for field in ({"image": "f/0.png"}, {"images": ["f/0.png"]}, {"frames": ["f/0.png"]}):
         [sample] = load_samples([native(tmp_path, **field)])
-        assert (sample.frames, sample.frame_fps) == ((f"{tmp_path}/f/0.png",), None)
+        assert sample.clip_source == ClipSource(frames=(f"{tmp_path}/f/0.png",))
 
 
 def egocross(folder: Path) -> tuple[str, Path]:
@@ -144,9 +146,9 @@ def test_every_reader_of_images_gives_clips_and_prompts(
     samples = load_samples([DatasetConfig(reader=reader, path=str(path), frame_fps=frame_fps)])
     check_media(samples, num_probes=8)
     [sample] = samples
-    assert sample.video is None and len(sample.frames) == num_given
-    assert sample.clip_source is not None
-    clip = read_source(sample.clip_source, settings=SETTINGS)
+    source = source_of(sample)
+    assert source.video is None and len(source.frames) == num_given
+    clip = read_source(source, settings=SETTINGS)
     assert clip.times_s == times_s
     prompt = tiny.prompt(sample, clip)
     assert prompt.token_ids.count(tiny.family().vision_token_id) == len(times_s) // 2 * 2 * 3
@@ -165,7 +167,7 @@ def test_egocrosss_rate_is_that_of_its_own_code(tmp_path: Path) -> None:
         for video in tmp_path.rglob("*.mp4"):
             video.unlink()
         [sample] = READERS["egocross"](str(written), None)
-        assert sample.frame_fps == fps
+        assert source_of(sample).frame_fps == fps
 
 
 def test_the_check_finds_images_that_are_missing_or_none(tmp_path: Path) -> None:
@@ -176,9 +178,8 @@ def test_the_check_finds_images_that_are_missing_or_none(tmp_path: Path) -> None
     with pytest.raises(MediaError, match=r"train.jsonl:1: .*0.png: cannot be read as an image"):
         check_media([sample], num_probes=1)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    looped = Sample(
-        id="l", question="?", answer="!", task="text", source="here:1", frames=(f"{tmp_path}/loop/0.png",)
-    )
+    source = ClipSource(frames=(f"{tmp_path}/loop/0.png",))
+    looped = Sample(id="l", question="?", answer="!", task="text", source="here:1", clip_source=source)
     check_media([looped], num_probes=0)  # not missing: left to the run, which names it
     with pytest.raises(MediaError, match="here:1: .*loop/0.png: no such file"):
         check_media([looped], num_probes=1)

@@ -10,10 +10,11 @@ import pytest
 
 from grpo.data import READERS
 from grpo.data.records import Place
-from grpo.media.decode import read_clip
+from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from tests.support import tiny
 from tests.support.readers import EXAMPLES, WRITERS
+from tests.support.sources import source_of, video_of
 from tests.support.videos import write_video
 
 FOREIGN = sorted(EXAMPLES.keys() - {"jsonl", "huggingface"})
@@ -37,12 +38,10 @@ KEYS_OF_VIDEOS = {
 def test_every_readers_sample_becomes_a_prompt_with_its_clip(reader: str, tmp_path: Path) -> None:
     path = WRITERS[reader](tmp_path, EXAMPLES[reader])
     [sample] = READERS[reader](str(path), None)
-    assert sample.video is not None
-    Path(sample.video).parent.mkdir(parents=True, exist_ok=True)
-    write_video(Path(sample.video), num_frames=160, fps=10)
-    clip = read_clip(
-        sample.video, start_s=sample.start_s, end_s=sample.end_s, settings=MediaSettings(max_frames=4)
-    )
+    video = Path(video_of(sample))
+    video.parent.mkdir(parents=True, exist_ok=True)
+    write_video(video, num_frames=160, fps=10)
+    clip = read_source(source_of(sample), settings=MediaSettings(max_frames=4))
     prompt = tiny.prompt(sample, clip)
     family = tiny.family()
     assert prompt.token_ids.count(family.vision_token_id) == family.num_vision_tokens(clip)

@@ -15,6 +15,7 @@ from grpo.data.jsonl import read_huggingface, read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.records import read_samples
 from tests.support.readers import LLAVA, NATIVE, Record, write_json, write_parquet
+from tests.support.sources import source_of, video_of
 
 RICH: Record = NATIVE | {
     "start_s": 1.0,
@@ -28,9 +29,10 @@ def test_a_parquet_row_is_a_native_record(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, RICH, RICH | {"id": "k-2", "end_s": None})
     first, second = read_huggingface(path, "/m")
     [expected] = read_jsonl(write_json(tmp_path / "same.jsonl", json.dumps(RICH)), "/m")
-    fields = ("id", "question", "options", "answer", "video", "start_s", "end_s", "keyframes_s", "columns")
+    fields = ("id", "question", "options", "answer", "clip_source", "keyframes_s", "columns")
     assert [getattr(first, name) for name in fields] == [getattr(expected, name) for name in fields]
-    assert (first.source, second.source, second.end_s) == (f"{path}: record 1", f"{path}: record 2", None)
+    assert (first.source, second.source) == (f"{path}: record 1", f"{path}: record 2")
+    assert source_of(second).end_s is None
 
 
 def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_a_saved_data_set_is_read_with_its_rows_order(tmp_path: Path) -> None:
     data.select([3, 1]).save_to_disk(str(tmp_path / "mine"))
     samples = read_huggingface(tmp_path / "mine")
     assert [sample.id for sample in samples] == ["3", "1"]
-    assert samples[0].video == str(tmp_path / "mine/clips/one.mp4")
+    assert video_of(samples[0]) == str(tmp_path / "mine/clips/one.mp4")
 
 
 def test_of_several_splits_one_has_to_be_named(tmp_path: Path) -> None:
@@ -60,7 +62,7 @@ def test_of_several_splits_one_has_to_be_named(tmp_path: Path) -> None:
 def test_every_reader_takes_a_table(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, LLAVA | {"id": "a", "start_time": "1.5", "audio": None})
     [sample] = read_llava(path)
-    assert (sample.id, sample.answer, sample.start_s) == ("train/a", "On the table.", 1.5)
+    assert (sample.id, sample.answer, source_of(sample).start_s) == ("train/a", "On the table.", 1.5)
 
 
 def test_a_table_that_is_none_or_holds_what_json_cannot_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from grpo.data import READERS
 from tests.support import runs
 from tests.support.readers import EXAMPLES, WRITERS
+from tests.support.sources import video_of
 from tests.support.videos import write_video
 
 
@@ -18,9 +19,9 @@ def written(reader: str, folder: Path) -> str:
     own_id = {"id": reader} if reader in ("jsonl", "huggingface") else {}  # these two share an example
     path = WRITERS[reader](folder, EXAMPLES[reader] | own_id)
     [sample] = READERS[reader](str(path), None)
-    assert sample.video is not None
-    Path(sample.video).parent.mkdir(parents=True, exist_ok=True)
-    write_video(Path(sample.video), num_frames=160, fps=4)
+    video = Path(video_of(sample))
+    video.parent.mkdir(parents=True, exist_ok=True)
+    write_video(video, num_frames=160, fps=4)
     return str(path)
 
 

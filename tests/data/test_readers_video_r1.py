@@ -10,6 +10,7 @@ import pytest
 from grpo.data.fields import without_letters
 from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from tests.support.readers import VIDEO_R1, Record, write_json
 
 
@@ -26,7 +27,7 @@ def test_a_record_is_translated(tmp_path: Path) -> None:
             task="choice",
             source=f"{tmp_path}/Video-R1-260k.json: record 1",
             options=("a cup", "a knife", "a plate"),
-            video=str(tmp_path / "STAR/one.mp4"),
+            clip_source=ClipSource(video=str(tmp_path / "STAR/one.mp4")),
             columns={"problem_id": 2, "data_source": "STAR", "process": "<think>Hm.</think>"},
         )
     ]

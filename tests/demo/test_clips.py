@@ -18,6 +18,7 @@ from grpo.demo import clips as synthetic
 from grpo.demo.base_policy_model import Packer, generate, patches_of
 from grpo.demo.base_policy_texts import ASSISTANT, EXPLAIN, PLAIN, TIMELINE, USER, VIDEO, ask, full_answer
 from grpo.demo.clips import COLOURS, FPS, LETTERS, NUM_FRAMES, SKIN_RGB, scene_at, write_dataset
+from tests.support.sources import video_of
 from tests.support.tiny import BASE_POLICY
 
 
@@ -67,7 +68,7 @@ def test_a_record_tells_the_truth_about_its_clip(dataset: Path) -> None:
 def test_the_readers_of_records_take_the_written_ones(dataset: Path) -> None:
     samples = read_jsonl(dataset / "train.jsonl")
     assert [sample.id for sample in samples] == [f"train-{i:05d}" for i in range(6)]
-    assert all(sample.video and Path(sample.video).is_file() for sample in samples)
+    assert all(Path(video_of(sample)).is_file() for sample in samples)
     assert {(sample.task, len(sample.options)) for sample in samples} == {("choice", 4)}
 
 

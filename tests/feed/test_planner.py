@@ -60,7 +60,7 @@ def test_the_plan_is_what_decoding_and_rendering_give(videos: list[str], max_tok
     for path in videos:
         for start_s, end_s in ((0.0, None), (0.5, 2.0)):
             clip = read_clip(path, start_s=start_s, end_s=end_s, settings=settings, patches=family.patches)
-            sample = tiny.sample(video=path, start_s=start_s, end_s=end_s)
+            sample = tiny.sample(clip_source=ClipSource(video=path, start_s=start_s, end_s=end_s))
             planned = planner(settings, 10_000).plan(sample)
             assert planned.clip is not None
             assert planned.clip.num_frames == clip.num_frames
@@ -73,10 +73,10 @@ def test_the_plan_is_what_decoding_and_rendering_give(videos: list[str], max_tok
 def test_a_clip_of_images_is_planned_too(tmp_path: Path) -> None:
     for number in range(5):
         Image.new("RGB", (200, 90)).save(tmp_path / f"{number}.png")
-    sample = tiny.sample(frames=(str(tmp_path),), frame_fps=2.0)
+    source = ClipSource(frames=(str(tmp_path),), frame_fps=2.0)
+    sample = tiny.sample(clip_source=source)
     settings, family = replace(LIMITED, max_tokens=20), tiny.family()
-    assert sample.clip_source is not None
-    clip = read_source(sample.clip_source, settings=settings, patches=family.patches)
+    clip = read_source(source, settings=settings, patches=family.patches)
     planned = planner(settings, 10_000).plan(sample)
     assert planned.num_tokens == len(family.render(sample, clip, **TEXT).token_ids)
     assert planned.num_vision_tokens == family.num_vision_tokens(clip) <= 20
@@ -137,12 +137,14 @@ def test_where_the_fewest_and_smallest_frames_do_not_fit_the_key_is_named(videos
     for refuse in (plan_clip, read_clip):
         with pytest.raises(MediaError, match="wide.mp4.*4 frames of .* more than media.max_tokens=3"):
             refuse(videos[0], settings=settings)
-    [reason] = planner(settings, 10_000).refusals([tiny.sample("a", video=videos[0])], num_workers=1)
+    [reason] = planner(settings, 10_000).refusals(
+        [tiny.sample("a", clip_source=ClipSource(video=videos[0]))], num_workers=1
+    )
     assert reason.startswith("made-up:a: sample a: ") and "media.max_tokens=3" in reason
 
 
 def test_a_prompt_that_cannot_fit_is_named_with_the_way_out(videos: list[str]) -> None:
-    short, long = tiny.sample("short", video=videos[0]), tiny.sample("long", video=videos[0])
+    short, long = (tiny.sample(name, clip_source=ClipSource(video=videos[0])) for name in ("short", "long"))
     long = replace(long, question="red " * 300)
     exact = planner(LIMITED, 10_000).plan(long)
     assert planner(LIMITED, exact.num_tokens).refusals([short, long], num_workers=2) == []
@@ -160,7 +162,7 @@ def test_a_text_that_cannot_be_a_prompt_is_refused_by_its_record() -> None:
 
 
 def test_no_file_is_opened_where_any_clip_would_fit(tmp_path: Path) -> None:
-    nowhere = tiny.sample(video=str(tmp_path / "none.mp4"))
+    nowhere = tiny.sample(clip_source=ClipSource(video=str(tmp_path / "none.mp4")))
     with_limit = planner(replace(LIMITED, min_pixels=784, max_frames=64, max_tokens=200), 300)
     assert with_limit.refusals([nowhere], num_workers=1) == []
     with pytest.raises(MediaError, match="no such file"):
@@ -170,10 +172,11 @@ def test_no_file_is_opened_where_any_clip_would_fit(tmp_path: Path) -> None:
 def test_a_file_that_brings_up_any_error_is_survived_and_its_record_named(
     videos: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    odd, good = tiny.sample("odd", video=videos[1]), tiny.sample("good", video=videos[0])
+    odd = tiny.sample("odd", clip_source=ClipSource(video=videos[1]))
+    good = tiny.sample("good", clip_source=ClipSource(video=videos[0]))
 
     def plan_or_fail(source: ClipSource, *, settings: MediaSettings, patches: PatchShape) -> ClipPlan:
-        if source.path == odd.video:
+        if source == odd.clip_source:
             raise MemoryError("9 GiB")
         return plan_source(source, settings=settings, patches=patches)
 

@@ -15,7 +15,8 @@ import pytest
 from grpo.data.jsonl import read_jsonl
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
-from grpo.media.decode import MediaError, read_clip
+from grpo.media.decode import MediaError
+from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from grpo.run.rollout_files import (
     FrameSource,
@@ -26,6 +27,7 @@ from grpo.run.rollout_files import (
     write_rollouts,
 )
 from tests.support import tiny
+from tests.support.sources import source_of
 
 SETTINGS = MediaSettings(fps=2.0, max_frames=16, min_pixels=784, max_pixels=3136)
 FRAMES = FrameSource(settings=SETTINGS, model_path=str(tiny.BASE_POLICY))
@@ -71,11 +73,10 @@ def read(file: Path) -> list[ScoredGroup]:
 @pytest.fixture(scope="module")
 def cut(clips: Path) -> tuple[Sample, Clip]:
     """A sample whose clip starts inside its file, and the clip."""
-    sample = replace(
-        read_jsonl(clips / "train.jsonl")[0], start_s=1.0, end_s=6.0, columns={"a": [1, {"b": None}]}
-    )
-    assert sample.video is not None
-    return sample, read_clip(sample.video, start_s=1.0, end_s=6.0, settings=SETTINGS)
+    sample = read_jsonl(clips / "train.jsonl")[0]
+    source = replace(source_of(sample), start_s=1.0, end_s=6.0)
+    sample = replace(sample, clip_source=source, columns={"a": [1, {"b": None}]})
+    return sample, read_source(source, settings=SETTINGS)
 
 
 def test_groups_come_back_as_they_were_scored(tmp_path: Path) -> None:
@@ -104,8 +105,9 @@ def test_frames_of_a_video_that_is_gone_or_another_one_are_refused(
     tmp_path: Path, cut: tuple[Sample, Clip]
 ) -> None:
     sample, clip = cut
-    gone = replace(sample, video=str(tmp_path / "gone.mp4"))
-    other = replace(sample, start_s=2.0)  # another cut stands for another video
+    source = source_of(sample)
+    gone = replace(sample, clip_source=replace(source, video=str(tmp_path / "gone.mp4")))
+    other = replace(sample, clip_source=replace(source, start_s=2.0))  # another cut stands for another video
     first, second = read(stored(tmp_path, scored(gone, clip), scored(other, clip)))
     assert first.group.prompt.clip is not None and second.group.prompt.clip is not None
     with pytest.raises(MediaError, match="gone.mp4: no such file"):

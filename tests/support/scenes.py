@@ -8,7 +8,7 @@ from functools import partial
 from grpo.demo.clips import FPS, NUM_FRAMES, NUM_SECONDS, scene_at
 from grpo.feed.prompts import Render
 from grpo.groups import Group, Prompt, Rollout
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, ClipSource
 from grpo.policy.model import Policy
 from grpo.rollout import OnGroup, Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
@@ -45,7 +45,7 @@ def prompts(count: int) -> list[Prompt]:
                 f"scene-{index}",
                 answer=scene.answer,
                 options=scene.options,
-                video=f"scene-{index}.mp4",
+                clip_source=ClipSource(video=f"scene-{index}.mp4"),
                 keyframes_s=((scene.taken_at_s, scene.taken_at_s + 0.5),),
             ),
             Clip(

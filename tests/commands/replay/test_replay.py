@@ -17,11 +17,13 @@ import pytest
 from grpo.commands.replay import command as replay
 from grpo.commands.replay.text import markdown
 from grpo.data.jsonl import read_jsonl
-from grpo.media.decode import read_clip
+from grpo.media.clip import ClipSource
+from grpo.media.reading import read_source
 from grpo.run.folder import RunDir
 from grpo.run.rollout_files import FrameSource, rollout_files
 from rewards.scoring.runner import load_rewards
 from tests.support import runs, tiny
+from tests.support.sources import video_of
 from tests.support.stored_runs import scored, write_run
 
 RIGHT = "<think>x</think><answer>A</answer>"
@@ -247,11 +249,11 @@ def test_a_reward_that_hangs_costs_its_time_limit_and_no_more(folder: Path) -> N
 def test_a_reward_that_looks_at_frames_gets_those_of_the_run_while_the_video_is_there(
     tmp_path: Path, clips: Path
 ) -> None:
-    video = read_jsonl(clips / "train.jsonl")[0].video
-    assert video is not None
+    video = video_of(read_jsonl(clips / "train.jsonl")[0])
     settings = replay.read_configs(RunDir(write_run(tmp_path / "empty", {})), [])[1].media
-    clip = read_clip(video, start_s=2.0, end_s=5.0, settings=settings)
-    samples = [tiny.sample(path, video=path, start_s=2.0, end_s=5.0) for path in (video, "gone.mp4")]
+    source = ClipSource(video=video, start_s=2.0, end_s=5.0)
+    clip = read_source(source, settings=settings)
+    samples = [tiny.sample(path, clip_source=replace(source, video=path)) for path in (video, "gone.mp4")]
     folder = write_run(
         tmp_path / "run", {1: [scored([RIGHT, WRONG], [1.0, 0.0], sample, clip) for sample in samples]}
     )

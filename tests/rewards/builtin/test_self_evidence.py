@@ -52,7 +52,7 @@ def test_self_evidence_is_a_right_answer_that_holds_and_the_fewer_frames_the_bet
 
 @pytest.mark.parametrize(("fn", "frames"), EVIDENCE)
 def test_self_evidence_is_about_clips_and_needs_its_second_answers(fn, frames: str) -> None:
-    text_only = make_group([COMPLETIONS["right"]], replace(SAMPLE, video=None)).rollouts[0]
+    text_only = make_group([COMPLETIONS["right"]], replace(SAMPLE, clip_source=None)).rollouts[0]
     assert fn(replace(text_only, counterfactuals={frames: ()})) is None
     with pytest.raises(KeyError):
         fn(citing("3.5"))

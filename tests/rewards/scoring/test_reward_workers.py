@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from grpo.groups import Group
+from grpo.media.clip import ClipSource
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.scoring.runner import RewardSet, load_rewards
 from rewards.scoring.specs import RewardSpec, WorkerSettings
@@ -177,7 +178,10 @@ def test_no_reward_sees_what_another_one_changed(load: Load) -> None:
 
 
 def test_frames_are_sent_to_those_who_look_at_them(load: Load) -> None:
-    prompts = [tiny.prompt(tiny.sample(f"s{p}", video="x.mp4"), tiny.clip(seed=p)) for p in range(3)]
+    prompts = [
+        tiny.prompt(tiny.sample(f"s{p}", clip_source=ClipSource(video="x.mp4")), tiny.clip(seed=p))
+        for p in range(3)
+    ]
     many = [make_group(["a", "b"], prompt.sample, clip=prompt.clip) for prompt in prompts]
     tables = load({"length": spec("length"), "brightness": spec("brightness")}).score(many)
     for table, prompt in zip(tables, prompts, strict=True):
