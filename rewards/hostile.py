@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from grpo.groups import Group, Prompt, Rollout, Sample
-from grpo.media.clip import Clip, ClipSource
+from grpo.media.clip import Clip, ClipFacts, ClipSource
+from grpo.media.sampling import QWEN2_5_VL
 from rewards import Counterfactual
 from rewards.parsing import TAGS
 
@@ -142,13 +143,16 @@ def moving_clip() -> Clip:
     frames_FHWC = np.zeros((16, 28, 28, 3), np.uint8)
     for index, frame_HWC in enumerate(frames_FHWC):
         frame_HWC[:, index : index + 4 + index // 2] = 255
-    return Clip(
+    facts = ClipFacts(
         path="probe.mp4",
-        frames_FHWC=frames_FHWC,
         times_s=tuple(index / 2 for index in range(16)),
         sample_fps=2.0,
         duration_s=8.0,
+        height_px=28,
+        width_px=28,
+        patches=QWEN2_5_VL,
     )
+    return Clip(facts, frames_FHWC)
 
 
 def _rollout(text: str, prompt: Prompt) -> Rollout:

@@ -1,12 +1,15 @@
-"""A clip as every part of the program sees it: the sampled frames and when they were."""
+"""A clip as every part of the program sees it: where it comes from, its facts, and the sampled frames."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+
+from grpo.media.sampling import PatchShape
 
 
 class MediaError(ValueError):
@@ -17,39 +20,96 @@ class TookTooLong(MediaError):
     """A clip that was not read in time, which may be another's fault."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True, eq=False)
-class Clip:
-    """Frames of a video, sampled and resized once.
-
-    Nothing downstream samples or resizes again: whoever needs pixels, times or the number of vision
-    tokens takes them from here.
-    """
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipFacts:
+    """What there is to know of a clip besides its pixels, which are nearly all of its bytes."""
 
     path: str
-    frames_FHWC: np.ndarray
-    """uint8 RGB; F is a multiple of the temporal patch, H and W of the merged spatial patch."""
+    """The file or folder that messages name."""
     times_s: tuple[float, ...]
     """When each frame is shown, in seconds from the clip's start."""
     sample_fps: float
     """Frames sampled per second of video, as qwen-vl-utils defines it: F / (frames in the clip) * fps."""
     duration_s: float
-
-    def __post_init__(self) -> None:
-        assert self.frames_FHWC.dtype == np.uint8 and self.frames_FHWC.ndim == 4
-        assert len(self.times_s) == len(self.frames_FHWC) > 0
-        self.frames_FHWC.setflags(write=False)
+    height_px: int
+    width_px: int
+    patches: PatchShape
+    """How the model cuts the frames into tokens."""
 
     @property
     def num_frames(self) -> int:
-        return len(self.frames_FHWC)
+        return len(self.times_s)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClipFacts:
+        """The inverse of `dataclasses.asdict`, also of what JSON or Parquet have made of its tuples."""
+        nested = {"times_s": tuple(values["times_s"]), "patches": PatchShape(**values["patches"])}
+        return cls(**{**values, **nested})
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames of a video, sampled and resized once, and the facts about them.
+
+    Nothing downstream samples or resizes again: whoever needs pixels, times or the number of vision
+    tokens takes them from here.
+    """
+
+    facts: ClipFacts
+    frames: np.ndarray | Callable[[], np.ndarray]
+    """The frames, or a function that gets them for the first who looks at them, if anybody does."""
+
+    def __post_init__(self) -> None:
+        if not callable(self.frames):
+            self._checked(self.frames)
+
+    @cached_property
+    def frames_FHWC(self) -> np.ndarray:
+        """uint8 RGB; F is a multiple of the temporal patch, H and W of the merged spatial patch.
+
+        Raises what the function that gets them raises.
+        """
+        return self._checked(self.frames()) if callable(self.frames) else self.frames
+
+    @property
+    def path(self) -> str:
+        return self.facts.path
+
+    @property
+    def times_s(self) -> tuple[float, ...]:
+        return self.facts.times_s
+
+    @property
+    def sample_fps(self) -> float:
+        return self.facts.sample_fps
+
+    @property
+    def duration_s(self) -> float:
+        return self.facts.duration_s
+
+    @property
+    def num_frames(self) -> int:
+        return self.facts.num_frames
 
     @property
     def height_px(self) -> int:
-        return self.frames_FHWC.shape[1]
+        return self.facts.height_px
 
     @property
     def width_px(self) -> int:
-        return self.frames_FHWC.shape[2]
+        return self.facts.width_px
+
+    @property
+    def patches(self) -> PatchShape:
+        return self.facts.patches
+
+    def _checked(self, frames_FHWC: np.ndarray) -> np.ndarray:
+        """The frames as the facts have them, which nobody may write to any more."""
+        facts = self.facts
+        assert frames_FHWC.dtype == np.uint8 and facts.num_frames > 0
+        assert frames_FHWC.shape == (facts.num_frames, facts.height_px, facts.width_px, 3)
+        frames_FHWC.setflags(write=False)
+        return frames_FHWC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,35 +136,3 @@ class ClipSource:
     def path(self) -> str:
         """The file or folder that messages name."""
         return self.frames[0] if self.video is None else self.video
-
-
-class LazyClip:
-    """A clip whose frames are fetched when somebody looks at them, if anybody does.
-
-    Rewards get one: most read only times, and frames are all but the whole of a rollout's bytes.
-    """
-
-    def __init__(
-        self,
-        *,
-        path: str,
-        times_s: tuple[float, ...],
-        sample_fps: float,
-        duration_s: float,
-        height_px: int,
-        width_px: int,
-        load_frames: Callable[[], np.ndarray],
-    ) -> None:
-        self.path, self.times_s = path, times_s
-        self.sample_fps, self.duration_s = sample_fps, duration_s
-        self.height_px, self.width_px = height_px, width_px
-        self._load_frames = load_frames
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.times_s)
-
-    @cached_property
-    def frames_FHWC(self) -> np.ndarray:
-        """As in `Clip`; raises what the loading raises."""
-        return self._load_frames()

@@ -34,7 +34,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from grpo.media import sampling
-from grpo.media.clip import Clip, MediaError
+from grpo.media.clip import Clip, ClipFacts, MediaError
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, ClipPlan, MediaSettings, PatchShape
 
 INDEXED_FORMATS = ("mp4", "matroska")
@@ -105,13 +105,8 @@ def read_clip(
     clip_end_s = table.end_s if end_s is None else min(end_s, table.end_s)
     with blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
         chosen = _choose_frames(table, start_s, end_s, settings, patches)
-    return Clip(
-        path=path,
-        frames_FHWC=_read_frames(path, table, chosen.indices, settings, patches),
-        times_s=tuple(time_s - start_s for time_s in chosen.shown_s),
-        sample_fps=chosen.sample_fps,
-        duration_s=clip_end_s - start_s,
-    )
+    frames_FHWC = _read_frames(path, table, chosen.indices, settings, patches)
+    return as_clip(path, frames_FHWC, chosen, (start_s, clip_end_s), patches)
 
 
 def plan_clip(
@@ -127,6 +122,27 @@ def plan_clip(
     _check_start(path, start_s, table.end_s)
     with blamed_on(path, ValueError):
         return _choose_frames(table, start_s, end_s, settings, patches).plan
+
+
+def as_clip(
+    path: str,
+    frames_FHWC: np.ndarray,
+    chosen: ChosenFrames,
+    part_s: tuple[float, float],
+    patches: PatchShape,
+) -> Clip:
+    """The clip of these frames; part_s: where in the file it starts and ends."""
+    start_s, end_s = part_s
+    facts = ClipFacts(
+        path=path,
+        times_s=tuple(time_s - start_s for time_s in chosen.shown_s),
+        sample_fps=chosen.sample_fps,
+        duration_s=end_s - start_s,
+        height_px=frames_FHWC.shape[1],
+        width_px=frames_FHWC.shape[2],
+        patches=patches,
+    )
+    return Clip(facts, frames_FHWC)
 
 
 def resize_all(

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo.media.clip import Clip, ClipSource, MediaError, TookTooLong
+from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError, TookTooLong
 from grpo.media.decode_process import transfer
 from grpo.media.reading import ClipReader, Read, describe
 
@@ -364,11 +364,9 @@ class _Nursery:
             raise NurseryLost(f"it has ended: {self._process.poll()}") from error
 
 
-def _take_over(
-    memory: int, shape: tuple[int, ...], facts: dict[str, Any], is_decoded: bool, name: str | None
-) -> Read:
+def _take_over(memory: int, facts: ClipFacts, is_decoded: bool, name: str | None) -> Read:
     """The clip that a worker has handed over, with frames of this process's own."""
-    frames_FHWC = np.empty(shape, np.uint8)
+    frames_FHWC = np.empty((facts.num_frames, facts.height_px, facts.width_px, 3), np.uint8)
     transfer(lambda file, data, at: os.preadv(file, [data], at), memory, frames_FHWC)
     os.ftruncate(memory, 0)
-    return Read(Clip(frames_FHWC=frames_FHWC, **facts), is_decoded=is_decoded, name=name)
+    return Read(Clip(facts, frames_FHWC), is_decoded=is_decoded, name=name)

@@ -105,15 +105,8 @@ def _serve(source: Any, may_store: bool, reader: ClipReader, connection: Connect
     except MediaError as error:
         connection.send(("refused", str(error)))
         return
-    clip = read.clip
-    transfer(os.pwrite, memory, clip.frames_FHWC)
-    facts = {
-        "path": clip.path,
-        "times_s": clip.times_s,
-        "sample_fps": clip.sample_fps,
-        "duration_s": clip.duration_s,
-    }
-    connection.send(("read", clip.frames_FHWC.shape, facts, read.is_decoded, read.name))
+    transfer(os.pwrite, memory, read.clip.frames_FHWC)
+    connection.send(("read", read.clip.facts, read.is_decoded, read.name))
     if may_store:
         reader.keep(read)
 

@@ -23,7 +23,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -34,14 +34,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grpo.media.clip import Clip, ClipSource
+from grpo.media.clip import Clip, ClipFacts, ClipSource
 from grpo.media.decode import MediaError, check_exists
 from grpo.media.identity import ends_digest
 from grpo.media.images import choose_images
 from grpo.media.sampling import MediaSettings, PatchShape
 
-VERSION = 1
-"""To be raised with every change of what `read_clip` returns."""
+VERSION = 2
+"""To be raised with every change of what `read_clip` returns, and of how it is stored."""
 SUFFIX = ".clip"
 KEPT_FRAC = 0.9
 """Of the limit, after making room: listing all entries for every single new one would be slow."""
@@ -59,8 +59,8 @@ def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape)
     if source.video is not None:
         identity: dict[str, Any] = {"file": _identity(source.video)}
     else:
-        chosen, files, duration_s = choose_images(source, settings, patches)
-        shown = [chosen.shown_s, chosen.sample_fps, duration_s]
+        chosen, files, clip_end_s = choose_images(source, settings, patches)
+        shown = [chosen.shown_s, chosen.sample_fps, clip_end_s]
         identity = {"files": [_identity(file) for file in files], "shown": shown}
     recipe = {
         "version": VERSION,
@@ -96,8 +96,8 @@ class DiskCache:
 
     def store(self, name: str, clip: Clip) -> None:
         """Keep the clip, if it can be. What the disk says against it is said once, as a warning."""
-        numbers = np.array([*clip.times_s, clip.sample_fps, clip.duration_s])
-        self.store_arrays(name, {"frames": clip.frames_FHWC, "numbers": numbers})
+        facts = np.frombuffer(json.dumps(asdict(clip.facts)).encode(), np.uint8)
+        self.store_arrays(name, {"frames": clip.frames_FHWC, "facts": facts})
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """An entry's arrays by name; None if there is none. A damaged one is removed."""
@@ -231,14 +231,8 @@ def _identity(path: str) -> list[Any]:
 
 
 def _to_clip(entry: Mapping[str, np.ndarray], path: str) -> Clip:
-    *times_s, sample_fps, duration_s = entry["numbers"].tolist()
-    return Clip(
-        path=path,
-        frames_FHWC=entry["frames"],
-        times_s=tuple(times_s),
-        sample_fps=sample_fps,
-        duration_s=duration_s,
-    )
+    facts = ClipFacts.from_dict(json.loads(entry["facts"].tobytes()))
+    return Clip(replace(facts, path=path), entry["frames"])
 
 
 def _checksum(entry: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from grpo.media import sampling
 from grpo.media.clip import Clip, ClipSource
-from grpo.media.decode import MediaError, blamed_on, check_exists, check_size, resize_all
+from grpo.media.decode import MediaError, as_clip, blamed_on, check_exists, check_size, resize_all
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, MediaSettings, PatchShape
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -42,21 +42,16 @@ PILLOW_ERRORS = (
 
 def read_images(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:
     """The clip, sampled and resized; only the images that it takes are opened. Raises MediaError."""
-    chosen, files, duration_s = choose_images(source, settings, patches)
+    chosen, files, clip_end_s = choose_images(source, settings, patches)
     frames = (_upright_rgb(file) for file in files)
-    return Clip(
-        path=source.path,
-        frames_FHWC=resize_all(source.path, frames, len(files), settings, patches),
-        times_s=tuple(time_s - source.start_s for time_s in chosen.shown_s),
-        sample_fps=chosen.sample_fps,
-        duration_s=duration_s,
-    )
+    frames_FHWC = resize_all(source.path, frames, len(files), settings, patches)
+    return as_clip(source.path, frames_FHWC, chosen, (source.start_s, clip_end_s), patches)
 
 
 def choose_images(
     source: ClipSource, settings: MediaSettings, patches: PatchShape
 ) -> tuple[ChosenFrames, list[str], float]:
-    """The images that the clip takes, their files, and how long it is; only a header is read. Raises MediaError."""
+    """The images that the clip takes, their files, and when it ends; only a header is read. Raises MediaError."""
     files = _list_files(source)
     times_s, file_end_s = _times(source, len(files))
     if source.start_s >= file_end_s:
@@ -75,7 +70,7 @@ def choose_images(
             file_fps=None,
             are_images=True,
         )
-    return chosen, [files[index] for index in chosen.indices], clip_end_s - source.start_s
+    return chosen, [files[index] for index in chosen.indices], clip_end_s
 
 
 def probe_images(source: ClipSource) -> None:

@@ -98,10 +98,8 @@ class StoringReader(ClipReader):
     def read(self, source: ClipSource) -> Read:
         read = super().read(source)
         super().keep(read)
-        pixel = replace(
-            read.clip, frames_FHWC=read.clip.frames_FHWC[:1, :1, :1], times_s=read.clip.times_s[:1]
-        )
-        return replace(read, clip=pixel)
+        facts = replace(read.clip.facts, times_s=read.clip.times_s[:1], height_px=1, width_px=1)
+        return replace(read, clip=Clip(facts, read.clip.frames_FHWC[:1, :1, :1]))
 
     def keep(self, read: Read) -> None:
         """It has been."""

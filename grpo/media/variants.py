@@ -27,17 +27,17 @@ def shuffled(clip: Clip, *, seed: int, temporal_frames: int) -> Clip:
     order_F = rng.permutation(clip.num_frames)
     while patch_of_F[-1] > 0 and np.array_equal(patch_of_F[order_F], patch_of_F):
         order_F = rng.permutation(clip.num_frames)
-    return replace(clip, frames_FHWC=clip.frames_FHWC[order_F])
+    return Clip(clip.facts, clip.frames_FHWC[order_F])
 
 
 def backwards(clip: Clip) -> Clip:
     """The frames from last to first; the times stay where they are."""
-    return replace(clip, frames_FHWC=np.ascontiguousarray(clip.frames_FHWC[::-1]))
+    return Clip(clip.facts, np.ascontiguousarray(clip.frames_FHWC[::-1]))
 
 
 def blank(clip: Clip) -> Clip:
     """Black frames, as many, as large and at the same times."""
-    return replace(clip, frames_FHWC=np.zeros_like(clip.frames_FHWC))
+    return Clip(clip.facts, np.zeros_like(clip.frames_FHWC))
 
 
 def cited_patches(
@@ -69,7 +69,7 @@ def cut_to(clip: Clip, patches: Sequence[int], *, temporal_frames: int) -> Clip:
     frames_FHWC = clip.frames_FHWC[frames_of(patches, temporal_frames)]
     times_s = tuple(index / clip.sample_fps for index in range(len(frames_FHWC)))
     duration_s = len(frames_FHWC) / clip.sample_fps
-    return replace(clip, frames_FHWC=frames_FHWC, times_s=times_s, duration_s=duration_s)
+    return Clip(replace(clip.facts, times_s=times_s, duration_s=duration_s), frames_FHWC)
 
 
 def black_but(clip: Clip, patches: Sequence[int], *, temporal_frames: int) -> Clip:
@@ -77,7 +77,7 @@ def black_but(clip: Clip, patches: Sequence[int], *, temporal_frames: int) -> Cl
     kept = frames_of(patches, temporal_frames)
     frames_FHWC = np.zeros_like(clip.frames_FHWC)
     frames_FHWC[kept] = clip.frames_FHWC[kept]
-    return replace(clip, frames_FHWC=frames_FHWC)
+    return Clip(clip.facts, frames_FHWC)
 
 
 def frames_of(patches: Sequence[int], temporal_frames: int) -> list[int]:

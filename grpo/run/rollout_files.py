@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, cast
 
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
-from grpo.media.clip import Clip, ClipSource, LazyClip
+from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
 from grpo.media.sampling import MediaSettings, PatchShape
 
 if TYPE_CHECKING:
@@ -27,15 +27,6 @@ REWARD, PART = "rewards/", "parts/"
 """What the columns of raw values, and of what each reward adds to the total, begin with."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FrameSource:
-    """How a run turned its videos into frames."""
-
-    settings: MediaSettings
-    model_path: str
-    """The model whose family says what frames are sampled and resized to multiples of."""
-
-
 def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
     """What is kept of each completion of a group."""
     sample = scored.group.prompt.sample
@@ -44,14 +35,15 @@ def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
             "rollout": index,
             **_sample_columns(sample),
             "tags": list(rollout.tags),
-            "clip": _clip_facts(rollout.clip),
+            "clip": asdict(rollout.clip.facts) if rollout.clip else None,
             "num_tokens": len(rollout.token_ids),
             **_completion(rollout),
             "counterfactuals": [
                 {
                     "frames": frames,
                     "completions": [
-                        {"clip": _clip_facts(each.clip), **_completion(each)} for each in several
+                        {"clip": asdict(each.clip.facts) if each.clip else None, **_completion(each)}
+                        for each in several
                     ],
                 }
                 for frames, several in rollout.counterfactuals.items()
@@ -90,18 +82,18 @@ def rollout_files(folder: Path) -> dict[int, Path]:
 
 
 def read_rollouts(
-    file: Path, frames: FrameSource, *, every: int = 1, first: int = 0
+    file: Path, settings: MediaSettings, *, every: int = 1, first: int = 0
 ) -> Iterator[tuple[int, ScoredGroup]]:
     """The groups of a file as they were scored, each behind its number among the file's rows; one at a time.
 
-    every, first: only each so-manieth group, from a certain one on. A prompt has no tokens here, and a clip gets
-    its frames when they are looked at; MediaError if the video is gone by then or another one. ValueError names
-    a file that is damaged, or a column that it lacks.
+    settings: the run's, by which frames are decoded again. every, first: only each so-manieth group, from a certain
+    one on. A prompt has no tokens here, and a clip gets its frames when they are looked at; MediaError if the video is
+    gone by then or another one. ValueError names a file that is damaged, or a column that it lacks.
     """
     table = _read_table(file)
     starts = [row for row, index in enumerate(table.column("rollout").to_pylist()) if index == 0]
     for start, end in list(zip(starts, [*starts[1:], len(table)], strict=True))[first::every]:
-        yield start, _read_group(table.slice(start, end - start), frames)
+        yield start, _read_group(table.slice(start, end - start), settings)
 
 
 def read_texts(file: Path, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -138,18 +130,6 @@ def _source_columns(source: ClipSource | None) -> dict[str, Any]:
     return {name: None if source is None else getattr(source, name) for name in SOURCE_COLUMNS}
 
 
-def _clip_facts(clip: Clip | None) -> dict[str, Any] | None:
-    if clip is None:
-        return None
-    return {
-        "times_s": list(clip.times_s),
-        "sample_fps": clip.sample_fps,
-        "duration_s": clip.duration_s,
-        "height_px": clip.height_px,
-        "width_px": clip.width_px,
-    }
-
-
 def _completion(rollout: Rollout) -> dict[str, Any]:
     return {
         "completion": rollout.text,
@@ -165,8 +145,9 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
 
     text, number = pa.string(), pa.float64()
     clip = pa.struct(
-        [("times_s", pa.list_(number)), ("sample_fps", number), ("duration_s", number)]
+        [("path", text), ("times_s", pa.list_(number)), ("sample_fps", number), ("duration_s", number)]
         + [("height_px", pa.int32()), ("width_px", pa.int32())]
+        + [("patches", pa.struct([(field.name, pa.int32()) for field in fields(PatchShape)]))]
     )
     completion = {
         "completion": text,
@@ -218,13 +199,15 @@ def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
         raise ValueError(f"{file}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
 
 
-def _read_group(rows: pa.Table, frames: FrameSource) -> ScoredGroup:
+def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
     """The group that these rows are."""
     sample = _read_sample(rows.slice(0, 1).select(SAMPLE_COLUMNS).to_pylist()[0])
     facts, tags = (rows.column(name)[0].as_py() for name in ("clip", "tags"))
-    clip = (
-        None if facts is None else stored_clip(sample, facts, partial(_decode_again, sample, frames, facts))
-    )
+    clip = None
+    if facts is not None:
+        assert sample.clip_source is not None
+        facts = ClipFacts.from_dict(facts)
+        clip = Clip(facts, partial(_decode_again, sample.clip_source, settings, facts))
     prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=tuple(tags))
     texts, stopped, counterfactuals = (
         rows.column(name).to_pylist() for name in ("completion", "stopped", "counterfactuals")
@@ -292,11 +275,10 @@ def _read_counterfactuals(
 
 def _read_changed(row: Mapping[str, Any], prompt: Prompt, frames: str) -> Rollout:
     sample, facts = prompt.sample, row["clip"]
+    refuse = partial(_refuse_frames, sample.id, frames)
     return Rollout(
         sample=sample,
-        clip=None
-        if facts is None
-        else stored_clip(sample, facts, partial(_refuse_frames, sample.id, frames)),
+        clip=None if facts is None else Clip(ClipFacts.from_dict(facts), refuse),
         tags=prompt.tags,
         text=row["completion"],
         token_ids=tuple(row["token_ids"]),
@@ -305,32 +287,15 @@ def _read_changed(row: Mapping[str, Any], prompt: Prompt, frames: str) -> Rollou
     )
 
 
-def stored_clip(sample: Sample, facts: Mapping[str, Any], load_frames: Callable[[], np.ndarray]) -> Clip:
-    """A clip of which everything is known but the frames."""
-    times_s = tuple(facts["times_s"])
-    path = sample.clip_source.path if sample.clip_source else ""
-    clip = LazyClip(path=path, load_frames=load_frames, **{**facts, "times_s": times_s})
-    return cast(Clip, clip)  # the same attributes
-
-
-def _decode_again(sample: Sample, frames: FrameSource, facts: Mapping[str, Any]) -> np.ndarray:
+def _decode_again(source: ClipSource, settings: MediaSettings, facts: ClipFacts) -> np.ndarray:
     """The frames that the model saw; MediaError if the video is gone or another one now."""
-    # Imported here: torch and the family are needed by rewards that look at frames, and by no others.
-    from grpo.media.decode import MediaError
+    # Imported here: PyAV and torch are needed by rewards that look at frames, and by no others.
     from grpo.media.reading import read_source
 
-    assert sample.clip_source is not None
-    clip = read_source(sample.clip_source, settings=frames.settings, patches=_patches(frames.model_path))
-    if _clip_facts(clip) != facts:
-        raise MediaError(f"{sample.clip_source.path}: not the video that the run read")
+    clip = read_source(source, settings=settings, patches=facts.patches)
+    if clip.facts != facts:
+        raise MediaError(f"{source.path}: not the video that the run read")
     return clip.frames_FHWC
-
-
-@lru_cache
-def _patches(model_path: str) -> PatchShape:
-    from grpo.policy.families import load_family
-
-    return load_family(model_path).patches
 
 
 def _refuse_frames(sample_id: str, kind: str) -> Never:

@@ -66,9 +66,7 @@ def _facts(rollout: Rollout) -> bytes:
         sample.clip_source, dict(sample.columns),
     ]  # fmt: skip
     if clip is not None:
-        facts += [
-            clip.path, clip.times_s, clip.sample_fps, clip.duration_s, clip.height_px, clip.width_px
-        ]  # fmt: skip
+        facts.append(clip.facts)
     for frames, others in sorted(rollout.counterfactuals.items()):
         facts += [frames, *map(_facts, others)]
     return pickle.dumps(facts)

@@ -23,12 +23,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.config.model import Part
 from grpo.groups import Group, Prompt, Rollout, Sample, ScoredGroup
-from grpo.media.clip import Clip
 from grpo.media.memory_cache import MemoryCache
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from tests.support import tiny
+from tests.support.clips import clip_of
 
 
 def bench_policy(frozen: Collection[Part] = ()) -> Policy:
@@ -50,8 +50,7 @@ def bench_group(policy: Policy, prompt_tokens: int, group_size: int, completion_
     rng = np.random.default_rng(0)
     num_frames = 2 * max(1, (prompt_tokens - 40) // 64)
     frames = rng.integers(0, 256, (num_frames, 224, 224, 3), dtype=np.uint8)
-    times = tuple(i / 2 for i in range(num_frames))
-    clip = Clip(path="noise", frames_FHWC=frames, times_s=times, sample_fps=2.0, duration_s=num_frames / 2)
+    clip = clip_of(frames)
     sample = Sample(id="bench", question="Q", answer="A", task="text", source="bench")
     prompt = policy.family.render(sample, clip, template="{question}", option="", tags=())
     filler = tuple(rng.integers(0, 300, prompt_tokens - len(prompt.token_ids)).tolist())

@@ -42,6 +42,7 @@ from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader, Read
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
 from tests.support import tiny
+from tests.support.clips import clip_of
 
 FPS = 30
 SIZE_PX = (640, 360)
@@ -254,13 +255,7 @@ def fill(folder: str) -> None:
     disk, rng = DiskCache(folder, max_gib=4), np.random.default_rng(0)
     shape = (CACHED["frames"], CACHED["height_px"], CACHED["width_px"], 3)
     for source in sources_of(folder):
-        clip = Clip(
-            path=source.path,
-            frames_FHWC=rng.integers(0, 256, shape, dtype=np.uint8),
-            times_s=tuple(number / 2 for number in range(CACHED["frames"])),
-            sample_fps=2.0,
-            duration_s=16.0,
-        )
+        clip = clip_of(rng.integers(0, 256, shape, dtype=np.uint8), path=source.path)
         disk.store(entry_name(source, SETTINGS, QWEN2_5_VL), clip)
 
 

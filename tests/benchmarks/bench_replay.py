@@ -23,11 +23,12 @@ from typing import Never
 
 from grpo.groups import Group, Prompt, Rollout, Sample
 from grpo.learner.advantages import score_groups
-from grpo.media.clip import ClipSource, LazyClip
+from grpo.media.clip import Clip, ClipSource
 from grpo.run.rollout_files import rollout_rows, write_rollouts
 from rewards.parsing import TAGS
 from rewards.scoring.runner import RewardSet, load_rewards
 from rewards.scoring.specs import RewardSpec
+from tests.support.clips import facts_of
 
 ROOT = Path(__file__).parents[2]
 PROMPTS_PER_STEP = 128
@@ -73,16 +74,8 @@ def make_group(number: int, group_size: int, num_tokens: int, rng: random.Random
         keyframes_s=((6.0, 7.5), (20.0, 20.0)),
         columns={"split": "train", "scene": number % 17},
     )
-    clip = LazyClip(
-        path=f"clips/{number}.mp4",
-        times_s=tuple(index / 2 for index in range(60)),
-        sample_fps=2.0,
-        duration_s=30.0,
-        height_px=224,
-        width_px=308,
-        load_frames=_no_frames,
-    )
-    prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=TAGS)  # pyright: ignore[reportArgumentType] (LazyClip)
+    clip = Clip(facts_of(60, 224, 308, path=f"clips/{number}.mp4"), _no_frames)
+    prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=TAGS)
     return Group(
         prompt=prompt, rollouts=tuple(make_rollout(prompt, num_tokens, rng) for _ in range(group_size))
     )

@@ -17,6 +17,7 @@ from grpo.data.jsonl import read_jsonl
 from grpo.groups import Sample
 from rewards.builtin.keyframe import read_frame_scores
 from tests.support import tiny
+from tests.support.clips import with_facts
 from tests.support.videos import write_video
 
 SIDE = 32
@@ -124,7 +125,7 @@ def test_a_score_is_the_mean_cosine_with_question_and_answer(model: Path) -> Non
     for index, (_, score) in enumerate(together):
         assert score == pytest.approx(np.mean([scores[index][1] for scores in apart]), abs=1e-5)
     assert apart[0] != apart[1]
-    repeated = replace(clip, times_s=(0.0, 0.5, 1.0, 1.0))
+    repeated = with_facts(clip, times_s=(0.0, 0.5, 1.0, 1.0))
     assert [time_s for time_s, _ in scorer.scores(repeated, ["a cup"])] == [0.0, 0.5, 1.0]
 
 

@@ -21,8 +21,8 @@ from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.run.folder import RunDir
 from tests.support import tiny
+from tests.support.clips import source_of
 from tests.support.runs import SMALL, data
-from tests.support.sources import source_of
 from tests.support.videos import write_video
 
 Record = dict[str, Any]

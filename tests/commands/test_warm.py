@@ -19,9 +19,9 @@ from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
 from grpo.media.reading import ClipReader
 from tests.support import tiny
+from tests.support.clips import source_of
 from tests.support.misbehaving import Misbehaving
 from tests.support.runs import SMALL
-from tests.support.sources import source_of
 from tests.support.videos import write_video
 
 

@@ -17,7 +17,7 @@ from grpo.media.clip import ClipSource
 from grpo.media.decode import MediaError
 from rewards.builtin.temporal import temporal_iou
 from rewards.hostile import make_group
-from tests.support.sources import video_of
+from tests.support.clips import video_of
 from tests.support.videos import write_video
 
 CHOICE: dict[str, Any] = {

@@ -11,8 +11,8 @@ from grpo.data import check_overlap, namesakes
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from tests.support import tiny
+from tests.support.clips import source_of
 from tests.support.runs import data, reset_process_state, run
-from tests.support.sources import source_of
 
 
 def about(name: str, video: str | None, start_s: float = 0.0, end_s: float | None = None) -> Sample:

@@ -15,6 +15,7 @@ from grpo.data.egotempo import read_egotempo
 from grpo.data.openeqa import read_openeqa
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
+from tests.support.clips import source_of
 from tests.support.readers import (
     CLIP_UID,
     EGOCROSS,
@@ -28,7 +29,6 @@ from tests.support.readers import (
     write_json,
     write_openeqa,
 )
-from tests.support.sources import source_of
 
 FRAMES = "egocross_testbed/EgoPet/generated/8/frames/ai_q1"
 

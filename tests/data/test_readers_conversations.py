@@ -12,8 +12,8 @@ from grpo.data.llava import read_llava
 from grpo.data.sharegpt import read_sharegpt
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
+from tests.support.clips import source_of, video_of
 from tests.support.readers import LLAVA, SHAREGPT, Record, write_json
-from tests.support.sources import source_of, video_of
 
 
 def llava(folder: Path, **changes: Any) -> list[Sample]:

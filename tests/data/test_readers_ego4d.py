@@ -14,8 +14,8 @@ from grpo.data.qaego4d import read_qaego4d
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from rewards.parsing import read_span
+from tests.support.clips import source_of
 from tests.support.readers import CLIP_UID, EGOPLAN, NLQ_QUERY, QAEGO4D, Record, nlq, write_json
-from tests.support.sources import source_of
 
 EGOPLAN_IT: Record = {
     **{

@@ -19,8 +19,8 @@ from grpo.media.decode import MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from tests.support import tiny
+from tests.support.clips import source_of
 from tests.support.readers import EGOCROSS, LLAVA, OPENEQA, VIDEO_R1, WRITERS, Record
-from tests.support.sources import source_of
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
 NATIVE: Record = {"id": "q", "question": "What?", "answer": "this", "task": "text"}

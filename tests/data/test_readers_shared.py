@@ -13,8 +13,8 @@ from grpo.data.records import Place
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from tests.support import tiny
+from tests.support.clips import source_of, video_of
 from tests.support.readers import EXAMPLES, WRITERS
-from tests.support.sources import source_of, video_of
 from tests.support.videos import write_video
 
 FOREIGN = sorted(EXAMPLES.keys() - {"jsonl", "huggingface"})

@@ -14,8 +14,8 @@ import pytest
 from grpo.data.jsonl import read_huggingface, read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.records import read_samples
+from tests.support.clips import source_of, video_of
 from tests.support.readers import LLAVA, NATIVE, Record, write_json, write_parquet
-from tests.support.sources import source_of, video_of
 
 RICH: Record = NATIVE | {
     "start_s": 1.0,

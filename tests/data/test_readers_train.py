@@ -9,8 +9,8 @@ import pytest
 
 from grpo.data import READERS
 from tests.support import runs
+from tests.support.clips import video_of
 from tests.support.readers import EXAMPLES, WRITERS
-from tests.support.sources import video_of
 from tests.support.videos import write_video
 
 

@@ -18,7 +18,7 @@ from grpo.demo import clips as synthetic
 from grpo.demo.base_policy_model import Packer, generate, patches_of
 from grpo.demo.base_policy_texts import ASSISTANT, EXPLAIN, PLAIN, TIMELINE, USER, VIDEO, ask, full_answer
 from grpo.demo.clips import COLOURS, FPS, LETTERS, NUM_FRAMES, SKIN_RGB, scene_at, write_dataset
-from tests.support.sources import video_of
+from tests.support.clips import video_of
 from tests.support.tiny import BASE_POLICY
 
 

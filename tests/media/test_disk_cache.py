@@ -25,19 +25,18 @@ from grpo.media.decode import MediaError, read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.identity import ends_digest
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
+from tests.support.clips import clip_of
 from tests.support.tiny import ROOT
 from tests.support.videos import write_video
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
-ENTRY_BYTES = 4 * 56 * 56 * 3 + 6 * 8 + 4 + 300
-"""A little more than an entry of `made_up` takes: frames, times, rate, length, checksum, header."""
+ENTRY_BYTES = 4 * 56 * 56 * 3 + 250 + 4 + 300
+"""A little more than an entry of `made_up` takes: frames, facts, checksum, header."""
 
 
 def made_up(number: int) -> Clip:
     frames = np.random.default_rng(number).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
-    return Clip(
-        path="a.mp4", frames_FHWC=frames, times_s=(0.0, 0.1, 1 / 3, 0.7), sample_fps=4.1, duration_s=1.1
-    )
+    return clip_of(frames, path="a.mp4", times_s=(0.0, 0.1, 1 / 3, 0.7), sample_fps=4.1, duration_s=1.1)
 
 
 def name_of(number: int) -> str:
@@ -55,11 +54,7 @@ def held(cache: DiskCache, count: int) -> list[int]:
 def assert_equal(clip: Clip | None, other: Clip) -> None:
     assert clip is not None
     assert np.array_equal(clip.frames_FHWC, other.frames_FHWC)
-    assert (clip.times_s, clip.sample_fps, clip.duration_s) == (
-        other.times_s,
-        other.sample_fps,
-        other.duration_s,
-    )
+    assert replace(clip.facts, path=other.path) == other.facts
 
 
 @pytest.fixture
@@ -132,8 +127,7 @@ def test_the_clips_used_longest_ago_make_room(tmp_path: Path) -> None:
 def test_a_clip_larger_than_the_cache_displaces_nothing(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 4)
     cache.store(name_of(0), made_up(0))
-    frames = np.zeros((40, 56, 56, 3), np.uint8)
-    cache.store(name_of(1), replace(made_up(1), frames_FHWC=frames, times_s=(0.0,) * 40))
+    cache.store(name_of(1), clip_of(np.zeros((40, 56, 56, 3), np.uint8)))
     assert held(cache, 2) == [0]
 
 

@@ -11,18 +11,13 @@ from hypothesis import strategies as st
 from grpo.media.clip import Clip
 from grpo.media.variants import backwards, black_but, blank, cited_patches, cut_to, shuffled
 from tests.support import tiny
+from tests.support.clips import clip_of
 
 
 def numbered(num_frames: int = 8, fps: float = 2.0) -> Clip:
     """Frame i is filled with i + 1; 0 is black."""
     frames = np.arange(1, num_frames + 1, dtype=np.uint8)[:, None, None, None]
-    return Clip(
-        path="numbered",
-        frames_FHWC=np.broadcast_to(frames, (num_frames, 56, 84, 3)).copy(),
-        times_s=tuple(i / fps for i in range(num_frames)),
-        sample_fps=fps,
-        duration_s=num_frames / fps,
-    )
+    return clip_of(np.broadcast_to(frames, (num_frames, 56, 84, 3)).copy(), fps=fps)
 
 
 def numbers(clip: Clip) -> list[int]:

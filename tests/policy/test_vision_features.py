@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from grpo.media.memory_cache import MemoryCache
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache, FeatureCounters
 from tests.support import runs, tiny
+from tests.support.clips import with_facts
 from tests.support.learners import packed
 
 
@@ -56,9 +56,9 @@ def test_log_probs_and_gradients_are_those_of_fresh_features() -> None:
 def test_the_same_moments_with_other_pixels_have_other_features() -> None:
     policy = tiny.policy(frozen=["vision", "merger"])
     cache, clip = cached(policy), tiny.clip(num_frames=4, seed=0)
-    black = replace(clip, frames_FHWC=np.zeros_like(clip.frames_FHWC))
+    black = Clip(clip.facts, np.zeros_like(clip.frames_FHWC))
     assert not torch.equal(policy._features_of([clip]), policy._features_of([black]))
-    again = replace(clip, path="elsewhere.mp4")
+    again = with_facts(clip, path="elsewhere.mp4")
     assert torch.equal(policy._features_of([clip]), policy._features_of([again]))
     assert cache.counters == FeatureCounters(computed=2, reused=2)
 

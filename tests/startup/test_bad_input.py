@@ -16,7 +16,7 @@ from grpo.config.load import load_config
 from grpo.media.decode import read_clip
 from grpo.media.sampling import MediaSettings
 from grpo.run.folder import RunDir, read_rows
-from grpo.run.rollout_files import FrameSource, read_rollouts
+from grpo.run.rollout_files import read_rollouts
 from tests.support import tiny
 from tests.support.runs import SMALL, data, reset_process_state, run
 from tests.support.videos import write_bomb, write_sound, write_swapped, write_video
@@ -151,11 +151,10 @@ def test_a_run_trains_on_images(clips: Path, tmp_path: Path) -> None:
     assert sum(row.get("groups/lost", 0) for row in rows) == 0
     assert max(row["sampler/gap_max"] for row in rows if "sampler/gap_max" in row) < 1e-3
     media = load_config([str(tmp_path / "run" / "config.yaml")]).media
-    source = FrameSource(settings=media, model_path=str(tiny.BASE_POLICY))
     groups = [
         group.group.prompt
         for file in sorted((tmp_path / "run" / "rollouts").glob("step_*.parquet"))
-        for _, group in read_rollouts(file, source)
+        for _, group in read_rollouts(file, media)
     ]
     num_frames = {prompt.sample.id: prompt.clip.num_frames for prompt in groups if prompt.clip is not None}
     assert (num_frames["folder"], num_frames["picture"]) == (8, 2)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from grpo.demo.clips import FPS, NUM_FRAMES, NUM_SECONDS, scene_at
+from grpo.demo.clips import FPS, scene_at
 from grpo.feed.prompts import Render
 from grpo.groups import Group, Prompt, Rollout
-from grpo.media.clip import Clip, ClipSource
+from grpo.media.clip import ClipSource
 from grpo.policy.model import Policy
 from grpo.rollout import OnGroup, Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
 from tests.support import tiny
+from tests.support.clips import clip_of
 
 EXPLAIN = "{question} Explain.\n{options}"
 RENDER: Render = partial(tiny.family().render, template=EXPLAIN, option="{letter} {text}", tags=tiny.TAGS)
@@ -48,13 +49,7 @@ def prompts(count: int) -> list[Prompt]:
                 clip_source=ClipSource(video=f"scene-{index}.mp4"),
                 keyframes_s=((scene.taken_at_s, scene.taken_at_s + 0.5),),
             ),
-            Clip(
-                path=f"scene-{index}.mp4",
-                frames_FHWC=scene.frames_FHWC,
-                times_s=tuple(frame / FPS for frame in range(NUM_FRAMES)),
-                sample_fps=FPS,
-                duration_s=NUM_SECONDS,
-            ),
+            clip_of(scene.frames_FHWC, fps=FPS, path=f"scene-{index}.mp4"),
         )
         for index, scene in enumerate(scenes)
     ]

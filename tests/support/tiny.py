@@ -16,6 +16,7 @@ from grpo.media.clip import Clip
 from grpo.policy.adapters import is_adapter
 from grpo.policy.families import Qwen25VL, load_family
 from grpo.policy.model import Policy
+from tests.support.clips import clip_of
 
 ROOT = Path(__file__).parents[2]
 BASE_POLICY = ROOT / "grpo" / "demo" / "base_policy"
@@ -55,8 +56,7 @@ def clip(
     frames = np.random.default_rng(seed).integers(
         0, 256, (num_frames, height_px, width_px, 3), dtype=np.uint8
     )
-    times = tuple(i / fps for i in range(num_frames))
-    return Clip(path="noise", frames_FHWC=frames, times_s=times, sample_fps=fps, duration_s=num_frames / fps)
+    return clip_of(frames, fps=fps)
 
 
 def sample(name: str = "s", **fields: object) -> Sample:

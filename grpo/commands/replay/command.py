@@ -32,8 +32,9 @@ from grpo.commands.replay.table import Replayed, ReplayTable
 from grpo.commands.replay.text import markdown
 from grpo.config.schema import Config
 from grpo.groups import Rollout, ScoredGroup
+from grpo.media.sampling import MediaSettings
 from grpo.run.folder import RunDir, write_text
-from grpo.run.rollout_files import FrameSource, num_groups, read_rollouts, rollout_files
+from grpo.run.rollout_files import num_groups, read_rollouts, rollout_files
 from rewards.scoring.runner import RewardSet, Scoring, load_rewards
 
 GROUPS_AT_ONCE = 64
@@ -80,12 +81,11 @@ def replay(
     run = RunDir(folder)
     config, own = read_configs(run, configs)
     files = chosen_files(run, steps)
-    frames = FrameSource(settings=own.media, model_path=own.model.path)
     learning = learning_of(config, own)
     with closing(
         load_rewards(config.rewards, config.rewards_workers, normalise=learning.normalised)
     ) as rewards:
-        replayed = score_files(rewards, files, frames, learning, limit=limit)
+        replayed = score_files(rewards, files, own.media, learning, limit=limit)
     about = {"run_dir": str(folder), "configs": list(configs), "advantages": asdict(config.advantages)}
     return make_report(replayed, config.rewards, files, about)
 
@@ -164,7 +164,7 @@ def chosen_files(run: RunDir, steps: str | None) -> dict[int, Path]:
 def score_files(
     rewards: RewardSet,
     files: Mapping[int, Path],
-    frames: FrameSource,
+    media: MediaSettings,
     learning: Learning,
     *,
     limit: int | None = None,
@@ -172,7 +172,7 @@ def score_files(
     """Score the groups of these files; only a few of them are in memory at a time."""
     table = ReplayTable(learning)
     underway: list[tuple[int, Batch, Scoring]] = []
-    for step, batch in read_groups(files, frames, limit=limit):
+    for step, batch in read_groups(files, media, limit=limit):
         check_counterfactuals(rewards, batch[0][1].group.rollouts[0])
         scoring = rewards.scoring(step, in_step=False)
         for _, scored in batch:
@@ -193,7 +193,7 @@ def add_scores(table: ReplayTable, step: int, batch: Batch, scoring: Scoring) ->
 
 
 def read_groups(
-    files: Mapping[int, Path], frames: FrameSource, *, limit: int | None
+    files: Mapping[int, Path], media: MediaSettings, *, limit: int | None
 ) -> Iterator[tuple[int, Batch]]:
     """Some groups of a step at a time, with that step."""
     if limit is not None and limit < 1:
@@ -201,7 +201,7 @@ def read_groups(
     sizes = {step: num_groups(file) for step, file in files.items()} if limit else {}
     every, seen = math.ceil(sum(sizes.values()) / limit) if limit else 1, 0
     for step, file in files.items():
-        groups = read_rollouts(file, frames, every=every, first=-seen % every)
+        groups = read_rollouts(file, media, every=every, first=-seen % every)
         while batch := list(islice(groups, GROUPS_AT_ONCE)):
             yield step, batch
         seen += sizes.get(step, 0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn
 
 from grpo.groups import Group
-from grpo.media.clip import Clip, LazyClip, MediaError
+from grpo.media.clip import Clip, MediaError
 
 
 class FramesNeeded(BaseException):
@@ -44,9 +43,7 @@ def dump_group(group: Group, *, with_frames: bool) -> bytes:
     """
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, protocol=5)
-    pickler.dispatch_table = (
-        {LazyClip: _reduce_loaded} if with_frames else {Clip: _reduce_to_facts, LazyClip: _reduce_to_facts}
-    )
+    pickler.dispatch_table = {Clip: _reduce_loaded if with_frames else _reduce_to_facts}
     pickler.dump(group)
     return buffer.getvalue()
 
@@ -67,40 +64,17 @@ def _fingerprint(group: Group) -> bytes | None:
         return None
 
 
-def _facts(clip: Clip | LazyClip) -> dict[str, Any]:
-    return {
-        "path": clip.path,
-        "times_s": clip.times_s,
-        "sample_fps": clip.sample_fps,
-        "duration_s": clip.duration_s,
-        "height_px": clip.height_px,
-        "width_px": clip.width_px,
-    }
+def _reduce_to_facts(clip: Clip) -> tuple[Any, tuple[Any, ...]]:
+    return Clip, (clip.facts, _ask_for_frames)
 
 
-def _reduce_to_facts(clip: Clip | LazyClip) -> tuple[Any, tuple[Any, ...]]:
-    return _clip_without_frames, (_facts(clip),)
-
-
-def _reduce_loaded(clip: LazyClip) -> tuple[Any, tuple[Any, ...]]:
+def _reduce_loaded(clip: Clip) -> tuple[Any, tuple[Any, ...]]:
     try:
-        return _clip_with_frames, (_facts(clip), clip.frames_FHWC)
+        return Clip, (clip.facts, clip.frames_FHWC)
     except Exception as error:  # for the reward that looks at them, if one does
         # Any other type may take a worker seconds to import, torch and all.
         is_light = isinstance(error, MediaError | ValueError | OSError)
-        return _clip_without_video, (_facts(clip), MediaError(str(error)) if is_light else error)
-
-
-def _clip_with_frames(facts: Mapping[str, Any], frames_FHWC: Any) -> LazyClip:
-    return LazyClip(**facts, load_frames=lambda: frames_FHWC)
-
-
-def _clip_without_frames(facts: Mapping[str, Any]) -> LazyClip:
-    return LazyClip(**facts, load_frames=_ask_for_frames)
-
-
-def _clip_without_video(facts: Mapping[str, Any], error: Exception) -> LazyClip:
-    return LazyClip(**facts, load_frames=partial(_raise, error))
+        return Clip, (clip.facts, partial(_raise, MediaError(str(error)) if is_light else error))
 
 
 def _ask_for_frames() -> NoReturn:

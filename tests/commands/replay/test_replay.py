@@ -20,10 +20,10 @@ from grpo.data.jsonl import read_jsonl
 from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source
 from grpo.run.folder import RunDir
-from grpo.run.rollout_files import FrameSource, rollout_files
+from grpo.run.rollout_files import rollout_files
 from rewards.scoring.runner import load_rewards
 from tests.support import runs, tiny
-from tests.support.sources import video_of
+from tests.support.clips import video_of
 from tests.support.stored_runs import scored, write_run
 
 RIGHT = "<think>x</think><answer>A</answer>"
@@ -89,9 +89,8 @@ def test_a_run_replayed_under_its_own_rewards_gives_its_own_figures(trained: Pat
     run = RunDir(trained)
     config, own = replay.read_configs(run, [])
     assert config == own
-    frames = FrameSource(settings=own.media, model_path=own.model.path)
     found = replay.score_files(
-        load_rewards(config.rewards), rollout_files(run.rollouts), frames, replay.learning_of(config, own)
+        load_rewards(config.rewards), rollout_files(run.rollouts), own.media, replay.learning_of(config, own)
     )
     assert found.totals_PG.shape == (8, 4) and not replay.replay(trained, [])["failures"]
     assert list(found.rewards) == list(found.run_rewards) == ["accuracy", "format", "keyframe"]
@@ -112,9 +111,8 @@ def test_a_replay_counts_the_kl_the_baseline_and_the_mask_as_the_run_did(tmp_pat
     )  # fmt: skip
     run = RunDir(folder)
     config, own = replay.read_configs(run, [])
-    frames = FrameSource(settings=own.media, model_path=own.model.path)
     found = replay.score_files(
-        load_rewards(config.rewards), rollout_files(run.rollouts), frames, replay.learning_of(config, own)
+        load_rewards(config.rewards), rollout_files(run.rollouts), own.media, replay.learning_of(config, own)
     )
     assert np.abs(found.parts["kl"]).max() > 0 and 0 < np.isnan(found.run_advantages_PG).sum() < 16
     assert np.allclose(found.totals_PG, found.run_totals_PG, rtol=1e-12)
@@ -245,7 +243,6 @@ def test_a_reward_that_hangs_costs_its_time_limit_and_no_more(folder: Path) -> N
     assert by_name(report)["accuracy"]["failed_frac"] == 0
 
 
-@pytest.mark.slow  # it imports transformers, for the shape of a patch
 def test_a_reward_that_looks_at_frames_gets_those_of_the_run_while_the_video_is_there(
     tmp_path: Path, clips: Path
 ) -> None:

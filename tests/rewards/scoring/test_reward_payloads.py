@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from grpo.groups import Group
-from grpo.media.clip import Clip, LazyClip, MediaError
+from grpo.media.clip import Clip, MediaError
 from rewards.scoring.specs import WorkerSettings
 from tests.rewards.scoring.test_reward_workers import Load, groups, load, spec
+from tests.support.clips import facts_of
 
 __all__ = ["load"]  # a fixture
 
@@ -45,8 +45,7 @@ def test_frames_that_are_decoded_on_demand_are_decoded_once_and_not_by_the_worke
                 raise MediaError("gone.mp4: no such file")
             return np.full((2, 28, 28, 3), brightness, np.uint8)
 
-        facts: dict[str, Any] = {"path": "v.mp4", "times_s": (0.0, 1.0), "sample_fps": 1.0, "duration_s": 2.0}
-        return cast(Clip, LazyClip(**facts, height_px=28, width_px=28, load_frames=load_frames))
+        return Clip(facts_of(2, 28, 28, fps=1.0, path="v.mp4"), load_frames)
 
     def with_clip(group: Group, clip: Clip) -> Group:
         rollouts = tuple(replace(rollout, clip=clip) for rollout in group.rollouts)
