@@ -2,7 +2,8 @@
 
 Reading never guesses: what is ambiguous (two answers, a cut tag, an unknown letter) reads as None.
 Every function takes time linear in the text, whatever the text; the patterns are possessive (`*+`)
-or bounded for that reason. Digits are ASCII, because `\\d` also matches foreign numerals.
+or bounded for that reason. Digits are ASCII once their width is folded, because `\\d` also matches foreign numerals.
+How one answer may be spelt, in Unicode and with marks around it, is in `rewards/spelling.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
+
+from rewards.spelling import STOPS, folded, layers, opened, without_stop
 
 THINK = "think"
 KEYFRAMES = "keyframes"
@@ -27,7 +30,12 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,100}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
 _EMPTY = frozenset(
     "\u115f\u1160\u2800\u3164\uffa0"
 )  # letters and a sign without ink: Hangul fillers, blank Braille
-_LETTER = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]|$))(.*)", re.DOTALL)
+# A dash needs a space behind it: `A -5` may be a minus.
+_LETTER = re.compile(
+    rf"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=$|\s*+[{STOPS}:)、]|\s*+[-–]\s|\s*+—|\s++\())"
+    rf"\s*+[{STOPS}:)、]?+\s*+(?:[-–]\s++|—\s*+)?+(.*)",
+    re.DOTALL,
+)
 
 
 def only_block(text: str, tag: str) -> str | None:
@@ -71,37 +79,52 @@ def is_blank(text: str) -> bool:
 
 
 def normalise(text: str) -> str:
-    """Text without what an answer may vary in: case and white space."""
-    return " ".join(text.casefold().split())
+    """Text without what an answer may vary in: form of Unicode, case and white space."""
+    return " ".join(folded(text).casefold().split())
 
 
 def read_letter(content: str, options: Sequence[str]) -> str | None:
     """Upper-case letter of the option that an answer names, else None.
 
-    Accepted are the letter (`B`, `b`, `(B)`, `B.`, `B:`, `B)`), the letter followed by that option's
-    own text (`B: a knife`), and the bare text of exactly one option. Where an option's text is itself
-    a letter, the letter is meant: that is what the prompt asks for. Without options any letter
-    counts.
+    Accepted are the letter (`B`, `b`, `(B)`, `[B]`, `B.`, `B:`, `B)`), the letter followed by that option's own
+    text (`B: a knife`, `B - a knife`), and the bare text of exactly one option; each with marks around it or around
+    the letter, and with a full stop. Where an option's text is itself a letter, the letter is meant: that is what the
+    prompt asks for. Without options any letter counts.
     """
-    content = content.strip()
     letters = string.ascii_uppercase[: len(options)] if options else string.ascii_uppercase
-    named = _LETTER.fullmatch(content)
-    if named:
-        letter, text = (named[1] or named[2]).upper(), named[3]
-        own_text = options[letters.index(letter)] if options and letter in letters else ""
-        if letter in letters and normalise(text) in ("", normalise(own_text)):
+    texts = dict(zip(letters, options, strict=False))
+    for layer in layers(content):
+        letter, text = _letter_and_text(layer)
+        if letter and letter in letters and _bare(text) in ("", _bare(texts.get(letter, ""))):
             return letter
-    matches = [
-        letter
-        for letter, option in zip(letters, options, strict=False)
-        if normalise(option) == normalise(content)
-    ]
-    return matches[0] if len(matches) == 1 else None
+        if found := [letter for letter in texts if normalise(texts[letter]) == normalise(layer)]:
+            return found[0] if len(found) == 1 else None
+    bare = _bare(content)
+    found = [letter for letter in texts if bare and _bare(texts[letter]) == bare]
+    return found[0] if len(found) == 1 else None
+
+
+def _letter_and_text(content: str) -> tuple[str, str]:
+    """The letter that the content begins with and the text behind it; two empty texts if it begins with none."""
+    found = _LETTER.fullmatch(content)
+    if found is None and (parts := opened(content)):  # **B.** a knife
+        alone = _LETTER.fullmatch(layers(parts[0])[-1])
+        found = _LETTER.fullmatch(f"({_letter(alone)}) {parts[1]}") if alone and not alone[4] else None
+    return (_letter(found), found[4]) if found else ("", "")
+
+
+def _letter(found: re.Match[str]) -> str:
+    return (found[1] or found[2] or found[3]).upper()
+
+
+def _bare(text: str) -> str:
+    """An option's text without marks or brackets around it and without its full stop, for comparisons."""
+    return normalise(without_stop(_unbracketed(layers(without_stop(text))[-1])))
 
 
 def read_number(content: str) -> Decimal | None:
-    """The number that the whole content is, in plain decimal notation, else None."""
-    content = content.strip()
+    """The number that the whole content is, in plain decimal notation, up to marks around it, else None."""
+    content = without_stop(layers(content)[-1])
     return Decimal(content) if _NUMBER.fullmatch(content) else None
 
 
@@ -111,7 +134,7 @@ def read_moments(content: str) -> list[tuple[float, float]] | None:
     Comma separated, each a number (`3.5`) or a span (`3.0-4.5`) that does not end before it starts. A
     number is a span of no length.
     """
-    matches = [_MOMENT.fullmatch(part.strip()) for part in content.split(",")]
+    matches = [_MOMENT.fullmatch(part.strip()) for part in folded(content).split(",")]
     if not all(matches):
         return None
     spans = [(float(match[1]), float(match[2] or match[1])) for match in matches if match]
@@ -119,8 +142,8 @@ def read_moments(content: str) -> list[tuple[float, float]] | None:
 
 
 def read_span(content: str | None) -> tuple[float, float] | None:
-    """The one span that the text is, as `3.0-4.5`, `3.0, 4.5` or either in brackets, else None."""
-    moments = read_moments(_unbracketed(content)) if content is not None else None
+    """The one span that the text is, as `3.0-4.5`, `3.0, 4.5` or either in brackets or marks, else None."""
+    moments = read_moments(_unbracketed(layers(content)[-1])) if content is not None else None
     match moments:
         case [(start, end)] if start < end:
             return start, end

@@ -34,6 +34,7 @@ FLOORS = (
     {"rewards.scoring"},
     {"rewards.hostile"},
     {"rewards", "rewards.parsing"},
+    {"rewards.spelling"},
     {"grpo.packing"},
     {"grpo.groups"},
     {"grpo.media"},

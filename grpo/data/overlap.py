@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from grpo.media.identity import ends_digest
+from rewards.spelling import folded
 
 Allowed = Literal["nothing", "clips", "questions"]
 
@@ -178,7 +179,7 @@ def _part(source: ClipSource) -> tuple[float, float]:
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    return " ".join(re.findall(r"\w+", folded(text).casefold()))
 
 
 @cache

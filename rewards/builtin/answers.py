@@ -29,6 +29,7 @@ from rewards.builtin.matching import (
 )
 from rewards.builtin.temporal import temporal_iou
 from rewards.parsing import normalise
+from rewards.spelling import folded, layers
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
@@ -78,8 +79,9 @@ def text(rollout: Rollout) -> float | None:
     """
     if rollout.sample.task not in ("text", "ocr", "open"):
         return None
-    words = plain_words(answer_of(rollout))
-    return float(bool(words) and words in [plain_words(each) for each in accepted_answers(rollout.sample)])
+    accepted = [plain_words(each) for each in accepted_answers(rollout.sample)]
+    said = [plain_words(layer) for layer in layers(answer_of(rollout))]
+    return float(any(words and words in accepted for words in said))
 
 
 @reward
@@ -91,9 +93,9 @@ def ocr(rollout: Rollout, *, case_sensitive: bool = False) -> float | None:
     content = answer_of(rollout)
     if not content:
         return 0.0
-    fold = str if case_sensitive else normalise
-    got = fold(content).split()
-    return 1 - min(word_error_rate(fold(each).split(), got) for each in accepted_answers(rollout.sample))
+    fold = folded if case_sensitive else normalise
+    wanted = [fold(each).split() for each in accepted_answers(rollout.sample)]
+    return 1 - min(word_error_rate(each, fold(layer).split()) for each in wanted for layer in layers(content))
 
 
 @reward
@@ -106,8 +108,9 @@ def rouge(rollout: Rollout) -> float | None:
     """
     if rollout.sample.task not in ("open", "text"):
         return None
-    answers = [each for each in accepted_answers(rollout.sample) if re.search(r"[A-Za-z0-9]", each)]
-    content = answer_of(rollout)
+    answers = [folded(each) for each in accepted_answers(rollout.sample)]
+    answers = [each for each in answers if re.search(r"[A-Za-z0-9]", each)]
+    content = layers(answer_of(rollout))[-1]
     return max((mean_rouge(each, content) for each in answers), default=None)
 
 
@@ -136,7 +139,8 @@ def exact_set(rollout: Rollout, *, partial: bool = False) -> float | None:
 
 
 def items_of(content: str) -> set[str]:
-    return {" ".join(words) for part in re.split(r"[,;\n]", content) if (words := plain_words(part))}
+    parts = re.split(r"[,;\n、،؛]", layers(content)[-1])
+    return {" ".join(words) for part in parts if (words := plain_words(part))}
 
 
 def set_score(wanted: set[str], got: set[str], *, partial: bool) -> float:

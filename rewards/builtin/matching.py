@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -17,14 +16,14 @@ from typing import Any, NamedTuple
 from grpo.groups import Rollout, Sample
 from rewards.builtin.extras import import_extra
 from rewards.parsing import ANSWER, is_blank, normalise, only_block, read_letter, read_number
+from rewards.spelling import STOPS, folded, layers, without_stop
 
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-OPENING, CLOSING = "\"'`*_([{“‘«¿¡", "\"'`*_)]}”’»!?.,;:"
+OPENING, CLOSING = "\"'`*_([{«¿¡「『【《〈", f"\"'`*_)]}}»!?,;:」』】》〉؟،؛、{STOPS}"
 MAX_LATEX_CHARS, MAX_LATEX_DEPTH = 100, 4
 
-_WRAPPED = re.compile(r"\\boxed\{([^{}]*+)\}|\\text\{([^{}]*+)\}")
 _LEAD = re.compile(
     r"(?:(?:the|my|so|final|correct|best|right)\s++){0,4}+(?:answer|option|choice)(?:\s++is\b)?+(?:\s*+:\s*+|\s++|(?=\())(.+)",
     re.IGNORECASE | re.DOTALL,
@@ -39,7 +38,6 @@ _LATEX_NUMBER = re.compile(
     r"|\^(?:[0-9]|\{[+-]?[0-9]{1,2}\}))*+"
 )
 _TWO_NUMBERS = re.compile(r"[0-9.]\s++[0-9.]|\.[0-9]*+\.")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 
 
 class Quantity(NamedTuple):
@@ -65,26 +63,26 @@ def accepted_answers(sample: Sample) -> tuple[str, ...]:
 
 
 def plain_words(text: str) -> list[str]:
-    """Words without what makes no other answer of them: case, width of letters, punctuation around a word,
-    English articles, and whether a number up to ten is a word or a digit."""
-    words = [word.lstrip(OPENING).rstrip(CLOSING) for word in unicodedata.normalize("NFKC", text).split()]
-    words = [word.casefold() for word in words if word]
-    words = [str(NUMBER_WORDS.index(word)) if word in NUMBER_WORDS else word for word in words]
-    return [word for word in words if word not in ARTICLES] or words
+    """Words without what makes no other answer of them: case, form of Unicode, punctuation around a word,
+    English articles, and whether a number up to ten is a word or a digit. `A:` and `(A)` are no articles."""
+    opened = [word.lstrip(OPENING) for word in folded(text).casefold().split()]
+    words = [plain for word in opened if word not in ARTICLES and (plain := word.rstrip(CLOSING))]
+    words = words or [word for word in opened if word in ARTICLES]
+    return [str(NUMBER_WORDS.index(word)) if word in NUMBER_WORDS else word for word in words]
 
 
 def read_choice(content: str, options: Sequence[str]) -> str | None:
     """Upper-case letter of the option that an answer names, else None.
 
-    Beyond `read_letter`: markup around it (`**B**`, `\\boxed{B}`), words before it (`Option B`, `the answer is
-    (B)`), its place (`the second option`; not where an option speaks of places itself), and option texts that have
-    the same `plain_words`, if one only has.
+    Beyond `read_letter`: marks that are not closed, words before it (`Option B`, `the answer is (B)`), its place
+    (`the second option`; not where an option speaks of places itself), and option texts that have the same
+    `plain_words`, if one only has.
     """
     if letter := read_letter(content, options):
-        return letter  # before anything is taken for markup: $5, 5'
-    content = _unwrapped(content)
+        return letter  # before anything is taken for a mark: $5, 5'
+    content = _unmarked(content)
     lead = _LEAD.fullmatch(content)
-    for text in (content, _unwrapped(lead[1]) if lead else ""):
+    for text in (content, _unmarked(lead[1]) if lead else ""):
         if letter := read_letter(text, options) if text else None:
             return letter
     ordinal = _ORDINAL.fullmatch(content)
@@ -96,11 +94,9 @@ def read_choice(content: str, options: Sequence[str]) -> str | None:
     return chr(ord("A") + matches[0]) if len(matches) == 1 else None
 
 
-def _unwrapped(content: str) -> str:
-    """Without markup around the whole of it."""
-    content = content.strip().strip("$*_`\"'“”").rstrip(".").strip()
-    wrapped = _WRAPPED.fullmatch(content)
-    return (wrapped[1] or wrapped[2] or "").strip() if wrapped else content
+def _unmarked(content: str) -> str:
+    """Without marks around it, those too that only open or only close, as in `**Answer:** B`."""
+    return layers(without_stop(layers(content)[-1].strip("$*_`\"' ")))[-1]
 
 
 def read_quantity(content: str, *, latex: bool = False) -> Quantity | None:
@@ -109,7 +105,9 @@ def read_quantity(content: str, *, latex: bool = False) -> Quantity | None:
 
     Units are not read, nor a number inside a sentence: which of several is meant would be a guess.
     """
-    body = _without_delimiters(content.strip()) if latex else content.strip()
+    body = without_stop(layers(content)[-1])
+    if latex:
+        body = body.replace("{,}", ",").replace("\\,", "").replace("\\!", "")  # 1{,}000 and 1\,000
     percent = body.endswith("%")
     body = body.removesuffix("%").removesuffix("\\").rstrip() if percent else body
     plain = read_number(body)
@@ -117,17 +115,6 @@ def read_quantity(content: str, *, latex: bool = False) -> Quantity | None:
     if value is None and latex:
         value = _read_latex(body)
     return None if value is None else Quantity(value, percent)
-
-
-def _without_delimiters(body: str) -> str:
-    """Without the marks of LaTeX's mathematics, a box around the whole, and LaTeX's groups of digits."""
-    for left, right in _DELIMITERS:
-        if body.startswith(left) and body.endswith(right):
-            body = body[len(left) : -len(right)].strip()
-            break
-    boxed = _WRAPPED.fullmatch(body)
-    body = (boxed[1] or "").strip() if boxed and boxed[1] else body
-    return body.replace("{,}", ",").replace("\\,", "").replace("\\!", "")  # 1{,}000 and 1\,000
 
 
 def _read_written(body: str) -> Fraction | None:
@@ -216,5 +203,6 @@ def word_error_rate(wanted: Sequence[str], got: Sequence[str]) -> float:
 
 
 def same_text(content: str, answers: Sequence[str]) -> bool:
-    """Equal to one of them up to case and white space."""
-    return normalise(content) in [normalise(answer) for answer in answers]
+    """Equal to one of them up to case, white space, form of Unicode and marks around the whole."""
+    wanted = [normalise(answer) for answer in answers]
+    return any(normalise(layer) in wanted for layer in layers(content))

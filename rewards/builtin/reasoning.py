@@ -13,6 +13,7 @@ from rewards import reward
 from rewards.builtin.extras import import_extra
 from rewards.builtin.matching import answer_of, read_choice
 from rewards.parsing import THINK, only_block
+from rewards.spelling import folded
 
 CHUNK_CHARS = 120  # about a sentence: enough to tell a language by, short enough to notice a change
 SENTENCE_END = re.compile(r"(?<=[.!?])\s++|\n++")
@@ -91,8 +92,8 @@ def concluded_option(reasoning: str, options: Sequence[str]) -> str | None:
     inside an option's text (`no`, `not visible`) is none. An option is named by its letter (`(B)`, `option B`, `B`;
     a bare A or I may be a word) or by its text, if that has three letters or is called the answer.
     """
-    mention, conclusion = _patterns(tuple(options))
-    for sentence in reversed(SENTENCE_END.split(reasoning)):
+    mention, conclusion = _patterns(tuple(map(folded, options)))
+    for sentence in reversed(SENTENCE_END.split(folded(reasoning))):
         mentioned, called = [*mention.finditer(sentence)], [*conclusion.finditer(sentence)]
         negated_at = _negated_at(sentence, [*mentioned, *called])
         before = [found for found in called if negated_at is None or found.end() <= negated_at]

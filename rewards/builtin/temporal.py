@@ -6,6 +6,7 @@ twice or can't be read, they give 0; None is "this sample has no such answer".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
@@ -15,6 +16,7 @@ from rewards import reward
 from rewards.builtin.keyframe import ROUNDING_S, Span, length_s, overlap_s
 from rewards.builtin.matching import plain_words
 from rewards.parsing import ANSWER, only_block, read_moments, read_number, read_span
+from rewards.spelling import layers
 
 Truth = Literal["answer", "keyframes"]
 """What is compared with: the sample's answer (tasks "span"), or its annotated key moments (any task)."""
@@ -117,7 +119,7 @@ def true_spans(sample: Sample, against: Truth) -> list[Span]:
 
 def read_point(content: str | None) -> float | None:
     """The one moment that the text is, else None."""
-    moments = read_moments(content) if content is not None else None
+    moments = read_moments(layers(content)[-1]) if content is not None else None
     return moments[0][0] if moments and len(moments) == 1 and moments[0][0] == moments[0][1] else None
 
 
@@ -147,7 +149,7 @@ def _no_order(sample: Sample, column: object) -> ValueError:
 
 def read_order(content: str) -> list[str]:
     """The events between commas, in order."""
-    return [" ".join(plain_words(part)) for part in content.split(",")]
+    return [" ".join(plain_words(part)) for part in re.split("[,、،]", layers(content)[-1])]
 
 
 def concordance(ranks: Sequence[int]) -> float:

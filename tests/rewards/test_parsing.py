@@ -127,8 +127,8 @@ def test_the_tags_are_the_prompts_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["B", "b", "(B)", "(b)", "B.", "B)", "B:", "(B).", " B\n", "B: a knife", "B) A  Knife", "(B) a knife"]
-    + ["B. a knife", "a knife", "A KNIFE", " a\n knife "],
+    "content", ["B", "b", "(B)", "(b)", "B.", "B)", "B:", "(B).", " B\n", "[B]", "Ｂ", "B: a knife"]
+    + ["B) A  Knife", "(B) a knife", "B. a knife", "a knife", "A KNIFE", " a\n knife "],
 )  # fmt: skip
 def test_one_letter_or_its_options_text_is_read_as_that_letter(content: str) -> None:
     assert read_letter(content, OPTIONS) == "B"
@@ -136,8 +136,9 @@ def test_one_letter_or_its_options_text_is_read_as_that_letter(content: str) -> 
 
 @pytest.mark.parametrize(
     "content",
-    ["", " ", "E", "Z.", "AB", "A or B", "A, B", "A/B", "A. B.", "B: a cup", "B: or C", "B because", "B a knife"]
-    + ["knife", "a knife or a cup", "((B))", "(B", "[B]", "2", "Ｂ", "Б", "\u212a", "not B", "B?", "option B", "B\x00"],
+    ["", " ", "E", "Z.", "AB", "A or B", "A, B", "A/B", "A. B.", "B: a cup", "B: or C", "B because"]
+    + ["B a knife", "knife", "a knife or a cup", "((B))", "(B", "[[B]]", "2", "Ⓑ", "Б", "\u212a", "not B", "B?"]
+    + ["option B", "B\x00"],
 )  # fmt: skip
 def test_no_letter_is_guessed(content: str) -> None:
     assert read_letter(content, OPTIONS) is None
@@ -169,6 +170,7 @@ def test_without_options_only_a_bare_letter_counts() -> None:
         (".5", "0.5"),
         ("5.", "5"),
         ("007", "7"),
+        ("４２", "42"),
         ("9" * 100, "9" * 100),
     ],
 )
@@ -178,7 +180,7 @@ def test_plain_decimals_are_numbers(content: str, number: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", ".", "-", "1e3", "1e999", "nan", "inf", "-Infinity", "1,000", "1 000", "1_000", "3/4", "٤٢", "４２", "4²"]
+    ["", ".", "-", "1e3", "1e999", "nan", "inf", "-Infinity", "1,000", "1 000", "1_000", "3/4", "٤٢", "④②", "4²"]
     + ["42 cups", "1.2.3", "--1", "0x10", "9" * 101, "9" * 10_000],
 )  # fmt: skip
 def test_nothing_else_is_a_number(content: str) -> None:
@@ -189,6 +191,7 @@ def test_nothing_else_is_a_number(content: str) -> None:
     ("content", "moments"),
     [
         ("3", [(3, 3)]),
+        ("３", [(3, 3)]),
         (" 3.5 ,\n12.0 ", [(3.5, 3.5), (12, 12)]),
         ("3.0-4.5", [(3, 4.5)]),
         ("3.0 - 4.5, 3", [(3, 4.5), (3, 3)]),
@@ -204,7 +207,7 @@ def test_moments_are_numbers_and_spans_in_seconds(content: str, moments: list[tu
 @pytest.mark.parametrize(
     "content",
     ["", " ", ",", "3,", "3,,4", "3 4", "3;4", "3s", "0:03", "4.5-3", "1-2-3", "3–4", "3-", "three", "nan", "inf"]
-    + ["1e3", "1e999", "٣", "３", ".5", "5.", "+3", "3, x", "9" * 10, "9" * 10_000, "3.0-" + "9" * 10_000, "[3, 4]"],
+    + ["1e3", "1e999", "٣", "③", ".5", "5.", "+3", "3, x", "9" * 10, "9" * 10_000, "3.0-" + "9" * 10_000, "[3, 4]"],
 )  # fmt: skip
 def test_one_unreadable_moment_makes_all_unreadable(content: str) -> None:
     assert read_moments(content) is None

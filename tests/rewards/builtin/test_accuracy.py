@@ -103,6 +103,7 @@ def test_of_the_hostile_completions_only_the_right_ones_are_right() -> None:
         "long reasoning",
         "100,000 characters",
         "no think",
+        "full-width letter",
         "reversed",
         "every moment",
         "code",

@@ -35,6 +35,7 @@ def test_the_word_error_rate_is_the_edit_distance_for_each_wanted_word(
         ("-1,000.5", Fraction(-2001, 2)),
         ("3 / 4", Fraction(3, 4)),
         ("1e-3", Fraction(1, 1000)),
+        (r"\text{42}", Fraction(42)),
         (r"$3\frac{1}{2}$", Fraction(7, 2)),
         (r"\boxed{\frac{1}{3}}", Fraction(1, 3)),
         (r"1{,}000", Fraction(1000)),
@@ -50,7 +51,7 @@ def test_a_quantity_is_read_exactly(written: str, value: Fraction) -> None:
 @pytest.mark.parametrize(
     "written",
     ["", "%", "$", "$$", "1 2", "1.2.3", "3-2", "3,4", "(1,2)", "1/0", "$3$ $4$", "x", "1e9999", "inf", "٤٢"]
-    + [r"1 2 \pi", r"1.2.3 \pi", r"\pi r", r"\text{42}", r"\sqrt{-1}", r"\input{x}", r"\frac{1}{0}"]
+    + [r"1 2 \pi", r"1.2.3 \pi", r"\pi r", r"\text{42 cups}", r"\sqrt{-1}", r"\input{x}", r"\frac{1}{0}"]
     + [r"9^{9^{9}}", r"9^{999}", r"(9^{99})^{99}", r"(((((\pi)))))", "(" * 100, r"\pi" * 1000, "9" * 10_000],
 )
 def test_what_is_no_single_number_is_not_worked_out(written: str) -> None:
@@ -60,6 +61,7 @@ def test_what_is_no_single_number_is_not_worked_out(written: str) -> None:
 def test_a_text_keeps_some_words_if_it_has_any() -> None:
     assert plain_words("?! (.)") == []
     assert plain_words("The a") == ["the", "a"]  # only articles: they are what was said
+    assert plain_words("A: “the cup”, (A)") == ["a", "cup", "a"]  # letters of options
 
 
 @pytest.mark.parametrize(
