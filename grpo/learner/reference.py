@@ -55,5 +55,4 @@ class SecondCopy:
         """Move towards other weights, which get this share in the new ones."""
         own = dict(self.policy.model.named_parameters())
         for name, weight in named_weights:
-            if name in own:  # a tied weight comes twice
-                own[name].lerp_(weight.to(own[name]), share)
+            own[name].lerp_(weight.to(own[name]), share)

@@ -160,11 +160,10 @@ class Policy(nn.Module):
         return self.head.logits(hidden_TD)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under the name that checkpoints use, adapters merged, tied output embeddings included.
+        """Every weight once, under the name that checkpoints use, adapters merged; a tied head is the embedding.
 
-        `named_parameters` leaves a tied head out, and an engine that keeps its own copy would go on
-        sampling with the old one. Sharded weights are gathered one after another, so all processes must
-        go through them together; no process holds the whole model.
+        Sharded weights are gathered one after another, so all processes must go through them together; no process
+        holds the whole model.
         """
         layers = adapted_layers(self.model)
         for name, weight in self.model.named_parameters():
@@ -176,12 +175,10 @@ class Policy(nn.Module):
                 down_RI, up_OR, scaling = adapter_weights(layer)
                 weight = merged(weight, whole(down_RI), whole(up_OR), scaling)
             yield plain, weight
-        if self.has_tied_head:
-            yield "lm_head.weight", whole(self.model.lm_head.weight)
 
     @property
     def has_tied_head(self) -> bool:
-        """The output head is the embedding."""
+        """Whether the output head is the embedding."""
         return self.model.lm_head.weight is self.model.get_input_embeddings().weight
 
 

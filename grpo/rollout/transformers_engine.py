@@ -59,8 +59,7 @@ class TransformersEngine:
         own = dict(self.sampler.model.named_parameters())
         with torch.no_grad():
             for name, weight in self.policy.named_weights():
-                if name in own:  # tied weights come twice
-                    own[name].copy_(weight)
+                own[name].copy_(weight)
 
     def sleep(self) -> None: ...
 

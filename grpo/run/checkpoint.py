@@ -74,8 +74,7 @@ def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool
     """
     weights: dict[str, torch.Tensor] = {}
     for name, weight in policy.named_weights():
-        # A tied head is the embedding, and not to be stored twice.
-        if writes and not (policy.has_tied_head and name == "lm_head.weight"):
+        if writes:
             weights[name] = weight.to("cpu", dtype)
     adapters = {n: whole(w) for n, w in policy.model.named_parameters() if is_adapter(n)}
     if not writes:

@@ -28,6 +28,7 @@ from grpo.groups import Group, Prompt, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.losses import StepCounts
 from grpo.packing import Block, PackedRow
+from grpo.policy.model import Policy
 from grpo.rollout import Engine, OnGroup, Sampling, as_rollout
 from grpo.run.folder import RunDir, read_rows
 from grpo.run.tally import Tally
@@ -76,7 +77,7 @@ def updates(batch: Stored, names: Iterable[str]) -> dict[str, Stored]:
 def _updates(groups: Sequence[ScoredGroup], loss: LossConfig) -> Stored:
     rows = packed(groups, tokens_per_row=cases.TOKENS_PER_ROW, drop_flat=not loss.needs_flat_groups)
     policy = tiny.policy()
-    start = {name: weight.clone() for name, weight in policy.named_weights()}
+    start = {name: weight.clone() for name, weight in _stored_weights(policy).items()}
     learner = make_learner(policy, loss=loss, optim=OptimConfig(**cases.OPTIM), reference=_reference())
     tally = Tally()
     outcome = learner.update(rows, _counts(groups), 1, tally)
@@ -84,8 +85,13 @@ def _updates(groups: Sequence[ScoredGroup], loss: LossConfig) -> Stored:
         "num_rows": len(rows),
         "gradient_norms": outcome.norms,
         "figures": tally.reduced(lambda part: gather_object([part])),
-        "weights": weights_summary(dict(policy.named_weights()), start),
+        "weights": weights_summary(_stored_weights(policy), start),
     }
+
+
+def _stored_weights(policy: Policy) -> dict[str, Tensor]:
+    """All weights, the tied head under its own name too."""
+    return {**dict(policy.named_weights()), "lm_head.weight": policy.model.lm_head.weight.detach()}
 
 
 @lru_cache

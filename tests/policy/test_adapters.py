@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.config.model import LoraConfig, LoraTargets
@@ -99,15 +99,23 @@ def test_what_is_sent_and_stored_is_pefts_own_merge(stored: tuple[Policy, Path])
         tiny.family().load_model(torch.float32), str(folder / "adapter")
     ).merge_and_unload()
     expected = theirs.state_dict()
-    assert sent.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert torch.equal(sent[name], weight), name
+    assert sent.keys() == expected.keys() - {"lm_head.weight"}  # tied: it is the embedding
+    for name, weight in sent.items():
+        assert torch.equal(expected[name], weight), name
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")  # tied: stored once
     final = replace(tiny.family(), path=str(folder)).load_model(torch.float32).state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in final.items())
     # Nothing stays merged.
     assert not any(module.merged for module in policy.modules() if isinstance(module, LoraLayer))
     assert all(torch.equal(weight, before[name]) for name, weight in policy.named_parameters())
+
+
+def test_a_head_of_its_own_is_sent_beside_the_embedding() -> None:
+    policy = tiny.policy()
+    policy.model.lm_head.weight = nn.Parameter(2 * policy.model.lm_head.weight.detach())
+    sent = dict(policy.named_weights())
+    assert not policy.has_tied_head and sent.keys() == policy.model.state_dict().keys()
+    assert torch.equal(sent["lm_head.weight"], 2 * sent["model.language_model.embed_tokens.weight"])
 
 
 def test_the_final_model_is_the_policy_without_adapters(stored: tuple[Policy, Path]) -> None:
