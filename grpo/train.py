@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ from grpo.data.jsonl import OWN_KEYS
 from grpo.feed.mixture import Part, parts
 from grpo.feed.prompts import make_batch
 from grpo.groups import Sample
-from grpo.learner.launching import check_launch, make_accelerator, on_gpu
+from grpo.learner.launching import check_launch, compute_dtype, make_accelerator
 from grpo.learner.update import Learner
 from grpo.media.loader import ClipLoader
 from grpo.policy.attention_backends import check_backend
@@ -100,7 +100,7 @@ def check_run_dir(config: Config, run_dir: RunDir) -> None:
 
 def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     """Everything up to the first step. ValueError or OSError in one line for a user's mistake."""
-    family = load_family(config.model.path)
+    family = load_family(config.model.path, seconds_dtype=compute_dtype())
     with ExitStack() as undo:
         rewards = undo.enter_context(closing(read_rewards(config)))
         check_engine(config.rollout.engine, family)
@@ -115,20 +115,20 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
                 f"note: rewards.{name} gave no score (None) to any completion that it was tried with. That is right "
                 "only if it scores other kinds of questions"
             )
-        family = replace(family, engine_dtype=torch.bfloat16 if on_gpu() else torch.float32)
         loader = undo.enter_context(closing(build_loader(config, family)))  # its processes start meanwhile
         train = [sample for part in train_parts for sample in part.samples]
         check_fit(config, family, [*train, *chain.from_iterable(held_out.values())], accelerator)
         check_prompts(config, family, train, loader)
         accelerator.print(f"loading {config.model.path} and the rollout engine", flush=True)
         set_seed(config.seed)
+        policy = load_policy(config, family, accelerator, loader.memory)
         learner = Learner(
-            load_policy(config, family, accelerator.device),
+            policy,
             accelerator,
             loss=config.loss,
             optim=config.optim,
             num_steps=config.num_steps,
-            load_reference=partial(load_reference, config, family) if config.loss.beta else None,
+            load_reference=partial(load_reference, config, policy) if config.loss.beta else None,
         )
         trainer = build_trainer(config, accelerator, learner, rewards, loader, train_parts, held_out, run_dir)
         if accelerator.is_main_process:

@@ -21,6 +21,7 @@ from grpo.learner.advantages import score_groups
 from grpo.learner.balance import balanced
 from grpo.learner.guards import Guard
 from grpo.learner.kl_reward import subtract_divergences
+from grpo.learner.launching import compute_dtype
 from grpo.learner.losses import StepCounts
 from grpo.learner.update import Learner
 from grpo.media.loader import MediaCounters
@@ -182,7 +183,7 @@ class GRPOTrainer:
         checkpoint.save_final(
             self.run_dir.final,
             self.policy,
-            dtype=self.policy.family.engine_dtype,
+            dtype=compute_dtype(),
             writes=self.accelerator.is_main_process,
         )
         if self.accelerator.is_main_process:
@@ -303,7 +304,7 @@ class GRPOTrainer:
                 f"completions have no total, more than rewards_max_error_frac="
                 f"{self.config.rewards_max_error_frac}; see {self.run_dir.failures_file}"
             )
-        limit = max_gap(self.config.rollout.max_gap, self.policy.family.engine_dtype)
+        limit = max_gap(self.config.rollout.max_gap, compute_dtype())
         if limit and row.get("sampler/gap_mean", 0.0) > limit:
             raise RuntimeError(
                 f"step {step}: the engine's log-probs differ from the learner's by {row['sampler/gap_mean']:.2g} on "

@@ -20,8 +20,13 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
+def compute_dtype() -> torch.dtype:
+    """The precision of the passes of policy and rollout engine: bf16 on a GPU, over fp32 weights; fp32 on a CPU."""
+    return torch.bfloat16 if on_gpu() else torch.float32
+
+
 def make_accelerator() -> Accelerator:
-    """Passes run in bf16 on a GPU, over fp32 weights; in fp32 on a CPU."""
+    """The run's Accelerator, whose passes are in `compute_dtype`."""
     # Several processes without a GPU: accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the
     # backend, and lets all others train for themselves, each on its part of the data, unless it is told of the CPU.
     several_on_cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -80,6 +85,12 @@ def check_bitsandbytes(
 def deepspeed_plugin(accelerator: Accelerator) -> Any:
     """DeepSpeed's settings; None where something else was launched."""
     return accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+
+
+def shards_weights(accelerator: Accelerator) -> bool:
+    """Whether the weights will be split over processes (ZeRO-3, FSDP2), so that none of them holds all."""
+    plugin = deepspeed_plugin(accelerator)
+    return accelerator.is_fsdp2 or (plugin is not None and plugin.zero_stage == 3)
 
 
 def pass_dtype(accelerator: Accelerator) -> torch.dtype | None:

@@ -23,8 +23,8 @@ from grpo.learner.optimizers import SPD, make_optimizer, take_start
 from grpo.learner.ratios import importance_ratio_T, sampler_correction
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, padding_row
-from grpo.policy.model import Policy, TokenScores
-from grpo.run.checkpoint import store_trained_only
+from grpo.policy.model import Policy, TokenScores, store_trained_only
+from grpo.policy.sharding import share_head
 from grpo.run.tally import Tally
 
 
@@ -73,7 +73,7 @@ class Learner:
         set_up_sharding(accelerator, optim.max_grad_norm)
         optimizer = make_optimizer(trainable, optim, from_zero=policy.has_adapters)
         self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
-        policy.after_sharding()
+        share_head(policy.head, policy.model.lm_head.weight)
         take_start(self.optimizer.optimizer)
         self.reference = self._make_reference(load_reference) if load_reference is not None else None
 

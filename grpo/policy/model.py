@@ -6,7 +6,7 @@ only where a completion token is predicted, in chunks, so that no logits of a pr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from grpo.policy.adapters import (
 )
 from grpo.policy.attention import VISION_CHUNKS, implementation
 from grpo.policy.families.qwen2_5_vl import Qwen25VL
-from grpo.policy.sharding import is_sharded, share_head, whole
+from grpo.policy.sharding import whole
 from grpo.policy.vision_features import FeatureCache
 
 HEAD_CHUNK_TOKENS = 1024
@@ -60,16 +60,19 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         activation_offloading: bool = False,
         attention: str = "auto",
+        sharded: bool = False,
+        feature_cache: FeatureCache | None = None,
     ) -> None:
         """frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none.
-        attention: the kernel for packed rows."""
+        attention: the kernel for packed rows. sharded: the processes will hold a part of each weight.
+        feature_cache: where the features of a frozen vision tower are kept; None: every pass computes them.
+        """
         super().__init__()
         self.model: Any = model  # its submodules are typed as "module or tensor" otherwise
         self.family = family
-        self.head = Head(model, family.suppressed_ids, temperature)
-        self.sharded = False
+        self.head = Head(model.get_output_embeddings, family.suppressed_ids, temperature)
+        self.sharded = sharded
         self.activation_offloading = activation_offloading
-        self.feature_cache: FeatureCache | None = None
         self.model.model.language_model.config._attn_implementation = implementation(attention)
         self.model.model.visual.config._attn_implementation = VISION_CHUNKS
         if lora is not None:
@@ -79,13 +82,10 @@ class Policy(nn.Module):
                 weight.requires_grad_(False)
         self.has_adapters = lora is not None
         self.trains_vision = any(weight.requires_grad for weight in self.model.model.visual.parameters())
+        # Where weights are split, all processes must run the tower equally often, whatever clips each has seen.
+        self.feature_cache = None if self.trains_vision or sharded else feature_cache
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def after_sharding(self) -> None:
-        """Note what preparation for several processes has made of the weights."""
-        self.sharded = is_sharded(self.model)
-        share_head(self.head, self.model.lm_head.weight)
 
     @property
     def device(self) -> torch.device:
@@ -96,13 +96,12 @@ class Policy(nn.Module):
 
         entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
         """
+        no_masks = dict.fromkeys(("full_attention", "sliding_attention"))  # the layout says who sees whom
         with self._offloading():
             hidden_ND = self.model.model.language_model(
                 inputs_embeds=self.embed(row.input_ids_N, row)[None],
                 position_ids=row.positions_3N[:, None],
-                attention_mask=dict.fromkeys(
-                    ("full_attention", "sliding_attention")
-                ),  # the layout says who sees whom
+                attention_mask=no_masks,
                 use_cache=False,
                 layout=row.layout,
             ).last_hidden_state[0]
@@ -189,9 +188,13 @@ class Head(nn.Module):
     modules equally often, and each has as many chunks as its row has completion tokens.
     """
 
-    def __init__(self, model: Any, suppressed_ids: tuple[int, ...], temperature: float) -> None:
+    def __init__(
+        self, output_embeddings: Callable[[], Any], suppressed_ids: tuple[int, ...], temperature: float
+    ) -> None:
+        """output_embeddings: gives the model's layer of that name. As an attribute, the layer would be a part of the
+        head too, and stored twice."""
         super().__init__()
-        self.lm_head_of = (model,)  # in a tuple, or the model would be a part of its own part
+        self.output_embeddings = output_embeddings
         self.suppressed_ids, self.temperature = list(suppressed_ids), temperature
 
     def forward(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> TokenScores:
@@ -205,7 +208,7 @@ class Head(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """See `Policy.logits`."""
-        logits_TV = F.linear(hidden_TD, self.lm_head_of[0].lm_head.weight)
+        logits_TV = F.linear(hidden_TD, self.output_embeddings().weight)
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
         bias_V[self.suppressed_ids] = SUPPRESSED_BIAS
@@ -216,3 +219,23 @@ class Head(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
             entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)
         return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T
+
+
+def store_trained_only(policy: Policy) -> None:
+    """Leave the frozen weights, which are in the model's own folder, out of the policy's state dict from here on."""
+    named = dict(policy.named_parameters(remove_duplicate=False))
+    trained = {name for name, weight in named.items() if weight.requires_grad}
+    if len(trained) == len(named):
+        return
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: object) -> None:
+        for key in [key for key in state if key.startswith(prefix)]:
+            if key.removeprefix(prefix) not in trained:
+                del state[key]
+
+    def forgive(module: nn.Module, keys: Any) -> None:
+        # DDP's "module." precedes the names.
+        keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("module.") in trained]
+
+    policy.register_state_dict_post_hook(drop)
+    policy.register_load_state_dict_post_hook(forgive)

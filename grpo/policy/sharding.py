@@ -13,11 +13,6 @@ def is_zero3(weight: Tensor) -> bool:
     return hasattr(weight, "ds_id")  # how DeepSpeed itself tells
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """No process holds all of the module's weights."""
-    return any(is_zero3(weight) or isinstance(weight, DTensor) for weight in module.parameters())
-
-
 def whole(weight: Tensor) -> Tensor:
     """A weight without its gradient, gathered where it is split: all processes must ask, in the same order."""
     if is_zero3(weight):

@@ -20,11 +20,18 @@ from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
 class TransformersEngine:
-    def __init__(self, policy: Policy, *, own: Policy | None = None, max_sequences: int = 256) -> None:
-        """own: a whole copy to sample with; None: the policy itself."""
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        own: Policy | None = None,
+        dtype: torch.dtype = torch.float32,
+        max_sequences: int = 256,
+    ) -> None:
+        """own: a whole copy to sample with; None: the policy itself. dtype: what the learner computes in, too."""
         self.policy = policy
         self.sampler = own or policy
-        self.family = policy.family
+        self.family, self.dtype = policy.family, dtype
         self.max_sequences = max_sequences
         """Completions decoded together."""
 
@@ -68,10 +75,8 @@ class TransformersEngine:
     def close(self) -> None: ...
 
     def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
-        """In the precision that the learner computes in."""
-        dtype = self.family.engine_dtype
-        lower = dtype != torch.float32
-        with torch.no_grad(), torch.autocast(self.sampler.device.type, dtype=dtype, enabled=lower):
+        lower = self.dtype != torch.float32
+        with torch.no_grad(), torch.autocast(self.sampler.device.type, dtype=self.dtype, enabled=lower):
             return self._decode(prompts, sampling, seeds)
 
     def _decode(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:

@@ -22,21 +22,29 @@ from grpo.rollout import OnGroup, Sampling, as_rollout
 
 class VLLMEngine:
     def __init__(
-        self, policy: Policy, *, seed: int, max_model_tokens: int, gpu_memory_frac: float, sleep: bool = False
+        self,
+        policy: Policy,
+        *,
+        seed: int,
+        max_model_tokens: int,
+        gpu_memory_frac: float,
+        dtype: torch.dtype = torch.float32,
+        sleep: bool = False,
     ) -> None:
+        """dtype: what the learner computes in, too."""
         _set_environment()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of torch
             from vllm import LLM
 
         self.policy = policy
-        self.family = policy.family
+        self.family, self.dtype = policy.family, dtype
         self.on_gpu = torch.cuda.is_available()
         self.sleeps = sleep and self.on_gpu
         num_threads = torch.get_num_threads()
         self.llm = LLM(
             self.family.path,
-            dtype=str(self.family.engine_dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+            dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
             seed=seed,
             max_model_len=max_model_tokens,
             limit_mm_per_prompt={"video": 1, "image": 0},
@@ -95,10 +103,10 @@ class VLLMEngine:
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights in the engine's precision, a tied head under its own name too."""
         for name, weight in self.policy.named_weights():
-            yield name, weight.to(self.family.engine_dtype)
+            yield name, weight.to(self.dtype)
         if self.policy.has_tied_head:
             # vLLM keeps a copy of the embedding as its head, and would go on sampling with the old one.
-            yield "lm_head.weight", whole(self.policy.model.lm_head.weight).to(self.family.engine_dtype)
+            yield "lm_head.weight", whole(self.policy.model.lm_head.weight).to(self.dtype)
 
     def sleep(self) -> None:
         if self.sleeps:

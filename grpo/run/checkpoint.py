@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from grpo.policy.adapters import is_adapter, save_adapters
 from grpo.policy.model import Policy
@@ -45,25 +43,6 @@ def restore(folder: Path, accelerator: Accelerator) -> int:
 def steps(folder: Path) -> list[int]:
     """Steps of the finished checkpoints, ascending."""
     return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
-
-
-def store_trained_only(policy: Policy) -> None:
-    """From here on the policy's state dict holds what trains: frozen weights are in the model's own folder."""
-    named = dict(policy.named_parameters(remove_duplicate=False))
-    trained = {name for name, weight in named.items() if weight.requires_grad}
-    if len(trained) == len(named):
-        return
-
-    def drop(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: object) -> None:
-        for key in [key for key in state if key.startswith(prefix)]:
-            if key.removeprefix(prefix) not in trained:
-                del state[key]
-
-    def forgive(module: nn.Module, keys: Any) -> None:  # DDP's "module." precedes the names
-        keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("module.") in trained]
-
-    policy.register_state_dict_post_hook(drop)
-    policy.register_load_state_dict_post_hook(forgive)
 
 
 def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool = True) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
+from grpo.config.model import PARTS
 from grpo.config.schema import Config
 from grpo.evaluation import EvalSet, Evaluator
 from grpo.feed.dynamic_sampling import DifficultyMemory
@@ -15,7 +16,7 @@ from grpo.feed.mixture import Part
 from grpo.feed.planner import Planner
 from grpo.feed.prompts import Feed, Render
 from grpo.groups import Sample
-from grpo.learner.reference import SecondCopy
+from grpo.learner.launching import compute_dtype, shards_weights
 from grpo.learner.update import Learner
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
@@ -42,7 +43,6 @@ def build_trainer(
 ) -> GRPOTrainer:
     """Put the parts together."""
     policy = learner.policy
-    keep_features(config, learner, loader.memory)
     feed = Feed(
         train,
         loader,
@@ -117,9 +117,9 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
     if rollout.engine == "transformers":
         from grpo.rollout.transformers_engine import TransformersEngine
 
-        dtype = policy.family.engine_dtype
-        own = load_reference(config, policy.family, dtype).to(accelerator.device) if policy.sharded else None
-        return TransformersEngine(policy, own=own)
+        dtype = compute_dtype()
+        own = load_reference(config, policy, dtype).to(accelerator.device) if policy.sharded else None
+        return TransformersEngine(policy, own=own, dtype=dtype)
     from grpo.rollout.vllm_engine import VLLMEngine
 
     return VLLMEngine(
@@ -127,17 +127,24 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
         seed=config.seed,
         max_model_tokens=rollout.max_model_tokens,
         gpu_memory_frac=rollout.gpu_memory_frac,
+        dtype=compute_dtype(),
         sleep=rollout.sleep,
     )
 
 
-def load_policy(config: Config, family: Qwen25VL, device: torch.device) -> Policy:
+def load_policy(config: Config, family: Qwen25VL, accelerator: Accelerator, memory: MemoryCache) -> Policy:
     """The model that trains. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not
-    rounded away. Under adapters, the frozen weights are in the precision of the passes."""
+    rounded away. Under adapters, the frozen weights are in the precision of the passes.
+
+    memory: keeps the features of a frozen vision tower, beside the frames.
+    """
     model = config.model
-    dtype = family.engine_dtype if model.lora.is_on else torch.float32
+    network = family.load_model(
+        compute_dtype() if model.lora.is_on else torch.float32,
+        in_4bit_on=accelerator.device if model.load_in_4bit else None,
+    )
     return Policy(
-        family.load_model(dtype, in_4bit_on=device if model.load_in_4bit else None),
+        network,
         family,
         temperature=config.rollout.temperature,
         frozen=model.frozen,
@@ -145,35 +152,29 @@ def load_policy(config: Config, family: Qwen25VL, device: torch.device) -> Polic
         gradient_checkpointing=model.gradient_checkpointing,
         activation_offloading=model.activation_offloading,
         attention=model.attention,
+        sharded=shards_weights(accelerator),
+        feature_cache=FeatureCache(
+            network.model.visual,
+            memory=memory,
+            disk=clip_cache(config),
+            about={
+                "tower": family.config.vision_config.to_dict(),
+                "pixels": family.processor.video_processor.to_dict(),
+            },
+        ),
     ).train()
 
 
-def load_reference(config: Config, family: Qwen25VL, dtype: torch.dtype) -> Policy:
-    """The frozen start as a model of its own."""
+def load_reference(config: Config, policy: Policy, dtype: torch.dtype) -> Policy:
+    """The policy's start as a frozen model of its own, which shares the features of a tower that is frozen in both."""
     return Policy(
-        family.load_model(dtype),
-        family,
+        policy.family.load_model(dtype),
+        policy.family,
         temperature=config.rollout.temperature,
+        frozen=PARTS,
         attention=config.model.attention,
+        feature_cache=policy.feature_cache,
     )
-
-
-def keep_features(config: Config, learner: Learner, memory: MemoryCache) -> None:
-    """Let policy and reference share what a frozen tower makes of each clip, kept beside the frames.
-
-    Not where weights are sharded: all processes must run the tower equally often there.
-    """
-    policy = learner.policy
-    if policy.trains_vision or policy.sharded:
-        return
-    tower = policy.model.model.visual
-    about = {
-        "tower": policy.family.config.vision_config.to_dict(),
-        "pixels": policy.family.processor.video_processor.to_dict(),
-    }
-    policy.feature_cache = FeatureCache(tower, about=about, memory=memory, disk=clip_cache(config))
-    if isinstance(learner.reference, SecondCopy):
-        learner.reference.policy.feature_cache = policy.feature_cache
 
 
 def clip_cache(config: Config) -> DiskCache | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -36,7 +34,7 @@ def test_offloaded_activations_leave_the_gpu_and_give_the_same_gradient() -> Non
 def test_a_policy_of_4_bits_trains_in_bf16_and_sends_what_it_computes_with() -> None:
     pytest.importorskip("bitsandbytes")
     device = torch.device("cuda")
-    family = replace(tiny.family(), engine_dtype=torch.bfloat16)
+    family = tiny.family()
     policy = Policy(
         family.load_model(torch.bfloat16, in_4bit_on=device), family, temperature=1.0, lora=tiny.LORA
     ).train()

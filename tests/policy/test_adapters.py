@@ -157,7 +157,7 @@ def test_a_checkpoint_holds_the_adapters_and_their_moments_alone(tmp_path: Path)
 
 
 def test_adapters_stay_fp32_on_a_base_in_bf16() -> None:
-    family = replace(tiny.family(), engine_dtype=torch.bfloat16)
+    family = tiny.family()
     policy = Policy(family.load_model(torch.bfloat16), family, temperature=1.0, lora=tiny.LORA)
     assert {weight.dtype for weight in adapters_of(policy).values()} == {torch.float32}
     other = stirred()

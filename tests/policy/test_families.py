@@ -54,7 +54,7 @@ def vllm_positions(with_clip: Clip, token_ids: tuple[int, ...], dtype: torch.dty
 @pytest.mark.parametrize("with_clip", CLIPS)
 def test_positions_equal_vllms(with_clip: Clip, dtype: torch.dtype) -> None:
     prompt = tiny.prompt(tiny.sample(), with_clip)
-    positions = replace(tiny.family(), engine_dtype=dtype).positions(prompt)
+    positions = replace(tiny.family(), seconds_dtype=dtype).positions(prompt)
     assert torch.equal(positions, vllm_positions(with_clip, prompt.token_ids, dtype))
 
 

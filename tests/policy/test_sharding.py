@@ -55,7 +55,7 @@ def test_two_processes_make_the_update_of_one(
         pytest.importorskip("deepspeed")
     run_two(kind, ["-m", "tests.support.sharded_worker", case, str(tmp_path / "two.pt")], tmp_path)
     one, two = in_one_process[case], torch.load(tmp_path / "two.pt")
-    assert two["sharded"] == (kind in ("zero3", "zero3_offload", "fsdp2"))
+    assert two["sharded"] == two["in parts"] == (kind in ("zero3", "zero3_offload", "fsdp2"))
     keys = ["optim/projected_frac"] if case == "spd" else []
     for key in (*keys, "loss", "optim/grad_norm", "policy/kl", "policy/entropy", "sampler/gap_max"):
         assert two["figures"][key] == pytest.approx(one["figures"][key], rel=1e-4), key

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 
 import grpo.policy.model
 from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
 from grpo.config.model import LoraConfig, LoraTargets
-from grpo.learner.launching import make_accelerator
+from grpo.learner.launching import make_accelerator, shards_weights
 from grpo.learner.update import Learner
+from grpo.policy.sharding import is_zero3
 from grpo.run.tally import Tally
 from tests.support import tiny
 from tests.support.launched import allow_fsdp_on_cpu
@@ -49,7 +51,7 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     seeing = [scored for scored in groups if scored.group.prompt.clip is not None]
     blind = [scored for scored in groups if scored.group.prompt.clip is None]
     own = {None: groups, 0: seeing, 1: blind}[of_process]
-    policy = tiny.policy(seed=1, **CASES[case])
+    policy = tiny.policy(seed=1, sharded=shards_weights(accelerator), **CASES[case])
     optim = replace(OPTIM, robust=SPD) if case == "spd" else OPTIM
     learner = Learner(
         policy, accelerator, loss=LOSS, optim=optim, num_steps=10, load_reference=lambda _: moved_policy()
@@ -73,6 +75,7 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
         "figures": tally.reduced(lambda part: gather_object([part])),
         "weights": {name: weight.clone() for name, weight in policy.named_weights()},
         "sharded": policy.sharded,
+        "in parts": any(is_zero3(weight) or isinstance(weight, DTensor) for weight in policy.parameters()),
         "skipped": [outcome.num_skipped for outcome in outcomes],
     }
 

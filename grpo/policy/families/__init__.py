@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from grpo.policy.families.qwen2_5_vl import Qwen25VL
 
 FAMILIES = {"qwen2_5_vl": Qwen25VL}
 
 
-def load_family(model_path: str) -> Qwen25VL:
+def load_family(model_path: str, *, seconds_dtype: torch.dtype = torch.float32) -> Qwen25VL:
     """The family of a model folder, with its tokenizer and processor.
 
-    ValueError if the folder or its config is missing, or the family is not supported.
+    seconds_dtype: see the family. ValueError if the folder or its config is missing, or the family is not supported.
     """
     from transformers.utils import cached_file
 
@@ -32,4 +34,4 @@ def load_family(model_path: str) -> Qwen25VL:
         raise ValueError(
             f"model.path: {model_path} is a {model_type!r} model; supported: {', '.join(FAMILIES)}"
         )
-    return FAMILIES[model_type].load(model_path)
+    return FAMILIES[model_type].load(model_path, seconds_dtype=seconds_dtype)

@@ -48,12 +48,12 @@ class Qwen25VL:
     """A Qwen2_5_VLConfig, whose parts transformers types as optional dicts."""
     eos_ids: tuple[int, ...]
     """Tokens that end a completion, as the model's generation config lists them: vLLM stops there too."""
-    engine_dtype: torch.dtype = torch.float32
-    """What the rollout engine computes in. vLLM also rounds the seconds of a temporal patch to it, so in
-    bf16 the positions must be computed from the rounded value."""
+    seconds_dtype: torch.dtype
+    """What the seconds of a temporal patch are rounded to before they become positions: vLLM rounds them to what it
+    computes in."""
 
     @classmethod
-    def load(cls, path: str) -> Qwen25VL:
+    def load(cls, path: str, *, seconds_dtype: torch.dtype) -> Qwen25VL:
         processor = AutoProcessor.from_pretrained(path)
         eos = GenerationConfig.from_pretrained(path).eos_token_id or processor.tokenizer.eos_token_id
         return cls(
@@ -61,6 +61,7 @@ class Qwen25VL:
             processor=processor,
             config=Qwen2_5_VLConfig.from_pretrained(path),
             eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            seconds_dtype=seconds_dtype,
         )
 
     def load_model(
@@ -225,7 +226,7 @@ class Qwen25VL:
             )
 
     def _positions_per_patch(self, clip: Clip) -> float:
-        seconds = torch.tensor(self.temporal_patch / clip.sample_fps, dtype=self.engine_dtype).item()
+        seconds = torch.tensor(self.temporal_patch / clip.sample_fps, dtype=self.seconds_dtype).item()
         return seconds * self.config.vision_config.tokens_per_second
 
     def _metadata(self, clip: Clip) -> dict[str, Any]:
