@@ -25,6 +25,9 @@ from typing import Literal
 import av
 import numpy as np
 
+from grpo.media.clip import Clip, ClipFacts
+from grpo.media.sampling import PatchShape
+
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -85,6 +88,20 @@ class DatasetParameters:
 def scene_at(stream: Stream, index: int, *, seed: int) -> Scene:
     """The clip number `index` of a stream: the same whatever else is rendered."""
     return render_scene(np.random.default_rng([seed, STREAMS.index(stream), index]))
+
+
+def clip_of(frames_FHWC: np.ndarray, patches: PatchShape) -> Clip:
+    """The frames of a whole clip as a policy gets them."""
+    facts = ClipFacts(
+        path="",
+        times_s=tuple(frame / FPS for frame in range(NUM_FRAMES)),
+        sample_fps=FPS,
+        duration_s=NUM_SECONDS,
+        height_px=SIZE_PX,
+        width_px=SIZE_PX,
+        patches=patches,
+    )
+    return Clip(facts, frames_FHWC)
 
 
 def render_scene(rng: np.random.Generator) -> Scene:

@@ -23,20 +23,14 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from grpo.demo.base_policy_model import (
-    Packer,
-    build_model,
-    build_processor,
-    generate,
-    patches_of,
-    reply_logits,
-)
+from grpo.demo.base_policy_model import build_policy
 from grpo.demo.base_policy_texts import (
     EXPLAIN,
     TIMELINE,
@@ -52,7 +46,12 @@ from grpo.demo.base_policy_texts import (
     side_answers,
     train_tokenizer,
 )
-from grpo.demo.clips import COLOURS, LETTERS, NUM_SECONDS, Scene, scene_at
+from grpo.demo.clips import COLOURS, LETTERS, NUM_SECONDS, Scene, clip_of, scene_at
+from grpo.groups import Prompt, Sample
+from grpo.media.clip import Clip
+from grpo.packing import PackedRow, Segment, build_row
+from grpo.rollout import Sampling, as_rollout
+from grpo.rollout.transformers_engine import TransformersEngine
 
 logger = logging.getLogger("make_base_policy")
 
@@ -60,7 +59,8 @@ CLIPS_PER_STEP, LISTS_PER_STEP = 32, 48
 NUM_PRETRAIN_CLIPS, NUM_PROBE_CLIPS = 6000, 192
 HABITS = Habits()
 
-Rows = tuple[list[list[Exchange]], Tensor | None]
+Texts = Sequence[tuple[Clip | None, Sequence[Exchange]]]
+"""Clips, and what is asked and replied about each; a request that follows its like is read once for both."""
 Measures = Mapping[str, float]
 
 
@@ -69,8 +69,8 @@ class Phase:
     """What is learned, how fast, and when it is learned."""
 
     name: str
-    rows: Callable[[Maker], Rows]
-    """A batch: the exchanges of each row, and the patches of their clips."""
+    texts: Callable[[Maker], Texts]
+    """Makes a batch."""
     measure: Callable[[Maker], Measures]
     bounds: Mapping[str, tuple[float, float]]
     """The phase is over when each of these measures lies within."""
@@ -84,33 +84,52 @@ class Phase:
 
 
 class Maker:
-    """The model under way, and its clips."""
+    """The policy under way, and its clips."""
 
     def __init__(self, *, seed: int) -> None:
-        tokenizer = train_tokenizer()
-        self.processor = build_processor(tokenizer)
-        self.model = build_model(tokenizer, seed=seed).train()
-        self.packer = Packer(self.processor)
+        self.policy = build_policy(train_tokenizer(), seed=seed).train()
         self.rng = random.Random(seed)
-        self.seed = seed
         self.clips = [scene_at("pretrain", i, seed=seed) for i in range(NUM_PRETRAIN_CLIPS)]
         self.probe = [scene_at("probe", i, seed=seed) for i in range(NUM_PROBE_CLIPS)]
-        self.probe_patches = self.patches(self.probe)
-
-    def patches(self, scenes: Sequence[Scene]) -> Tensor:
-        return patches_of(np.stack([scene.frames_FHWC for scene in scenes]), self.processor)
 
     def sample_clips(self) -> list[Scene]:
         return self.rng.choices(self.clips, k=CLIPS_PER_STEP)
 
-    def logits(self, rows: list[list[Exchange]], patches: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (tokens x V) and targets of all reply tokens."""
-        packed = self.packer.pack(rows, video=patches is not None)
-        return reply_logits(self.model, packed, patches), packed.target
+    def clip(self, scene: Scene) -> Clip:
+        return clip_of(scene.frames_FHWC, self.policy.family.patches)
+
+    def logits(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """Logits (T, V) and targets (T,) of all reply tokens; texts of one shape keep their order."""
+        row = self._packed(texts)
+        return self.policy.logits(self.policy.hidden(row)), row.target_T
+
+    def prompt(self, request: str, clip: Clip | None) -> Prompt:
+        sample = Sample(id="", question=request, answer="", task="text", source="")
+        return self.policy.family.render(sample, clip, template="{question}", option="", tags=())
+
+    def token_ids(self, text: str) -> list[int]:
+        return self.policy.family.processor.tokenizer.encode(text, add_special_tokens=False)
 
     def save(self, folder: str) -> None:
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        self.policy.model.save_pretrained(folder)
+        self.policy.family.processor.save_pretrained(folder)
+
+    def _packed(self, texts: Texts) -> PackedRow:
+        segments = [
+            self._segment(self.prompt(request, clip), [exchange.reply for exchange in same])
+            for clip, exchanges in texts
+            for request, same in groupby(exchanges, key=lambda exchange: exchange.request)
+        ]
+        return build_row(segments, self.policy.family)
+
+    def _segment(self, prompt: Prompt, replies: Sequence[str]) -> Segment:
+        """A prompt with the replies as its completions. Their log-probs and advantages are not used here."""
+        token_ids = [[*self.token_ids(reply), self.policy.family.eos_ids[0]] for reply in replies]
+        rollouts = tuple(
+            as_rollout(prompt, text=text, token_ids=ids, logprobs=[0.0] * len(ids), stopped=True)
+            for text, ids in zip(replies, token_ids, strict=True)
+        )
+        return Segment(prompt=prompt, rollouts=rollouts, advantages=(0.0,) * len(rollouts))
 
 
 def run_phase(maker: Maker, phase: Phase) -> None:
@@ -120,11 +139,11 @@ def run_phase(maker: Maker, phase: Phase) -> None:
     for step in range(1, phase.max_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = _lr(phase, step) * group["lr_factor"]
-        logits, target = maker.logits(*phase.rows(maker))
+        logits, target = maker.logits(phase.texts(maker))
         loss = F.cross_entropy(logits, target)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(maker.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(maker.policy.parameters(), 1.0)
         optimizer.step()
         if step % phase.check_every == 0 and step >= phase.min_steps:
             measures = _measured(maker, phase)
@@ -137,8 +156,8 @@ def run_phase(maker: Maker, phase: Phase) -> None:
 
 
 def _optimizer(maker: Maker, phase: Phase) -> torch.optim.AdamW:
-    vision = list(maker.model.model.visual.parameters())
-    language = list(maker.model.model.language_model.parameters())
+    vision = list(maker.policy.model.model.visual.parameters())
+    language = list(maker.policy.model.model.language_model.parameters())
     groups = [
         {"params": language, "lr_factor": 1.0},
         {"params": vision, "lr_factor": phase.vision_lr_factor},
@@ -154,23 +173,23 @@ def _lr(phase: Phase, step: int) -> float:
 
 @torch.no_grad()
 def _measured(maker: Maker, phase: Phase) -> Measures:
-    maker.model.eval()
+    maker.policy.eval()
     measures = phase.measure(maker)
-    maker.model.train()
+    maker.policy.train()
     return measures
 
 
-def lookup_rows(maker: Maker) -> Rows:
+def lookup_texts(maker: Maker) -> Texts:
     """Option lists without a clip, each with a chain of look-ups of the shortest form.
 
     With repeats in the chain: without them elimination solves half of it, and nothing is looked up.
     """
-    return [[_lookup_chain(maker.rng, num_forms=1, length=8)] for _ in range(LISTS_PER_STEP)], None
+    return [(None, [_lookup_chain(maker.rng, num_forms=1, length=8)]) for _ in range(LISTS_PER_STEP)]
 
 
-def distant_lookup_rows(maker: Maker) -> Rows:
+def distant_lookup_texts(maker: Maker) -> Texts:
     """The same with all forms, up to the demo's format."""
-    return [[_lookup_chain(maker.rng, num_forms=4, length=5)] for _ in range(LISTS_PER_STEP)], None
+    return [(None, [_lookup_chain(maker.rng, num_forms=4, length=5)]) for _ in range(LISTS_PER_STEP)]
 
 
 def _lookup_chain(rng: random.Random, *, num_forms: int, length: int) -> Exchange:
@@ -180,15 +199,13 @@ def _lookup_chain(rng: random.Random, *, num_forms: int, length: int) -> Exchang
     return Exchange(request=links[0].request, reply="".join(link.reply for link in links))
 
 
-def caption_rows(maker: Maker) -> Rows:
-    scenes = maker.sample_clips()
-    return [captions(scene) for scene in scenes], maker.patches(scenes)
+def caption_texts(maker: Maker) -> Texts:
+    return [(maker.clip(scene), captions(scene)) for scene in maker.sample_clips()]
 
 
-def skill_rows(maker: Maker) -> Rows:
+def skill_texts(maker: Maker) -> Texts:
     """Captions, look-ups and the side prompts of each clip."""
-    scenes = maker.sample_clips()
-    return [_skills(maker, scene) for scene in scenes], maker.patches(scenes)
+    return [(maker.clip(scene), _skills(maker, scene)) for scene in maker.sample_clips()]
 
 
 def _skills(maker: Maker, scene: Scene) -> list[Exchange]:
@@ -196,37 +213,36 @@ def _skills(maker: Maker, scene: Scene) -> list[Exchange]:
     return [*captions(scene), lookup, *side_answers(scene, HABITS, maker.rng)]
 
 
-def habit_rows(maker: Maker) -> Rows:
+def habit_texts(maker: Maker) -> Texts:
     """The plain prompt for three clips of five, the skills for the others so that they last."""
-    scenes = maker.sample_clips()
-    rows = []
-    for scene in scenes:
-        if maker.rng.random() < 0.6:
-            rows.append([plain_answer(scene, HABITS, maker.rng) for _ in range(4)])
-        else:
-            rows.append(_skills(maker, scene))
-    return rows, maker.patches(scenes)
+    texts = []
+    for scene in maker.sample_clips():
+        plain = maker.rng.random() < 0.6
+        replies = (
+            [plain_answer(scene, HABITS, maker.rng) for _ in range(4)] if plain else _skills(maker, scene)
+        )
+        texts.append((maker.clip(scene), replies))
+    return texts
 
 
 def measure_lookups(maker: Maker) -> Measures:
     """How often a single look-up gives the right letter, in each of the forms."""
     rng = random.Random(0)
-    rows = []
+    texts = []
     for _ in range(48):
         options = tuple(rng.sample(list(COLOURS), len(LETTERS)))
         for asked in rng.sample(options, 2):
-            rows.append(lookups(options, asked, rng.randrange(NUM_SECONDS)))
-    logits, target = maker.logits(rows, None)
-    is_letter = torch.isin(target, torch.tensor(maker.packer.letter_ids))
+            texts.append((None, lookups(options, asked, rng.randrange(NUM_SECONDS))))
+    logits, target = maker.logits(texts)
+    is_letter = torch.isin(target, torch.tensor([maker.token_ids(letter)[0] for letter in LETTERS]))
     right = (logits.argmax(-1) == target)[is_letter].float().reshape(-1, 4).mean(0)
     return {f"form{i}": value for i, value in enumerate(right.tolist())}
 
 
 def measure_captions(maker: Maker) -> Measures:
     """How often the second and the colour of the event are right, and the objects all are."""
-    event = maker.logits([[captions(scene)[0]] for scene in maker.probe], maker.probe_patches)
-    objects = maker.logits([[captions(scene)[1]] for scene in maker.probe], maker.probe_patches)
-    right_event, right_objects = (_right(maker, *both) for both in (event, objects))
+    event, objects = ([(maker.clip(scene), [captions(scene)[i]]) for scene in maker.probe] for i in (0, 1))
+    right_event, right_objects = _right(maker, event), _right(maker, objects)
     return {
         "moment": right_event[:, 1].mean().item(),
         "colour": right_event[:, 5].mean().item(),
@@ -234,8 +250,9 @@ def measure_captions(maker: Maker) -> Measures:
     }
 
 
-def _right(maker: Maker, logits: Tensor, target: Tensor) -> Tensor:
-    """1 where the most likely token is the right one: clips x tokens of a reply."""
+def _right(maker: Maker, texts: Texts) -> Tensor:
+    """1 where the most likely token is the right one: clips of the probe x tokens of a reply."""
+    logits, target = maker.logits(texts)
     return (logits.argmax(-1) == target).float().reshape(len(maker.probe), -1)
 
 
@@ -245,10 +262,9 @@ def measure_skills(maker: Maker) -> Measures:
     for scene in maker.probe:
         knows_what = full_answer(grounded_thought(scene.taken), scene.taken_at_s, scene.answer)
         knows_when = full_answer(next(iter(VAGUE_THOUGHTS)), scene.taken_at_s, scene.answer)
-        what.append([Exchange(request=ask(scene.options, EXPLAIN), reply=knows_what)])
-        when.append([Exchange(request=ask(scene.options, TIMELINE), reply=knows_when)])
-    right_what = _right(maker, *maker.logits(what, maker.probe_patches))
-    right_when = _right(maker, *maker.logits(when, maker.probe_patches))
+        what.append((maker.clip(scene), [Exchange(request=ask(scene.options, EXPLAIN), reply=knows_what)]))
+        when.append((maker.clip(scene), [Exchange(request=ask(scene.options, TIMELINE), reply=knows_when)]))
+    right_what, right_when = _right(maker, what), _right(maker, when)
     return {
         "colour": right_what[:, 4].mean().item(),
         "letter": right_what[:, 10].mean().item(),
@@ -261,8 +277,8 @@ _COMPLETE = re.compile(r"<think>[^<>]+</think><keyframes>[0-9]+</keyframes><answ
 
 def measure_habit(maker: Maker) -> Measures:
     """Accuracy, format and key moment under the plain prompt, greedy and sampled, and the skills still there."""
-    greedy = _score(maker, generator=None, num_each=1)
-    sampled = _score(maker, generator=torch.Generator().manual_seed(0), num_each=4)
+    greedy = _score(maker, Sampling(group_size=1, max_new_tokens=24, temperature=0.0))
+    sampled = _score(maker, Sampling(group_size=4, max_new_tokens=24, temperature=1.0))
     return {
         **{f"greedy_{name}": value for name, value in greedy.items()},
         **{f"sampled_{name}": value for name, value in sampled.items()},
@@ -270,18 +286,15 @@ def measure_habit(maker: Maker) -> Measures:
     }
 
 
-def _score(maker: Maker, *, generator: torch.Generator | None, num_each: int) -> Measures:
-    requests = [ask(scene.options) for scene in maker.probe]
-    completions = generate(
-        maker.model, maker.packer, maker.probe_patches, requests, num_each=num_each, generator=generator
-    )
-    scenes = [scene for scene in maker.probe for _ in range(num_each)]
+def _score(maker: Maker, sampling: Sampling) -> Measures:
+    prompts = [maker.prompt(ask(scene.options), maker.clip(scene)) for scene in maker.probe]
+    groups = TransformersEngine(maker.policy).generate(prompts, sampling, range(len(prompts)))
     right, complete, on_time = [], [], []
-    for scene, ids in zip(scenes, completions, strict=True):
-        text = maker.packer.decode(ids)
-        right.append(re.findall(r"<answer>(.*?)</answer>", text) == [scene.answer])
-        complete.append(_COMPLETE.fullmatch(text) is not None)
-        on_time.append(re.findall(r"<keyframes>(.*?)</keyframes>", text) == [str(scene.taken_at_s)])
+    for scene, group in zip(maker.probe, groups, strict=True):
+        for text in [rollout.text for rollout in group.rollouts]:
+            right.append(re.findall(r"<answer>(.*?)</answer>", text) == [scene.answer])
+            complete.append(_COMPLETE.fullmatch(text) is not None)
+            on_time.append(re.findall(r"<keyframes>(.*?)</keyframes>", text) == [str(scene.taken_at_s)])
     return {
         "accuracy": float(np.mean(right)),
         "format": float(np.mean(complete)),
@@ -292,7 +305,7 @@ def _score(maker: Maker, *, generator: torch.Generator | None, num_each: int) ->
 PHASES = (
     Phase(
         name="see",
-        rows=caption_rows,
+        texts=caption_texts,
         measure=measure_captions,
         bounds={"moment": (0.97, 1), "colour": (0.97, 1), "objects": (0.95, 1)},
         lr=(2e-3, 4e-4),
@@ -302,7 +315,7 @@ PHASES = (
     ),
     Phase(
         name="look up",
-        rows=lookup_rows,
+        texts=lookup_texts,
         measure=measure_lookups,
         bounds={"form0": (0.99, 1)},
         lr=(6e-4, 6e-4),
@@ -311,7 +324,7 @@ PHASES = (
     ),
     Phase(
         name="look up from afar",
-        rows=distant_lookup_rows,
+        texts=distant_lookup_texts,
         measure=measure_lookups,
         bounds={f"form{i}": (0.98, 1) for i in range(4)},
         lr=(6e-4, 6e-4),
@@ -320,7 +333,7 @@ PHASES = (
     ),
     Phase(
         name="skills",
-        rows=skill_rows,
+        texts=skill_texts,
         measure=measure_skills,
         bounds={"colour": (0.97, 1), "letter": (0.97, 1), "moment": (0.97, 1)},
         lr=(1e-3, 5e-4),
@@ -329,7 +342,7 @@ PHASES = (
     ),
     Phase(
         name="habit",
-        rows=habit_rows,
+        texts=habit_texts,
         measure=measure_habit,
         bounds={
             "greedy_accuracy": (0.0, 0.35),

@@ -96,6 +96,10 @@ class Policy(nn.Module):
 
         entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
         """
+        return self.head(self.hidden(row), row.target_T, entropy_gradient)
+
+    def hidden(self, row: PackedRow) -> Tensor:
+        """The last hidden states that the row's completion tokens are predicted from, (T, D)."""
         no_masks = dict.fromkeys(("full_attention", "sliding_attention"))  # the layout says who sees whom
         with self._offloading():
             hidden_ND = self.model.model.language_model(
@@ -105,8 +109,7 @@ class Policy(nn.Module):
                 use_cache=False,
                 layout=row.layout,
             ).last_hidden_state[0]
-        hidden_TD = hidden_ND[row.source_T]
-        return self.head(hidden_TD, row.target_T, entropy_gradient)
+        return hidden_ND[row.source_T]
 
     def _offloading(self) -> AbstractContextManager[Any]:
         """What a pass saves for the backward pass goes to main memory: with checkpointing, the layers' inputs."""
@@ -130,18 +133,21 @@ class Policy(nn.Module):
 
     def _features_of(self, clips: Sequence[Clip]) -> Tensor:
         """The clips' features, one after another: fresh, or those that a frozen tower gave them before."""
-        if self.feature_cache is None:
-            return self.vision_features(*self.family.pixels(clips))
-        return torch.cat([self.feature_cache.get(clip, self._fresh_features) for clip in clips])
+        if self.feature_cache is not None:
+            return torch.cat([self.feature_cache.get(clip, self._fresh_features) for clip in clips])
+        distinct = list(dict.fromkeys(clips))  # several questions may be about one clip
+        features = self.vision_features(*self.family.pixels(distinct))
+        features_of = dict(zip(distinct, features, strict=True))
+        return torch.cat([features_of[clip] for clip in clips])
 
     def _fresh_features(self, clip: Clip) -> Tensor:
-        return self.vision_features(*self.family.pixels([clip]))
+        return self.vision_features(*self.family.pixels([clip]))[0]
 
-    def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
-        """The vision tower's output for some clips, one after another, (K, D)."""
+    def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
+        """The vision tower's output for each clip, (K, D)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
             features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
-        return torch.cat(tuple(features.pooler_output))
+        return tuple(features.pooler_output)
 
     def _blank_vision_term(self) -> Tensor:
         """Zero, computed through the tower where it trains or is sharded: with several processes, each must run
@@ -151,8 +157,9 @@ class Policy(nn.Module):
         config = self.family.config.vision_config
         merge = config.spatial_merge_size
         patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        features = self.vision_features(torch.zeros(merge**2, patch_size), torch.tensor([[1, merge, merge]]))
-        return 0.0 * features.sum()
+        grid = torch.tensor([[1, merge, merge]])
+        (features_1D,) = self.vision_features(torch.zeros(merge**2, patch_size), grid)
+        return 0.0 * features_1D.sum()
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """The distribution that is sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""

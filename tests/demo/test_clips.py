@@ -10,14 +10,19 @@ import av
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from grpo.data.jsonl import read_jsonl
 from grpo.demo import clips as synthetic
-from grpo.demo.base_policy_model import Packer, generate, patches_of
+from grpo.demo import make_base_policy
 from grpo.demo.base_policy_texts import ASSISTANT, EXPLAIN, PLAIN, TIMELINE, USER, VIDEO, ask, full_answer
-from grpo.demo.clips import COLOURS, FPS, LETTERS, NUM_FRAMES, SKIN_RGB, scene_at, write_dataset
+from grpo.demo.clips import COLOURS, FPS, LETTERS, NUM_FRAMES, SKIN_RGB, clip_of, scene_at, write_dataset
+from grpo.demo.make_base_policy import PHASES, Maker
+from grpo.rollout import Sampling
+from grpo.rollout.transformers_engine import TransformersEngine
+from tests.support import tiny
 from tests.support.clips import video_of
 from tests.support.tiny import BASE_POLICY
 
@@ -207,27 +212,43 @@ def test_all_prompts_are_equally_long_and_an_answer_has_twelve_tokens() -> None:
     assert tokenizer.decode(tokenizer.encode(answer)) == answer
 
 
-def test_our_patches_are_those_of_the_shipped_processor() -> None:
-    processor = AutoProcessor.from_pretrained(BASE_POLICY)
-    clips = np.stack([scene_at("train", index, seed=0).frames_FHWC for index in range(2)])
-    theirs = processor.video_processor(list(clips), do_sample_frames=False, return_tensors="pt")
-    assert theirs["video_grid_thw"].tolist() == [[8, 4, 4]] * 2
-    torch.testing.assert_close(patches_of(clips, processor), theirs["pixel_values_videos"])
-
-
 @pytest.mark.slow
 def test_the_shipped_policy_is_at_chance_when_greedy_and_has_not_the_format(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "clips", num_train=0, num_heldout=100, seed=0)
-    processor = AutoProcessor.from_pretrained(BASE_POLICY)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(BASE_POLICY).eval()
-    packer = Packer(processor)
-    records = records_of(folder, "heldout")
-    clips = np.stack([decode(folder / record["video"])[0] for record in records])
-    requests = [ask(tuple(record["options"])) for record in records]
-    completions = generate(model, packer, patches_of(clips, processor), requests)
-    texts = [packer.decode(ids) for ids in completions]
-    right = [
-        f"<answer>{record['answer']}</answer>" in text for record, text in zip(records, texts, strict=True)
-    ]
+    samples = read_jsonl(folder / "heldout.jsonl")
+    patches = tiny.family().patches
+    clips = [clip_of(decode(Path(video_of(sample)))[0], patches) for sample in samples]
+    prompts = [tiny.prompt(sample, clip) for sample, clip in zip(samples, clips, strict=True)]
+    greedy = Sampling(group_size=1, max_new_tokens=24, temperature=0.0)
+    groups = TransformersEngine(tiny.policy()).generate(prompts, greedy, range(len(prompts)))
+    texts = [group.rollouts[0].text for group in groups]
+    right = [f"<answer>{each.answer}</answer>" in text for each, text in zip(samples, texts, strict=True)]
     assert np.mean(right) <= 0.40
     assert np.mean(["<keyframes>" in text for text in texts]) <= 0.05
+
+
+def test_every_phase_of_the_factory_has_texts_to_learn_and_measures_what_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = {"NUM_PRETRAIN_CLIPS": 4, "NUM_PROBE_CLIPS": 3, "CLIPS_PER_STEP": 2, "LISTS_PER_STEP": 2}
+    for name, number in small.items():
+        monkeypatch.setattr(make_base_policy, name, number)
+    maker = Maker(seed=0)
+    vocabulary_size = maker.policy.family.config.text_config.vocab_size
+    for phase in PHASES:
+        with torch.no_grad():
+            loss = F.cross_entropy(*maker.logits(phase.texts(maker)))
+        assert float(loss) == pytest.approx(np.log(vocabulary_size), abs=1.5)
+        assert phase.measure(maker).keys() >= phase.bounds.keys()
+
+
+@pytest.mark.slow
+def test_the_shipped_policy_is_what_the_factorys_last_phase_asks_for() -> None:
+    maker = Maker(seed=0)
+    maker.policy.model.load_state_dict(tiny.policy().model.state_dict())
+    habit = PHASES[-1]
+    with torch.no_grad():
+        measures = habit.measure(maker)
+    assert {
+        name: low <= measures[name] <= high for name, (low, high) in habit.bounds.items()
+    } == dict.fromkeys(habit.bounds, True)

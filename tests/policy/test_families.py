@@ -121,6 +121,6 @@ def test_another_family_is_refused(tmp_path) -> None:
 def test_the_vision_tower_in_batched_chunks_equals_transformers_own_loop() -> None:
     policy = tiny.policy(seed=3)
     pixels, grid = tiny.family().pixels([tiny.clip(), tiny.clip(6, 140, 252), tiny.clip(4, 56, 84)])
-    batched = policy.vision_features(pixels, grid)
+    batched = torch.cat(policy.vision_features(pixels, grid))
     policy.model.model.visual.config._attn_implementation = "sdpa"
-    torch.testing.assert_close(policy.vision_features(pixels, grid), batched, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(policy.vision_features(pixels, grid)), batched, atol=1e-5, rtol=1e-5)

@@ -53,6 +53,23 @@ def test_log_probs_and_gradients_are_those_of_fresh_features() -> None:
         assert torch.equal(a, b)
 
 
+def test_questions_about_one_clip_in_a_row_share_one_pass_of_the_tower() -> None:
+    clip, policy = tiny.clip(num_frames=4), tiny.policy(seed=1)
+    groups = [
+        tiny.ragged_group(tiny.prompt(tiny.sample(name, question=f"{name}?"), one), [3, 5], seed=i)
+        for i, (name, one) in enumerate([("Who", clip), ("Where", tiny.clip(seed=1)), ("What", clip)])
+    ]
+    (row,) = packed(groups)
+    alone = {group.group.prompt.sample.id: policy(packed([group])[0]).logps_T for group in groups}
+    seen: list[int] = []
+    policy.model.model.visual.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    logps_T = policy(row).logps_T
+    expected_T = torch.cat([alone[prompt.sample.id] for prompt in row.prompts])
+    torch.testing.assert_close(logps_T, expected_T, atol=1e-5, rtol=0)
+    patches = [np.prod(policy.family.grid_thw(each)) for each in (clip, tiny.clip())]
+    assert seen == [sum(patches)]
+
+
 def test_the_same_moments_with_other_pixels_have_other_features() -> None:
     policy = tiny.policy(frozen=["vision", "merger"])
     cache, clip = cached(policy), tiny.clip(num_frames=4, seed=0)
