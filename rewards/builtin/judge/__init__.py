@@ -36,15 +36,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from grpo.groups import Rollout
 from rewards import reward
 from rewards.builtin.judge.client import ChatClient, JudgeCounts, JudgeError, Reply
-from rewards.builtin.judge.prompt import fields_of, load_prompt
+from rewards.builtin.judge.prompt import JudgePrompt, fields_of, load_prompt
+from rewards.builtin.judge.settings import JudgeSettings
 from rewards.builtin.judge.store import JudgeStore
 from rewards.parsing import ANSWER, is_blank, only_block
 
@@ -61,80 +63,28 @@ class _Asking:
 
 
 class Judge:
-    """A judge model's score of a completion, from 0 to 1.
+    """A judge model's score of a completion, from 0 to 1. Its arguments are the fields of `JudgeSettings`."""
 
-    base_url: the address up to `/v1`. model: the name that it knows the model by.
-    prompt: a built-in prompt's name or a file; scale and pattern win over what the file states.
-    api_key_env: the environment variable that holds the key. None: the endpoint asks for none.
-    temperature, max_tokens: None is what the prompt states (openeqa: 0.2 and 32, with seed 1234), else 0 and 32.
-    max_tokens: of a reply. One that is cut off there is not read: a model that thinks first needs more.
-    retries: after failed connections, time-outs, 429 and 5xx, waiting backoff_s, twice that, and so on, or as
-        long as the endpoint asks; one only after a reply that is no chat completion, since it is billed.
-    max_requests, max_tokens_total: the budget; what would go beyond it fails. 0 requests: the cache alone.
-    cache: a file for the replies, on a disk of this machine. None: in memory.
-    needs_answer: a completion without an answer block gets 0 and costs no request. False, for a prompt that
-        looks at `{completion}`: all are judged.
-    max_chars: of a completion or an answer; longer ones lose their middle.
-    extra_body: more fields of the request, such as vLLM's `structured_outputs: {choice: ["1", "2"]}`; a null
-        takes a field out (`{max_tokens: null, max_completion_tokens: 500}`).
-    """
-
+    __signature__ = inspect.signature(JudgeSettings)
     expensive = True  # for the probe and the checker, which then send two completions instead of hundreds
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        prompt: str = "openeqa",
-        api_key_env: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        max_concurrent: int = 16,
-        requests_per_minute: float | None = None,
-        request_timeout_s: float = 20.0,
-        retries: int = 4,
-        backoff_s: float = 0.5,
-        max_requests: int | None = None,
-        max_tokens_total: int | None = None,
-        cache: str | None = None,
-        scale: Sequence[float] | None = None,
-        pattern: str | None = None,
-        needs_answer: bool = True,
-        max_chars: int = 4000,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
-        _check_numbers(
-            max_tokens=max_tokens, max_concurrent=max_concurrent, requests_per_minute=requests_per_minute,
-            request_timeout_s=request_timeout_s, max_chars=max_chars,
-        )  # fmt: skip
-        _check_numbers(
-            or_zero=True, temperature=temperature, retries=retries, backoff_s=backoff_s, max_requests=max_requests,
-            max_tokens_total=max_tokens_total,
-        )  # fmt: skip
-        self._prompt = load_prompt(prompt, scale=scale, pattern=pattern)
-        given = {"temperature": temperature, "max_tokens": max_tokens}
-        given = {field: value for field, value in given.items() if value is not None}
-        self._request = _request(model, {**REQUEST, **self._prompt.request, **given}, extra_body or {})
-        self._needs_answer, self._max_chars = needs_answer, max_chars
-        self._store = JudgeStore(cache)
+    def __init__(self, **arguments: Any) -> None:
+        self._settings = settings = JudgeSettings(**arguments)
+        self._prompt = load_prompt(settings.prompt, scale=settings.scale, pattern=settings.pattern)
+        self._request = _request(settings, self._prompt)
+        self._store = JudgeStore(settings.cache)
         self.counts = JudgeCounts()
-        self._client = ChatClient(
-            base_url=base_url, api_key_env=api_key_env, max_concurrent=max_concurrent,
-            requests_per_minute=requests_per_minute, request_timeout_s=request_timeout_s, retries=retries,
-            backoff_s=backoff_s, max_requests=max_requests, max_tokens_total=max_tokens_total, store=self._store,
-            counts=self.counts,
-        )  # fmt: skip
+        self._client = ChatClient(settings, self._store, self.counts)
         self._asking: dict[str, _Asking] = {}
 
     @reward
     async def __call__(self, rollout: Rollout) -> float:
         """The judge's score, from 0 to 1; 0 for a completion without an answer. Raises JudgeError, never a 0."""
         prediction = only_block(rollout.text, ANSWER)
-        if self._needs_answer and (prediction is None or is_blank(prediction)):
+        if self._settings.needs_answer and (prediction is None or is_blank(prediction)):
             return 0.0
         shown = self._prompt.predicted((prediction or "").strip())
-        fields = fields_of(rollout, shown, max_chars=self._max_chars)
+        fields = fields_of(rollout, shown, max_chars=self._settings.max_chars)
         return self._prompt.scaled(await self._score(self._prompt.render(fields)))
 
     def stats(self) -> dict[str, int]:
@@ -185,7 +135,7 @@ class Judge:
                 reply = await self._client.reply_to(self._body(text))
                 score = None if reply.is_cut else self._prompt.read_score(reply.text)
                 if score is not None:
-                    self._store.keep(key, model=self._request["model"], reply=reply.text)
+                    self._store.keep(key, model=self._settings.model, reply=reply.text)
                     return score
                 self.counts.asked_again += text is prompt
                 refused.append(self._described(reply))
@@ -202,11 +152,14 @@ class Judge:
         return {**self._request, "messages": [{"role": "user", "content": prompt}]}
 
 
-def _request(model: str, fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def _request(settings: JudgeSettings, prompt: JudgePrompt) -> dict[str, Any]:
     """Every request's fields without the message."""
+    given = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    given = {field: value for field, value in given.items() if value is not None}
+    extra = settings.extra_body or {}
     if taken := [field for field in OWN_FIELDS if field in extra]:
         raise ValueError(f"extra_body: {taken[0]} is the judge's own")
-    request = {"model": model, **fields, **extra}
+    request = {"model": settings.model, **REQUEST, **prompt.request, **given, **extra}
     request = {field: value for field, value in request.items() if value is not None}
     try:
         json.dumps(request, allow_nan=False)
@@ -218,17 +171,3 @@ def _request(model: str, fields: Mapping[str, Any], extra: Mapping[str, Any]) ->
 def _key_of(body: Mapping[str, Any]) -> str:
     """A hash of all that a reply depends on, but not of the address: a server moves, its model stays the same."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-OR_NONE = ("requests_per_minute", "max_requests", "max_tokens_total", "temperature", "max_tokens")
-
-
-def _check_numbers(*, or_zero: bool = False, **numbers: float | None) -> None:
-    """Raise ValueError for a knob that is no number or not above 0."""
-    for name, number in numbers.items():
-        if number is None and name in OR_NONE:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ValueError(f"{name}: {number!r} is no number")
-        if not (number >= 0 if or_zero else number > 0):
-            raise ValueError(f"{name}: must be {'0 or more' if or_zero else 'above 0'}, not {number}")

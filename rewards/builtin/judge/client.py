@@ -1,8 +1,7 @@
 """Requests to an OpenAI-compatible endpoint: their rate, retries and budget. Sends one user message, gets one reply.
 
-httpx and not the openai package: it is one kind of request, whose retries, rate and tokens have to be counted here
-anyway; httpx comes with transformers, imports in 0.1 s where openai takes 0.5 s, and brings no schema that a server
-which is nearly compatible could fail.
+httpx and not the openai package, whose own retries don't count what they send against a budget, pause one request where
+the endpoint asked for a pause of all, and repeat what was billed.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from rewards.builtin.judge.settings import JudgeSettings
 from rewards.builtin.judge.store import JudgeStore
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class JudgeError(RuntimeError):
 
 
 class PassingFault(Exception):
-    """What may be gone at the next attempt."""
+    """A fault that may be gone at the next attempt."""
 
 
 class UnreadableReply(PassingFault):
@@ -62,49 +62,24 @@ class JudgeCounts:
     completion_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the model wrote, and whether it was allowed to finish."""
+class Reply(NamedTuple):
+    """What the model wrote, and whether it was cut off at its limit of tokens."""
 
     text: str
     is_cut: bool
 
 
 class ChatClient:
-    """One endpoint, as one process uses it. Belongs to the event loop that calls it."""
+    """One endpoint, as one process uses it."""
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        api_key_env: str | None,
-        max_concurrent: int,
-        requests_per_minute: float | None,
-        request_timeout_s: float,
-        retries: int,
-        backoff_s: float,
-        max_requests: int | None,
-        max_tokens_total: int | None,
-        store: JudgeStore,
-        counts: JudgeCounts,
-    ) -> None:
-        self._url = checked_url(base_url) + "/chat/completions"
-        self._api_key_env = api_key_env
-        read_api_key(api_key_env)  # so that it is missed now
-        self._max_concurrent = max_concurrent
-        self._interval_s = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._request_timeout_s = request_timeout_s
-        self._retries = retries
-        self._backoff_s = backoff_s
-        self._max_requests = max_requests
-        self._max_tokens_total = max_tokens_total
-        self._store = store
-        self._counts = counts
+    def __init__(self, settings: JudgeSettings, store: JudgeStore, counts: JudgeCounts) -> None:
+        self._settings, self._store, self._counts = settings, store, counts
+        self._url = checked_url(settings.base_url) + "/chat/completions"
+        read_api_key(settings.api_key_env)  # so that it is missed now
         self._next_turn_s = 0.0
         self._num_given_up = 0
         """Requests in a row, with no reply to any other one in between."""
-        self._outage = ""
-        self._outage_ends_s = 0.0
+        self._outage, self._outage_ends_s = "", 0.0
         self._jitter = random.Random()  # of its own: it may not move the run's random numbers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: httpx.AsyncClient
@@ -123,21 +98,22 @@ class ChatClient:
             while True:
                 try:
                     reply = await self._attempt(body)
-                except PassingFault as fault:
-                    if num_retries >= self._retries_after(fault):
-                        raise self._give_up(fault, num_retries) from None
-                else:
                     self._num_given_up = 0
                     return reply
+                except PassingFault as fault:
+                    if num_retries >= self._max_retries(fault):
+                        raise self._give_up(fault, num_retries) from None
                 self._counts.retries += 1
-                backoff_s = min(self._backoff_s * 2**num_retries, MAX_BACKOFF_S)
+                backoff_s = min(self._settings.backoff_s * 2**num_retries, MAX_BACKOFF_S)
                 await asyncio.sleep(backoff_s * self._jitter.uniform(0.5, 1.0))
                 num_retries += 1
 
-    def _retries_after(self, fault: PassingFault) -> int:
+    def _max_retries(self, fault: PassingFault) -> int:
         if self._num_given_up >= GIVEN_UP_FOR_OUTAGE:
             return 0
-        return min(self._retries, 1) if isinstance(fault, UnreadableReply) else self._retries
+        return min(
+            self._settings.retries, 1 if isinstance(fault, UnreadableReply) else self._settings.retries
+        )
 
     def _give_up(self, fault: PassingFault, num_retries: int) -> JudgeError:
         self._num_given_up += 1
@@ -151,24 +127,6 @@ class ChatClient:
             self._loop = None
             await self._http.aclose()
 
-    async def _attempt(self, body: Mapping[str, Any]) -> Reply:
-        import httpx
-
-        await self._turn()
-        if time.monotonic() < self._outage_ends_s:
-            raise JudgeError(f"{self._outage} (an outage: nothing is sent for {OUTAGE_PAUSE_S:g} s)")
-        self._take_request()
-        try:
-            async with asyncio.timeout(self._request_timeout_s):
-                response = await self._http.post(self._url, json=body)
-        except TimeoutError:
-            raise PassingFault(f"{self._url}: no reply within {self._request_timeout_s:g} s") from None
-        except httpx.RequestError as error:
-            raise PassingFault(self.clean(f"{self._url}: {type(error).__name__}: {error}")) from None
-        if response.status_code != 200:
-            self._raise_for_status(response)
-        return self._read(response)
-
     def _enter_loop(self) -> None:
         """Make what belongs to the running event loop, which is a new one wherever `asyncio.run` is called again."""
         import httpx
@@ -176,38 +134,60 @@ class ChatClient:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
-        key = read_api_key(self._api_key_env)
+        key = read_api_key(self._settings.api_key_env)
         # No time limit of its own: each of httpx's covers a part of a request, and a server may trickle.
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=None,
-            limits=httpx.Limits(max_connections=self._max_concurrent),
+            limits=httpx.Limits(max_connections=self._settings.max_concurrent),
         )
-        self._slots = asyncio.Semaphore(self._max_concurrent)
+        self._slots = asyncio.Semaphore(self._settings.max_concurrent)
         self._loop = loop
+
+    async def _attempt(self, body: Mapping[str, Any]) -> Reply:
+        import httpx
+
+        await self._turn()
+        if time.monotonic() < self._outage_ends_s:
+            raise JudgeError(f"{self._outage} (an outage: nothing is sent for {OUTAGE_PAUSE_S:g} s)")
+        self._take_request()
+        limit_s = self._settings.request_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                response = await self._http.post(self._url, json=body)
+        except TimeoutError:
+            raise PassingFault(f"{self._url}: no reply within {limit_s:g} s") from None
+        except httpx.RequestError as error:
+            raise PassingFault(self.clean(f"{self._url}: {type(error).__name__}: {error}")) from None
+        if response.status_code != 200:
+            self._raise_for_status(response)
+        return self._read(response)
 
     async def _turn(self) -> None:
         """Wait until the rate, and an endpoint that asked for a pause, allow one more request."""
         while (wait_s := self._next_turn_s - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)
-        self._next_turn_s = time.monotonic() + self._interval_s
+        per_minute = self._settings.requests_per_minute
+        self._next_turn_s = time.monotonic() + (60 / per_minute if per_minute else 0.0)
 
     def _take_request(self) -> None:
-        budgets = {"max_requests": self._max_requests, "max_tokens": self._max_tokens_total}
-        if self._store.take_request(**budgets):
+        max_requests, max_tokens = self._settings.max_requests, self._settings.max_tokens_total
+        if self._store.take_request(max_requests=max_requests, max_tokens=max_tokens):
             self._counts.requests += 1
             return
         num_requests, num_tokens = self._store.spent()
-        if self._max_requests is not None and num_requests >= self._max_requests:
-            raise JudgeError(f"budget spent: {num_requests} requests, max_requests is {self._max_requests}")
-        raise JudgeError(f"budget spent: {num_tokens} tokens, max_tokens_total is {self._max_tokens_total}")
+        if max_requests is not None and num_requests >= max_requests:
+            raise JudgeError(f"budget spent: {num_requests} requests, max_requests is {max_requests}")
+        raise JudgeError(f"budget spent: {num_tokens} tokens, max_tokens_total is {max_tokens}")
 
     def _raise_for_status(self, response: httpx.Response) -> None:
         """PassingFault if another attempt may help, else JudgeError."""
         said = self.clean(f"{self._url}: {response.status_code} {response.reason_phrase}: {response.text}")
         if response.status_code in (401, 403):
-            key = f"the key in {self._api_key_env}" if self._api_key_env else "no key: api_key_env is not set"
-            raise JudgeError(f"{said} (sent {key})")
+            name = self._settings.api_key_env
+            raise JudgeError(
+                f"{said} (sent {f'the key in {name}' if name else 'no key: api_key_env is not set'})"
+            )
         # OpenAI's code for an account without credit, which has the status of too many requests.
         if response.status_code not in TRANSIENT_STATUS or "insufficient_quota" in response.text:
             raise JudgeError(said)
@@ -220,18 +200,17 @@ class ChatClient:
 
     def _read(self, response: httpx.Response) -> Reply:
         """The reply in a response, whose tokens are counted even if there is none."""
-        unreadable = self.clean(f"{self._url}: no chat completion: {response.text}")
         try:
             content = response.json()
         except (ValueError, RecursionError):
-            raise UnreadableReply(unreadable) from None
+            content = None
         self._count_tokens(content)
         match content:
             case {"choices": [{"message": {**message}, **choice}, *_]}:
                 text = message.get("content")
                 if text is None or isinstance(text, str):
                     return Reply(text or "", is_cut=choice.get("finish_reason") == "length")
-        raise UnreadableReply(unreadable)
+        raise UnreadableReply(self.clean(f"{self._url}: no chat completion: {response.text}"))
 
     def _count_tokens(self, content: object) -> None:
         match content:
@@ -239,24 +218,20 @@ class ChatClient:
                 self._counts.prompt_tokens += num_prompt
                 self._counts.completion_tokens += num_completion
                 self._store.add_tokens(num_prompt + num_completion)
-            case {"choices": [_, *_]} if self._max_tokens_total is not None:
+            case {"choices": [_, *_]} if self._settings.max_tokens_total is not None:
                 raise JudgeError(
                     f"{self._url}: reports no usage of tokens, so max_tokens_total can't be kept; use max_requests"
                 )
 
     def clean(self, text: str) -> str:
         """A text in one line, without the key (servers repeat it) and not too long."""
-        key = read_api_key(self._api_key_env)
-        text = " ".join((_without(key, text) if key else text).split())
+        if key := read_api_key(self._settings.api_key_env):
+            # In any spelling that JSON has for it (`\u002d` or `\/`), and through a JSON string inside another one.
+            spelt = "".join(rf"\\{{0,16}}(?:{re.escape(char)}|u{ord(char):04x})" for char in key)
+            text = re.sub(spelt, "[key]", text, flags=re.IGNORECASE)
+        text = " ".join(text.split())
         cut_at = len(self._url) + MAX_EXCERPT_CHARS
         return text if len(text) <= cut_at else text[:cut_at] + "..."
-
-
-def _without(key: str, text: str) -> str:
-    """The text without the key, in any spelling that JSON has for it (`\\u002d` or `\\/`), and through a JSON string
-    inside another one."""
-    spelt = "".join(rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))" for char in key)
-    return re.sub(spelt, "[key]", text)
 
 
 def checked_url(base_url: str) -> str:

@@ -22,7 +22,6 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,21 @@ from grpo.groups import Rollout, Sample
 from rewards.scoring.loading import did_you_mean
 
 FIELDS = ("question", "options", "answer", "extra_answers", "completion", "prediction")
+BUILT_IN = Path(__file__).with_name("prompts")
 HEADER_KEYS = ("scale", "pattern", "request", "cut_tail")
 # Without a pattern the whole reply has to be a number.
 WHOLE_REPLY = r"\A\s*([+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*\Z"
 
 _HEADER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*\n", re.DOTALL | re.MULTILINE)
-_BRACES = re.compile(r"\{\{|\}\}|\{(\w+)\}|[{}]")
+_BRACES = re.compile(r"\{\{|\}\}|\{\w+\}|[{}]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgePrompt:
     """A prompt file as read."""
 
-    parts: tuple[tuple[str, str], ...]
-    """Text and the field that follows it, "" for none."""
+    template: str
+    """A format string of FIELDS alone."""
     scale: tuple[float, float]
     """Lowest and highest score."""
     pattern: re.Pattern[str]
@@ -57,7 +57,7 @@ class JudgePrompt:
 
     def render(self, fields: Mapping[str, str]) -> str:
         """The prompt with its fields filled in, in one pass: braces in their contents mean nothing."""
-        return "".join(text + (fields[field] if field else "") for text, field in self.parts)
+        return self.template.format(**fields)
 
     def read_score(self, reply: str) -> float | None:
         """The one number of the scale that the pattern finds in a reply; None if there is none, or several."""
@@ -94,7 +94,7 @@ def load_prompt(
     return JudgePrompt(
         request=request,
         cut_tail=cut_tail,
-        parts=_split(template.rstrip(), place, first_line),
+        template=_checked_template(template.rstrip(), place, first_line),
         scale=_checked_scale(stated.get("scale") if scale is None else scale, place),
         pattern=_compiled(stated.get("pattern", WHOLE_REPLY) if pattern is None else pattern, place),
     )
@@ -111,19 +111,14 @@ def without_tail(text: str) -> str:
 
 def find_prompt(prompt: str) -> tuple[str, str]:
     """Where a prompt lies and its text."""
-    files = [
-        each
-        for each in resources.files("rewards.builtin.judge").joinpath("prompts").iterdir()
-        if each.is_file()
-    ]
-    built_in = {each.name.removesuffix(".txt"): each for each in files if each.name.endswith(".txt")}
-    if prompt in built_in:
-        return f"prompt {prompt}", built_in[prompt].read_text("utf-8")
-    path = Path(prompt).expanduser()
+    path = BUILT_IN / f"{prompt}.txt"
     if not path.is_file():
+        path = Path(prompt).expanduser()
+    if not path.is_file():
+        built_in = sorted(each.stem for each in BUILT_IN.glob("*.txt"))
         raise FileNotFoundError(
             f"prompt: {prompt!r} is neither a file nor built in{did_you_mean(prompt, built_in)}; "
-            f"built in: {', '.join(sorted(built_in))}"
+            f"built in: {', '.join(built_in)}"
         )
     try:
         return f"prompt {prompt}", path.read_text("utf-8-sig")
@@ -171,28 +166,20 @@ def _extra_answers(sample: Sample) -> list[str]:
     return [*extra]
 
 
-def _split(template: str, place: str, first_line: int) -> tuple[tuple[str, str], ...]:
-    """Texts and fields of a template; ValueError for an unknown field or a lone brace, with its line."""
-    parts, text, end = [], "", 0
-    for found in _BRACES.finditer(template):
-        line = first_line + template[: found.start()].count("\n")
-        text += template[end : found.start()]
-        end = found.end()
-        if found[0] in ("{{", "}}"):
-            text += found[0][0]
-        elif found[1] in FIELDS:
-            parts.append((text, found[1]))
-            text = ""
-        elif found[1]:
-            known = ", ".join(FIELDS)
-            raise ValueError(
-                f"{place}:{line}: no field {found[0]}{did_you_mean(found[1], FIELDS)}; it takes {known}"
-            )
-        else:
-            raise ValueError(f"{place}:{line}: a lone {found[0]}; a brace of the text's own is written twice")
-    if not {"completion", "prediction"} & {field for _, field in parts}:
+def _checked_template(template: str, place: str, first_line: int) -> str:
+    """The template; ValueError for an unknown field or a lone brace, with its line."""
+    for number, line in enumerate(template.splitlines(), first_line):
+        for token in _BRACES.findall(line):
+            if token in ("{", "}"):
+                raise ValueError(
+                    f"{place}:{number}: a lone {token}; a brace of the text's own is written twice"
+                )
+            if token not in ("{{", "}}") and token[1:-1] not in FIELDS:
+                known = f"{did_you_mean(token[1:-1], FIELDS)}; it takes {', '.join(FIELDS)}"
+                raise ValueError(f"{place}:{number}: no field {token}{known}")
+    if not {"{completion}", "{prediction}"} & {*_BRACES.findall(template)}:
         raise ValueError(f"{place}: neither {{completion}} nor {{prediction}} in it: nothing to judge")
-    return (*parts, (text + template[end:], ""))
+    return template
 
 
 def _read_header(header: str, place: str) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """Replies that a judge has given, and what has been spent on them, in SQLite: for several processes, and resumed runs.
 
-The file is in WAL mode, which wants a disk of the machine itself: no network file system.
+Its locks want a disk of the machine itself: no network file system.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import time
-from contextlib import closing
 from pathlib import Path
 
 BUSY_TIMEOUT_S = 30.0  # what a statement waits for another process's; each one takes well below a millisecond
@@ -27,7 +25,11 @@ class JudgeStore:
         self._path = None if path is None else Path(path).expanduser()
         self._connection: sqlite3.Connection | None = None
         if self._path is not None:
-            self._check(self._path)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                _open(str(self._path)).close()
+            except (OSError, sqlite3.Error) as error:
+                raise ValueError(f"cache: {self._path} can't be used: {error}") from None
 
     def find(self, key: str) -> str | None:
         """The reply to a request, or None."""
@@ -63,36 +65,11 @@ class JudgeStore:
             self._connection = _open(":memory:" if self._path is None else str(self._path))
         return self._connection
 
-    @staticmethod
-    def _check(path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(_open(str(path))) as connection:
-                connection.execute("SELECT key, model, reply FROM replies LIMIT 0")
-                connection.execute("SELECT requests, tokens FROM spent LIMIT 0")
-        except (OSError, sqlite3.Error) as error:
-            raise ValueError(f"cache: {path} can't be used: {error}") from None
-
 
 def _open(name: str) -> sqlite3.Connection:
     # isolation_level=None: every statement is a transaction of its own, so that no lock outlives it.
     connection = sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    _use_write_ahead_log(connection)
     connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last replies, not the file
     for statement in SCHEMA:
         connection.execute(statement)
     return connection
-
-
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    # The change of mode is the one statement that SQLite refuses at once, whatever the timeout, while another
-    # process has the file open in the old mode: https://sqlite.org/wal.html
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)

@@ -209,7 +209,7 @@ def test_a_slow_server_is_given_up_after_the_time_limit() -> None:
 def test_a_model_served_by_vllm_marks_answers(tmp_path: Path) -> None:
     """The shipped policy knows nothing of marks, so that vLLM is told to let it write one of the digits only."""
     digits = {"structured_outputs": {"choice": ["1", "2", "3", "4", "5"]}}
-    with vllm_server(ROOT / "grpo" / "data" / "base_policy", tmp_path / "server.log") as base_url:
+    with vllm_server(ROOT / "grpo" / "demo" / "base_policy", tmp_path / "server.log") as base_url:
         arguments = knobs(base_url, cache=str(tmp_path / "judge.sqlite"), request_timeout_s=60)
         judge = Judge(**arguments, extra_body=digits)
         rollouts = [rollout(each) for each in ("a cat", "a dog", "nothing", "a cat", "a table, no, two")]
