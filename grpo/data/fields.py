@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, TypeGuard, get_args
 
 from grpo.groups import Task
 from grpo.media.clip import ClipSource
+from rewards.parsing import read_number
 
 Record = Mapping[str, Any]
 Span = tuple[float, float]
@@ -56,6 +58,12 @@ def rate(record: Record, key: str) -> float | None:
     if (fps := number(record, key)) == 0:
         raise ValueError(f"{key!r} must be above 0")
     return fps
+
+
+def written_out(value: int | float) -> str:
+    """The number as `accuracy` reads it, in digits without an exponent; of what has too many, Python's text."""
+    digits = format(Decimal(str(value)), "f")
+    return str(value) if read_number(digits) is None else digits
 
 
 def seconds(value: object, key: str) -> float:

@@ -29,7 +29,7 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
 
     try:
         for batch in pq.ParquetFile(file).iter_batches():
-            yield from batch.to_pylist()
+            yield from _decimals(pa.Table.from_batches([batch])).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file}: not readable as parquet: {' '.join(str(error).split())}") from None
 
@@ -45,4 +45,30 @@ def _saved(folder: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{folder}: holds several splits: name one, {folder}/{next(iter(data))}")
     # As Arrow tables: rows would come with their media decoded.
     for table in data.with_format("arrow").iter(batch_size=1000):
-        yield from table.to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+        yield from _decimals(table).to_pylist()
+
+
+def _decimals(table: Any) -> Any:
+    """The table with its single-precision numbers as the shortest decimals that mean them: 2.7, which is
+    2.700000047683716 in double precision."""
+    import pyarrow as pa
+
+    for index, field in enumerate(table.schema):
+        texts, decimals = (_with_numbers(field, number) for number in (pa.string(), pa.float64()))
+        if texts != field:
+            table = table.set_column(index, decimals, table[index].cast(texts.type).cast(decimals.type))
+    return table
+
+
+def _with_numbers(field: Any, number: Any) -> Any:
+    """The column's field with this type in place of single precision, in lists and structures too."""
+    import pyarrow as pa
+
+    kind = field.type
+    if kind == pa.float32():
+        return field.with_type(number)
+    if pa.types.is_list(kind):
+        return field.with_type(pa.list_(_with_numbers(kind.value_field, number)))
+    if pa.types.is_struct(kind):
+        return field.with_type(pa.struct([_with_numbers(part, number) for part in kind]))
+    return field

@@ -34,6 +34,7 @@ from grpo.data.fields import (
     shown,
     text,
     without,
+    written_out,
 )
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
@@ -101,7 +102,7 @@ def _options(record: Record, task: str) -> tuple[str, ...]:
 def _answer(record: Record, task: str, choices: tuple[str, ...], clip_source: ClipSource | None) -> str:
     answer = record.get("answer")
     if task in ("number", "regression") and is_number(answer):
-        return str(answer)
+        return written_out(answer)
     if answer is None:
         raise ValueError("'answer' is missing")
     given = as_text(answer, "answer")

@@ -15,6 +15,7 @@ from grpo.data.records import BadRecords
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from grpo.media.decode import MediaError
+from rewards.builtin.accuracy import accuracy
 from rewards.builtin.temporal import temporal_iou
 from rewards.hostile import make_group
 from tests.support.clips import video_of
@@ -114,6 +115,21 @@ def test_a_number_may_be_written_as_one(tmp_path: Path) -> None:
     assert read_jsonl(write(tmp_path, record))[0].answer == "3"
     record = {"id": "n", "question": "How far?", "answer": 2.5, "task": "regression"}
     assert read_jsonl(write(tmp_path, record))[0].answer == "2.5"
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [("0.00005", "0.00005"), ("5e-05", "0.00005"), ("1e16", "10000000000000000"), ("-2.50", "-2.5")]
+    + [("1e22", f"1{'0' * 22}"), ("0.1", "0.1"), ("42.0", "42.0"), ("-3", "-3")]
+    + [("1e300", "1e+300"), ("5e-324", "5e-324")],
+)  # fmt: skip
+def test_a_number_as_an_answer_is_written_out(written: str, answer: str, tmp_path: Path) -> None:
+    for task in ("number", "regression"):
+        line = f'{{"id": "n", "question": "How much?", "answer": {written}, "task": "{task}"}}'
+        [sample] = read_jsonl(write(tmp_path, line))
+        assert sample.answer == answer
+        [rollout] = make_group([f"<answer>{answer}</answer>"], sample).rollouts
+        assert accuracy(rollout) == 1
 
 
 @pytest.mark.parametrize(

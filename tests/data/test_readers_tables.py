@@ -35,6 +35,29 @@ def test_a_parquet_row_is_a_native_record(tmp_path: Path) -> None:
     assert source_of(second).end_s is None
 
 
+def test_a_number_of_single_precision_is_the_decimal_that_was_stored(tmp_path: Path) -> None:
+    single = pa.float32()
+    columns = {"answer": single, "keyframes_s": pa.list_(pa.list_(single)), "at": pa.struct([("x", single)])}
+    record = NATIVE | {
+        "options": None,
+        "task": "number",
+        "answer": 2.7,
+        "keyframes_s": [[1.1, 2.3]],
+        "at": {"x": 0.1},
+    }
+    records = [record, record | {"id": "k-2", "answer": 1e16, "keyframes_s": None, "at": None}]
+    table = pa.Table.from_pylist(records)
+    for number, field in enumerate(table.schema):
+        if field.name in columns:
+            table = table.set_column(number, field.name, table[number].cast(columns[field.name]))
+    pq.write_table(table, tmp_path / "train.parquet")
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    for path in (tmp_path / "train.parquet", tmp_path / "saved"):
+        first, second = read_huggingface(path)
+        assert (first.answer, first.keyframes_s, first.columns) == ("2.7", ((1.1, 2.3),), {"at": {"x": 0.1}})
+        assert (second.answer, second.keyframes_s, second.columns) == ("10000000000000000", (), {"at": None})
+
+
 def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("train-00001", "train-00000"):
         pq.write_table(pa.Table.from_pylist([NATIVE | {"id": name}]), tmp_path / f"{name}.parquet")
