@@ -47,8 +47,6 @@ class Evaluator:
     seed: int
     max_prompt_tokens: int
     batch_prompts: int
-    temporal_frames: int = 2
-    """Frames that the vision tower merges into one token in time."""
     counterfactuals: Sequence[Counterfactual] = ()
     """What the rewards declare; it is sampled beside both passes."""
     blind: Sequence[Frames] = ()
@@ -106,7 +104,6 @@ class Evaluator:
             engine=engine,
             render=self.render,
             max_prompt_tokens=self.max_prompt_tokens,
-            temporal_frames=self.temporal_frames,
         )
 
     def _tally_blind(

@@ -145,7 +145,6 @@ class GRPOTrainer:
             engine=self.engine,
             render=self.feed.render,
             max_prompt_tokens=self.feed.max_prompt_tokens,
-            temporal_frames=self.policy.family.temporal_patch,
         )
 
     def _less_kl(

@@ -75,7 +75,6 @@ def add_counterfactuals(
     engine: Engine,
     render: Render,
     max_prompt_tokens: int,
-    temporal_frames: int,
 ) -> list[Group]:
     """The groups, every rollout with `counterfactuals[frames]` for all frames of the plan.
 
@@ -84,10 +83,10 @@ def add_counterfactuals(
     With the same groups and seeds the completions are the same; only which clip is "another" depends on the
     batch.
     """
-    asked = [_questions(index, group, plan, temporal_frames) for index, group in enumerate(groups)]
+    asked = [_questions(index, group, plan) for index, group in enumerate(groups)]
     prompts: dict[_Question, Prompt] = {}
     for question in _distinct(asked):
-        clip = _changed_clip(question, groups, seeds[question.group_index], temporal_frames)
+        clip = _changed_clip(question, groups, seeds[question.group_index])
         prompt = render(groups[question.group_index].prompt.sample, clip) if clip is not None else None
         if prompt is not None and len(prompt.token_ids) <= max_prompt_tokens:
             prompts[question] = prompt
@@ -95,22 +94,19 @@ def add_counterfactuals(
     return [_attached(group, of_group, sampled) for group, of_group in zip(groups, asked, strict=True)]
 
 
-def _questions(index: int, group: Group, plan: Plan, temporal_frames: int) -> list[_Asked]:
+def _questions(index: int, group: Group, plan: Plan) -> list[_Asked]:
     """What to ask for the sake of each rollout of group `index`."""
-    return [
-        {frames: _question(index, frames, rollout, temporal_frames) for frames in plan}
-        for rollout in group.rollouts
-    ]
+    return [{frames: _question(index, frames, rollout) for frames in plan} for rollout in group.rollouts]
 
 
-def _question(index: int, frames: Frames, rollout: Rollout, temporal_frames: int) -> _Question | None:
+def _question(index: int, frames: Frames, rollout: Rollout) -> _Question | None:
     """The changed prompt that a rollout is compared with; None if there is nothing to change."""
     if rollout.clip is None:
         return None
     if frames not in PER_ROLLOUT:
         return _Question(index, frames)
     cited = inside_clip(cited_moments(rollout), rollout.clip)
-    patches = variants.cited_patches(rollout.clip.times_s, cited, temporal_frames=temporal_frames)
+    patches = variants.cited_patches(rollout.clip, cited)
     return _Question(index, frames, patches) if patches else None
 
 
@@ -120,16 +116,13 @@ def _distinct(asked: Iterable[Iterable[_Asked]]) -> list[_Question]:
     return [question for question in dict.fromkeys(every) if question is not None]
 
 
-def _changed_clip(
-    question: _Question, groups: Sequence[Group], group_seed: int, temporal_frames: int
-) -> Clip | None:
+def _changed_clip(question: _Question, groups: Sequence[Group], group_seed: int) -> Clip | None:
     """The clip to ask about; None if there is no other one."""
     clip = groups[question.group_index].prompt.clip
     assert clip is not None
     match question.frames:
         case "shuffled":
-            seed = rollout_seed(group_seed, "order of frames")
-            return variants.shuffled(clip, seed=seed, temporal_frames=temporal_frames)
+            return variants.shuffled(clip, seed=rollout_seed(group_seed, "order of frames"))
         case "reversed":
             return variants.backwards(clip)
         case "blank":
@@ -137,9 +130,9 @@ def _changed_clip(
         case "other_clip":
             return _other_clip(groups, question.group_index)
         case "cited":
-            return variants.cut_to(clip, question.patches, temporal_frames=temporal_frames)
+            return variants.cut_to(clip, question.patches)
         case "cited_in_place":
-            return variants.black_but(clip, question.patches, temporal_frames=temporal_frames)
+            return variants.black_but(clip, question.patches)
 
 
 def _other_clip(groups: Sequence[Group], index: int) -> Clip | None:

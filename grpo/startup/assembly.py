@@ -96,7 +96,6 @@ def build_evaluator(
         seed=config.seed,
         max_prompt_tokens=feed.max_prompt_tokens,
         batch_prompts=config.eval.batch_prompts,
-        temporal_frames=family.temporal_patch,
         counterfactuals=rewards.counterfactuals,
         blind=config.eval.blind,
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 from grpo.groups import Rollout, Sample
 from grpo.media.clip import Clip
-from grpo.media.variants import cited_patches
+from grpo.media.variants import cited_patches, frames_of
 from rewards import counterfactual, reward
 from rewards.builtin.rightness import mean_of, rightness
 from rewards.parsing import KEYFRAMES, only_block, read_moments
@@ -171,7 +171,6 @@ def self_evidence(
     *,
     max_frac: float = 0.5,
     tolerance: float = 0.0,
-    temporal_frames: int = 2,
     right_by: str = "accuracy",
     right_above: float = 0.1,
 ) -> float | None:
@@ -181,7 +180,7 @@ def self_evidence(
     The policy answers again, greedily, about the changed clip; number of tokens and timing are the same.
     Where more answers are sampled it is multiplied with their accuracy. 0 if nothing readable inside the clip
     is cited, or max_frac of the clip's frames and more: whoever cites everything shows nothing. Frames are
-    cited together with those that the vision tower merges them with (temporal_frames at a time): of 16 frames
+    cited together with those that the vision tower merges them with (two at a time in Qwen2.5-VL): of 16 frames
     one citation earns 0.75, of four frames none earns anything. None without a clip, or where the second
     answer could not be sampled. Answers are judged by the reward `right_by`, with its value if it grades them
     (right is above right_above); None where it abstains. `tolerance` is that of `accuracy`.
@@ -194,7 +193,7 @@ def self_evidence(
     others show the answer too (before and after). And the policy is its own judge: how many frames are left,
     and where, tells the second answer something, and could become a code for the first.
     """
-    share = cited_frac(rollout, temporal_frames)
+    share = cited_frac(rollout)
     own, held = (
         mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
         for some in ([rollout], rollout.counterfactuals["cited_in_place"])
@@ -209,7 +208,6 @@ def self_evidence_cut(
     *,
     max_frac: float = 0.5,
     tolerance: float = 0.0,
-    temporal_frames: int = 2,
     right_by: str = "accuracy",
     right_above: float = 0.1,
 ) -> float | None:
@@ -219,7 +217,7 @@ def self_evidence_cut(
     cited moments move together in time, so that questions about when and how long can't hold; and the policy
     has to read clips of any length.
     """
-    share = cited_frac(rollout, temporal_frames)
+    share = cited_frac(rollout)
     own, held = (
         mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
         for some in ([rollout], rollout.counterfactuals["cited"])
@@ -240,15 +238,14 @@ def evidence(
     return None if held is None else held * (1 - share / max_frac)
 
 
-def cited_frac(rollout: Rollout, temporal_frames: int) -> float | None:
+def cited_frac(rollout: Rollout) -> float | None:
     """Share of the clip's frames that is cited, with the frames that they are merged with; None without a
     clip.
     """
     if rollout.clip is None:
         return None
     inside = inside_clip(cited_moments(rollout), rollout.clip)
-    patches = cited_patches(rollout.clip.times_s, inside, temporal_frames=temporal_frames)
-    return len(patches) * temporal_frames / rollout.clip.num_frames
+    return len(frames_of(rollout.clip, cited_patches(rollout.clip, inside))) / rollout.clip.num_frames
 
 
 def cited_moments(rollout: Rollout) -> list[Span]:

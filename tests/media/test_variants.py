@@ -25,11 +25,11 @@ def numbers(clip: Clip) -> list[int]:
 
 
 VARIANTS = {
-    "shuffled": lambda clip: shuffled(clip, seed=3, temporal_frames=2),
+    "shuffled": lambda clip: shuffled(clip, seed=3),
     "backwards": backwards,
     "blank": blank,
-    "black but": lambda clip: black_but(clip, (0, 2), temporal_frames=2),
-    "cut": lambda clip: cut_to(clip, (0, 2), temporal_frames=2),
+    "black but": lambda clip: black_but(clip, (0, 2)),
+    "cut": lambda clip: cut_to(clip, (0, 2)),
 }
 
 
@@ -55,20 +55,20 @@ def test_changed_in_place_means_the_same_prompt_and_positions(name: str) -> None
 
 
 def test_shuffled_frames_are_the_same_frames_by_seed() -> None:
-    orders = [numbers(shuffled(numbered(), seed=seed, temporal_frames=2)) for seed in range(20)]
+    orders = [numbers(shuffled(numbered(), seed=seed)) for seed in range(20)]
     assert all(sorted(order) == [1, 2, 3, 4, 5, 6, 7, 8] for order in orders)
     assert len({tuple(order) for order in orders}) > 15
-    assert numbers(shuffled(numbered(), seed=7, temporal_frames=2)) == orders[7]
+    assert numbers(shuffled(numbered(), seed=7)) == orders[7]
 
 
 def test_shuffling_always_moves_a_frame_into_another_temporal_patch() -> None:
     for seed in range(200):  # of the 24 orders of four frames 4 only change inside patches
-        first_patch = numbers(shuffled(numbered(4), seed=seed, temporal_frames=2))[:2]
+        first_patch = numbers(shuffled(numbered(4), seed=seed))[:2]
         assert set(first_patch) != {1, 2}
 
 
 def test_a_clip_of_one_temporal_patch_can_be_shuffled() -> None:
-    assert sorted(numbers(shuffled(numbered(2), seed=0, temporal_frames=2))) == [1, 2]
+    assert sorted(numbers(shuffled(numbered(2), seed=0))) == [1, 2]
 
 
 def test_backwards_and_blank() -> None:
@@ -76,7 +76,7 @@ def test_backwards_and_blank() -> None:
     assert not blank(numbered()).frames_FHWC.any()
 
 
-TIMES = numbered().times_s  # 0, 0.5, ... 3.5: patches of 1 s
+CLIP = numbered()  # frames at 0, 0.5, ... 3.5: patches of 1 s
 
 
 @pytest.mark.parametrize(
@@ -97,21 +97,21 @@ TIMES = numbered().times_s  # 0, 0.5, ... 3.5: patches of 1 s
 def test_a_cited_moment_falls_into_the_temporal_patch_of_the_nearest_frame(
     cited: list[tuple[float, float]], patches: tuple[int, ...]
 ) -> None:
-    assert cited_patches(TIMES, cited, temporal_frames=2) == patches
+    assert cited_patches(CLIP, cited) == patches
 
 
 def test_black_but_keeps_the_cited_patches_where_they_were() -> None:
-    assert numbers(black_but(numbered(), (1, 3), temporal_frames=2)) == [0, 0, 3, 4, 0, 0, 7, 8]
+    assert numbers(black_but(numbered(), (1, 3))) == [0, 0, 3, 4, 0, 0, 7, 8]
 
 
 def test_a_cut_clip_runs_through_at_the_same_rate() -> None:
-    cut = cut_to(numbered(fps=4.0), (0, 3), temporal_frames=2)
+    cut = cut_to(numbered(fps=4.0), (0, 3))
     assert numbers(cut) == [1, 2, 7, 8]
     assert (cut.times_s, cut.sample_fps, cut.duration_s) == ((0.0, 0.25, 0.5, 0.75), 4.0, 1.0)
 
 
 def test_a_cut_clip_has_the_positions_of_a_clip_of_its_length() -> None:
-    cut = cut_to(tiny.clip(16, fps=1.3), (0, 3, 7), temporal_frames=2)
+    cut = cut_to(tiny.clip(16, fps=1.3), (0, 3, 7))
     plain = tiny.clip(6, fps=1.3)
     prompts = [tiny.prompt(tiny.sample(), clip) for clip in (cut, plain)]
     assert prompts[0].token_ids == prompts[1].token_ids
@@ -125,6 +125,6 @@ spans = st.tuples(st.floats(0, 4), st.floats(0, 4)).map(lambda pair: (min(pair),
 @given(st.lists(moments | spans, min_size=1, max_size=5))
 @settings(max_examples=100, deadline=None)
 def test_the_cut_clip_holds_the_frames_that_black_but_leaves(cited: list[tuple[float, float]]) -> None:
-    patches = cited_patches(TIMES, cited, temporal_frames=2)
-    in_place = numbers(black_but(numbered(), patches, temporal_frames=2))
-    assert numbers(cut_to(numbered(), patches, temporal_frames=2)) == [each for each in in_place if each]
+    patches = cited_patches(CLIP, cited)
+    in_place = numbers(black_but(numbered(), patches))
+    assert numbers(cut_to(numbered(), patches)) == [each for each in in_place if each]

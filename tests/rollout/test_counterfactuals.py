@@ -55,7 +55,6 @@ def add(
         engine=engine,
         render=scenes.RENDER,
         max_prompt_tokens=max_tokens,
-        temporal_frames=2,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from grpo.groups import Rollout
+from grpo.media.clip import Clip
 from rewards.builtin.keyframe import self_evidence, self_evidence_cut
 from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples
 
@@ -74,4 +75,5 @@ def test_the_share_that_may_be_cited_is_an_argument() -> None:
     rollout = with_answers(citing("3.5"), "cited_in_place", "B")
     assert self_evidence(rollout, max_frac=0.125) == 0.0  # 2 of 16 frames
     assert self_evidence(rollout, max_frac=0.25) == pytest.approx(1 / 2)
-    assert self_evidence(rollout, max_frac=0.25, temporal_frames=4) == 0.0
+    fours = replace(CLIP.facts, patches=replace(CLIP.patches, temporal_frames=4))
+    assert self_evidence(replace(rollout, clip=Clip(fours, CLIP.frames)), max_frac=0.25) == 0.0
