@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -40,9 +40,14 @@ class ClipFacts:
     def num_frames(self) -> int:
         return len(self.times_s)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The facts in plain values, as JSON and Parquet take them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "patches": asdict(self.patches)}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClipFacts:
-        """The inverse of `dataclasses.asdict`, also of what JSON or Parquet have made of its tuples."""
+        """The inverse of `as_dict`, also where tuples have become lists meanwhile."""
         nested = {"times_s": tuple(values["times_s"]), "patches": PatchShape(**values["patches"])}
         return cls(**{**values, **nested})
 

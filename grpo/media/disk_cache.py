@@ -96,7 +96,7 @@ class DiskCache:
 
     def store(self, name: str, clip: Clip) -> None:
         """Keep the clip, if it can be. What the disk says against it is said once, as a warning."""
-        facts = np.frombuffer(json.dumps(asdict(clip.facts)).encode(), np.uint8)
+        facts = np.frombuffer(json.dumps(clip.facts.as_dict()).encode(), np.uint8)
         self.store_arrays(name, {"frames": clip.frames_FHWC, "facts": facts})
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:

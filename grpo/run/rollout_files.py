@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, cast
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, Never, get_args, get_origin, get_type_hints
 
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
-from grpo.media.sampling import MediaSettings, PatchShape
+from grpo.media.sampling import MediaSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,32 +26,33 @@ if TYPE_CHECKING:
 
 REWARD, PART = "rewards/", "parts/"
 """What the columns of raw values, and of what each reward adds to the total, begin with."""
+SAMPLE = get_type_hints(Sample)
+"""The fields of a sample, each a column, with their types."""
+SOURCE = get_type_hints(ClipSource)
+"""The fields of a sample's `clip_source`, which are columns beside its others."""
+COMPLETION = {name: get_type_hints(Rollout)[name] for name in ("text", "stopped", "token_ids", "logprobs")}
+"""The fields of a rollout that it does not share with its group."""
+RENAMED = {"id": "sample_id", "text": "completion"}
+"""Columns that are not called like the fields that they hold."""
 
 
 def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
     """What is kept of each completion of a group."""
-    sample = scored.group.prompt.sample
+    sample, table = _sample_row(scored.group.prompt.sample), scored.table
     return [
         {
             "rollout": index,
-            **_sample_columns(sample),
-            "tags": list(rollout.tags),
-            "clip": asdict(rollout.clip.facts) if rollout.clip else None,
+            **sample,
+            "tags": rollout.tags,
             "num_tokens": len(rollout.token_ids),
-            **_completion(rollout),
+            **_completion_row(rollout),
             "counterfactuals": [
-                {
-                    "frames": frames,
-                    "completions": [
-                        {"clip": asdict(each.clip.facts) if each.clip else None, **_completion(each)}
-                        for each in several
-                    ],
-                }
+                {"frames": frames, "completions": [*map(_completion_row, several)]}
                 for frames, several in rollout.counterfactuals.items()
             ],
-            **{REWARD + name: column[index] for name, column in scored.table.columns.items()},
-            **{PART + name: column[index] for name, column in scored.table.parts.items()},
-            "total": scored.table.totals[index],
+            **{REWARD + name: column[index] for name, column in table.columns.items()},
+            **{PART + name: column[index] for name, column in table.parts.items()},
+            "total": table.totals[index],
             "advantage": scored.advantages[index],
         }
         for index, rollout in enumerate(scored.group.rollouts)
@@ -71,7 +73,7 @@ def write_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -
         numbered.append({"step": step, "group": group, **row})
     file = folder / f"step_{step:06d}.parquet"
     partial_file = file.with_name(f".{file.name}.partial")
-    pq.write_table(pa.Table.from_pylist(numbered, _schema(rows[0])), partial_file, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(numbered, _schema(numbered[0])), partial_file, compression="zstd")
     os.replace(partial_file, file)
 
 
@@ -107,78 +109,70 @@ def num_groups(file: Path) -> int:
     return _read_table(file, ["rollout"]).column("rollout").to_pylist().count(0)
 
 
-def _sample_columns(sample: Sample) -> dict[str, Any]:
+def column_types() -> dict[str, pa.DataType]:
+    """The type of every column but the rewards', from the annotations of the fields that they hold."""
+    import pyarrow as pa
+
+    sample = {name: hint for name, hint in SAMPLE.items() if name != "clip_source"} | SOURCE
+    completion = {"clip": _arrow(ClipFacts), **_arrow_columns(COMPLETION), "logprobs": pa.list_(pa.float32())}
+    changed = pa.struct({"frames": pa.string(), "completions": pa.list_(pa.struct(completion))})
+    return {
+        **dict.fromkeys(("step", "group", "rollout", "num_tokens"), pa.int32()),
+        **_arrow_columns(sample),
+        "tags": pa.list_(pa.string()),
+        **completion,
+        "counterfactuals": pa.list_(changed),
+        **dict.fromkeys(("total", "advantage"), pa.float64()),
+    }
+
+
+def _arrow_columns(hints: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    return {RENAMED.get(name, name): _arrow(hint) for name, hint in hints.items()}
+
+
+def _arrow(hint: Any) -> pa.DataType:
+    """The type of values with this annotation; a mapping is kept as JSON."""
+    import pyarrow as pa
+
+    if is_dataclass(hint):
+        return pa.struct({name: _arrow(each) for name, each in get_type_hints(hint).items()})
+    if get_origin(hint) is tuple:
+        return pa.list_(_arrow(get_args(hint)[0]))
+    if NoneType in get_args(hint):
+        return _arrow(get_args(hint)[0])
+    if get_origin(hint) in (Literal, Mapping):
+        return pa.string()
+    return {str: pa.string(), bool: pa.bool_(), int: pa.int32(), float: pa.float64()}[hint]
+
+
+def _schema(row: Mapping[str, Any]) -> pa.Schema:
+    """The columns with their types, stated: they can't be told from values that are all missing or empty."""
+    import pyarrow as pa
+
+    types = column_types()
+    is_reward = {name: name.startswith((REWARD, PART)) for name in row}
+    return pa.schema([(name, pa.float64() if is_reward[name] else types[name]) for name in row])
+
+
+def _sample_row(sample: Sample) -> dict[str, Any]:
+    """The values of a sample's columns; those of a clip are missing where it has none."""
     try:
         columns = json.dumps(dict(sample.columns), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{sample.source}: its columns are not JSON: {error}") from error
-    return {
-        "sample_id": sample.id,
-        "question": sample.question,
-        "options": list(sample.options),
-        "answer": sample.answer,
-        "task": sample.task,
-        "source": sample.source,
-        **_source_columns(sample.clip_source),
-        "keyframes_s": [list(span) for span in sample.keyframes_s],
-        "columns": columns,
-    }
+    row = _row(sample, SAMPLE) | {"columns": columns}
+    source = row.pop("clip_source")
+    return row | (_row(source, SOURCE) if source else dict.fromkeys(SOURCE))
 
 
-def _source_columns(source: ClipSource | None) -> dict[str, Any]:
-    """Missing values, without a clip."""
-    return {name: None if source is None else getattr(source, name) for name in SOURCE_COLUMNS}
+def _completion_row(rollout: Rollout) -> dict[str, Any]:
+    """What a rollout has of its own, be it about the clip itself or about changed frames."""
+    return {"clip": rollout.clip.facts.as_dict() if rollout.clip else None, **_row(rollout, COMPLETION)}
 
 
-def _completion(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "completion": rollout.text,
-        "stopped": rollout.stopped,
-        "token_ids": list(rollout.token_ids),
-        "logprobs": list(rollout.logprobs),
-    }
-
-
-def _schema(row: Mapping[str, Any]) -> pa.Schema:
-    """Types of the columns, stated: they can't be told from values that are all missing or empty."""
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.float64()
-    clip = pa.struct(
-        [("path", text), ("times_s", pa.list_(number)), ("sample_fps", number), ("duration_s", number)]
-        + [("height_px", pa.int32()), ("width_px", pa.int32())]
-        + [("patches", pa.struct([(field.name, pa.int32()) for field in fields(PatchShape)]))]
-    )
-    completion = {
-        "completion": text,
-        "stopped": pa.bool_(),
-        "token_ids": pa.list_(pa.int32()),
-        "logprobs": pa.list_(pa.float32()),
-    }
-    changed = pa.struct({"clip": clip, **completion})
-    types = {
-        **dict.fromkeys(("step", "group", "rollout", "num_tokens"), pa.int32()),
-        **dict.fromkeys(("sample_id", "question", "answer", "task", "source", "video", "columns"), text),
-        **dict.fromkeys(("options", "frames", "tags"), pa.list_(text)),
-        **dict.fromkeys(("frame_fps", "start_s", "end_s", "total", "advantage"), number),
-        "frame_times_s": pa.list_(number),
-        "keyframes_s": pa.list_(pa.list_(number)),
-        "clip": clip,
-        **completion,
-        "counterfactuals": pa.list_(pa.struct({"frames": text, "completions": pa.list_(changed)})),
-    }
-    names = ["step", "group", *row]
-    return pa.schema([(name, number if name.startswith((REWARD, PART)) else types[name]) for name in names])
-
-
-COLUMNS = (
-    "step", "group", "rollout", "sample_id", "question", "options", "answer", "task", "source", "video", "frames",
-    "frame_fps", "frame_times_s", "start_s", "end_s", "keyframes_s", "columns", "tags", "clip", "completion", "stopped",
-    "token_ids", "logprobs", "counterfactuals", "total", "advantage",
-)  # fmt: skip
-"""Without which a rollout can't be rebuilt."""
-SAMPLE_COLUMNS = list(COLUMNS[COLUMNS.index("sample_id") : COLUMNS.index("tags")])
-SOURCE_COLUMNS = [field.name for field in fields(ClipSource)]
+def _row(of: object, names: Iterable[str]) -> dict[str, Any]:
+    """The values of an object's fields, by the columns that hold them."""
+    return {RENAMED.get(name, name): getattr(of, name) for name in names}
 
 
 def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
@@ -187,7 +181,7 @@ def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
 
     try:
         names = pq.read_schema(file).names
-        for name in COLUMNS if columns is None else columns:
+        for name in column_types() if columns is None else columns:
             if name not in names:
                 raise ValueError(
                     f"{file}: no column {name!r}: an older version wrote it; run again with this one"
@@ -201,36 +195,24 @@ def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
 
 def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
     """The group that these rows are."""
-    sample = _read_sample(rows.slice(0, 1).select(SAMPLE_COLUMNS).to_pylist()[0])
-    facts, tags = (rows.column(name)[0].as_py() for name in ("clip", "tags"))
+    first = rows.slice(0, 1).drop_columns(["token_ids", "logprobs", "counterfactuals"]).to_pylist()[0]
+    sample = _read_sample(first)
     clip = None
-    if facts is not None:
-        assert sample.clip_source is not None
-        facts = ClipFacts.from_dict(facts)
-        clip = Clip(facts, partial(_decode_again, sample.clip_source, settings, facts))
-    prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=tuple(tags))
-    texts, stopped, counterfactuals = (
-        rows.column(name).to_pylist() for name in ("completion", "stopped", "counterfactuals")
-    )
+    if first["clip"] is not None:
+        facts = ClipFacts.from_dict(first["clip"])
+        clip = Clip(facts, partial(_decode_again, sample, settings, facts))
+    prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=tuple(first["tags"]))
+    columns = {name: _values(rows, RENAMED.get(name, name)) for name in COMPLETION}
+    changed = rows.column("counterfactuals").to_pylist()
     rollouts = tuple(
         Rollout(
             sample=sample,
             clip=clip,
             tags=prompt.tags,
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            stopped=has_stopped,
+            **{name: column[index] for name, column in columns.items()},
             counterfactuals=_read_counterfactuals(kinds, prompt),
         )
-        for text, token_ids, logprobs, has_stopped, kinds in zip(
-            texts,
-            _numbers(rows, "token_ids"),
-            _numbers(rows, "logprobs"),
-            stopped,
-            counterfactuals,
-            strict=True,
-        )
+        for index, kinds in enumerate(changed)
     )
     return ScoredGroup(
         group=Group(prompt=prompt, rollouts=rollouts),
@@ -245,22 +227,10 @@ def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
 
 
 def _read_sample(row: Mapping[str, Any]) -> Sample:
-    return Sample(
-        **{name: row[name] for name in ("question", "answer", "task", "source")},
-        id=row["sample_id"],
-        options=tuple(row["options"]),
-        clip_source=_read_source(row),
-        keyframes_s=tuple((start_s, end_s) for start_s, end_s in row["keyframes_s"]),
-        columns=json.loads(row["columns"]),
-    )
-
-
-def _read_source(row: Mapping[str, Any]) -> ClipSource | None:
-    if row["frames"] is None:
-        return None
-    values = {name: row[name] for name in SOURCE_COLUMNS}
-    lists = {name: tuple(row[name]) for name in ("frames", "frame_times_s")}
-    return ClipSource(**{**values, **lists})
+    # Frames of a video are an empty list; only without a clip they are missing.
+    source = None if row["frames"] is None else ClipSource(**_fields(row, SOURCE))
+    own = _fields(row, SAMPLE.keys() - {"clip_source", "columns"})
+    return Sample(**own, clip_source=source, columns=json.loads(row["columns"]))
 
 
 def _read_counterfactuals(
@@ -273,28 +243,31 @@ def _read_counterfactuals(
     }
 
 
-def _read_changed(row: Mapping[str, Any], prompt: Prompt, frames: str) -> Rollout:
-    sample, facts = prompt.sample, row["clip"]
-    refuse = partial(_refuse_frames, sample.id, frames)
-    return Rollout(
-        sample=sample,
-        clip=None if facts is None else Clip(ClipFacts.from_dict(facts), refuse),
-        tags=prompt.tags,
-        text=row["completion"],
-        token_ids=tuple(row["token_ids"]),
-        logprobs=tuple(row["logprobs"]),
-        stopped=row["stopped"],
-    )
+def _read_changed(row: Mapping[str, Any], prompt: Prompt, kind: str) -> Rollout:
+    clip = None
+    if row["clip"] is not None:
+        clip = Clip(ClipFacts.from_dict(row["clip"]), partial(_refuse_frames, prompt.sample.id, kind))
+    return Rollout(sample=prompt.sample, clip=clip, tags=prompt.tags, **_fields(row, COMPLETION))
 
 
-def _decode_again(source: ClipSource, settings: MediaSettings, facts: ClipFacts) -> np.ndarray:
+def _fields(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The inverse of `_row`, with tuples for Parquet's lists."""
+    return {name: _tuples(row[RENAMED.get(name, name)]) for name in names}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _decode_again(sample: Sample, settings: MediaSettings, facts: ClipFacts) -> np.ndarray:
     """The frames that the model saw; MediaError if the video is gone or another one now."""
     # Imported here: PyAV and torch are needed by rewards that look at frames, and by no others.
     from grpo.media.reading import read_source
 
-    clip = read_source(source, settings=settings, patches=facts.patches)
+    assert sample.clip_source is not None
+    clip = read_source(sample.clip_source, settings=settings, patches=facts.patches)
     if clip.facts != facts:
-        raise MediaError(f"{source.path}: not the video that the run read")
+        raise MediaError(f"{sample.clip_source.path}: not the video that the run read")
     return clip.frames_FHWC
 
 
@@ -308,8 +281,12 @@ def _columns_of(rows: pa.Table, prefix: str) -> dict[str, tuple[Any, ...]]:
     return {name.removeprefix(prefix): tuple(rows.column(name).to_pylist()) for name in names}
 
 
-def _numbers(rows: pa.Table, name: str) -> list[tuple[Any, ...]]:
-    """A column of lists of numbers, by way of numpy: Arrow takes a hundred times as long to make each a Python one."""
-    lists = cast(Any, rows.column(name).chunk(0))
-    values = lists.values.to_numpy()
-    return [tuple(values[start:end].tolist()) for start, end in pairwise(lists.offsets.to_pylist())]
+def _values(rows: pa.Table, name: str) -> list[Any]:
+    """A column's values; lists of numbers by way of numpy, since Arrow takes a hundred times as long for each."""
+    import pyarrow as pa
+
+    column = rows.column(name).chunk(0)
+    if not isinstance(column, pa.ListArray):
+        return column.to_pylist()
+    values = column.values.to_numpy()
+    return [tuple(values[start:end].tolist()) for start, end in pairwise(column.offsets.to_pylist())]
