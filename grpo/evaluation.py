@@ -17,7 +17,7 @@ from grpo.groups import Batch, Group, LostSample, RewardFailure, Rollout, Sample
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.counterfactuals import Plan, add_counterfactuals, make_plan
-from grpo.run.tally import Tally
+from grpo.run.metrics import Mean, Metrics
 from rewards import Counterfactual, Frames
 from rewards.builtin.accuracy import accuracy
 from rewards.scoring.runner import RewardSet
@@ -31,6 +31,22 @@ class EvalSet:
     samples: Sequence[Sample]
     num_blind: int = 0
     """The first so many are asked about changed frames too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What held-out questions came to; `+` gives that of both together."""
+
+    metrics: Metrics = Metrics()
+    lost: tuple[LostSample, ...] = ()
+    failures: tuple[RewardFailure, ...] = ()
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        return Evaluation(
+            metrics=self.metrics + other.metrics,
+            lost=self.lost + other.lost,
+            failures=self.failures + other.failures,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +68,31 @@ class Evaluator:
     blind: Sequence[Frames] = ()
     """How frames are changed to see what is answered without them."""
 
-    def run(self, engine: Engine, tally: Tally) -> tuple[list[LostSample], list[RewardFailure]]:
-        """Tally `eval/<set>/<reward>` (greedy), `eval/<set>/sampled/<reward>` and
-        `eval/<set>/<frames>/accuracy`; what went wrong is returned.
+    def run(self, engine: Engine) -> Evaluation:
+        """Ask all sets; the metrics are `eval/<set>/<reward>` of the greedy answers, `eval/<set>/sampled/<reward>` and
+        `eval/<set>/<frames>/accuracy`.
         """
-        lost: list[LostSample] = []
-        failures: list[RewardFailure] = []
-        greedy = replace(self.sampling, group_size=1, temperature=0.0)
-        sampled = replace(self.sampling, group_size=1)
-        for eval_set in self.sets:
-            prefix = f"eval/{eval_set.name}"
-            blind_ids = {sample.id for sample in eval_set.samples[: eval_set.num_blind]}
-            for batch in self._batches(eval_set):
-                lost += batch.lost
-                groups = self._generate(batch, greedy, engine)
-                failures += self._score(prefix, groups, tally)
-                if self.sampled:
-                    others = self._generate(batch, sampled, engine)
-                    failures += self._score(f"{prefix}/sampled", others, tally)
-                in_slice = [group.prompt.sample.id in blind_ids for group in groups]
-                few, few_seeds = [*compress(groups, in_slice)], [*compress(batch.seeds, in_slice)]
-                self._tally_blind(prefix, few, few_seeds, engine, tally)
-                tally.add(f"{prefix}/lost", len(batch.lost))
-        tally.add("eval/reward_failures", len(failures))
-        return lost, failures
+        asked = (self._ask(each, batch, engine) for each in self.sets for batch in self._batches(each))
+        found = sum(asked, Evaluation())
+        return found + Evaluation(metrics=Metrics(sums={"eval/reward_failures": len(found.failures)}))
+
+    def _ask(self, eval_set: EvalSet, batch: Batch, engine: Engine) -> Evaluation:
+        prefix = f"eval/{eval_set.name}"
+        groups = self._generate(batch, self._greedy, engine)
+        found = self._score(prefix, groups)
+        if self.sampled:
+            others = self._generate(batch, replace(self.sampling, group_size=1), engine)
+            found += self._score(f"{prefix}/sampled", others)
+        blind_ids = {sample.id for sample in eval_set.samples[: eval_set.num_blind]}
+        in_slice = [group.prompt.sample.id in blind_ids for group in groups]
+        few, few_seeds = [*compress(groups, in_slice)], [*compress(batch.seeds, in_slice)]
+        metrics = self._blind_metrics(prefix, few, few_seeds, engine)
+        lost = Metrics(sums={f"{prefix}/lost": len(batch.lost)})
+        return found + Evaluation(metrics=metrics + lost, lost=batch.lost)
+
+    @property
+    def _greedy(self) -> Sampling:
+        return replace(self.sampling, group_size=1, temperature=0.0)
 
     def _batches(self, eval_set: EvalSet) -> Iterator[Batch]:
         num_samples = len(eval_set.samples)
@@ -106,32 +123,31 @@ class Evaluator:
             max_prompt_tokens=self.max_prompt_tokens,
         )
 
-    def _tally_blind(
-        self, prefix: str, groups: Sequence[Group], seeds: Sequence[int], engine: Engine, tally: Tally
-    ) -> None:
-        """`<prefix>/<frames>/accuracy`, and `/drop`: how far it is below that of the same questions' greedy
-        answers.
+    def _blind_metrics(
+        self, prefix: str, groups: Sequence[Group], seeds: Sequence[int], engine: Engine
+    ) -> Metrics:
+        """`<prefix>/<frames>/accuracy`, and `/drop`: how far it is below that of the same questions' greedy answers.
 
         Questions without a clip have nothing to change and are left out; so are those that the judge abstains on.
         """
-        judge = accuracy_of(self.rewards)
-        plan = dict.fromkeys(self.blind, replace(self.sampling, group_size=1, temperature=0.0))
-        for group in self._compare(groups, seeds, plan, engine):
+        judge, metrics = accuracy_of(self.rewards), Metrics()
+        for group in self._compare(groups, seeds, dict.fromkeys(self.blind, self._greedy), engine):
             (seeing,) = group.rollouts
             for frames, changed in seeing.counterfactuals.items():
                 seen, left = judge(seeing), [judge(each) for each in changed]
                 drops = [seen - each for each in left if each is not None and seen is not None]
-                tally.mean(f"{prefix}/{frames}/accuracy", left)
-                tally.mean(f"{prefix}/{frames}/drop", drops)
+                means = {"accuracy": Mean.of(left), "drop": Mean.of(drops)}
+                metrics += Metrics(means={f"{prefix}/{frames}/{name}": mean for name, mean in means.items()})
+        return metrics
 
-    def _score(self, prefix: str, groups: Sequence[Group], tally: Tally) -> list[RewardFailure]:
-        failures: list[RewardFailure] = []
+    def _score(self, prefix: str, groups: Sequence[Group]) -> Evaluation:
+        found = Evaluation()
         for group, table in zip(groups, self.rewards.score(groups), strict=True):
-            failures += table.failures
-            for name, column in table.columns.items():
-                tally.mean(f"{prefix}/{name}", column)
-            tally.mean(f"{prefix}/length", [len(rollout.token_ids) for rollout in group.rollouts])
-        return failures
+            means = {name: Mean.of(column) for name, column in table.columns.items()}
+            means["length"] = Mean.of(len(rollout.token_ids) for rollout in group.rollouts)
+            metrics = Metrics(means={f"{prefix}/{name}": mean for name, mean in means.items()})
+            found += Evaluation(metrics=metrics, failures=table.failures)
+        return found
 
 
 def accuracy_of(rewards: RewardSet) -> Callable[[Rollout], float | None]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -16,13 +19,13 @@ from grpo.config.schema import Config
 from grpo.evaluation import Evaluator
 from grpo.feed.dynamic_sampling import Sampled, means_of
 from grpo.feed.prompts import Feed
-from grpo.groups import Batch, Group, LostSample, RewardFailure, RewardTable, ScoredGroup
+from grpo.groups import Batch, Group, LostSample, RewardFailure, RewardTable, Rollout, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.balance import balanced
 from grpo.learner.guards import Guard
 from grpo.learner.kl_reward import subtract_divergences
 from grpo.learner.launching import compute_dtype
-from grpo.learner.losses import StepCounts
+from grpo.learner.losses import step_counts
 from grpo.learner.update import Learner
 from grpo.media.loader import MediaCounters
 from grpo.packing import pack, segments_of
@@ -33,7 +36,7 @@ from grpo.rollout.counterfactuals import add_counterfactuals, make_plan
 from grpo.run import checkpoint
 from grpo.run.curves import draw_curves
 from grpo.run.folder import RunDir, rollout_rows
-from grpo.run.tally import Tally
+from grpo.run.metrics import Mean, Metrics
 from rewards.scoring.compose import gates_open
 from rewards.scoring.runner import RewardSet
 from rewards.scoring.specs import RewardSpec
@@ -72,19 +75,20 @@ class GRPOTrainer:
             process=accelerator.process_index,
         )
         accelerator.register_for_checkpointing(self.guard)
+        self.metrics = Metrics()  # of the step that is under way
         self.lost_steps = 0
         self.num_reward_deaths = 0
         self.reward_failures: list[dict[str, Any]] = []  # of the latest step, in all processes
 
-    def step(self, step: int, tally: Tally) -> None:
+    def step(self, step: int) -> None:
         """Sample a group per question, score it, and move the policy towards its better half."""
-        with tally.timed("time/data"):
+        with self._timed("time/data"):
             batch = self.feed.batch(step)
-        sampled = self._sample(batch, step, tally)
-        sampled = self._resample_flat(sampled, step, tally)
+        sampled = self._sample(batch, step)
+        sampled = self._resample_flat(sampled, step)
         groups, tables = sampled.groups, sampled.tables
         if self.config.loss.kl_in_reward:
-            tables = self._less_kl(groups, tables, tally)
+            tables = self._less_kl(groups, tables)
         scored = score_groups(
             groups,
             tables,
@@ -94,46 +98,47 @@ class GRPOTrainer:
             mask_truncated=self.config.loss.mask_truncated_completions,
             gather=gather_object,
         )
+        counts = step_counts(scored, max_new_tokens=self.sampling.max_new_tokens, gather=gather_object)
         tokens_per_row = self.config.optim.tokens_per_row
         drop_flat = not self.config.loss.needs_flat_groups
         segments = segments_of(scored, tokens_per_row=tokens_per_row, drop_flat=drop_flat)
         segments = balanced(segments, self.accelerator)
         rows = pack(segments, self.policy.family, tokens_per_row=tokens_per_row)
-        with tally.timed("time/update"):
+        with self._timed("time/update"):
             self.engine.sleep()
-            outcome = self.learner.update(rows, self._step_counts(scored), step, tally)
+            result = self.learner.update(rows, counts, step)
             self.engine.wake()
-        with tally.timed("time/sync"):
+        with self._timed("time/sync"):
             self.engine.sync()
-        is_blamed = any(gather_object([len(outcome.bad_rows)]))
-        self._append_failures(self.guard.watch(step, outcome, rows, is_blamed=is_blamed))
-        failures = [failure for table in tables for failure in table.failures]
-        self._record(step, scored, sampled.batch.lost, failures, tally)
+        self.metrics += result.metrics
+        is_blamed = any(gather_object([len(result.bad_rows)]))
+        self._append_failures(self.guard.watch(step, result, rows, is_blamed=is_blamed))
+        self._record(step, scored, sampled.batch.lost)
 
-    def _sample(self, batch: Batch, step: int, tally: Tally) -> Sampled:
+    def _sample(self, batch: Batch, step: int) -> Sampled:
         """A group of completions per question, and what the rewards say about it."""
         scoring = self.rewards.scoring(step)
-        with tally.timed("time/rollout"):
+        with self._timed("time/rollout"):
             groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=scoring.add)
             groups = self._with_counterfactuals(groups, batch.seeds)
-        with tally.timed("time/reward"):
+        with self._timed("time/reward"):
             tables = scoring.tables(groups)
         if (memory := self.feed.memory) is not None:
             for part in gather_object([means_of(groups, tables, memory.config.reward)]):
                 memory.record(step, part)
-            tally.highest("groups/left_out", memory.num_left_out(step))
+            self.metrics += Metrics(maxima={"groups/left_out": memory.num_left_out(step)})
         return Sampled(batch, groups, tables)
 
-    def _resample_flat(self, sampled: Sampled, step: int, tally: Tally) -> Sampled:
+    def _resample_flat(self, sampled: Sampled, step: int) -> Sampled:
         """Other questions in the place of those without signal, as often as allowed (`dynamic_sampling.py`)."""
         for attempt in range(1, self.config.dynamic_sampling.max_resample_times + 1):
             flat = sampled.flat_places
             if not any(gather_object([len(flat)])):  # all processes go on, or none does
                 break
-            with tally.timed("time/data"):
+            with self._timed("time/data"):
                 batch = self.feed.others(step, attempt, flat)
-            tally.add("groups/resampled", len(flat))
-            sampled = sampled.with_others(self._sample(batch, step, tally))
+            self.metrics += Metrics(sums={"groups/resampled": len(flat)})
+            sampled = sampled.with_others(self._sample(batch, step))
         return sampled
 
     def _with_counterfactuals(self, groups: Sequence[Group], seeds: Sequence[int]) -> list[Group]:
@@ -147,17 +152,12 @@ class GRPOTrainer:
             max_prompt_tokens=self.feed.max_prompt_tokens,
         )
 
-    def _less_kl(
-        self, groups: Sequence[Group], tables: Sequence[RewardTable], tally: Tally
-    ) -> list[RewardTable]:
-        return subtract_divergences(
-            groups,
-            tables,
-            self.learner.reference_logps,
-            self.config.loss,
-            self.policy.family,
-            tally,
+    def _less_kl(self, groups: Sequence[Group], tables: Sequence[RewardTable]) -> list[RewardTable]:
+        less, metrics = subtract_divergences(
+            groups, tables, self.learner.reference_logps, self.config.loss, self.policy.family
         )
+        self.metrics += metrics
+        return less
 
     def run(self) -> None:
         """Train from the latest checkpoint, or from the start, to the last step; then save the model."""
@@ -170,12 +170,11 @@ class GRPOTrainer:
             bar = tqdm(total=config.num_steps, initial=first - 1, desc="training", unit="step", smoothing=0.1)
         self.engine.sync()  # it has loaded the model's folder: not what was resumed, nor what 4 bits made of it
         if first == 1:
-            self._finish_step(0, Tally(), bar)
+            self._finish_step(0, bar)
         for step in range(first, config.num_steps + 1):
-            tally = Tally()
-            with tally.timed("time/step"):
-                self.step(step, tally)
-            self._finish_step(step, tally, bar)
+            with self._timed("time/step"):
+                self.step(step)
+            self._finish_step(step, bar)
             every = config.checkpoint.every_steps
             if every and (step % every == 0 or step == config.num_steps):
                 checkpoint.save(self.run_dir.checkpoints, step, self.accelerator, keep=config.checkpoint.keep)
@@ -190,15 +189,16 @@ class GRPOTrainer:
         if bar is not None:
             bar.close()
 
-    def _finish_step(self, step: int, tally: Tally, bar: tqdm | None) -> None:
+    def _finish_step(self, step: int, bar: tqdm | None) -> None:
         """Evaluate where it is due, write the step's row of metrics, and stop the run if a figure is wrong."""
         every = self.config.eval.every_steps
         if every and self.evaluator.sets and (step % every == 0 or step == self.config.num_steps):
-            with tally.timed("time/eval"):
-                lost, failures = self.evaluator.run(self.engine, tally)
-            self._write_failures(step, lost, failures)
-        self._tally_media(tally)
-        row = tally.reduced(lambda part: gather_object([part]))
+            with self._timed("time/eval"):
+                found = self.evaluator.run(self.engine)
+            self.metrics += found.metrics
+            self._write_failures(step, found.lost, found.failures)
+        self.metrics += self._media_metrics()
+        row, self.metrics = self.metrics.reduced(gather_object), Metrics()
         if self.accelerator.is_main_process and row:
             self.run_dir.append_metrics({"step": step, **row})
         if bar is not None:
@@ -208,39 +208,41 @@ class GRPOTrainer:
                 bar.write(f"step {step}: " + summary(evaluated))
         self._check(step, row)
 
-    def _tally_media(self, tally: Tally) -> None:
+    def _media_metrics(self) -> Metrics:
         counters = self.feed.loader.counters()
-        for key, count in asdict(counters - self.media_counters).items():
-            tally.add(f"media/{key}", count)
-        tally.highest("media/kept_gib", self.feed.loader.memory.num_bytes / 2**30)
-        if (features := self.policy.feature_cache) is not None:
-            tally.add("media/features_computed", features.counters.computed - self.feature_counters.computed)
-            tally.add("media/features_reused", features.counters.reused - self.feature_counters.reused)
-            self.feature_counters = replace(features.counters)
+        sums = {f"media/{key}": count for key, count in asdict(counters - self.media_counters).items()}
         self.media_counters = counters
+        if (features := self.policy.feature_cache) is not None:
+            computed = features.counters.computed - self.feature_counters.computed
+            reused = features.counters.reused - self.feature_counters.reused
+            sums |= {"media/features_computed": computed, "media/features_reused": reused}
+            self.feature_counters = replace(features.counters)
+        kept_gib = self.feed.loader.memory.num_bytes / 2**30
+        return Metrics(sums=sums, maxima={"media/kept_gib": kept_gib})
 
-    def _record(
-        self,
-        step: int,
-        scored: Sequence[ScoredGroup],
-        lost: Sequence[LostSample],
-        failures: Sequence[RewardFailure],
-        tally: Tally,
-    ) -> None:
+    def _record(self, step: int, scored: Sequence[ScoredGroup], lost: Sequence[LostSample]) -> None:
         """The step's figures, its rollouts and what went wrong."""
-        tally_groups(scored, tally, self.rewards.specs)
-        for name, seconds in self.rewards.seconds.items():
-            tally.highest(f"time/rewards/{name}", seconds)
-        tally.add("groups/lost", len(lost))
-        tally_failures(scored, failures, tally)
-        tally.add("rewards/process_deaths", self.rewards.num_deaths - self.num_reward_deaths)
+        deaths = self.rewards.num_deaths - self.num_reward_deaths
         self.num_reward_deaths = self.rewards.num_deaths
+        seconds = {f"time/rewards/{name}": each for name, each in self.rewards.seconds.items()}
+        self.metrics += group_metrics(scored, self.rewards.specs) + failure_metrics(scored)
+        self.metrics += Metrics(
+            sums={"groups/lost": len(lost), "rewards/process_deaths": deaths}, maxima=seconds
+        )
+        failures = [failure for group in scored for failure in group.table.failures]
         self.reward_failures = self._write_failures(step, lost, failures)
         every = self.config.log.rollouts_every_steps
         if every and step % every == 0:
             rows = gather_object([row for group in scored for row in rollout_rows(group)])
             if self.accelerator.is_main_process:
                 self.run_dir.write_rollouts(step, rows)
+
+    @contextmanager
+    def _timed(self, key: str) -> Iterator[None]:
+        """Seconds spent in the block."""
+        start = perf_counter()
+        yield
+        self.metrics += Metrics(seconds={key: perf_counter() - start})
 
     def _write_failures(
         self, step: int, lost: Sequence[LostSample], failures: Sequence[RewardFailure]
@@ -272,22 +274,6 @@ class GRPOTrainer:
             self.run_dir.append_failures(rows)
         return list(rows)
 
-    def _step_counts(self, scored: Sequence[ScoredGroup]) -> StepCounts:
-        lengths = [
-            len(rollout.token_ids)
-            for group in scored
-            for rollout, advantage in zip(group.group.rollouts, group.advantages, strict=True)
-            if advantage is not None
-        ]
-        num_completions = sum(total is not None for group in scored for total in group.table.totals)
-        own = torch.tensor([[num_completions, sum(lengths)]], device=self.accelerator.device)
-        num_completions, num_tokens = self.accelerator.gather(own).sum(0).tolist()  # pyright: ignore
-        return StepCounts(
-            num_completions=num_completions,
-            num_tokens=num_tokens,
-            max_new_tokens=self.sampling.max_new_tokens,
-        )
-
     def _check(self, step: int, row: dict[str, float]) -> None:
         """Stop when updates are skipped too often, rewards fail too often, nothing can be read any more, or the engine
         samples from other weights than are trained."""
@@ -318,43 +304,50 @@ def max_gap(configured: float | None, engine_dtype: torch.dtype) -> float:
     return 1e-3 if engine_dtype == torch.float32 else 0.05
 
 
-def tally_groups(scored: Sequence[ScoredGroup], tally: Tally, specs: Mapping[str, RewardSpec]) -> None:
+def group_metrics(scored: Sequence[ScoredGroup], specs: Mapping[str, RewardSpec]) -> Metrics:
     """Rewards, their gates, lengths and signal of the step's groups."""
-    for group in scored:
-        totals = [total for total in group.table.totals if total is not None]
-        tally.mean("reward/mean", totals)
-        if totals:
-            tally.mean("reward/std", [float(torch.tensor(totals, dtype=torch.float64).std(correction=0))])
-        for name, column in group.table.columns.items():
-            tally.mean(f"rewards/{name}/mean", column)
-        for name in [name for name, spec in specs.items() if spec.only_if or spec.only_unless]:
-            tally.mean(f"rewards/{name}/open", map(float, gates_open(name, specs[name], group.table.columns)))
-        rollouts = group.group.rollouts
-        tally.mean("completion/length", [len(rollout.token_ids) for rollout in rollouts])
-        tally.mean("completion/stopped", [float(rollout.stopped) for rollout in rollouts])
-        tally.mean("groups/no_signal", [float(not any(group.advantages))])
-        tally.add("tokens/prompt", len(group.group.prompt.token_ids))
-        tally.add("tokens/completion", sum(len(rollout.token_ids) for rollout in rollouts))
-        others = {
-            id(other): other for each in rollouts for some in each.counterfactuals.values() for other in some
-        }
-        if others:
-            tally.add("tokens/counterfactual", sum(len(other.token_ids) for other in others.values()))
+    return sum((_of_group(group, specs) for group in scored), Metrics())
 
 
-def tally_failures(scored: Sequence[ScoredGroup], failures: Sequence[RewardFailure], tally: Tally) -> None:
+def _of_group(scored: ScoredGroup, specs: Mapping[str, RewardSpec]) -> Metrics:
+    columns, rollouts = scored.table.columns, scored.group.rollouts
+    totals = [total for total in scored.table.totals if total is not None]
+    gated = [name for name, spec in specs.items() if spec.only_if or spec.only_unless]
+    # Several rollouts may hold the same completions about changed frames.
+    others = {
+        id(other): other for each in rollouts for some in each.counterfactuals.values() for other in some
+    }
+    sums = {"tokens/prompt": len(scored.group.prompt.token_ids), "tokens/completion": num_tokens(rollouts)}
+    return Metrics(
+        means={
+            "reward/mean": Mean.of(totals),
+            "reward/std": Mean.of([float(np.std(totals))] if totals else []),
+            **{f"rewards/{name}/mean": Mean.of(column) for name, column in columns.items()},
+            **{f"rewards/{name}/open": Mean.of(gates_open(name, specs[name], columns)) for name in gated},
+            "completion/length": Mean.of(len(rollout.token_ids) for rollout in rollouts),
+            "completion/stopped": Mean.of(rollout.stopped for rollout in rollouts),
+            "groups/no_signal": Mean.of([not any(scored.advantages)]),
+        },
+        sums=sums | ({"tokens/counterfactual": num_tokens(others.values())} if others else {}),
+    )
+
+
+def num_tokens(rollouts: Iterable[Rollout]) -> int:
+    return sum(len(rollout.token_ids) for rollout in rollouts)
+
+
+def failure_metrics(scored: Sequence[ScoredGroup]) -> Metrics:
     """On what share of the completions each reward failed or abstained, and what share has no total for it."""
     num_completions = sum(len(group.advantages) for group in scored)
-    tally.mean(
-        "rewards/error_frac", [float(total is None) for group in scored for total in group.table.totals]
-    )
-    failed = Counter(failure.reward for failure in failures)
+    failed = Counter(failure.reward for group in scored for failure in group.table.failures)
+    means = {"rewards/error_frac": Mean.of(total is None for group in scored for total in group.table.totals)}
     empty = Counter(
         name for group in scored for name, column in group.table.columns.items() for v in column if v is None
     )
     for name in {name: None for group in scored for name in group.table.columns}:
-        tally.mean_of(f"rewards/{name}/failed", failed[name], num_completions)
-        tally.mean_of(f"rewards/{name}/abstained", empty[name] - failed[name], num_completions)
+        means[f"rewards/{name}/failed"] = Mean(failed[name], num_completions)
+        means[f"rewards/{name}/abstained"] = Mean(empty[name] - failed[name], num_completions)
+    return Metrics(means=means)
 
 
 def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:

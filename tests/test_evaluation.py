@@ -17,7 +17,6 @@ from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.rollout import Sampling
-from grpo.run.tally import Tally
 from rewards import Counterfactual
 from rewards.hostile import make_group
 from rewards.scoring.runner import load_rewards
@@ -70,10 +69,9 @@ def evaluator(
 
 
 def row_of(evaluator: Evaluator, engine: RecordingEngine) -> dict[str, float]:
-    tally = Tally()
-    lost, failures = evaluator.run(engine, tally)
-    assert lost == failures == []
-    return tally.reduced(lambda part: [part])
+    found = evaluator.run(engine)
+    assert found.lost == found.failures == ()
+    return found.metrics.reduced()
 
 
 def test_a_policy_that_looks_loses_its_accuracy_without_frames(

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from grpo.learner.update import UpdateResult
 from grpo.packing import PackedRow
 
 MEDIAN_OF = 50
@@ -32,20 +32,6 @@ really is would take a backward pass for each."""
 
 LEAST_NORMS = 10
 """The first norms of a run have nothing to be compared with."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What came of a step's updates."""
-
-    norms: list[float] = field(default_factory=list)
-    """Each update's gradient norm before clipping; one that is not finite was not applied."""
-    bad_rows: list[PackedRow] = field(default_factory=list)
-    """This process's rows whose loss was not finite."""
-
-    @property
-    def num_skipped(self) -> int:
-        return sum(not math.isfinite(norm) for norm in self.norms)
 
 
 def heaviest(rows: Sequence[PackedRow]) -> list[str]:
@@ -71,11 +57,11 @@ class Guard:
         self.norms: deque[float] = deque(maxlen=MEDIAN_OF)
 
     def watch(
-        self, step: int, outcome: Outcome, rows: Sequence[PackedRow], *, is_blamed: bool = False
+        self, step: int, result: UpdateResult, rows: Sequence[PackedRow], *, is_blamed: bool = False
     ) -> list[dict[str, Any]]:
         """What `failures.jsonl` should say of the step: this process's part. is_blamed: some process has a bad row."""
         found: list[dict[str, Any]] = []
-        for norm in outcome.norms:
+        for norm in result.norms:
             finite = math.isfinite(norm)
             self.num_skipped = 0 if finite else self.num_skipped + 1
             if not finite or not self._is_spike(norm):
@@ -83,12 +69,11 @@ class Guard:
             usual = median(self.norms)
             record = {"step": step, "kind": "grad_norm", "norm": norm, "median": usual}
             found.append({**record, "sample_ids": heaviest(rows), "order": ORDER})
-        self.norms.extend(filter(math.isfinite, outcome.norms))
+        self.norms.extend(filter(math.isfinite, result.norms))
         # A loss can be finite and its gradient not: then any row may be to blame.
-        suspects = outcome.bad_rows if outcome.bad_rows or is_blamed else rows
-        bad_rows = (
-            {id(row): row for row in suspects} if outcome.num_skipped else {}
-        )  # once for all iterations
+        suspects = result.bad_rows if result.bad_rows or is_blamed else rows
+        # Each once, however many iterations it spoiled.
+        bad_rows = {id(row): row for row in suspects} if result.num_skipped else {}
         return found + [self._dump(step, index, row) for index, row in enumerate(bad_rows.values())]
 
     def check(self, step: int) -> None:

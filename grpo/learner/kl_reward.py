@@ -10,9 +10,9 @@ from torch import Tensor
 
 from grpo.config.learner import LossConfig
 from grpo.groups import Group, RewardTable
-from grpo.learner.losses import kl_T
+from grpo.learner.losses import kl_T, mean_of
 from grpo.packing import Family, PackedRow, Segment, build_row
-from grpo.run.tally import Tally
+from grpo.run.metrics import Metrics
 
 
 def subtract_divergences(
@@ -21,22 +21,21 @@ def subtract_divergences(
     reference_logps: Callable[[Sequence[PackedRow]], list[Tensor]],
     loss: LossConfig,
     family: Family,
-    tally: Tally,
-) -> list[RewardTable]:
+) -> tuple[list[RewardTable], Metrics]:
     """Totals less `beta` times each completion's divergence, which becomes a part called `kl`.
 
     Each token's estimate is that of the policy as the engine sampled it; a completion's is their sum, as a
     sequence's log-prob is the sum of its tokens'. One pass of the reference per group, without gradient.
     """
     rows = [_row(group, family) for group in groups]
-    penalised = []
+    penalised, metrics = [], Metrics()
     for group, table, row, reference_T in zip(groups, tables, rows, reference_logps(rows), strict=True):
         reference_T = reference_T.to(row.sampler_logps_T.device)
         divergence_T = kl_T(row.sampler_logps_T, reference_T, estimator=loss.kl_estimator)
-        tally.mean_of("policy/kl", divergence_T.sum().item(), len(divergence_T))
+        metrics += Metrics(means={"policy/kl": mean_of(divergence_T)})
         sums = torch.zeros(len(group.rollouts)).index_add(0, row.completion_T, divergence_T)
         penalised.append(_less(table, (loss.beta * sums).tolist()))
-    return penalised
+    return penalised, metrics
 
 
 def _row(group: Group, family: Family) -> PackedRow:

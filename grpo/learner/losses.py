@@ -1,20 +1,27 @@
-"""Policy losses per completion token (pure functions); `LOSSES` lists them. Read after `importance.py`.
+"""Policy losses per completion token (pure functions); `LOSSES` lists them, `row_loss` puts them together.
 
-Every axis T is the flat list of the completion tokens of a packed row. A row's loss is
+Read after `ratios.py`. Every axis T is the flat list of the completion tokens of a packed row. A row's loss is
 `(weights_T * loss_T).sum()`, where the weights hold the *step's* counts: so the gradient depends neither
 on how groups were packed into rows nor on the number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from grpo.config.learner import LossConfig
+from grpo.groups import ScoredGroup
+from grpo.learner.ratios import importance_ratio_T, sampler_correction
+from grpo.run.metrics import Mean, Metrics
+
+if TYPE_CHECKING:
+    from grpo.packing import PackedRow
+    from grpo.policy.model import TokenScores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +33,28 @@ class StepCounts:
     num_tokens: int
     """Of the completions that are not masked."""
     max_new_tokens: int
+
+
+def step_counts(
+    scored: Sequence[ScoredGroup],
+    *,
+    max_new_tokens: int,
+    gather: Callable[[list[Any]], list[Any]] = list,
+) -> StepCounts:
+    """The counts of a step. gather: puts lists of all processes together."""
+    lengths = [
+        len(rollout.token_ids)
+        for group in scored
+        for rollout, advantage in zip(group.group.rollouts, group.advantages, strict=True)
+        if advantage is not None
+    ]
+    num_completions = sum(total is not None for group in scored for total in group.table.totals)
+    counts = gather([(num_completions, sum(lengths))])
+    return StepCounts(
+        num_completions=sum(completions for completions, _ in counts),
+        num_tokens=sum(tokens for _, tokens in counts),
+        max_new_tokens=max_new_tokens,
+    )
 
 
 def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
@@ -135,3 +164,73 @@ def kl_T(
     else:
         divergence_T = torch.exp(difference_T) - difference_T - 1
     return divergence_T if ratio_T is None else divergence_T * ratio_T
+
+
+def row_loss(
+    row: PackedRow,
+    scores: TokenScores,
+    settings: LossConfig,
+    counts: StepCounts,
+    *,
+    old_logps_T: Tensor,
+    kept_T: Tensor,
+    num_kept_tokens: float,
+    reference_logps_T: Tensor | None,
+) -> tuple[Tensor, Metrics]:
+    """A row's part of the step's loss, a number, and its figures.
+
+    old_logps_T: the policy's before the step's first update. kept_T: 1 where the policy loss and the entropy bonus act
+    on a token, else 0. num_kept_tokens: the ones over all processes. reference_logps_T: None without a KL term.
+    """
+    kind, means = LOSSES[settings.type], {}
+    ratio_T = importance_ratio_T(
+        scores.logps_T,
+        old_logps_T,
+        completion_T=row.completion_T,
+        lengths_T=row.lengths_T,
+        level=settings.level,
+    )
+    engine_weight_T, metrics = _engine_weight_T(row, old_logps_T, settings)
+    policy_loss_T = kind.token_T(ratio_T, scores.logps_T, row.advantages_T, settings)
+    loss_T = policy_loss_T * (kept_T * engine_weight_T)
+    if reference_logps_T is not None:
+        divergence_T = kl_T(
+            scores.logps_T,
+            reference_logps_T,
+            estimator=settings.kl_estimator,
+            ratio_T=ratio_T if settings.use_bias_correction_kl else None,
+        )
+        loss_T = loss_T + settings.beta * divergence_T
+        means["policy/kl"] = mean_of(divergence_T)
+    # Divided by the counts of the whole step, so that rows of all processes add up to its loss.
+    loss = (kind.weights_T(row.lengths_T, counts) * loss_T).sum()
+    if settings.entropy_coef:
+        loss = loss - settings.entropy_coef * (scores.entropy_T * kept_T).sum() / num_kept_tokens
+    means["policy/clip_fraction"] = mean_of(kind.clipped_T(ratio_T, row.advantages_T, settings))
+    return loss, metrics + Metrics(means=means)
+
+
+def _engine_weight_T(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) -> tuple[Tensor, Metrics]:
+    """What tokens weigh since the engine sampled them with slightly other probabilities than the learner's."""
+    if not settings.vllm_importance_sampling_correction:
+        return torch.ones_like(old_logps_T), Metrics()
+    correction = sampler_correction(
+        old_logps_T,
+        row.sampler_logps_T,
+        row.completion_T,
+        mode=settings.vllm_importance_sampling_mode,
+        clip_min=settings.vllm_importance_sampling_clip_min,
+        clip_max=settings.vllm_importance_sampling_clip_max,
+    )
+    return correction.weight_T, Metrics(
+        means={
+            "sampler/ratio_mean": mean_of(correction.ratio_T),
+            "sampler/outside_frac": mean_of(correction.outside_T),
+        },
+        maxima={"sampler/ratio_max": correction.ratio_T.max().item()},
+    )
+
+
+def mean_of(values_T: Tensor) -> Mean:
+    """The average over a row's tokens, as a figure."""
+    return Mean(values_T.sum().item(), len(values_T))

@@ -1,4 +1,4 @@
-"""The update: packed rows in, new weights out.
+"""The update: packed rows in, new weights out. Read `update`, then `forward_backward`, then `losses.row_loss`.
 
 The gradient is that of the whole step's loss, however the step is spread over rows and processes.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,39 +16,63 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from grpo.config.learner import LossConfig, OptimConfig
-from grpo.learner.guards import Outcome
 from grpo.learner.launching import pass_dtype, set_up_sharding
-from grpo.learner.losses import LOSSES, StepCounts, kl_T
+from grpo.learner.losses import StepCounts, mean_of, row_loss
 from grpo.learner.optimizers import SPD, make_optimizer, take_start
-from grpo.learner.ratios import importance_ratio_T, sampler_correction
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, padding_row
 from grpo.policy.model import Policy, TokenScores, store_trained_only
 from grpo.policy.sharding import share_head
-from grpo.run.tally import Tally
+from grpo.run.metrics import Mean, Metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Focus:
+class TokenSelection:
     """Which tokens the policy loss and the entropy bonus act on."""
 
-    kept_rows: list[Tensor]
-    """For each row 1 or 0 per token."""
+    kept_rows: Sequence[Tensor]
+    """For each row (T,): 1 or 0 per token."""
     num_tokens: float
-    """The ones over all processes."""
+    """The number of ones over all processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Behind:
-    """What a row's tokens are compared with, fixed before the first update: all of shape (T,)."""
+class UpdateInputs:
+    """What all updates of a step are made from."""
+
+    rows: Sequence[PackedRow]
+    num_passes: int
+    """As many as the process with the most rows makes: with each pass, processes exchange weights or gradients."""
+    counts: StepCounts
+    selection: TokenSelection
+    reference_logps: Sequence[Tensor | None]
+    """For each row (T,); None without a KL term in the loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowPass:
+    """What came of a row's forward and backward pass, beside the gradient."""
 
     old_logps_T: Tensor
-    """The policy's own, before the update."""
-    policy_weight_T: Tensor
-    """What the policy loss is multiplied by: the importance weight to the engine, 0 for tokens out of focus."""
-    kept_T: Tensor
-    reference_logps_T: Tensor | None
-    """None without a KL term in the loss."""
+    """The policy's log-probs before the step's first update."""
+    is_finite: bool
+    """Whether the loss was a finite number; if not, there are no metrics."""
+    metrics: Metrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateResult:
+    """What came of a step's updates."""
+
+    metrics: Metrics = Metrics()
+    norms: Sequence[float] = ()
+    """Each update's gradient norm before clipping; one that is not finite was not applied."""
+    bad_rows: Sequence[PackedRow] = ()
+    """This process's rows whose loss was not finite."""
+
+    @property
+    def num_skipped(self) -> int:
+        return sum(not math.isfinite(norm) for norm in self.norms)
 
 
 class Learner:
@@ -89,133 +113,145 @@ class Learner:
             self.accelerator.register_for_checkpointing(reference.policy)
         return reference
 
-    def update(self, rows: Sequence[PackedRow], counts: StepCounts, step: int, tally: Tally) -> Outcome:
-        """One optimizer step per iteration; from the second on, ratios are to the first one's log-probs.
-
-        Where another process has more rows, a padding row is forwarded with zero loss. A loss that is not finite makes
-        the gradient so in all processes, which then skip the update together.
-        """
-        outcome = Outcome()
-        self._set_lr(step, tally)
-        num_rows = self._most(len(rows))
-        padded = [*rows, *[self.padding_row] * (num_rows - len(rows))]
-        focus = self._focus(padded, len(rows), counts)
-        in_loss = self.loss.beta > 0 and not self.loss.kl_in_reward
-        references = self.reference_logps(padded) if in_loss else [None] * num_rows
-        behind: list[Behind] = []
-        for iteration in range(self.optim.num_iterations if num_rows else 0):
-            for index, row in enumerate(padded):
-                row = row.to(self.accelerator.device)
-                with self._exchange(index == num_rows - 1):
-                    scores = self.wrapped(row, entropy_gradient=self.loss.entropy_coef != 0)
-                    if index >= len(rows):
-                        loss = 0.0 * (scores.logps_T.sum() + scores.entropy_T.sum())
-                    else:
-                        part = Tally()
-                        if iteration == 0:
-                            kept_T, reference_T = focus.kept_rows[index], references[index]
-                            behind.append(self._behind(row, scores, kept_T, reference_T, part))
-                        loss = self._row_loss(row, scores, behind[index], counts, focus.num_tokens, part)
-                        if loss.isfinite():
-                            tally.take(part)
-                        else:
-                            outcome.bad_rows.append(rows[index])
-                            loss = loss * torch.nan  # an infinite loss may have a gradient that is finite
-                    # DDP and DeepSpeed average over processes; the counts are already global.
-                    self.accelerator.backward(loss * self.accelerator.num_processes)
-            outcome.norms.append(self._step(tally))
-        tally.highest("optim/skipped_updates", outcome.num_skipped)
+    def update(self, rows: Sequence[PackedRow], counts: StepCounts, step: int) -> UpdateResult:
+        """Move the weights by the rows, `num_iterations` times."""
+        metrics = self._set_lr(step)
+        inputs = self.prepare(rows, counts)
+        passes, norms, bad_rows = [], [], []
+        for _ in range(self.optim.num_iterations if inputs.num_passes else 0):
+            # From the second iteration on, ratios are to the log-probs of the first one.
+            passes = self.forward_backward(inputs, [each.old_logps_T for each in passes])
+            norm, of_step = self.optimizer_step()
+            metrics = sum((each.metrics for each in passes), metrics) + of_step
+            norms.append(norm)
+            bad_rows += [row for row, each in zip(rows, passes, strict=True) if not each.is_finite]
         if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
             assert isinstance(self.reference, SecondCopy)
             self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
-        return outcome
+        result = UpdateResult(metrics=metrics, norms=norms, bad_rows=bad_rows)
+        skipped = Metrics(maxima={"optim/skipped_updates": result.num_skipped})
+        return replace(result, metrics=metrics + skipped)
+
+    def prepare(self, rows: Sequence[PackedRow], counts: StepCounts) -> UpdateInputs:
+        """The rows with what stays the same in all updates of a step."""
+        padded = self._padded(rows)
+        has_kl_term = self.loss.beta > 0 and not self.loss.kl_in_reward
+        return UpdateInputs(
+            rows=rows,
+            num_passes=len(padded),
+            counts=counts,
+            selection=self._select_tokens(padded, len(rows), counts),
+            reference_logps=self.reference_logps(rows) if has_kl_term else [None] * len(rows),
+        )
+
+    def forward_backward(self, inputs: UpdateInputs, old_logps: Sequence[Tensor] = ()) -> list[RowPass]:
+        """Leave the gradient of the step's loss, over all rows of all processes, on the weights.
+
+        old_logps: each row's log-probs before the step's first update; empty: this is the first, and they are its own.
+        """
+        passes: list[RowPass] = []
+        for index in range(inputs.num_passes):
+            with self._exchange(last=index == inputs.num_passes - 1):
+                if index < len(inputs.rows):
+                    passes.append(self._row_pass(inputs, index, old_logps[index] if old_logps else None))
+                else:
+                    self._padding_pass()
+        return passes
+
+    def optimizer_step(self) -> tuple[float, Metrics]:
+        """Move the weights by their gradient, whose norm before clipping is returned with the step's figures.
+
+        A gradient that is not finite moves nothing.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.optim.max_grad_norm)
+        norm = 0.0 if norm is None else float(norm)
+        if not math.isfinite(norm):
+            metrics = Metrics()
+        else:
+            # DeepSpeed has made its step by now, or skipped it for the same reason.
+            self.optimizer.step()
+            spd = self.optimizer.optimizer
+            projected = {"optim/projected_frac": Mean(spd.projected_frac, 1)} if isinstance(spd, SPD) else {}
+            metrics = Metrics(maxima={"optim/grad_norm": norm}, means=projected)
+        self.optimizer.zero_grad()
+        return norm, metrics
 
     def reference_logps(self, rows: Sequence[PackedRow]) -> list[Tensor]:
-        """The rows' log-probs under the reference, in the precision of the policy's passes; as many passes in
-        every process."""
+        """The rows' log-probs under the reference, each (T,), in the precision of the policy's passes."""
         assert self.reference is not None
-        padded = [*rows, *[self.padding_row] * (self._most(len(rows)) - len(rows))]
+        padded = self._padded(rows)
         with torch.no_grad(), self.accelerator.autocast(), self.reference.ready() as policy:
             return [policy(row.to(self.accelerator.device)).logps_T for row in padded][: len(rows)]
 
-    def _focus(self, rows: Sequence[PackedRow], num_real: int, counts: StepCounts) -> Focus:
-        """All tokens, or those of highest entropy among the tokens of all rows of all processes."""
-        quantile = self.loss.top_entropy_quantile
-        if quantile == 1 or not rows:
-            ones = [torch.ones(len(row.target_T), device=self.accelerator.device) for row in rows]
-            return Focus(kept_rows=ones, num_tokens=counts.num_tokens)
-        with torch.no_grad():  # one pass over all rows: the threshold must not depend on how they are packed
-            entropies = [self.wrapped(row.to(self.accelerator.device)).entropy_T for row in rows][:num_real]
-        own = torch.cat([torch.zeros(0, device=self.accelerator.device), *entropies])
-        padded = self.accelerator.pad_across_processes(own, pad_index=-1)  # entropies are not negative
-        everyone = self.accelerator.gather(padded)
+    def _padded(self, rows: Sequence[PackedRow]) -> list[PackedRow]:
+        """The rows, then padding rows up to the number of the process that has the most."""
+        counts = self.accelerator.gather(torch.tensor([len(rows)], device=self.accelerator.device))
+        most = int(counts.max())  # pyright: ignore[reportAttributeAccessIssue]
+        return [*rows, *[self.padding_row] * (most - len(rows))]
+
+    def _select_tokens(
+        self, padded: Sequence[PackedRow], num_rows: int, counts: StepCounts
+    ) -> TokenSelection:
+        """All tokens of the rows, or those of highest entropy among the tokens of all rows of all processes."""
+        quantile, device = self.loss.top_entropy_quantile, self.accelerator.device
+        if quantile == 1 or not padded:
+            ones = [torch.ones(len(row.target_T), device=device) for row in padded[:num_rows]]
+            return TokenSelection(kept_rows=ones, num_tokens=counts.num_tokens)
+        # One pass over all rows first: the threshold must not depend on how they are packed.
+        with torch.no_grad():
+            entropies = [self._scores(row.to(device)).entropy_T for row in padded][:num_rows]
+        own = torch.cat([torch.zeros(0, device=device), *entropies])
+        # Processes have different numbers of tokens; -1 fills up, since no entropy is negative.
+        everyone = self.accelerator.gather(self.accelerator.pad_across_processes(own, pad_index=-1))
         everyone = everyone[everyone >= 0]  # pyright: ignore
         threshold = torch.quantile(everyone, 1 - quantile)
         kept = [(entropy_T >= threshold).float() for entropy_T in entropies]
-        return Focus(kept_rows=kept, num_tokens=float((everyone >= threshold).sum()))
+        return TokenSelection(kept_rows=kept, num_tokens=float((everyone >= threshold).sum()))
 
-    def _behind(
-        self, row: PackedRow, scores: TokenScores, kept_T: Tensor, reference_T: Tensor | None, tally: Tally
-    ) -> Behind:
-        old_logps_T = scores.logps_T.detach()
-        _tally_row(row, scores, tally)
-        weight_T = kept_T
-        if self.loss.vllm_importance_sampling_correction:
-            correction = sampler_correction(
-                old_logps_T,
-                row.sampler_logps_T,
-                row.completion_T,
-                mode=self.loss.vllm_importance_sampling_mode,
-                clip_min=self.loss.vllm_importance_sampling_clip_min,
-                clip_max=self.loss.vllm_importance_sampling_clip_max,
-            )
-            weight_T = kept_T * correction.weight_T
-            tally.mean_of("sampler/ratio_mean", correction.ratio_T.sum().item(), len(kept_T))
-            tally.highest("sampler/ratio_max", correction.ratio_T.max().item())
-            tally.mean_of("sampler/outside_frac", correction.outside_T.sum().item(), len(kept_T))
-        return Behind(
-            old_logps_T=old_logps_T,
-            policy_weight_T=weight_T,
-            kept_T=kept_T,
-            reference_logps_T=reference_T,
+    def _row_pass(self, inputs: UpdateInputs, index: int, old_logps_T: Tensor | None) -> RowPass:
+        """old_logps_T: see `forward_backward`; None in the first update."""
+        row = inputs.rows[index].to(self.accelerator.device)
+        scores = self._scores(row)
+        before_T = scores.logps_T.detach() if old_logps_T is None else old_logps_T
+        loss, metrics = row_loss(
+            row,
+            scores,
+            self.loss,
+            inputs.counts,
+            old_logps_T=before_T,
+            kept_T=inputs.selection.kept_rows[index],
+            num_kept_tokens=inputs.selection.num_tokens,
+            reference_logps_T=inputs.reference_logps[index],
         )
+        if not loss.isfinite():
+            # An infinite loss may have a finite gradient. NaN reaches all processes when they exchange gradients, and
+            # all skip the update together.
+            self._backward(loss * torch.nan)
+            return RowPass(old_logps_T=before_T, is_finite=False, metrics=Metrics())
+        self._backward(loss)
+        metrics += Metrics(sums={"loss": loss.item() / self.optim.num_iterations})
+        if old_logps_T is None:
+            metrics += sampling_metrics(row, scores)
+        return RowPass(old_logps_T=before_T, is_finite=True, metrics=metrics)
 
-    def _row_loss(
-        self,
-        row: PackedRow,
-        scores: TokenScores,
-        behind: Behind,
-        counts: StepCounts,
-        num_kept_tokens: float,
-        tally: Tally,
-    ) -> Tensor:
-        settings, kind = self.loss, LOSSES[self.loss.type]
-        ratio_T = importance_ratio_T(
-            scores.logps_T,
-            behind.old_logps_T,
-            completion_T=row.completion_T,
-            lengths_T=row.lengths_T,
-            level=settings.level,
-        )
-        loss_T = kind.token_T(ratio_T, scores.logps_T, row.advantages_T, settings) * behind.policy_weight_T
-        if behind.reference_logps_T is not None:
-            divergence_T = kl_T(
-                scores.logps_T,
-                behind.reference_logps_T,
-                estimator=settings.kl_estimator,
-                ratio_T=ratio_T if settings.use_bias_correction_kl else None,
-            )
-            loss_T = loss_T + settings.beta * divergence_T
-            tally.mean_of("policy/kl", divergence_T.sum().item(), len(divergence_T))
-        loss = (kind.weights_T(row.lengths_T, counts) * loss_T).sum()
-        if settings.entropy_coef:
-            loss = loss - settings.entropy_coef * (scores.entropy_T * behind.kept_T).sum() / num_kept_tokens
-        tally.add("loss", loss.item() / self.optim.num_iterations)
-        clipped = kind.clipped_T(ratio_T, row.advantages_T, settings)
-        tally.mean_of("policy/clip_fraction", clipped.sum().item(), len(clipped))
-        return loss
+    def _padding_pass(self) -> None:
+        """A pass with zero loss, for the sake of processes that have more rows."""
+        scores = self._scores(self.padding_row.to(self.accelerator.device))
+        self._backward(0.0 * (scores.logps_T.sum() + scores.entropy_T.sum()))
 
-    def _set_lr(self, step: int, tally: Tally) -> None:
+    def _scores(self, row: PackedRow) -> TokenScores:
+        return self.wrapped(row, entropy_gradient=self.loss.entropy_coef != 0)
+
+    def _backward(self, loss: Tensor) -> None:
+        # DDP and DeepSpeed average over processes; the counts in the loss are already global.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged between processes in the last backward pass only."""
+        self.accelerator.sync_gradients = last
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def _set_lr(self, step: int) -> Metrics:
         factor = lr_factor(
             step,
             num_steps=self.num_steps,
@@ -225,28 +261,7 @@ class Learner:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * factor
-        tally.highest("optim/lr", self.optim.lr * factor)
-
-    def _exchange(self, last: bool) -> Any:
-        """Gradients are exchanged between processes in the last backward pass only."""
-        self.accelerator.sync_gradients = last
-        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-
-    def _step(self, tally: Tally) -> float:
-        """Move the weights; the gradient's norm before clipping. One that is not finite moves nothing."""
-        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.optim.max_grad_norm)
-        norm = 0.0 if norm is None else float(norm)
-        if math.isfinite(norm):  # DeepSpeed has made its step by now, or skipped it for the same reason
-            tally.highest("optim/grad_norm", norm)
-            self.optimizer.step()
-            if isinstance(self.optimizer.optimizer, SPD):
-                tally.mean_of("optim/projected_frac", self.optimizer.optimizer.projected_frac, 1)
-        self.optimizer.zero_grad()
-        return norm
-
-    def _most(self, count: int) -> int:
-        counts = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))
-        return int(counts.max())  # pyright: ignore[reportAttributeAccessIssue]
+        return Metrics(maxima={"optim/lr": self.optim.lr * factor})
 
 
 def lr_factor(
@@ -266,10 +281,11 @@ def lr_factor(
     return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _tally_row(row: PackedRow, scores: TokenScores, tally: Tally) -> None:
+def sampling_metrics(row: PackedRow, scores: TokenScores) -> Metrics:
     """Entropy, and the distance to the engine's log-probs: whether it samples from these weights."""
     gap_T = (scores.logps_T.detach() - row.sampler_logps_T).abs()
-    tally.mean_of("policy/entropy", scores.entropy_T.sum().item(), len(gap_T))
-    tally.mean_of("sampler/gap_mean", gap_T.sum().item(), len(gap_T))
-    tally.highest("sampler/gap_max", gap_T.max().item())
-    tally.add("tokens/computed", len(row.input_ids_N))
+    return Metrics(
+        means={"policy/entropy": mean_of(scores.entropy_T), "sampler/gap_mean": mean_of(gap_T)},
+        maxima={"sampler/gap_max": gap_T.max().item()},
+        sums={"tokens/computed": len(row.input_ids_N)},
+    )

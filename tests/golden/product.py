@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,12 +25,11 @@ from grpo.config.load import load_config
 from grpo.demo.clips import write_dataset
 from grpo.groups import Group, Prompt, ScoredGroup
 from grpo.learner.advantages import score_groups
-from grpo.learner.losses import StepCounts
+from grpo.learner.losses import step_counts
 from grpo.packing import Block, PackedRow
 from grpo.policy.model import Policy
 from grpo.rollout import Engine, OnGroup, Sampling, as_rollout
 from grpo.run.folder import RunDir, read_rows
-from grpo.run.tally import Tally
 from rewards.scoring.runner import load_rewards
 from tests.golden import cases
 from tests.support import tiny
@@ -79,12 +77,12 @@ def _updates(groups: Sequence[ScoredGroup], loss: LossConfig) -> Stored:
     policy = tiny.policy()
     start = {name: weight.clone() for name, weight in _stored_weights(policy).items()}
     learner = make_learner(policy, loss=loss, optim=OptimConfig(**cases.OPTIM), reference=_reference())
-    tally = Tally()
-    outcome = learner.update(rows, _counts(groups), 1, tally)
+    counts = step_counts(groups, max_new_tokens=32)
+    result = learner.update(rows, counts, 1)
     return {
         "num_rows": len(rows),
-        "gradient_norms": outcome.norms,
-        "figures": tally.reduced(lambda part: gather_object([part])),
+        "gradient_norms": result.norms,
+        "figures": result.metrics.reduced(),
         "weights": weights_summary(_stored_weights(policy), start),
     }
 
@@ -148,16 +146,6 @@ def _scored(index: int, entry: Stored, clip: Mapping[str, Any] | None) -> Scored
     advantages = tuple(entry["advantages"])
     group = Group(prompt=prompt, rollouts=tuple(rollouts))
     return ScoredGroup(group=group, table=tiny.table(advantages), advantages=advantages)
-
-
-def _counts(groups: Sequence[ScoredGroup]) -> StepCounts:
-    lengths = [
-        len(rollout.token_ids)
-        for scored in groups
-        for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True)
-        if advantage is not None
-    ]
-    return StepCounts(num_completions=len(lengths), num_tokens=sum(lengths), max_new_tokens=32)
 
 
 def weights_summary(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Stored:

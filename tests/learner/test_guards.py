@@ -12,11 +12,13 @@ import torch
 
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.groups import Prompt, ScoredGroup
-from grpo.learner.guards import Guard, Outcome
-from grpo.learner.update import Learner
+from grpo.learner import losses
+from grpo.learner import update as update_module
+from grpo.learner.guards import Guard
+from grpo.learner.update import Learner, UpdateResult
 from grpo.packing import PackedRow
 from grpo.run.folder import read_rows
-from grpo.run.tally import Tally
+from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.launched import run_two
 from tests.support.learners import counts_of, make_learner, overflowing, packed, text_groups
@@ -36,14 +38,13 @@ def test_an_update_that_is_not_finite_leaves_no_trace(value: float) -> None:
     plain, tried = (
         make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=OptimConfig(lr=1e-3)) for _ in range(2)
     )
-    tally = Tally()
     bad = [*rows[:-1], spoiled(rows[-1], value)]
-    outcome = tried.update(bad, counts_of(groups), 1, tally)
-    figures = tally.reduced(lambda part: [part])
-    assert outcome.bad_rows == [bad[-1]] and figures["optim/skipped_updates"] == outcome.num_skipped == 1
+    result = tried.update(bad, counts_of(groups), 1)
+    figures = result.metrics.reduced()
+    assert result.bad_rows == [bad[-1]] and figures["optim/skipped_updates"] == result.num_skipped == 1
     assert all(map(math.isfinite, figures.values())) and "optim/grad_norm" not in figures
     for learner in (plain, tried):  # AdamW's averages are those of a first step, too
-        assert learner.update(rows, counts_of(groups), 1, Tally()).num_skipped == 0
+        assert learner.update(rows, counts_of(groups), 1).num_skipped == 0
     for name, weight in plain.policy.named_weights():
         assert torch.equal(weight, dict(tried.policy.named_weights())[name]), name
 
@@ -52,27 +53,26 @@ def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite() -> 
     groups = text_groups()
     rows = packed(groups, tokens_per_row=30)
     learner = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=OptimConfig(lr=1e-3))
-    tally = Tally()
     overflow = overflowing(learner.policy)
-    outcome = learner.update(rows, counts_of(groups), 1, tally)
-    figures = tally.reduced(lambda part: [part])
+    result = learner.update(rows, counts_of(groups), 1)
+    figures = result.metrics.reduced()
     assert math.isfinite(figures["loss"]) and "optim/grad_norm" not in figures
-    assert outcome.bad_rows == [] and figures["optim/skipped_updates"] == outcome.num_skipped == 1
+    assert result.bad_rows == [] and figures["optim/skipped_updates"] == result.num_skipped == 1
     start = dict(tiny.policy(seed=1).named_weights())
     assert all(torch.equal(weight, start[name]) for name, weight in learner.policy.named_weights())
     overflow.remove()
-    assert learner.update(rows, counts_of(groups), 1, Tally()).num_skipped == 0
+    assert learner.update(rows, counts_of(groups), 1).num_skipped == 0
 
 
 def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     guard = Guard(tmp_path / "bad_rows", max_skipped=2, spike_factor=0, process=0)
     rows = packed(text_groups(), tokens_per_row=30)
     for norm in (math.nan, math.inf, 1.0, math.nan, math.nan):
-        guard.watch(1, Outcome(norms=[norm]), rows)
+        guard.watch(1, UpdateResult(norms=[norm]), rows)
         guard.check(1)
     resumed = Guard(tmp_path / "bad_rows", max_skipped=2, spike_factor=0, process=0)
     resumed.load_state_dict(guard.state_dict())
-    resumed.watch(2, Outcome(norms=[math.nan], bad_rows=rows[:1]), rows)
+    resumed.watch(2, UpdateResult(norms=[math.nan], bad_rows=rows[:1]), rows)
     with pytest.raises(RuntimeError, match="gradient of 3 updates in a row was not finite"):
         resumed.check(2)
     stored = torch.load(tmp_path / "bad_rows" / "step_000002_process_0_row_0.pt", weights_only=False)
@@ -87,9 +87,9 @@ def test_a_gradient_far_above_the_median_is_noted_with_the_groups_of_most_weight
     rows = packed(seven_groups(), tokens_per_row=60)
     assert len(rows) > 2 and any(len(row.prompts) > 1 for row in rows)
     for norm in (1.0, 50.0, *[2.0] * 9):  # the first 10 have nothing to be compared with
-        assert guard.watch(1, Outcome(norms=[norm]), rows) == []
-    assert guard.watch(2, Outcome(norms=[19.0]), rows) == []
-    (found,) = guard.watch(3, Outcome(norms=[21.0]), rows)
+        assert guard.watch(1, UpdateResult(norms=[norm]), rows) == []
+    assert guard.watch(2, UpdateResult(norms=[19.0]), rows) == []
+    (found,) = guard.watch(3, UpdateResult(norms=[21.0]), rows)
     assert found == {
         "step": 3,
         "kind": "grad_norm",
@@ -137,18 +137,18 @@ def test_a_run_goes_on_after_a_bad_update_and_says_what_was_in_it(
 def spoil_updates(monkeypatch: pytest.MonkeyPatch, *, only_second: bool) -> None:
     """Stand for a pass that overflows: the loss of every row, or of those of one step."""
     steps: list[int] = []
-    update, row_loss = Learner.update, Learner._row_loss
+    update, row_loss = Learner.update, losses.row_loss
 
-    def counted(self: Learner, *arguments: Any) -> Outcome:
+    def counted(self: Learner, *arguments: Any) -> UpdateResult:
         steps.append(1)
         return update(self, *arguments)
 
-    def spoiled_loss(self: Learner, *arguments: Any) -> torch.Tensor:
-        loss = row_loss(self, *arguments)
-        return loss if only_second and len(steps) != 2 else loss * math.nan
+    def spoiled_loss(*arguments: Any, **options: Any) -> tuple[torch.Tensor, Metrics]:
+        loss, metrics = row_loss(*arguments, **options)
+        return loss if only_second and len(steps) != 2 else loss * math.nan, metrics
 
     monkeypatch.setattr(Learner, "update", counted)
-    monkeypatch.setattr(Learner, "_row_loss", spoiled_loss)
+    monkeypatch.setattr(update_module, "row_loss", spoiled_loss)
 
 
 @pytest.mark.slow
@@ -167,7 +167,9 @@ def test_two_processes_skip_together_what_is_not_finite_in_one(kind: str, tmp_pa
 def test_only_the_process_with_a_bad_row_names_rows_and_each_once(tmp_path: Path) -> None:
     guard = Guard(tmp_path / "bad_rows", max_skipped=9, spike_factor=0, process=0)
     rows = packed(text_groups(), tokens_per_row=30)
-    assert guard.watch(1, Outcome(norms=[math.nan]), rows, is_blamed=True) == []
-    twice = Outcome(norms=[math.nan, math.nan], bad_rows=[rows[1], rows[1]])
+    assert guard.watch(1, UpdateResult(norms=[math.nan]), rows, is_blamed=True) == []
+    twice = UpdateResult(norms=[math.nan, math.nan], bad_rows=[rows[1], rows[1]])
     assert len(guard.watch(2, twice, rows, is_blamed=True)) == 1
-    assert len(guard.watch(3, Outcome(norms=[math.nan]), rows)) == len(rows)  # any of them may be to blame
+    assert len(guard.watch(3, UpdateResult(norms=[math.nan]), rows)) == len(
+        rows
+    )  # any of them may be to blame

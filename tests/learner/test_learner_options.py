@@ -16,7 +16,6 @@ from grpo.config.load import load_config
 from grpo.groups import Group, RewardTable
 from grpo.learner.advantages import score_groups
 from grpo.learner.kl_reward import subtract_divergences
-from grpo.run.tally import Tally
 from tests.support import tiny
 from tests.support.launched import run_in_two
 from tests.support.learners import (
@@ -93,7 +92,7 @@ def test_the_entropy_bonus_raises_the_entropy() -> None:
     before, after = tiny.policy(seed=1), tiny.policy(seed=1)
     (row,) = packed(text_groups())
     learner = make_learner(after, loss=LossConfig(entropy_coef=10.0), optim=OptimConfig(lr=1e-3))
-    learner.update([row], counts_of(text_groups()), 1, Tally())
+    learner.update([row], counts_of(text_groups()), 1)
     assert after(row).entropy_T.mean() > before(row).entropy_T.mean() + 0.1
 
 
@@ -134,15 +133,7 @@ def test_a_divergence_in_the_reward_is_the_sum_over_a_completions_tokens() -> No
     tables = [RewardTable(columns={}, parts={"a": (1.0, 2.0, 3.0)}, totals=(1.0, None, 3.0), failures=())] * 3
     settings = LossConfig(beta=0.5, kl_in_reward=True, kl_estimator="k1")
     learner = make_learner(tiny.policy(), loss=settings, reference=moved_policy())
-    tally = Tally()
-    found = subtract_divergences(
-        groups,
-        tables,
-        learner.reference_logps,
-        settings,
-        tiny.family(),
-        tally,
-    )
+    found, metrics = subtract_divergences(groups, tables, learner.reference_logps, settings, tiny.family())
     for group, table in zip(groups, found, strict=True):
         expected = [
             sum(rollout.logprobs) - reference_sum(group, i) for i, rollout in enumerate(group.rollouts)
@@ -153,7 +144,7 @@ def test_a_divergence_in_the_reward_is_the_sum_over_a_completions_tokens() -> No
         assert [table.totals[0], table.totals[2]] == pytest.approx(
             [1 - 0.5 * expected[0], 3 - 0.5 * expected[2]], abs=1e-4
         )
-    assert "policy/kl" in tally.reduced(lambda part: [part])
+    assert "policy/kl" in metrics.reduced()
 
 
 def reference_sum(group: Group, index: int) -> float:
@@ -176,7 +167,7 @@ def test_the_reference_follows_the_policy_every_few_steps_and_is_checkpointed(tm
     policy, groups = tiny.policy(seed=1), text_groups()
     learner = make_learner(policy, loss=settings, optim=OptimConfig(lr=1e-3), reference=tiny.policy(seed=1))
     for step in (1, 2, 3):
-        learner.update(packed(groups), counts_of(groups), step, Tally())
+        learner.update(packed(groups), counts_of(groups), step)
         if step == 2:
             at_two = {name: weight.detach().clone() for name, weight in policy.named_parameters()}
         if step == 1:
@@ -204,9 +195,8 @@ def test_spd_in_the_learner_reports_what_it_projects_and_pulls_towards_the_first
     fractions = []
     for step in range(1, 7):
         flipped = [replace(s, advantages=tuple(-a * (-1) ** step for a in s.advantages)) for s in groups]  # pyright: ignore
-        tally = Tally()
-        learner.update(packed(flipped), counts_of(groups), step, tally)
-        fractions.append(tally.reduced(lambda part: [part])["optim/projected_frac"])
+        result = learner.update(packed(flipped), counts_of(groups), step)
+        fractions.append(result.metrics.reduced()["optim/projected_frac"])
     assert fractions[0] == 0.0 and 0 < max(fractions) <= 1
     learner.accelerator.save_state(str(tmp_path / "state"))
     resumed = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=optim)

@@ -19,8 +19,8 @@ from grpo.learner.ratios import completion_sums_T, importance_ratio_T, sampler_c
 from grpo.packing import PackedRow
 from grpo.policy.model import Policy
 from tests.support import tiny
-from tests.support.learners import Fixed, updated
 from tests.support.learners import packed as rows_of
+from tests.support.learners import updated
 
 MAX_NEW_TOKENS = 24
 
@@ -218,8 +218,8 @@ def our_loss(settings: LossConfig, *, is_older: bool) -> tuple[float, Tensor]:
         num_completions=len(rollouts_of(groups)), num_tokens=len(row.target_T), max_new_tokens=MAX_NEW_TOKENS
     )
     policy = plain_policy()
-    behind = Fixed(old_logps_T=logps_before(is_older=True)) if is_older else None
-    figures = updated(policy, [row], counts, loss=settings, reference=reference_policy(), behind=behind)
+    old_logps = [logps_before(is_older=True)] if is_older else []
+    figures = updated(policy, [row], counts, loss=settings, reference=reference_policy(), old_logps=old_logps)
     return figures["loss"], language_gradient(policy.model)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
 from grpo.learner.optimizers import SPD, make_optimizer
 from grpo.learner.update import Learner
-from grpo.run.tally import Tally
 from tests.support import tiny
 from tests.support.learners import counts_of, make_learner, packed, text_groups
 
@@ -175,16 +174,6 @@ def test_without_a_method_it_is_adamw_with_its_weight_decay() -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
-class Recording(Learner):
-    """Remembers the gradients of its last update."""
-
-    gradients: list[np.ndarray]
-
-    def _step(self, tally: Tally) -> float:
-        self.gradients = [as_numpy(weight.grad) for weight in adapters_of(self)]
-        return super()._step(tally)
-
-
 def adapters_of(learner: Learner) -> list[nn.Parameter]:
     return [weight for weight in learner.policy.parameters() if weight.requires_grad]
 
@@ -200,16 +189,18 @@ def test_the_learner_pulls_adapters_towards_zero(method: str, strength: float) -
     robust = RobustConfig(method=method, strength=strength)  # pyright: ignore[reportArgumentType]
     optim = OptimConfig(lr=LR, betas=BETAS, schedule="constant", max_grad_norm=1e9, robust=robust)
     policy, groups = tiny.policy(seed=1, lora=tiny.LORA), text_groups()
-    learner = make_learner(policy, loss=LossConfig(), optim=optim, kind=Recording)
+    learner = make_learner(policy, loss=LossConfig(), optim=optim)
     weights = adapters_of(learner)
     assert all(not start.any() for start in learner.optimizer.optimizer.starts)
     expected, adams, projections = [as_numpy(weight) for weight in weights], [Adam() for _ in weights], 0
     for step in range(1, 5):
         sign = (-1) ** step  # swings about, against the momentum
         rows = [replace(row, advantages_T=sign * row.advantages_T) for row in packed(groups)]
-        learner.update(rows, counts_of(groups), step, Tally())
+        learner.forward_backward(learner.prepare(rows, counts_of(groups)))
+        gradients = [as_numpy(weight.grad) for weight in weights]
+        learner.optimizer_step()
         origins = [np.zeros(weight.shape) for weight in weights]
-        each = zip(adams, expected, origins, learner.gradients, strict=True)
+        each = zip(adams, expected, origins, gradients, strict=True)
         results = [transcription(*one, strength) for one in each]
         expected, projected = [list(column) for column in zip(*results, strict=True)]
         projections += sum(projected)

@@ -20,7 +20,6 @@ from grpo.config.model import LoraConfig, LoraTargets
 from grpo.policy.adapters import is_adapter
 from grpo.policy.model import Policy
 from grpo.run import checkpoint
-from grpo.run.tally import Tally
 from tests.rollout.test_rollout import SAMPLING, SEEDS, TEMPERATURE, gap, prompts
 from tests.support import tiny
 from tests.support.learners import counts_of, make_learner, packed, text_groups
@@ -144,14 +143,14 @@ def test_a_checkpoint_holds_the_adapters_and_their_moments_alone(tmp_path: Path)
     ]
     groups = text_groups()
     for step in (1, 2):
-        learners[0].update(packed(groups), counts_of(groups), step, Tally())
+        learners[0].update(packed(groups), counts_of(groups), step)
     learners[0].accelerator.save_state(str(tmp_path))
     names = load_file(tmp_path / "model.safetensors").keys()
     trained = learners[0].policy
     assert names == adapters_of(trained).keys()
     learners[1].accelerator.load_state(str(tmp_path))
     for learner in learners:
-        learner.update(packed(groups), counts_of(groups), 3, Tally())
+        learner.update(packed(groups), counts_of(groups), 3)
     for name, weight in learners[1].policy.named_parameters():
         assert torch.equal(weight, dict(trained.named_parameters())[name]), name
 

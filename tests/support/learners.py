@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,34 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.groups import ScoredGroup
-from grpo.learner.losses import StepCounts
-from grpo.learner.update import Behind, Learner
+from grpo.learner.losses import StepCounts, step_counts
+from grpo.learner.update import Learner
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.policy.model import Policy
-from grpo.run.tally import Tally
+from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.runs import reset_process_state
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fixed:
-    """Log-probs of an earlier policy than the one that is updated, as from the second iteration on."""
-
-    old_logps_T: Tensor
-
-
-class KeepsGradients(Learner):
-    """Leaves the gradient where the test can see it, and the weights as they are."""
-
-    behind: Fixed | None = None
-
-    def _step(self, tally: Tally) -> float:
-        return 0.0
-
-    def _behind(self, row: PackedRow, scores: Any, *others: Any) -> Behind:
-        if self.behind is not None:
-            scores = scores._replace(logps_T=self.behind.old_logps_T)
-        return super()._behind(row, scores, *others)
 
 
 def make_learner(
@@ -50,10 +29,9 @@ def make_learner(
     loss: LossConfig,
     optim: OptimConfig | None = None,
     reference: Policy | None = None,
-    kind: type[Learner] = Learner,
 ) -> Any:
     reset_process_state()
-    return kind(
+    return Learner(
         policy,
         Accelerator(cpu=True, mixed_precision="no"),
         loss=loss,
@@ -70,14 +48,15 @@ def updated(
     *,
     loss: LossConfig,
     reference: Policy | None = None,
-    behind: Fixed | None = None,
+    old_logps: Sequence[Tensor] = (),
 ) -> dict[str, float]:
-    """The figures of an update that leaves its gradient on the policy, and the weights alone."""
-    learner = make_learner(policy, loss=loss, reference=reference, kind=KeepsGradients)
-    learner.behind = behind
-    tally = Tally()
-    learner.update(rows, counts, 1, tally)
-    return tally.reduced(lambda part: gather_object([part]))
+    """The figures of an update's passes, which leave their gradient on the policy, and the weights alone.
+
+    old_logps: the rows' under an earlier policy, as from the second iteration on.
+    """
+    learner = make_learner(policy, loss=loss, reference=reference)
+    passes = learner.forward_backward(learner.prepare(rows, counts), old_logps)
+    return sum((each.metrics for each in passes), Metrics()).reduced(gather_object)
 
 
 def text_groups(seed: int = 0) -> list[ScoredGroup]:
@@ -108,8 +87,7 @@ def packed(
 
 
 def counts_of(groups: Sequence[ScoredGroup]) -> StepCounts:
-    lengths = [len(rollout.token_ids) for scored in groups for rollout in scored.group.rollouts]
-    return StepCounts(num_completions=len(lengths), num_tokens=sum(lengths), max_new_tokens=24)
+    return step_counts(groups, max_new_tokens=24)
 
 
 def moved_policy() -> Policy:

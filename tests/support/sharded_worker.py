@@ -22,7 +22,7 @@ from grpo.config.model import LoraConfig, LoraTargets
 from grpo.learner.launching import make_accelerator, shards_weights
 from grpo.learner.update import Learner
 from grpo.policy.sharding import is_zero3
-from grpo.run.tally import Tally
+from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.launched import allow_fsdp_on_cpu
 from tests.support.learners import counts_of, moved_policy, overflowing, packed
@@ -56,27 +56,26 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     learner = Learner(
         policy, accelerator, loss=LOSS, optim=optim, num_steps=10, load_reference=lambda _: moved_policy()
     )
-    tally = Tally()
     rows = packed(own, tokens_per_row=600)
     if case == "spd":  # a step away from the start, and one back, against the momentum
-        learner.update(rows, counts_of(groups), 1, Tally())
+        learner.update(rows, counts_of(groups), 1)
         rows = [replace(row, advantages_T=-row.advantages_T) for row in rows]
     if case == "not finite" and of_process == 1:
         rows = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
-    outcomes = [learner.update(rows, counts_of(groups), 1, tally)]
+    results = [learner.update(rows, counts_of(groups), 1)]
     if case == "not finite":  # of the second process: first its loss, then its gradient
         if of_process == 1:
             overflowing(policy)
-        outcomes.append(learner.update(packed(own, tokens_per_row=600), counts_of(groups), 1, tally))
+        results.append(learner.update(packed(own, tokens_per_row=600), counts_of(groups), 1))
     if case in ONE_IDLE:
         rows = [] if of_process == 1 else packed(groups, tokens_per_row=600)
-        learner.update(rows, counts_of(groups), 2, Tally())
+        learner.update(rows, counts_of(groups), 2)
     return {
-        "figures": tally.reduced(lambda part: gather_object([part])),
+        "figures": sum((result.metrics for result in results), Metrics()).reduced(gather_object),
         "weights": {name: weight.clone() for name, weight in policy.named_weights()},
         "sharded": policy.sharded,
         "in parts": any(is_zero3(weight) or isinstance(weight, DTensor) for weight in policy.parameters()),
-        "skipped": [outcome.num_skipped for outcome in outcomes],
+        "skipped": [result.num_skipped for result in results],
     }
 
 

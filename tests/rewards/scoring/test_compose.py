@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from grpo.groups import RewardTable, ScoredGroup
-from grpo.run.tally import Tally
-from grpo.trainer import tally_groups
+from grpo.trainer import group_metrics
 from rewards.hostile import make_group, synthetic_samples
 from rewards.scoring.compose import (
     Condition,
@@ -87,10 +86,8 @@ def test_the_share_of_rollouts_whose_gates_are_open_is_logged() -> None:
     none = (0.0,) * 4
     table = RewardTable(columns=columns, parts={}, totals=none, failures=())
     scored = ScoredGroup(group=group, table=table, advantages=none)
-    tally = Tally()
-    tally_groups([scored], tally, specs)
     opened = {
-        key: value for key, value in tally.reduced(lambda each: [each]).items() if key.endswith("/open")
+        key: value for key, value in group_metrics([scored], specs).reduced().items() if key.endswith("/open")
     }
     assert opened == {"rewards/graded/open": 0.5, "rewards/other/open": 0.25, "rewards/never/open": 0.0}
 
