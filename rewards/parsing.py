@@ -25,7 +25,7 @@ TAGS = (THINK, KEYFRAMES, ANSWER)
 
 # Bounded, as int() refuses more than 4,300 digits, float() makes inf of 400 and no clip lasts 30 years.
 _SECONDS = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
-_MOMENT = re.compile(rf"({_SECONDS})(?:\s*+-\s*+({_SECONDS}))?")
+_MOMENT = re.compile(rf"({_SECONDS})(?:(?:\s*+-\s*+|\s++to\s++)({_SECONDS}))?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,100}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
 _EMPTY = frozenset(
     "\u115f\u1160\u2800\u3164\uffa0"
@@ -131,8 +131,8 @@ def read_number(content: str) -> Decimal | None:
 def read_moments(content: str) -> list[tuple[float, float]] | None:
     """Cited moments as spans (start, end) in seconds; None unless every one of them is readable.
 
-    Comma separated, each a number (`3.5`) or a span (`3.0-4.5`) that does not end before it starts. A
-    number is a span of no length.
+    Comma separated, each a number (`3.5`) or a span (`3.0-4.5`, `3.0 to 4.5`) that does not end before it starts.
+    A number is a span of no length.
     """
     matches = [_MOMENT.fullmatch(part.strip()) for part in folded(content).split(",")]
     if not all(matches):

@@ -11,17 +11,23 @@ import logging
 import os
 from collections.abc import Iterator
 
-from grpo.data.fields import Record, objects, on_clips_clock, present, seconds, text, without
+from grpo.data.fields import (
+    ANSWER_WITH_A_SPAN,
+    Record,
+    objects,
+    on_clips_clock,
+    present,
+    seconds,
+    text,
+    without,
+)
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
 logger = logging.getLogger(__name__)
 
-QUESTION = (
-    'When does the video show what answers the question "{query}"? '
-    "Answer with a span in seconds, such as 3.0-4.5."
-)
+QUESTION = f'When does the video show what answers the question "{{query}}"? {ANSWER_WITH_A_SPAN}'
 """The queries alone ask for a thing or a place, never for a time."""
 
 

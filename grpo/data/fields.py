@@ -13,13 +13,15 @@ from typing import Any, TypeGuard, get_args
 
 from grpo.groups import Task
 from grpo.media.clip import ClipSource
-from rewards.parsing import read_number
+from rewards.parsing import read_number, read_span
 
 Record = Mapping[str, Any]
 Span = tuple[float, float]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TASKS: tuple[str, ...] = get_args(Task)
+ANSWER_WITH_A_SPAN = "Answer with a span in seconds, such as 3.0-4.5."
+"""What questions of data sets that ask for a time don't say."""
 LETTERED = re.compile(r"\(?([A-Z])[.:)]\)?\s*(.*)", re.DOTALL)
 """An option as data sets write it: `A. text`, `A: text`, `A) text`, `(A) text`."""
 
@@ -103,14 +105,18 @@ def options(value: object, key: str = "options") -> tuple[str, ...]:
 
 
 def without_letters(texts: Sequence[str]) -> tuple[str, ...]:
-    """Options whose texts begin with their own letters, without these; options without any, as they are."""
+    """Options without the letters that their texts begin with, in the letters' order; options without any, as they
+    are."""
     found = [LETTERED.fullmatch(option.strip()) for option in texts]
-    own = [match for match, letter in zip(found, LETTERS, strict=False) if match and match[1] == letter]
-    if not own:
-        return tuple(texts)
-    if len(own) < len(texts):
-        raise ValueError(f"of the options only {len(own)} begin with their letters: {shown(list(texts))}")
-    return tuple(as_text(match[2], "options") for match in own)
+    by_letter = {match[1]: match[2] for match in found if match and match[1] in LETTERS[: len(texts)]}
+    if len(by_letter) == len(texts):
+        return tuple(as_text(by_letter[letter], "options") for letter in sorted(by_letter))
+    in_place = any(match and match[1] == letter for match, letter in zip(found, LETTERS, strict=False))
+    if in_place or len(by_letter) > 1:
+        raise ValueError(
+            f"of the options only {len(by_letter)} begin with their letters: {shown(list(texts))}"
+        )
+    return tuple(texts)
 
 
 def check_letter(answer: str, num_options: int) -> str:
@@ -132,6 +138,15 @@ def on_clips_clock(spans_s: Iterable[Span], clip_source: ClipSource | None, *, k
                 f"{key!r}: {first_s:g} to {last_s:g} s lies outside the clip, {start_s:g} s to {until}"
             )
     return tuple((first_s - start_s, last_s - start_s) for first_s, last_s in spans_s)
+
+
+def span_answer(given: str, clip_source: ClipSource | None) -> str:
+    """The span in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is 6.199999999999999."""
+    span_s = read_span(given)
+    if span_s is None or round(span_s[0], 3) == round(span_s[1], 3):
+        raise ValueError(f"'answer' must be a span in seconds, such as 3.0-4.5, not {shown(given)}")
+    ((first_s, last_s),) = on_clips_clock([span_s], clip_source, key="answer")
+    return f"{round(first_s, 3)}-{round(last_s, 3)}"
 
 
 def check_bounds(start_s: float, end_s: float, *, keys: tuple[str, str]) -> None:

@@ -32,6 +32,7 @@ from grpo.data.fields import (
     rate,
     seconds,
     shown,
+    span_answer,
     text,
     without,
     written_out,
@@ -39,7 +40,6 @@ from grpo.data.fields import (
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
-from rewards.parsing import read_span
 
 MEDIA_KEYS = ("video", "frames", "image", "images")
 FRAME_KEYS = ("frame_fps", "frame_times_s")
@@ -110,16 +110,7 @@ def _answer(record: Record, task: str, choices: tuple[str, ...], clip_source: Cl
         return check_letter(given, len(choices))
     if task in ("number", "regression") and not holds_number(given):
         raise ValueError(f"'answer' must be a number for the task {task!r}, not {shown(given)}")
-    return _span_answer(given, clip_source) if task == "span" else given
-
-
-def _span_answer(given: str, clip_source: ClipSource | None) -> str:
-    """The span in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is 6.199999999999999."""
-    span_s = read_span(given)
-    if span_s is None or round(span_s[0], 3) == round(span_s[1], 3):
-        raise ValueError(f"'answer' must be a span in seconds, such as 3.0-4.5, not {shown(given)}")
-    ((first_s, last_s),) = on_clips_clock([span_s], clip_source, key="answer")
-    return f"{round(first_s, 3)}-{round(last_s, 3)}"
+    return span_answer(given, clip_source) if task == "span" else given
 
 
 def _clip_source(record: Record, place: Place) -> ClipSource | None:

@@ -1,7 +1,8 @@
 """Video-R1's JSON (https://github.com/tulerfeng/Video-R1, arXiv 2503.21776): `Video-R1-260k.json` and its like.
 
-`problem`, `options` ("A. text"), `solution` (`<answer>B</answer>`), `path`, `problem_type`. More than half of
-the published file is about single images.
+`problem`, `options` ("A. text", in any order), `solution` (`<answer>B</answer>`), `path`, `problem_type`. More than
+half of the published file is about single images. The types `open-ended` and `temporal grounding`, whose solutions are
+spans (`{"time": [3.0, 4.5]}`, `3.0 to 4.5`), are OneThinker's (https://github.com/tulerfeng/OneThinker).
 """
 
 from __future__ import annotations
@@ -10,7 +11,18 @@ import os
 import re
 from collections.abc import Iterator
 
-from grpo.data.fields import Record, check_letter, name, options, shown, text, without, without_letters
+from grpo.data.fields import (
+    ANSWER_WITH_A_SPAN,
+    Record,
+    check_letter,
+    name,
+    options,
+    shown,
+    span_answer,
+    text,
+    without,
+    without_letters,
+)
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample, Task
 from grpo.media.clip import ClipSource
@@ -20,8 +32,11 @@ TASK_OF_TYPE: dict[str, Task] = {
     "numerical": "number",
     "OCR": "ocr",
     "free-form": "open",
+    "open-ended": "open",
     "regression": "regression",
+    "temporal grounding": "span",
 }
+TIME = re.compile(r'\{\s*"time"\s*:\s*(\[[^\]]*\])\s*\}')
 SOLUTION = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 OWN_KEYS = ("problem", "problem_type", "data_type", "options", "solution", "path")
 
@@ -41,21 +56,28 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         raise ValueError(f"unknown 'problem_type' {problem_type!r}; there are {', '.join(TASK_OF_TYPE)}")
     task = TASK_OF_TYPE[problem_type]
     choices = without_letters(options(record.get("options"))) if task == "choice" else ()
-    answer = _answer(text(record, "solution"))
     path = place.media(text(record, "path"))
+    clip_source = ClipSource(video=path) if kind == "video" else ClipSource(frames=(path,))
+    question = text(record, "problem")
     yield Sample(
         id=place.id(name(record, "problem_id")),
-        question=text(record, "problem"),
-        answer=check_letter(answer, len(choices)) if task == "choice" else answer,
+        question=f"{question} {ANSWER_WITH_A_SPAN}" if task == "span" else question,
+        answer=_answer(_solution(text(record, "solution")), task, len(choices), clip_source),
         task=task,
         source=place.source,
         options=choices,
-        clip_source=ClipSource(video=path) if kind == "video" else ClipSource(frames=(path,)),
+        clip_source=clip_source,
         columns=without(record, *OWN_KEYS),
     )
 
 
-def _answer(solution: str) -> str:
+def _answer(solution: str, task: Task, num_options: int, clip_source: ClipSource) -> str:
+    if task == "choice":
+        return check_letter(solution, num_options)
+    return span_answer(TIME.sub(r"\1", solution), clip_source) if task == "span" else solution
+
+
+def _solution(solution: str) -> str:
     match = SOLUTION.fullmatch(solution)
     if match is None or not match[1].strip():
         raise ValueError(f"'solution' must be <answer>...</answer>, not {shown(solution)}")

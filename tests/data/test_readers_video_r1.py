@@ -35,7 +35,8 @@ def test_a_record_is_translated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("problem_type", "task"),
-    [("numerical", "number"), ("OCR", "ocr"), ("free-form", "open"), ("regression", "regression")],
+    [("numerical", "number"), ("OCR", "ocr"), ("free-form", "open"), ("open-ended", "open")]
+    + [("regression", "regression")],
 )
 def test_every_problem_type_has_its_task(problem_type: str, task: str, tmp_path: Path) -> None:
     changes = {"problem_type": problem_type, "options": [], "solution": "<answer> 3.14\n</answer>"}
@@ -53,6 +54,13 @@ def test_every_problem_type_has_its_task(problem_type: str, task: str, tmp_path:
         ({"solution": "<answer>D</answer>"}, "answer 'D' is not one of the options A to C"),
         ({"options": []}, "'options' must be a list of 2 to 26 texts, not []"),
         ({"options": ["A. x", "C. y"]}, "of the options only 1 begin with their letters"),
+        ({"options": ["A. x", "A. y"]}, "of the options only 1 begin with their letters"),
+        ({"options": ["B. x", "C. y", "D. z"]}, "of the options only 2 begin with their letters"),
+        ({"options": ["C. x", "A. y", "z"]}, "of the options only 2 begin with their letters"),
+        (
+            {"problem_type": "temporal grounding"},
+            "'answer' must be a span in seconds, such as 3.0-4.5, not 'B'",
+        ),
         ({"options": ["A. x", "B."]}, "'options' must be a text that is not empty"),
         ({"options": ["A. x", 3]}, "'options' must be a text that is not empty, not 3"),
         ({"problem": ""}, "'problem' must be a text that is not empty"),
@@ -66,7 +74,30 @@ def test_what_cannot_be_translated_is_refused(changes: Record, message: str, tmp
     assert said.startswith(f"{tmp_path}/Video-R1-260k.json: record 1: ") and message in said
 
 
+def test_options_go_by_their_letters_whatever_their_order(tmp_path: Path) -> None:
+    listed = ["D. Repairing a bicycle.", "A. Cooking a meal.", "B. Folding clothes.", "C. Watering plants."]
+    [sample] = read(tmp_path, options=listed, solution="<answer>A</answer>")
+    assert sample.options == (
+        "Cooking a meal.",
+        "Folding clothes.",
+        "Watering plants.",
+        "Repairing a bicycle.",
+    )
+    assert sample.answer == "A"
+
+
+@pytest.mark.parametrize(
+    "written", ['{"time": [12.3, 25.75]}', "[12.3, 25.75]", "12.3 to 25.75", " 12.30 - 25.75 "]
+)
+def test_temporal_grounding_asks_for_a_span(written: str, tmp_path: Path) -> None:
+    changes = {"problem_type": "temporal grounding", "options": [], "solution": f"<answer>{written}</answer>"}
+    [sample] = read(tmp_path, **changes)
+    assert (sample.task, sample.answer) == ("span", "12.3-25.75")
+    assert sample.question == "What does the hand take? Answer with a span in seconds, such as 3.0-4.5."
+
+
 def test_only_an_options_own_letter_is_taken_off() -> None:
     assert without_letters(["A. x", "B) y", "(C) z", "D: A. w"]) == ("x", "y", "z", "A. w")
     assert without_letters(["U.S.", "Canada"]) == ("U.S.", "Canada")
     assert without_letters(["apple", "Beer"]) == ("apple", "Beer")
+    assert without_letters(["Grant", "A. Lincoln"]) == ("Grant", "A. Lincoln")
