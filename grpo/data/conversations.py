@@ -7,35 +7,69 @@ answers to the same clip's other questions would stand there for the policy to r
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grpo.data.fields import LETTERED, LETTERS, Record, as_text, shown, text
 from grpo.data.records import Place
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
+from rewards.parsing import read_letter
 
 MEDIA = re.compile(r"<(?:video|image)>\s*")
 """Where in a question the clip stands. It always comes first in our prompts."""
-LETTER = re.compile(r"\s*\(?([A-Z])[.)]?\)?\s*")
-"""A reply that is an option's letter and nothing else."""
+INSTRUCTION = re.compile(
+    r"\s*(?=.*\b(?:answer|letter|option|choice)s?\b)(?:please|answer|respond|reply|select|choose|pick|give|provide|output"
+    r"|return|write|state|only|just|use|your|the answer|(?:the )?best)\b",
+    re.IGNORECASE,
+)
+"""A line behind the options that says how to answer, which our prompts say themselves."""
+SYSTEM = "system"
+"""The column that keeps a conversation's system prompt."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """What the parts of a turn are called."""
+    """What the parts of a turn and those who speak are called."""
 
     role: str = "from"
     content: str = "value"
     user: str = "human"
     assistant: str = "gpt"
+    system: str = "system"
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
     question: str
     reply: str
+
+
+def without_system(turns: Sequence[Record], tags: Tags) -> tuple[dict[str, Any], Sequence[Record]]:
+    """The system prompt that a conversation may begin with, as a column, and the turns behind it."""
+    if not turns or turns[0].get(tags.role) != tags.system:
+        return {}, turns
+    system = turns[0].get(tags.content)
+    return ({SYSTEM: system} if system else {}), turns[1:]
+
+
+def said_system(path: str | os.PathLike[str], samples: list[Sample]) -> list[Sample]:
+    """The samples, after it was said how many have a system prompt, which the model is not shown."""
+    if number := sum(SYSTEM in sample.columns for sample in samples):
+        logger.warning(
+            "%s: %d of %d questions have a system prompt: kept as the column %r, not shown",
+            path,
+            number,
+            len(samples),
+            SYSTEM,
+        )
+    return samples
 
 
 def exchanges(turns: Sequence[Record], tags: Tags) -> list[Exchange]:
@@ -67,23 +101,27 @@ def samples_of(
     """A sample for each exchange; with several, their names get the number of theirs."""
     for number, turn in enumerate(turns, start=1):
         question, choices = split_options(as_text(turn.question, "question"))
-        letter = LETTER.fullmatch(turn.reply)
-        is_choice = letter is not None and letter[1] in LETTERS[: len(choices)]
+        letter = read_letter(turn.reply, choices) if choices else None
         yield Sample(
             id=place.id(name if len(turns) == 1 else f"{name}#{number}"),
-            question=question if is_choice else turn.question.strip(),
-            answer=letter[1] if is_choice and letter else turn.reply.strip(),
-            task="choice" if is_choice else "open",
+            question=question if letter else turn.question.strip(),
+            answer=letter or turn.reply.strip(),
+            task="choice" if letter else "open",
             source=place.source,
-            options=choices if is_choice else (),
+            options=choices if letter else (),
             clip_source=clip_source,
             columns=columns,
         )
 
 
 def split_options(question: str) -> tuple[str, tuple[str, ...]]:
-    """A question and the options that its last lines list as A, B, ...; without two of these, as it is."""
+    """A question and the options that its last lines list as A, B, ...; without two of these, as it is.
+
+    Lines behind the options that say how to answer are left out.
+    """
     lines = question.strip().splitlines()
+    while lines and (not lines[-1].strip() or INSTRUCTION.match(lines[-1])):
+        lines.pop()
     listed = [LETTERED.fullmatch(line.strip()) for line in lines]
     for first in range(len(lines) - 2, 0, -1):
         found = [match for match, letter in zip(listed[first:], LETTERS, strict=False)

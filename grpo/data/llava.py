@@ -4,7 +4,7 @@
 EgoIT-99K (https://huggingface.co/datasets/lmms-lab/EgoIT-99K) adds a clip's bounds: `start_time` and
 `end_time`, or `start_frame`, `end_frame` and `current_observation_frame` (which comes last) with `fps`.
 It calls its video `<image>`, as the records of a single picture (`image`) do, and marks with `<speech>` where the
-sound would go, which no model here hears.
+sound would go, which no model here hears. A `system` turn in front is kept as the column `system` and not shown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import os
 import re
 from collections.abc import Iterator
 
-from grpo.data.conversations import Exchange, Tags, exchanges, samples_of, without_media
+from grpo.data.conversations import (
+    Exchange,
+    Tags,
+    exchanges,
+    said_system,
+    samples_of,
+    without_media,
+    without_system,
+)
 from grpo.data.fields import Record, check_bounds, name, number, objects, rate, seconds, shown, text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
@@ -27,7 +35,7 @@ CLOCK = re.compile(r"(?:(?:([0-9]+):)?([0-9]+):)?([0-9]+(?:\.[0-9]*)?)")
 def read_llava(
     path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
 ) -> list[Sample]:
-    return read_samples(path, media_root, translate)
+    return said_system(path, read_samples(path, media_root, translate))
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
@@ -36,7 +44,8 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
     if video and image:
         raise ValueError("a 'video' and an 'image' in a question are not supported")
-    turns, num_media = without_media(exchanges(objects(record, "conversations"), Tags()))
+    system, spoken = without_system(objects(record, "conversations"), Tags())
+    turns, num_media = without_media(exchanges(spoken, Tags()))
     if max(num_media) > bool(video or image):
         several = "several clips in a question are not supported"
         what = several if video or image else "a media token without a 'video' or an 'image'"
@@ -46,7 +55,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         place,
         name=name(record, "id"),
         clip_source=_clip_source(record, video, image),
-        columns=without(record, "conversations", "video", "image"),
+        columns=without(record, "conversations", "video", "image") | system,
     )
 
 

@@ -4,7 +4,8 @@
 or `conversations` of `from` and `value`. A `dataset_info.json` in the file's folder or the one above it that
 lists the file says what its columns and tags are called. `images`, an `<image>` each in the first question, are the
 frames of a clip, as in EgoCross's support set; with several of them, `frame_fps` in the record or of the data set
-in the config says how many there are per second.
+in the config says how many there are per second. A system prompt, in a turn or a column of its own, is kept as the
+column `system` and not shown.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo.data.conversations import Tags, exchanges, samples_of, without_media
+from grpo.data.conversations import (
+    SYSTEM,
+    Tags,
+    exchanges,
+    said_system,
+    samples_of,
+    without_media,
+    without_system,
+)
 from grpo.data.fields import Record, as_text, objects, rate, shown, without
 from grpo.data.records import Place, load_object, read_samples
 from grpo.groups import Sample
@@ -41,17 +50,19 @@ class Layout:
 def read_sharegpt(
     path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
 ) -> list[Sample]:
-    return read_samples(path, media_root, partial(translate, layout=_layout(Path(path))))
+    return said_system(path, read_samples(path, media_root, partial(translate, layout=_layout(Path(path)))))
 
 
 def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sample]:
-    for key in (layout.audios, layout.system):
-        if record.get(key):
-            raise ValueError(f"{key!r} is not supported: {shown(record[key])}")
+    if record.get(layout.audios):
+        raise ValueError(f"{layout.audios!r} is not supported: {shown(record[layout.audios])}")
     messages = layout.messages or ("messages" if "messages" in record else "conversations")
     turns = objects(record, messages)
     tags = layout.tags or (OPENAI if turns and OPENAI.role in turns[0] else Tags())
-    plain, num_media = without_media(exchanges(turns, tags))
+    system, spoken = without_system(turns, tags)
+    plain, num_media = without_media(exchanges(spoken, tags))
+    if record.get(layout.system):
+        system = {SYSTEM: record[layout.system]} | system
     videos = record.get(layout.videos) or []
     if type(videos) is not list or len(videos) > 1:
         raise ValueError(f"{layout.videos!r} must be a list of one path: {shown(videos)}")
@@ -76,7 +87,8 @@ def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sampl
         clip_source=clip_source,
         columns=without(
             record, messages, layout.videos, layout.images, layout.audios, layout.system, "frame_fps"
-        ),
+        )
+        | system,
     )
 
 

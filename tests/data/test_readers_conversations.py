@@ -121,10 +121,58 @@ def test_options_are_the_last_lines_from_a_on() -> None:
         "Which?",
         "Which?\nA) x",
         "Which?\nA) x\nC) y",
-        "Which?\nA) x\nB) y\nAnswer!",
+        "Which?\nA) x\nB) she reads\nthe letter",
+        "Which option?\nAnswer with a letter.",
         "A) x\nB) y",
     ):
         assert split_options(other) == (other, ())
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [
+        "Answer!",
+        "Please respond with only the letter of the correct answer.",
+        "Answer:",
+        "\nThe best answer is:\n",
+    ]
+    + ["Answer with the option's letter from the given choices directly.", "Only give the best option."]
+    + ["Please provide your answer by stating the letter followed by the full option.\nYour answer:"],
+)
+def test_a_closing_instruction_is_left_out(closing: str) -> None:
+    assert split_options(f"Which?\nA) x\nB) y\n{closing}") == ("Which?", ("x", "y"))
+
+
+@pytest.mark.parametrize("reply", ["B", "B.", "(B)", "b", "B. Silver", "B. Silver.", "B: silver", "Silver"])
+def test_a_reply_that_names_an_option_is_a_choice(reply: str, tmp_path: Path) -> None:
+    question = "What is the colour?\nA. Black\nB. Silver\nPlease respond with only the letter."
+    [sample] = llava(tmp_path, conversations=said(question, reply))
+    assert (sample.task, sample.answer, sample.options) == ("choice", "B", ("Black", "Silver"))
+    assert sample.question == "What is the colour?"
+
+
+def test_a_system_prompt_is_kept_as_a_column_and_said_not_to_be_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn = {"from": "system", "value": "Be brief."}
+    [of_llava] = llava(tmp_path, conversations=[turn, *said("What?", "A cup.")])
+    first = {"role": "system", "content": "Be brief."}
+    path = write_json(
+        tmp_path / "train.json",
+        [
+            SHAREGPT | {"messages": [first, *SHAREGPT["messages"]]},
+            SHAREGPT | {"system": "Be brief."},
+            SHAREGPT | {"messages": [first | {"content": ""}, *SHAREGPT["messages"]]},
+        ],
+    )
+    of_turn, of_column, of_none = read_sharegpt(path)
+    for sample in (of_llava, of_turn, of_column):
+        assert sample.columns["system"] == "Be brief." and "Be brief." not in sample.question
+    assert of_none.columns == {}
+    assert (
+        f"{path}: 2 of 3 questions have a system prompt: kept as the column 'system', not shown"
+        in caplog.text
+    )
 
 
 def test_a_letter_that_is_no_option_stays_an_open_answer(tmp_path: Path) -> None:
@@ -215,8 +263,8 @@ def test_a_wrong_dataset_info_is_named(tmp_path: Path) -> None:
         ({"videos": []}, "1 media tokens for 0 videos or images"),
         ({"videos": [7]}, "'videos' must be a text that is not empty, not 7"),
         ({"audios": ["a.wav"]}, "'audios' is not supported"),
-        ({"system": "Be brief."}, "'system' is not supported"),
-        ({"messages": [{"role": "system", "content": "x"}, *SHAREGPT["messages"]]}, "not 3 turns"),
+        ({"messages": [*SHAREGPT["messages"], {"role": "system", "content": "x"}]}, "not 3 turns"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "not 0 turns"),
         ({"messages": [{"role": "assistant", "content": "x"}] * 2}, "turn 1 must be from 'user'"),
     ],
 )
