@@ -7,6 +7,11 @@ becomes its key moments. With nothing done before it, the clip is the last secon
 
 Under the media root, as the data sets' READMEs lay them out: `Ego4D/v1_288p/<video>.mp4`, and EPIC-KITCHENS' videos
 (in place of its frames) as `EPIC-KITCHENS/P01/videos/P01_13.MP4`.
+
+SEED-Bench-R1 (https://github.com/TencentARC/SEED-Bench-R1), whose records name a `video_basename`, brings files that
+hold the progress alone, `videos/<video_source>/<video_basename>`, and pictures of the observations, `images/...`. Such
+a clip is the whole file, without the picture and without key moments, which are on the clock of the video that it was
+cut from. With nothing done before it, the clip is the picture.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
 EGO4D_FPS = 30
+EGO4D_VIDEO = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 EPIC_VIDEO = re.compile(r"(P\d\d)_(\d\d\d?)")
 NUM_NEGATIVES = 3
 LAST_S = 1.0
@@ -58,9 +64,8 @@ def read_egoplan(
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     own_id = name(record, "sample_id")
     choices, answer = _choices(record, own_id)
-    video, fps = _video(record, own_id)
-    start_s, end_s, progress_s = _clip(record, fps)
-    clip_source = ClipSource(video=place.media(video), start_s=start_s, end_s=end_s)
+    is_cut = record.get("video_basename") is not None
+    clip_source, progress_s = (_cut(record, place), []) if is_cut else _clip(record, own_id, place)
     has_question = record.get("question") is not None
     yield Sample(
         id=place.id(own_id),
@@ -102,8 +107,12 @@ def _negatives(record: Record) -> list[str]:
 
 def _video(record: Record, own_id: str) -> tuple[str, float]:
     """Its path, and frames per second as the annotations count them."""
-    source = record.get("video_source", "Ego4D")
     video = text(record, "video_id") if record.get("video_id") is not None else own_id.rpartition("_")[0]
+    source = record.get("video_source") or ("Ego4D" if EGO4D_VIDEO.fullmatch(video) else None)
+    if source is None:
+        raise ValueError(
+            f"'video_source' is missing: does {shown(video)} belong to 'Ego4D' or to 'EpicKitchens'?"
+        )
     if source == "Ego4D":
         return f"Ego4D/v1_288p/{video}.mp4", EGO4D_FPS
     match = EPIC_VIDEO.fullmatch(video)
@@ -114,8 +123,18 @@ def _video(record: Record, own_id: str) -> tuple[str, float]:
     return f"EPIC-KITCHENS/{match[1]}/videos/{video}.MP4", 60 if len(match[2]) == 2 else 50
 
 
-def _clip(record: Record, fps: float) -> tuple[float, float, list[Span]]:
-    """The clip's bounds and what was done up to its end, on the file's clock."""
+def _cut(record: Record, place: Place) -> ClipSource:
+    source = text(record, "video_source")
+    if objects(record, "task_progress_metadata"):
+        return ClipSource(video=place.media(f"videos/{source}/{text(record, 'video_basename')}"))
+    return ClipSource(
+        frames=(place.media(f"images/{source}/{text(record, 'current_observation_basename')}"),)
+    )
+
+
+def _clip(record: Record, own_id: str, place: Place) -> tuple[ClipSource, list[Span]]:
+    """The clip and what was done up to its end, on the file's clock."""
+    video, fps = _video(record, own_id)
     end_s = number(record, "current_observation_frame") / fps
     done = [
         (number(step, "start_frame") / fps, number(step, "stop_frame") / fps)
@@ -128,4 +147,4 @@ def _clip(record: Record, fps: float) -> tuple[float, float, list[Span]]:
         starts_s.append(number(record, "task_start_frame") / fps)
     start_s = min(starts_s) if done else max(end_s - LAST_S, 0.0)
     check_bounds(start_s, end_s, keys=("task's start", "current_observation_frame"))
-    return start_s, end_s, done
+    return ClipSource(video=place.media(video), start_s=start_s, end_s=end_s), done

@@ -85,6 +85,24 @@ def test_frames_are_counted_as_each_source_takes_them(tmp_path: Path) -> None:
     )
 
 
+SEED_BENCH: Record = EGOPLAN | {
+    "video_basename": "P01_13_1.mp4",
+    "current_observation_basename": "P01_13_1.png",
+}
+
+
+def test_seed_benchs_clip_is_its_own_file_without_key_moments(tmp_path: Path) -> None:
+    sample = egoplan(tmp_path, SEED_BENCH)
+    assert sample.clip_source == ClipSource(video=str(tmp_path / "videos/EpicKitchens/P01_13_1.mp4"))
+    assert (sample.answer, sample.keyframes_s) == ("C", ())
+    assert sample.columns["current_observation_basename"] == "P01_13_1.png"
+
+
+def test_with_nothing_done_before_it_seed_benchs_clip_is_the_observation(tmp_path: Path) -> None:
+    sample = egoplan(tmp_path, SEED_BENCH, task_progress_metadata=[])
+    assert sample.clip_source == ClipSource(frames=(str(tmp_path / "images/EpicKitchens/P01_13_1.png"),))
+
+
 def test_egoplan2_asks_for_its_goal_from_the_tasks_start(tmp_path: Path) -> None:
     sample = egoplan(tmp_path, EGOPLAN2)
     assert sample.question.endswith("what action should I take next in order to bake bread?")
@@ -128,6 +146,12 @@ def test_few_negative_answers_make_few_options(tmp_path: Path) -> None:
         ({"negative_answers": []}, "'negative_answers' has none that differs from the answer 'close tap'"),
         ({"negative_answers": "x"}, "'negative_answers' must be a list of texts, not 'x'"),
         ({"negative_answers": [1]}, "'negative_answers' must be a text that is not empty, not 1"),
+        (
+            {"video_source": None},
+            "'video_source' is missing: does 'P01_13' belong to 'Ego4D' or to 'EpicKitchens'?",
+        ),
+        ({"video_source": None, "video_basename": "P01_13_1.mp4"}, "'video_source' is missing"),
+        ({"video_basename": "../../../x.mp4"}, "leads out of the media root"),
         ({"video_source": "YouTube"}, "no video 'P01_13' of the 'video_source' 'YouTube' is known"),
         ({"video_id": "kitchen"}, "no video 'kitchen' of the 'video_source' 'EpicKitchens' is known"),
         (
