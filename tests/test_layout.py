@@ -20,8 +20,7 @@ MAX_FUNCTION_LINES = 60
 OWN_PACKAGES = {"grpo", "rewards", "tests", "launch", "configs"}
 
 FLOORS = (
-    {"grpo.commands"},
-    {"grpo.train"},
+    {"grpo.commands", "grpo.train"},
     {"grpo.startup"},
     {"grpo.trainer"},
     {"grpo.evaluation"},

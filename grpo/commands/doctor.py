@@ -8,18 +8,17 @@ are worked out. Exit status 1 if the run would not start, or would lose samples 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.commands.examine import (
     Examined,
@@ -34,30 +33,17 @@ from grpo.commands.examine import (
 )
 from grpo.config.load import load_config
 from grpo.config.schema import Config
-from grpo.data import check_overlap
 from grpo.feed.planner import PromptPlan
 from grpo.groups import Sample
-from grpo.learner.launching import check_bitsandbytes
+from grpo.learner.launching import make_accelerator, quiet_libraries
 from grpo.media.decode import MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
-from grpo.policy.attention_backends import check_backend
 from grpo.policy.families import Qwen25VL, load_family
 from grpo.policy.model import Policy
 from grpo.run.folder import RunDir
 from grpo.startup.assembly import make_planner
-from grpo.train import (
-    check_counterfactuals,
-    check_engine,
-    check_run_dir,
-    data_files,
-    describe,
-    eval_names,
-    mixture,
-    probe_rewards,
-    quiet_libraries,
-    read_rewards,
-)
+from grpo.startup.checks import CHECKS, Data, Start, describe
 
 GIB = 2**30
 BYTES_TRAINED = {"adamw": 16, "adamw_8bit": 10}
@@ -86,8 +72,9 @@ def examine_run(
     config: Config, family: Qwen25VL, *, num_clips: int | None = None, num_decoded: int = 8
 ) -> dict[str, Any]:
     """What a run with this config would meet, as plain data for `as_text` and JSON."""
-    read = {f"data.train.{i}": read_set(dataset) for i, dataset in enumerate(config.data.train)}
-    read |= {f"data.eval.{i}": read_set(dataset) for i, dataset in enumerate(config.data.eval)}
+    train = {f"data.train.{i}": read_set(dataset) for i, dataset in enumerate(config.data.train)}
+    held_out = {f"data.eval.{i}": read_set(dataset) for i, dataset in enumerate(config.data.eval)}
+    read = train | held_out
     sets = {key: samples for key, (samples, _) in read.items()}
     everything = [sample for samples in sets.values() for sample in samples]
     examined = examine(
@@ -96,19 +83,38 @@ def examine_run(
         num_clips=num_clips,
         num_workers=len(os.sched_getaffinity(0)),
     )
+    data = Data(
+        train_sets=[samples for samples, _ in train.values()],
+        held_out={
+            dataset.label: samples
+            for dataset, (samples, _) in zip(config.data.eval, held_out.values(), strict=True)
+        },
+    )
+    with ExitStack() as opened:
+        start = Start(
+            config=config,
+            run_dir=RunDir(config.run_dir),
+            family=family,
+            accelerator=make_accelerator(),
+            opened=opened,
+            read=lambda _: data,
+            say=lambda _: None,
+        )
+        failed = failures(start)
     findings = [finding for _, found in read.values() for finding in found]
-    findings += _config_findings(config, family, sets) + examined.findings
+    findings += shared_ids(data.train_sets)
+    findings += [Finding(kind="config", source=key, reason=reason) for key, reason in failed.items()]
+    findings += examined.findings
     for samples in sets.values():
         findings += repeated_questions(samples) + wordy_numbers(samples)
-    findings += alike(*_sides(sets))
+    findings += alike(start.train, [*chain.from_iterable(data.held_out.values())])
     report: dict[str, Any] = {
         "sets": {key: describe(samples) for key, samples in sets.items()},
         "num_clips": len({sample.clip_source for sample in everything} - {None}),
     }
-    if examined.plans and not any(finding.source == "model.lora" for finding in findings):
-        held_out = [len(samples) for key, samples in sets.items() if key.startswith("data.eval")]
-        num_ahead = _most_clips_ahead(config, held_out)
-        report |= _plan(config, family, examined, report["num_clips"], num_ahead)
+    if examined.plans and "model.lora" not in failed:
+        num_ahead = _most_clips_ahead(config, map(len, data.held_out.values()))
+        report |= _plan(config, start.outline, examined, report["num_clips"], num_ahead)
     if report.get("num_opened") and num_decoded:
         damaged, report["decoding"] = _decoding(config, family, examined.plans, num_decoded)
         findings += damaged
@@ -117,57 +123,28 @@ def examine_run(
     return report
 
 
-def _sides(sets: Mapping[str, Sequence[Sample]]) -> tuple[list[Sample], list[Sample]]:
-    """All of training, and all that is held out."""
-    train = [sample for key, samples in sets.items() if key.startswith("data.train") for sample in samples]
-    held_out = [sample for key, samples in sets.items() if key.startswith("data.eval") for sample in samples]
-    return train, held_out
-
-
-def _config_findings(config: Config, family: Qwen25VL, sets: Mapping[str, Sequence[Sample]]) -> list[Finding]:
-    """What a start finds out beside the records."""
-    train = [samples for key, samples in sets.items() if key.startswith("data.train")]
-    held_out = {key: samples for key, samples in sets.items() if key.startswith("data.eval")}
-    flat, _ = _sides(sets)
-
-    def run_dir() -> None:
-        run = RunDir(config.run_dir)
-        check_run_dir(config, run)
-        run.check_same_data(path for path in data_files(config) if os.path.exists(path))
-
-    def rewards() -> None:
-        with closing(read_rewards(config)) as found:
-            # For a single process: how many will be launched is not known here.
-            check_counterfactuals(found, config, num_processes=1)
-            probe_rewards(found, mixture(config, train))
-
-    checks: dict[str, Callable[[], object]] = {
-        "run_dir": run_dir,
-        "rollout.engine": lambda: check_engine(config.rollout.engine, family),
-        "model.attention": lambda: check_backend(config.model.attention),
-        "model": lambda: check_bitsandbytes(config.optim, config.model),
-        "model.lora": lambda: _shapes(config, family),
-        "rewards": rewards,
-        "data.eval": lambda: eval_names(config),
-        "data.allow_overlap": lambda: check_overlap(flat, held_out, allowed=config.data.allow_overlap),
-    }
-    findings = shared_ids(train)
-    for key, check in checks.items():
+def failures(start: Start) -> dict[str, str]:
+    """Why a run would stop at its start, by the key of the check that fails; records are examined elsewhere."""
+    reasons: dict[str, str] = {}
+    for check in CHECKS:
+        if check.of_records or check.key in reasons:
+            continue
         try:
-            check()
+            check.run(start)
         except (ValueError, OSError) as error:
-            findings.append(Finding(kind="config", source=key, reason=str(error).splitlines()[0]))
-    return findings
+            reasons[check.key] = str(error).splitlines()[0]
+    return reasons
 
 
 def _plan(
-    config: Config, family: Qwen25VL, examined: Examined, num_clips: int, num_ahead: int
+    config: Config, outline: Policy, examined: Examined, num_clips: int, num_ahead: int
 ) -> dict[str, Any]:
     plans = [plan for _, plan in examined.plans]
     clips = {sample.clip_source: plan.clip for sample, plan in examined.plans if plan.clip is not None}
     sizes = [clip.num_bytes for clip in clips.values()] or [0]
+    family = outline.family
     patches, width = family.patches, family.config.vision_config.out_hidden_size
-    model = _memory(config, family)
+    model = memory_of(config, outline)
     bf16 = 0 if model["trains_vision"] else 2  # features are kept of a frozen tower alone
     features = [clip.num_tokens(patches) * width * bf16 for clip in clips.values()] or [0]
     rollout, optim = config.rollout, config.optim
@@ -180,7 +157,7 @@ def _plan(
             "text": _spread([plan.num_text_tokens for plan in plans]),
             "vision": _spread([plan.num_vision_tokens for plan in plans]),
             "frames": _spread([clip.num_frames for clip in clips.values()]),
-            "prompt_limit": rollout.max_model_tokens - rollout.max_new_tokens,
+            "prompt_limit": rollout.max_prompt_tokens,
             "step_at_most": optim.prompts_per_step * longest + completions,
             "longest_row": max(longest + rollout.max_new_tokens, optim.tokens_per_row),
             "tokens_per_row": optim.tokens_per_row,
@@ -206,23 +183,10 @@ def _most_clips_ahead(config: Config, eval_sizes: Iterable[int]) -> int:
     return later + max(step, min(2 * config.eval.batch_prompts, evaluated))
 
 
-def _shapes(config: Config, family: Qwen25VL) -> Policy:
-    """The policy without its weights. Raises ValueError for adapters of layers that are not there."""
-    with torch.device("meta"):
-        return Policy(
-            Qwen2_5_VLForConditionalGeneration(copy.deepcopy(family.config)),
-            family,
-            temperature=1.0,
-            frozen=config.model.frozen,
-            lora=config.model.lora if config.model.lora.is_on else None,
-        )
-
-
-def _memory(config: Config, family: Qwen25VL) -> dict[str, float]:
+def memory_of(config: Config, policy: Policy) -> dict[str, float]:
     """What is known without activations, which come on top."""
     model = config.model
-    policy = _shapes(config, family)
-    text = family.config.text_config
+    text = policy.family.config.text_config
     head_size = text.hidden_size // text.num_attention_heads
     weights = [*policy.parameters()]
     num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)

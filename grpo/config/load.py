@@ -34,6 +34,11 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def defaults_yaml() -> str:
+    """Every setting with its default; ??? where there is none."""
+    return OmegaConf.to_yaml(OmegaConf.structured(Config))
+
+
 def _load(files: Sequence[Path], overrides: Sequence[str]) -> Config:
     for file in files:
         if not file.is_file():

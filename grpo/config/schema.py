@@ -65,6 +65,11 @@ class DataConfig:
     """Clips of each set whose header is opened before training, spread evenly. That a file exists is
     checked for all."""
 
+    @property
+    def files(self) -> list[str]:
+        """The files, or folders, of all sets."""
+        return [dataset.path for dataset in [*self.train, *self.eval]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MediaConfig(MediaSettings):

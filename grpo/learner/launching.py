@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 from typing import Any
@@ -11,9 +12,18 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
+from transformers.utils import logging as transformers_logging
 
 from grpo.config.learner import OptimConfig
 from grpo.config.model import ModelConfig
+
+
+def quiet_libraries() -> None:
+    """Silence bars and warnings that say nothing about the run; tied embeddings are meant to be shared."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def on_gpu() -> bool:
@@ -48,7 +58,7 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
             f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
             f"{accelerator.num_processes} processes"
         )
-    check_bitsandbytes(optim, model, accelerator)
+    _check_bitsandbytes(accelerator, optim, model)
     plugin = deepspeed_plugin(accelerator)
     if plugin is not None and optim.robust.method != "none":
         # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
@@ -64,10 +74,8 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
         )
 
 
-def check_bitsandbytes(
-    optim: OptimConfig, model: ModelConfig, accelerator: Accelerator | None = None
-) -> None:
-    """Raise ValueError if what is to be kept in 4 or 8 bits can't be. accelerator None: not known yet."""
+def _check_bitsandbytes(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:
+    """Raise ValueError if what is to be kept in 4 or 8 bits can't be."""
     settings = {
         "model.load_in_4bit": model.load_in_4bit,
         "optim.optimizer=adamw_8bit": optim.optimizer == "adamw_8bit",
@@ -75,7 +83,7 @@ def check_bitsandbytes(
     for key in [key for key, is_set in settings.items() if is_set]:
         if find_spec("bitsandbytes") is None:
             raise ValueError(f"{key}: bitsandbytes is not installed (pip install -e .[bitsandbytes])")
-        if accelerator is not None and accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
+        if accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
             raise ValueError(
                 f"{key} is not supported with {accelerator.distributed_type.value}, which takes weights and moments "
                 "apart itself: use launch/accelerate/multi_gpu.yaml"

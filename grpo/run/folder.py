@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from grpo.config.same_run import check_same_run
+from grpo.config.schema import Config
 from grpo.run.rollout_files import rollout_files, write_rollouts
 from grpo.run.rollout_files import rollout_rows as rollout_rows  # for the trainer
 
@@ -96,9 +98,14 @@ class RunDir:
         rows = self.metrics()
         return self.final.exists() and bool(rows) and rows[-1]["step"] >= num_steps
 
-    def check_goes_on(self, num_steps: int) -> None:
-        """Raise ValueError if a longer run would begin anew here, and lose the finished one."""
-        if not self.final.exists() or self.is_finished(num_steps) or any(self.checkpoints.glob("step_*")):
+    def check_goes_on(self, config: Config) -> None:
+        """Raise ValueError if the folder holds another run than the config's, or one that can't be gone on with: a
+        longer run would begin anew, and lose the finished one."""
+        if not self.metrics_file.exists():
+            return
+        check_same_run(self.config_file, config)
+        is_whole = not self.final.exists() or self.is_finished(config.num_steps)
+        if is_whole or any(self.checkpoints.glob("step_*")):
             return
         done = self.metrics()[-1]["step"] if self.metrics() else 0
         raise ValueError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from accelerate import Accelerator
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.config.model import PARTS
 from grpo.config.schema import Config
@@ -28,7 +30,7 @@ from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
 from grpo.run.folder import RunDir
 from grpo.trainer import GRPOTrainer
-from rewards.scoring.runner import RewardSet
+from rewards.scoring.runner import RewardSet, load_rewards
 
 
 def build_trainer(
@@ -49,7 +51,7 @@ def build_trainer(
         prompt_renderer(config, policy.family),
         seed=config.seed,
         prompts_per_step=config.optim.prompts_per_step,
-        max_prompt_tokens=max_prompt_tokens(config),
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
         prefetch_steps=config.media.prefetch_steps,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
@@ -99,6 +101,23 @@ def build_evaluator(
         counterfactuals=rewards.counterfactuals,
         blind=config.eval.blind,
     )
+
+
+def build_learner(config: Config, family: Qwen25VL, accelerator: Accelerator, memory: MemoryCache) -> Learner:
+    policy = load_policy(config, family, accelerator, memory)
+    return Learner(
+        policy,
+        accelerator,
+        loss=config.loss,
+        optim=config.optim,
+        num_steps=config.num_steps,
+        load_reference=partial(load_reference, config, policy) if config.loss.beta else None,
+    )
+
+
+def build_rewards(config: Config) -> RewardSet:
+    normalise = config.advantages.multi_objective_aggregation == "normalize_then_sum"
+    return load_rewards(config.rewards, config.rewards_workers, normalise=normalise)
 
 
 def build_loader(config: Config, family: Qwen25VL) -> ClipLoader:
@@ -164,6 +183,18 @@ def load_policy(config: Config, family: Qwen25VL, accelerator: Accelerator, memo
     ).train()
 
 
+def build_outline(config: Config, family: Qwen25VL) -> Policy:
+    """The policy without its weights. ValueError for adapters of layers that are not there."""
+    with torch.device("meta"):
+        return Policy(
+            Qwen2_5_VLForConditionalGeneration(copy.deepcopy(family.config)),
+            family,
+            temperature=config.rollout.temperature,
+            frozen=config.model.frozen,
+            lora=config.model.lora if config.model.lora.is_on else None,
+        )
+
+
 def load_reference(config: Config, policy: Policy, dtype: torch.dtype) -> Policy:
     """The policy's start as a frozen model of its own, which shares the features of a tower that is frozen in both."""
     return Policy(
@@ -204,7 +235,7 @@ def make_planner(config: Config, family: Qwen25VL) -> Planner:
         count_text=partial(
             family.num_text_tokens, template=prompt.template, option=prompt.option, tags=config.tags
         ),
-        max_prompt_tokens=max_prompt_tokens(config),
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
     )
 
 
@@ -218,7 +249,3 @@ def sampling_of(config: Config) -> Sampling:
     return Sampling(
         group_size=rollout.group_size, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature
     )
-
-
-def max_prompt_tokens(config: Config) -> int:
-    return config.rollout.max_model_tokens - config.rollout.max_new_tokens

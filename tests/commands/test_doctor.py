@@ -235,6 +235,8 @@ def test_what_a_start_refuses_is_named(
         status, report = examined([*own, *overrides], capsys)
         [finding] = report["findings"]
         assert status == 1 and finding["source"] == key and reason in finding["reason"]
+    _, report = examined([*own, "model.attention=flex", "rewards.briefness.weight=1"], capsys)
+    assert [finding["source"] for finding in report["findings"]] == ["rewards", "model.attention"]
 
 
 def test_a_longer_run_in_a_finished_one_without_checkpoints_is_named(

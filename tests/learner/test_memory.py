@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo.commands.doctor import _memory
+from grpo.commands.doctor import memory_of
 from grpo.config.learner import LossConfig
 from grpo.config.load import load_config
+from grpo.startup.assembly import build_outline
 from tests.support import tiny
 from tests.support.learners import (
     counts_of,
@@ -104,7 +105,8 @@ def test_an_offloaded_reference_is_on_the_device_only_while_it_is_needed(
 
 def test_the_doctor_counts_what_each_choice_takes() -> None:
     def memory(*overrides: str) -> dict[str, float]:
-        return _memory(load_config([str(tiny.ROOT / "configs" / "demo.yaml"), *overrides]), tiny.family())
+        config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), *overrides])
+        return memory_of(config, build_outline(config, tiny.family()))
 
     all_weights = sum(weight.numel() for weight in tiny.policy().parameters())
     full, small = memory("loss.beta=0.1"), memory("optim.optimizer=adamw_8bit")

@@ -17,6 +17,7 @@ from grpo.media.decode import read_clip
 from grpo.media.sampling import MediaSettings
 from grpo.run.folder import RunDir, read_rows
 from grpo.run.rollout_files import read_rollouts
+from grpo.startup import assembly
 from tests.support import tiny
 from tests.support.runs import SMALL, data, reset_process_state, run
 from tests.support.videos import write_bomb, write_sound, write_swapped, write_video
@@ -47,7 +48,7 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
     def load_policy(*_: object) -> None:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr(train, "load_policy", load_policy)
+    monkeypatch.setattr(assembly, "load_policy", load_policy)
     not_a_video = tmp_path / "text.mp4"
     not_a_video.write_text("no video")
     plugin = tmp_path / "plugin.py"
@@ -74,6 +75,22 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
         reset_process_state()
     with pytest.raises(AssertionError, match="a model is loaded"):  # with nothing wrong
         train.main([*SMALL, *data(clips), f"run_dir={tmp_path}/run"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ([SMALL[0], "optim.lrr=1"], "Did you mean: 'lr'"),
+        ([SMALL[0], "rollout.engine=vlm"], "expected one of ['vllm', 'transformers']"),
+        (["--help"], "group_size: 8"),
+    ],
+)
+def test_a_wrong_key_is_answered_before_torch_is_imported(arguments: list[str], answer: str) -> None:
+    """It takes seconds, and so do transformers."""
+    code = f"import sys\nfrom grpo import train\ntry: train.main({arguments})\n"
+    code += "except SystemExit as stop: print(stop)\nprint({'torch'} & {*sys.modules})"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer in said and said.endswith("set()\n")
 
 
 def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:

@@ -7,4 +7,4 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one as it 
 import deepspeed  # noqa: E402, F401
 import peft  # noqa: E402, F401
 
-import grpo.train  # noqa: E402, F401
+import grpo.startup.checks  # noqa: E402, F401

@@ -16,7 +16,6 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grpo.config.load import load_config
-from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir
 from rewards.scoring.loading import did_you_mean
@@ -171,8 +170,7 @@ def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folde
     run_dir = RunDir(folder)
     if run_dir.metrics_file.exists():
         try:
-            check_same_run(run_dir.config_file, config)
-            run_dir.check_goes_on(config.num_steps)
+            run_dir.check_goes_on(config)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
         if (done := last_step(run_dir)) > config.num_steps:

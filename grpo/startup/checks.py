@@ -1,0 +1,232 @@
+"""Everything that can be wrong with a run before a model is loaded: one list of checks, cheap ones first.
+
+A run stops at the first that fails. The doctor goes on and collects all, and looks at every record by itself
+(`commands/examine.py`) where a check stops at the first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import chain
+from typing import NamedTuple
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from grpo.config.schema import Config
+from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
+from grpo.data.jsonl import OWN_KEYS
+from grpo.feed.mixture import Part, parts
+from grpo.feed.prompts import make_batch
+from grpo.groups import Sample
+from grpo.learner.launching import check_launch
+from grpo.media.loader import ClipLoader
+from grpo.policy.attention_backends import check_backend
+from grpo.policy.families import Qwen25VL
+from grpo.policy.model import Policy
+from grpo.rollout.counterfactuals import make_plan
+from grpo.run.folder import RunDir
+from grpo.startup.assembly import (
+    build_loader,
+    build_outline,
+    build_rewards,
+    make_planner,
+    prompt_renderer,
+    sampling_of,
+)
+from rewards.scoring.runner import RewardSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What was read: each training set as the config lists them, and the held-out sets by name."""
+
+    train_sets: Sequence[Sequence[Sample]]
+    held_out: dict[str, list[Sample]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A run before its first step. A part of it is made when a check first asks for it, and then kept."""
+
+    config: Config
+    run_dir: RunDir
+    family: Qwen25VL
+    accelerator: Accelerator
+    opened: ExitStack
+    """It closes what was opened here."""
+    read: Callable[[Config], Data]
+    say: Callable[[str], object]
+    """Tells the user what is going on."""
+
+    @cached_property
+    def rewards(self) -> RewardSet:
+        return self.opened.enter_context(closing(build_rewards(self.config)))
+
+    @cached_property
+    def data(self) -> Data:
+        """All samples, said aloud: a misspelt field shows up as a column that nobody expected."""
+        self.say("reading the data (a demo's clips are rendered on first use)")
+        with self.accelerator.main_process_first():  # a reader may render its clips on first use
+            data = self.read(self.config)
+        for name, samples in {"training": chain.from_iterable(data.train_sets), **data.held_out}.items():
+            self.say(f"{name}: {describe([*samples])}")
+        return data
+
+    @cached_property
+    def train_parts(self) -> list[Part]:
+        """The training samples as a run takes them, those of sets with a stated share first."""
+        return parts(self.data.train_sets, [dataset.share for dataset in self.config.data.train])
+
+    @property
+    def train(self) -> list[Sample]:
+        return [sample for part in self.train_parts for sample in part.samples]
+
+    @cached_property
+    def loader(self) -> ClipLoader:
+        return self.opened.enter_context(closing(build_loader(self.config, self.family)))
+
+    @cached_property
+    def outline(self) -> Policy:
+        """The policy without its weights."""
+        return build_outline(self.config, self.family)
+
+
+class Check(NamedTuple):
+    """Something that can be wrong with a run."""
+
+    key: str
+    """The setting or section that it is about. Later checks of the same key build on this one."""
+    run: Callable[[Start], None]
+    """Raises ValueError or OSError, in one line, for a user's mistake."""
+    of_records: bool = False
+    """It is about single records, and stops at the first bad one."""
+
+
+def check_engine(start: Start) -> None:
+    """The rollout engine is installed, and for this model."""
+    engine = start.config.rollout.engine
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
+    if engine == "transformers" and "sliding_attention" in start.family.config.text_config.layer_types:
+        raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
+
+
+def check_rewards(start: Start) -> None:
+    """They load, and what they want sampled goes with the settings."""
+    make_plan(start.rewards.counterfactuals, sampling_of(start.config))
+
+
+def check_other_clips(start: Start) -> None:
+    """A reward that wants another question's clip can have one in every process."""
+    config = start.config
+    if not any(each.frames == "other_clip" for each in start.rewards.counterfactuals):
+        return
+    takes = "rewards: other_clip takes the clip of another question of the same process;"
+    if config.optim.prompts_per_step // start.accelerator.num_processes < 2:
+        raise ValueError(f"{takes} optim.prompts_per_step must be at least twice the number of processes")
+    if config.eval.batch_prompts < 2:
+        raise ValueError(f"{takes} eval.batch_prompts must be at least 2")
+
+
+def check_adapters(start: Start) -> None:
+    """The layers that adapters are for are there."""
+    if start.config.model.lora.is_on:
+        assert start.outline
+
+
+def check_clips(start: Start) -> None:
+    """All records can be read, and their clips' files are there."""
+    for samples in (start.train, *start.data.held_out.values()):
+        check_media(samples, num_probes=start.config.data.probe_clips)
+
+
+def check_held_out(start: Start) -> None:
+    """Training gives no held-out answer away."""
+    allowed, held_out = start.config.data.allow_overlap, start.data.held_out
+    check_overlap(start.train, held_out, allowed=allowed)
+    alike = namesakes(start.train, chain.from_iterable(held_out.values()))
+    if alike and allowed != "questions":
+        sample, twin = alike[0]
+        start.say(
+            f"note: {len(alike)} held-out questions may be of training, from another dataset: same words, answer "
+            f"and file name: {sample.source} and {twin.source}" + (", ..." if len(alike) > 1 else "")
+        )
+
+
+def check_same_data(start: Start) -> None:
+    """A run that goes on reads the files that it has begun with."""
+    start.run_dir.check_same_data(path for path in start.config.data.files if os.path.exists(path))
+
+
+def check_scores(start: Start) -> None:
+    """Rewards score hostile completions, with the columns of the first training samples."""
+    for name in start.rewards.probe(start.train[:2] or None):
+        start.say(
+            f"note: rewards.{name} gave no score (None) to any completion that it was tried with. That is right "
+            "only if it scores other kinds of questions"
+        )
+
+
+def check_fit(start: Start) -> None:
+    """Every prompt leaves room for a completion. Each process looks at its share, and all hear of the others'."""
+    config, accelerator = start.config, start.accelerator
+    samples = [*start.train, *chain.from_iterable(start.data.held_out.values())]
+    own = samples[accelerator.process_index :: accelerator.num_processes]
+    reasons = make_planner(config, start.family).refusals(own, num_workers=config.media.num_workers)
+    if reasons := gather_object(reasons):
+        others = f" ({len(reasons) - 1} more prompts can't)" if len(reasons) > 1 else ""
+        raise ValueError(f"{reasons[0]}{others}; egogrpo doctor names all")
+
+
+def check_prompts(start: Start) -> None:
+    """The first samples give prompts: else the settings don't fit the data."""
+    first, render = start.train[:4], prompt_renderer(start.config, start.family)
+    limit = start.config.rollout.max_prompt_tokens
+    batch = make_batch(first, [0] * len(first), start.loader, render, limit)
+    if not batch.prompts:
+        raise ValueError(batch.lost[0].reason)
+
+
+CHECKS = (
+    Check("run_dir", lambda start: start.run_dir.check_goes_on(start.config)),
+    Check("rewards", check_rewards),
+    Check("rollout.engine", check_engine),
+    Check("model.attention", lambda start: check_backend(start.config.model.attention)),
+    Check("optim", lambda start: check_launch(start.accelerator, start.config.optim, start.config.model)),
+    Check("rewards", check_other_clips),
+    Check("model.lora", check_adapters),
+    Check("data", check_clips, of_records=True),
+    Check("data.allow_overlap", check_held_out),
+    Check("run_dir", check_same_data),
+    Check("rewards", check_scores),
+    Check("rollout.max_model_tokens", check_fit, of_records=True),
+    Check("prompt", check_prompts, of_records=True),
+)
+
+
+def read_data(config: Config) -> Data:
+    """All samples; ValueError names the first record that is not right."""
+    return Data(
+        train_sets=load_sets(config.data.train),
+        held_out={each.label: load_samples([each]) for each in config.data.eval},
+    )
+
+
+def describe(samples: Sequence[Sample]) -> str:
+    """What was read, in one line: a misspelt field shows up as a column that nobody expected."""
+    with_moments = sum(bool(sample.keyframes_s) for sample in samples)
+    without_clip = sum(sample.clip_source is None for sample in samples)
+    about_text = f", {without_clip} about text alone" if without_clip else ""
+    columns = sorted({name for sample in samples for name in sample.columns})
+    unknown = [name for name in columns if name not in OWN_KEYS]  # other data sets have columns of such names
+    meant = {name: get_close_matches(name, OWN_KEYS, n=1, cutoff=0.75) for name in unknown}
+    named = [f"{name} (did you mean {meant[name][0]!r}?)" if meant.get(name) else name for name in columns]
+    extra = f"; other columns: {', '.join(named)}" if columns else ""
+    return f"{len(samples)} questions, {with_moments} with key moments{about_text}{extra}"
