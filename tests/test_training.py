@@ -204,7 +204,7 @@ def test_a_killed_run_with_vllm_resumes_and_its_model_is_served(clips: Path, tmp
     assert repeatable(read_rows(killed / "metrics.jsonl")) == repeatable(read_rows(whole / "metrics.jsonl"))
 
     serve = (
-        "import sys; from dataclasses import replace; from tests import tiny, test_rollout as t;"
+        "import sys; from dataclasses import replace; from tests.rollout import test_rollout as t;"
         "from grpo.policy.families import load_family; from grpo.policy.model import Policy; import torch;"
         "from grpo.rollout.vllm_engine import VLLMEngine;"
         "family = load_family(sys.argv[1]);"
