@@ -14,9 +14,9 @@ import numpy as np
 
 from grpo.data import Dataset, read_records, timed
 from grpo.data.check import missing_files
+from grpo.data.errors import BadRecords, DataError, used_before
 from grpo.data.fields import holds_number, shown
 from grpo.data.overlap import namesakes, question_key
-from grpo.data.records import BadRecords
 from grpo.feed.planner import Planner, PromptPlan
 from grpo.groups import Sample
 from grpo.media.decode import MediaError, frame_table
@@ -58,16 +58,16 @@ def read_set(dataset: Dataset) -> tuple[list[Sample], list[Finding]]:
     try:
         read = read_records(dataset)
     except BadRecords as error:
-        read, findings = error.samples, [_of_record(*problem) for problem in error.problems]
+        read, findings = error.samples, [_of_data(problem) for problem in error.problems]
+    except DataError as error:
+        return [], [_of_data(error)]
     except (ValueError, OSError) as error:
-        reason = str(error).removeprefix(f"{dataset.path}: ")
-        return [], [Finding(kind="record", source=dataset.path, reason=reason)]
+        return [], [Finding(kind="record", source=dataset.path, reason=str(error))]
     for sample in read:
         try:
             samples.append(timed(sample, dataset.frame_fps))
-        except ValueError as untimed:
-            reason = str(untimed).removeprefix(f"{sample.source}: ")
-            findings.append(Finding(kind="record", source=sample.source, reason=reason))
+        except DataError as untimed:
+            findings.append(_of_data(untimed))
     return samples, findings
 
 
@@ -78,8 +78,7 @@ def shared_ids(sets: Iterable[Sequence[Sample]]) -> list[Finding]:
     for sample in (sample for samples in sets for sample in samples):
         first = seen.setdefault(sample.id, sample)
         if first is not sample:
-            reason = f"id {sample.id!r} was already used in {first.source}"
-            findings.append(Finding(kind="duplicate", source=sample.source, reason=reason))
+            findings.append(_of_data(used_before(sample, first)))
     return findings
 
 
@@ -175,7 +174,6 @@ def _planned(planner: Planner) -> Callable[[Sample], tuple[PromptPlan | None, li
             ]
         reason = planner.refusal(sample, plan)
         if reason is not None:
-            reason = reason.removeprefix(f"{sample.source}: ")
             return plan, [Finding(kind="too long", source=sample.source, reason=reason)]
         return plan, late
 
@@ -213,7 +211,5 @@ def _kind(error: Exception) -> Kind:
     return "too short" if isinstance(error.__cause__, TooShort) else "unreadable"
 
 
-def _of_record(source: str, reason: str) -> Finding:
-    return Finding(
-        kind="duplicate" if "was already used in" in reason else "record", source=source, reason=reason
-    )
+def _of_data(error: DataError) -> Finding:
+    return Finding(kind=error.kind, source=error.source, reason=error.reason)

@@ -15,6 +15,7 @@ from grpo.data.egocross import read_egocross, read_egocross_open
 from grpo.data.egoplan import read_egoplan
 from grpo.data.egoschema import read_egoschema
 from grpo.data.egotempo import read_egotempo
+from grpo.data.errors import DataError, used_before
 from grpo.data.jsonl import read_huggingface, read_jsonl
 from grpo.data.llava import read_llava
 from grpo.data.openeqa import read_openeqa
@@ -83,9 +84,7 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
         sets.append([timed(sample, dataset.frame_fps) for sample in read_records(dataset)])
         for sample in sets[-1]:
             if sample.id in seen:
-                raise ValueError(
-                    f"{sample.source}: id {sample.id!r} was already used in {seen[sample.id].source}"
-                )
+                raise used_before(sample, seen[sample.id])
             seen[sample.id] = sample
     return sets
 
@@ -102,9 +101,8 @@ def timed(sample: Sample, frame_fps: float | None) -> Sample:
         return sample
     is_timeless = len(source.frames) > 1 or any(map(os.path.isdir, source.frames))
     if frame_fps is None and is_timeless:
-        raise ValueError(
-            f"{sample.source}: nothing says when its frames are shown: set frame_fps beside the data set's path"
-        )
+        reason = "nothing says when its frames are shown: set frame_fps beside the data set's path"
+        raise DataError(sample.source, reason)
     return replace(sample, clip_source=replace(source, frame_fps=frame_fps)) if source.frames else sample
 
 

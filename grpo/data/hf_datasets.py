@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grpo.data.errors import DataError
+
 SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` leaves in the folder of a data set, and of several splits."""
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file or a data set's folder, in order. Raises ValueError with the path."""
+    """The rows of a parquet file or a data set's folder, in order. ValueError if there are none."""
     if path.is_dir() and any((path / name).is_file() for name in SAVED):
         return _saved(path)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{path}: no parquet files in this folder, and no data set written by save_to_disk")
+        raise ValueError("no parquet files in this folder, and no data set written by save_to_disk")
     return (row for file in files for row in _parquet(file))
 
 
@@ -31,18 +33,18 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
         for batch in pq.ParquetFile(file).iter_batches():
             yield from _decimals(pa.Table.from_batches([batch])).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file}: not readable as parquet: {' '.join(str(error).split())}") from None
+        raise DataError(str(file), f"not readable as parquet: {' '.join(str(error).split())}") from None
 
 
 def _saved(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"{folder}: needs the package datasets: pip install datasets") from None
+        raise ValueError("needs the package datasets: pip install datasets") from None
 
     data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
-        raise ValueError(f"{folder}: holds several splits: name one, {folder}/{next(iter(data))}")
+        raise ValueError(f"holds several splits: name one, {folder}/{next(iter(data))}")
     # As Arrow tables: rows would come with their media decoded.
     for table in data.with_format("arrow").iter(batch_size=1000):
         yield from _decimals(table).to_pylist()

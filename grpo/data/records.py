@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Never
+from typing import Any, Never
 
+from grpo.data.errors import BadRecords, DataError, NoSuchFile, placed, used_before
 from grpo.data.fields import Record, as_text, shown
 from grpo.groups import Sample
 
@@ -66,29 +67,6 @@ class Place:
 Translate = Callable[[Record, Place], Iterable[Sample]]
 
 
-class Problem(NamedTuple):
-    """What is wrong with a record, or with the file."""
-
-    source: str
-    reason: str
-
-
-class BadRecords(ValueError):
-    """Records that could not be translated. The message is about the first; all are in `problems`, and what the
-    other records gave is in `samples`.
-    """
-
-    def __init__(self, problems: list[Problem], samples: list[Sample]) -> None:
-        more = len(problems) - 1
-        others = (
-            f" ({more} more bad record{'s' if more > 1 else ''} in the file; egogrpo doctor names all)"
-            if more
-            else ""
-        )
-        super().__init__(": ".join(problems[0]) + others)
-        self.problems, self.samples = problems, samples
-
-
 def read_samples(
     path: str | os.PathLike[str],
     media_root: str | os.PathLike[str] | None,
@@ -106,23 +84,23 @@ def read_samples(
     """
     file = Path(path)
     if not (file.is_file() or file.is_dir() and not lines):
-        raise FileNotFoundError(f"{path}: no such dataset file")
+        raise NoSuchFile(str(path), "no such dataset file")
     own_folder = file if file.is_dir() else file.parent
     root = own_folder if media_root is None else Path(media_root)
     samples: dict[str, Sample] = {}
-    problems: list[Problem] = []
+    problems: list[DataError] = []
     try:
         for number, source, read in _records(file, key=key, lines=lines):
             try:
                 _add(samples, translate(_as_record(read()), Place(source, file, root, number)))
             except ValueError as error:
-                problems.append(Problem(source, str(error)))
+                problems.append(placed(error, source))
     except ValueError as error:  # of the file's form: what lies behind can't be told apart
-        problems.append(Problem(str(file), str(error).removeprefix(f"{file}: ")))
+        problems.append(placed(error, str(file)))
     if problems:
         raise BadRecords(problems, [*samples.values()])
     if not samples:
-        raise ValueError(f"{path}: no records")
+        raise DataError(str(path), "no records")
     return [*samples.values()]
 
 
@@ -135,20 +113,20 @@ def _as_record(value: Any) -> Record:
 def _add(samples: dict[str, Sample], new: Iterable[Sample]) -> None:
     for sample in new:
         if sample.id in samples:
-            raise ValueError(f"id {sample.id!r} was already used in {samples[sample.id].source}")
+            raise used_before(sample, samples[sample.id])
         samples[sample.id] = sample
 
 
 def load_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise NoSuchFile(str(path), "no such file")
     try:
         value = parse(path.read_bytes())
         if type(value) is not dict:
             raise ValueError(f"expected a JSON object, not {shown(value)}")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise DataError(str(path), str(error)) from None
     return value
 
 
@@ -189,7 +167,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 def _listed(file: Path, key: str) -> list[Any]:
     values = load_object(file).get(key)
     if type(values) is not list:
-        raise ValueError(f"{file}: {key!r} must be a list of records, not {shown(values)}")
+        raise ValueError(f"{key!r} must be a list of records, not {shown(values)}")
     return values
 
 
@@ -203,11 +181,8 @@ def _of_lines(file: Path) -> Iterator[tuple[int, str, Callable[[], Any]]]:
 
 def _of_list(file: Path) -> Iterator[tuple[int, str, Callable[[], Any]]]:
     """Record by record, so that what is wrong with one is said with its number."""
-    try:
-        content = _text(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    at, number = _after(content, 0, "[", file), 0
+    content = _text(file.read_bytes())
+    at, number = _after(content, 0, "["), 0
     if content[at : at + 1] != "]":
         while True:
             number += 1
@@ -215,22 +190,22 @@ def _of_list(file: Path) -> Iterator[tuple[int, str, Callable[[], Any]]]:
             try:
                 value, at = _decoded(_DECODER.raw_decode, content, at)
             except ValueError as error:
-                raise ValueError(f"{source}: {error}") from None
+                raise DataError(source, str(error)) from None
             yield number, source, partial(_same, value)
             at = _skip(content, at)
             if content[at : at + 1] == "]":
                 break
-            at = _after(content, at, ",", file)
+            at = _after(content, at, ",")
     if (end := _skip(content, at + 1)) != len(content):
-        raise ValueError(f"{file}: not readable as JSON: text behind the list, {shown(content[end:])}")
+        raise ValueError(f"not readable as JSON: text behind the list, {shown(content[end:])}")
 
 
-def _after(content: str, at: int, mark: str, file: Path) -> int:
+def _after(content: str, at: int, mark: str) -> int:
     at = _skip(content, at)
     if content[at : at + 1] != mark:
         line = content.count("\n", 0, at) + 1
         raise ValueError(
-            f"{file}: expected a JSON list of records: {mark!r} at line {line}, not {shown(content[at : at + 20])}"
+            f"expected a JSON list of records: {mark!r} at line {line}, not {shown(content[at : at + 20])}"
         )
     return _skip(content, at + 1)
 

@@ -66,13 +66,13 @@ class Planner:
             return [reason for reason in pool.map(self._refusal, samples) if reason is not None]
 
     def refusal(self, sample: Sample, plan: PromptPlan) -> str | None:
-        """Why this prompt can't fit; None if it does."""
+        """Why this prompt can't fit, without the place of its record; None if it does."""
         if plan.num_tokens <= self.max_prompt_tokens:
             return None
         room = self.max_prompt_tokens - plan.num_text_tokens
         smaller = f"lower media.max_tokens to {room} or " if plan.clip and room > 0 else ""
         return (
-            f"{sample.source}: sample {sample.id}: its prompt has {plan.num_tokens} tokens, "
+            f"sample {sample.id}: its prompt has {plan.num_tokens} tokens, "
             f"rollout.max_model_tokens leaves room for {self.max_prompt_tokens}: {smaller}raise that by "
             f"{plan.num_tokens - self.max_prompt_tokens}"
         )
@@ -84,7 +84,8 @@ class Planner:
         except ValueError as error:  # of the text
             return f"{sample.source}: sample {sample.id}: {error}"
         try:
-            return self.refusal(sample, self.plan(sample))
+            reason = self.refusal(sample, self.plan(sample))
+            return None if reason is None else f"{sample.source}: {reason}"
         except MediaError as error:
             is_ours = isinstance(error.__cause__, TooManyTokens)
             return f"{sample.source}: sample {sample.id}: {error}" if is_ours else None
