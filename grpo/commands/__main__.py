@@ -18,6 +18,9 @@ COMMANDS = {
 }
 """What can be asked for: the module whose `main(arguments)` does it and gives the exit status, and what it is for."""
 
+OPTIONAL = {"pandas", "scipy", "jinja2", "optuna", "submitit"}
+"""Packages that commands import when they need them: those of the extra `commands`."""
+
 HELP = """\
 egogrpo: GRPO for video vision-language models. What one can do:
 
@@ -52,6 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         return import_module(COMMANDS[name][0]).main(arguments)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in OPTIONAL:
+            raise
+        print(f"error: egogrpo {name} needs {package}: pip install egogrpo[commands]", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"stopped: egogrpo {name}", file=sys.stderr)
         return 130

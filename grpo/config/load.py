@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grpo.config.limits import refusals
@@ -21,12 +22,31 @@ def load_config(argv: Sequence[str]) -> Config:
 
     An unknown key, a wrong type or an impossible combination raises ValueError here, before a model is loaded.
     """
-    return _load([Path(arg) for arg in argv if "=" not in arg], [arg for arg in argv if "=" in arg])
+    return to_config(read_layers(argv))
 
 
 def read_config(file: Path) -> Config:
     """The config of one file, as `to_yaml` wrote it."""
-    return _load([file], [])
+    return to_config([_read_file(file)])
+
+
+def read_layers(argv: Sequence[str]) -> list[DictConfig]:
+    """The settings of each file, and behind them those of the overrides."""
+    files = [_read_file(Path(arg)) for arg in argv if "=" not in arg]
+    with one_line_errors():
+        return [*files, OmegaConf.from_dotlist([arg for arg in argv if "=" in arg])]
+
+
+def to_config(layers: Sequence[DictConfig]) -> Config:
+    """The defaults under these layers."""
+    with one_line_errors():
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ValueError(f"config: {missing[0]} is not set")
+        config = cast(Config, OmegaConf.to_object(merged))
+    for problem in chain(refusals(config), contradictions(config)):
+        raise ValueError(f"config: {problem}")
+    return config
 
 
 def to_yaml(config: Config) -> str:
@@ -39,25 +59,27 @@ def defaults_yaml() -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(Config))
 
 
-def _load(files: Sequence[Path], overrides: Sequence[str]) -> Config:
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"config: no file {file}")
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What OmegaConf and YAML find wrong, as ValueError in one line that names the key."""
     try:
-        layers = [*map(OmegaConf.load, files), OmegaConf.from_dotlist(list(overrides))]
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
-        if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise ValueError(f"config: {missing[0]} is not set")
-        config = cast(Config, OmegaConf.to_object(merged))
+        yield
     except OmegaConfBaseException as error:
         raise ValueError(f"config: {_one_line(error)}") from error
     except TypeError as error:  # a list met something else; OmegaConf does not say which
         raise ValueError(f"config: {error}; lists are set whole: data.train=[{{path: FILE}}]") from error
     except yaml.YAMLError as error:
         raise ValueError(f"config: no YAML: {' '.join(str(error).split())}") from error
-    for problem in chain(refusals(config), contradictions(config)):
-        raise ValueError(f"config: {problem}")
-    return config
+
+
+def _read_file(file: Path) -> DictConfig:
+    if not file.is_file():
+        raise ValueError(f"config: no file {file}")
+    with one_line_errors():
+        layer = OmegaConf.load(file)
+    if not isinstance(layer, DictConfig):
+        raise ValueError(f"config: {file} holds no settings by name")
+    return layer
 
 
 def _one_line(error: OmegaConfBaseException) -> str:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.commands.__main__ import COMMANDS, main
+from grpo.commands.__main__ import COMMANDS, OPTIONAL, main
 from tests.support import tiny
 
 HEAVY = ("torch", "transformers", "vllm", "pandas", "scipy", "numpy", "omegaconf")
@@ -66,6 +66,22 @@ def test_every_command_has_a_help_under_its_own_name(
         main([command, "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: egogrpo {command} ")
+
+
+def test_what_commands_may_lack_is_their_extra() -> None:
+    project = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["commands"]
+    assert {re.split(r"\W", requirement)[0] for requirement in extra} == OPTIONAL
+
+
+@pytest.mark.parametrize("package", ["pandas", "jinja2"])
+def test_without_an_optional_package_replay_names_the_extra(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from grpo.commands.__main__ import main; "
+    code += "sys.exit(main(['replay', 'runs/none']))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: egogrpo replay needs {package}: pip install egogrpo[commands]\n"
 
 
 @pytest.fixture

@@ -14,24 +14,25 @@ import json
 import math
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from grpo.commands.replay.page import page
 from grpo.commands.replay.report import make_report
-from grpo.commands.replay.stats import Learning
-from grpo.commands.replay.table import Replayed, ReplayTable
+from grpo.commands.replay.table import Batch, Groups, Replayed, collect
 from grpo.commands.replay.text import markdown
+from grpo.config.load import one_line_errors, read_config, read_layers, to_config
 from grpo.config.schema import Config
-from grpo.groups import Rollout, ScoredGroup
+from grpo.groups import Rollout
+from grpo.learner.advantages import advantages_of
 from grpo.media.sampling import MediaSettings
 from grpo.run.folder import RunDir, write_text
 from grpo.run.rollout_files import num_groups, read_rollouts, rollout_files
@@ -39,9 +40,6 @@ from rewards.scoring.runner import RewardSet, Scoring, load_rewards
 
 GROUPS_AT_ONCE = 64
 REPLAYED_KEYS = ("rewards", "rewards_workers", "advantages")
-
-Batch = list[tuple[int, ScoredGroup]]
-"""Groups of one step, each behind its first row in the step's file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,28 +79,24 @@ def replay(
     run = RunDir(folder)
     config, own = read_configs(run, configs)
     files = chosen_files(run, steps)
-    learning = learning_of(config, own)
-    with closing(
-        load_rewards(config.rewards, config.rewards_workers, normalise=learning.normalised)
-    ) as rewards:
-        replayed = score_files(rewards, files, own.media, learning, limit=limit)
+    replayed = score(config, own, files, limit=limit)
     about = {"run_dir": str(folder), "configs": list(configs), "advantages": asdict(config.advantages)}
     return make_report(replayed, config.rewards, files, about)
 
 
-def learning_of(config: Config, own: Config) -> Learning:
-    """How the replayed totals become advantages: by the replay's `advantages`, and the run's own `loss`."""
-    if own.loss.kl_in_reward and "kl" in config.rewards:
-        raise ValueError(
-            "config: rewards.kl: the run's loss.kl_in_reward has that name; call it something else"
-        )
-    return Learning(
+def score(config: Config, own: Config, files: Mapping[int, Path], *, limit: int | None = None) -> Replayed:
+    """The completions in these files under `rewards` and `advantages` of the config; all else is the run's own."""
+    normalised = config.advantages.multi_objective_aggregation == "normalize_then_sum"
+    to_advantages = partial(
+        advantages_of,
         scale=config.advantages.scale,
         baseline=config.advantages.baseline,
-        normalised=config.advantages.multi_objective_aggregation == "normalize_then_sum",
-        kl_in_reward=own.loss.kl_in_reward,
+        normalised=normalised,
         mask_truncated=own.loss.mask_truncated_completions,
     )
+    with closing(load_rewards(config.rewards, config.rewards_workers, normalise=normalised)) as rewards:
+        batches = scored_batches(rewards, files, own.media, limit=limit)
+        return collect(batches, to_advantages, kl_in_reward=own.loss.kl_in_reward)
 
 
 def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:
@@ -112,32 +106,21 @@ def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:
     """
     if not run.config_file.is_file():
         raise FileNotFoundError(f"{run.path}: no config.yaml in it, so it is not a run's folder")
-    schema = OmegaConf.structured(Config)
-    try:
-        files = [_load(arg) for arg in argv if "=" not in arg]
-        overrides = OmegaConf.from_dotlist([arg for arg in argv if "=" in arg])
-        OmegaConf.merge(schema, *files, overrides)  # a misspelt key is found here, wherever it is
-        if other := sorted({str(key) for key in overrides} - {*REPLAYED_KEYS}):
-            raise ValueError(
-                f"config: {other[0]}: a replay takes only {', '.join(REPLAYED_KEYS)}; the rest is the run's"
-            )
-        own = OmegaConf.load(run.config_file)
-        base = {
-            key: value
-            for key, value in own.items()
-            if key != "rewards" or not any("rewards" in f for f in files)
-        }
-        layers = [{key: layer[key] for key in REPLAYED_KEYS if key in layer} for layer in (*files, overrides)]
-        merged = OmegaConf.merge(schema, base, *layers)
-        configs = [OmegaConf.to_object(each) for each in (merged, OmegaConf.merge(schema, own))]
-    except OmegaConfBaseException as error:
-        raise ValueError(f"config: {_one_line(error)}") from error
-    except (TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"config: {' '.join(str(error).split())}") from error
-    config, before = (cast(Config, each) for each in configs)
-    if not config.rewards:
-        raise ValueError("config: rewards is empty")
-    return config, before
+    own = read_config(run.config_file)
+    *files, overrides = layers = read_layers(argv)
+    with one_line_errors():
+        OmegaConf.merge(OmegaConf.structured(Config), *layers)  # a misspelt key is found here, wherever it is
+    if other := sorted({str(key) for key in overrides} - {*REPLAYED_KEYS}):
+        raise ValueError(
+            f"config: {other[0]}: a replay takes only {', '.join(REPLAYED_KEYS)}; the rest is the run's"
+        )
+    base = OmegaConf.structured(own)
+    if any("rewards" in file for file in files):
+        base = OmegaConf.masked_copy(base, [str(key) for key in base if key != "rewards"])
+    chosen = [
+        OmegaConf.masked_copy(layer, [key for key in REPLAYED_KEYS if key in layer]) for layer in layers
+    ]
+    return to_config([base, *chosen]), own
 
 
 def chosen_files(run: RunDir, steps: str | None) -> dict[int, Path]:
@@ -161,40 +144,29 @@ def chosen_files(run: RunDir, steps: str | None) -> dict[int, Path]:
     return chosen
 
 
-def score_files(
-    rewards: RewardSet,
-    files: Mapping[int, Path],
-    media: MediaSettings,
-    learning: Learning,
-    *,
-    limit: int | None = None,
-) -> Replayed:
-    """Score the groups of these files; only a few of them are in memory at a time."""
-    table = ReplayTable(learning)
-    underway: list[tuple[int, Batch, Scoring]] = []
-    for step, batch in read_groups(files, media, limit=limit):
-        check_counterfactuals(rewards, batch[0][1].group.rollouts[0])
+def scored_batches(
+    rewards: RewardSet, files: Mapping[int, Path], media: MediaSettings, *, limit: int | None = None
+) -> Iterator[Batch]:
+    """The groups of these files with their scores; while some are scored, the next ones are read."""
+    underway: deque[tuple[int, Groups, Scoring]] = deque()
+    for step, groups in read_groups(files, media, limit=limit):
+        check_counterfactuals(rewards, groups[0][1].group.rollouts[0])
         scoring = rewards.scoring(step, in_step=False)
-        for _, scored in batch:
+        for _, scored in groups:
             scoring.add(scored.group)
-        underway.append((step, batch, scoring))
-        if len(underway) > 1:  # while one batch is scored, the next one is read
-            add_scores(table, *underway.pop(0))
-    for one in underway:
-        add_scores(table, *one)
-    return table.matrices()
+        underway.append((step, groups, scoring))
+        if len(underway) > 1:
+            yield _wait(*underway.popleft())
+    yield from (_wait(*each) for each in underway)
 
 
-def add_scores(table: ReplayTable, step: int, batch: Batch, scoring: Scoring) -> None:
-    """Wait for the scores of a batch and take them."""
-    scores = scoring.tables([scored.group for _, scored in batch])
-    for (first_row, scored), score in zip(batch, scores, strict=True):
-        table.add(step, first_row, scored, score)
+def _wait(step: int, groups: Groups, scoring: Scoring) -> Batch:
+    return Batch(step, groups, scoring.tables([scored.group for _, scored in groups]))
 
 
 def read_groups(
     files: Mapping[int, Path], media: MediaSettings, *, limit: int | None
-) -> Iterator[tuple[int, Batch]]:
+) -> Iterator[tuple[int, Groups]]:
     """Some groups of a step at a time, with that step."""
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: must be at least 1, not {limit}")
@@ -225,17 +197,3 @@ def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     write_text(folder / "replay.md", markdown(report, num_examples=12) + "\n")
     write_text(folder / "replay.html", page(report))
     return folder
-
-
-def _load(path: str) -> DictConfig:
-    if not Path(path).is_file():
-        raise ValueError(f"config: no file {path}")
-    loaded = OmegaConf.load(path)
-    if not isinstance(loaded, DictConfig):
-        raise ValueError(f"config: {path} holds no settings by name")
-    return loaded
-
-
-def _one_line(error: OmegaConfBaseException) -> str:
-    first = str(error).splitlines()[0]
-    return f"{error.full_key}: {first}" if error.full_key and error.full_key not in first else first

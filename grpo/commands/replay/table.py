@@ -1,158 +1,124 @@
-"""A run's stored rollouts with the scores of another reward set, as matrices of groups by completions."""
+"""A run's stored rollouts with the scores of another reward set: a data frame with a row for each completion.
+
+Its columns, all of float64, where NaN is no value:
+
+- `step`, `group` (counted over all steps), `rollout` (its place in the group), `row` (its place in the step's file)
+- `run/NAME`, `run_total`, `run_advantage`: the run's own raw values, and what they came to
+- `raw/NAME`, `parts/NAME`, `total`, `advantage`: the replayed set's raw values, what they add, what that comes to
+- `tokens`, `stopped`, `moments` (how many it cites, 0 where they can't be read), `text` (equal for equal texts)
+- `right`: 1 for a right answer, 0 for a wrong one, as a reward named `accuracy` says, if there is one
+"""
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from grpo.commands.replay.stats import Learning, advantages_of
-from grpo.groups import RewardFailure, RewardTable, ScoredGroup
+from grpo.groups import RewardTable, ScoredGroup
+from grpo.learner.advantages import Moments, as_totals
 from rewards.builtin.keyframe import cited_moments
 
 MAX_REASONS = 3
 """Different reasons that are kept of a reward's failures."""
 
-
-@dataclass(kw_only=True)
-class Failures:
-    """How often a reward failed, and why at first."""
-
-    count: int = 0
-    reasons: dict[str, str] = field(default_factory=dict)
-    """Where each reason was met first."""
+ToAdvantages = Callable[..., np.ma.MaskedArray]
+"""`grpo.learner.advantages.advantages_of` with the settings of a run."""
+Groups = Sequence[tuple[int, ScoredGroup]]
+"""Groups of one step, each behind its first row in the step's file."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch(NamedTuple):
+    """Some groups as the run scored them, and what the replayed rewards say about each."""
+
+    step: int
+    groups: Groups
+    tables: Sequence[RewardTable]
+
+
+@dataclass(frozen=True, eq=False)
 class Replayed:
-    """Axes: P groups, G completions of the largest one; NaN is no value."""
+    """All that was scored, and how often each reward failed, with its first reasons and where these were met."""
 
-    steps_P: np.ndarray
-    first_rows_P: np.ndarray
-    """Where a group starts in its step's file."""
-    run_rewards: Mapping[str, np.ndarray]
-    """The run's own raw values, by the reward's name."""
-    run_totals_PG: np.ndarray
-    run_advantages_PG: np.ndarray
-    rewards: Mapping[str, np.ndarray]
-    """Raw values of the replayed set."""
-    parts: Mapping[str, np.ndarray]
-    totals_PG: np.ndarray
-    advantages_PG: np.ndarray
-    tokens_PG: np.ndarray
-    moments_PG: np.ndarray
-    """How many moments a completion cites; 0 where they can't be read."""
-    stopped_PG: np.ndarray
-    texts_PG: np.ndarray
-    """Numbers that are the same where the texts are."""
-    failures: Mapping[str, Failures]
-
-    @property
-    def num_rollouts(self) -> int:
-        return int((~np.isnan(self.tokens_PG)).sum())
-
-    @property
-    def right_PG(self) -> np.ndarray | None:
-        """1 for a right answer, 0 for a wrong one, as a reward named `accuracy` says, if there is one."""
-        values_PG = self.rewards.get("accuracy", self.run_rewards.get("accuracy"))
-        return None if values_PG is None else np.where(np.isnan(values_PG), np.nan, values_PG > 0)
+    completions: pd.DataFrame
+    failures: dict[str, dict[str, Any]]
 
 
-class ReplayTable:
-    """Collects groups one by one; a completion takes eight bytes a column, whatever its length."""
+def collect(batches: Iterable[Batch], to_advantages: ToAdvantages, *, kl_in_reward: bool = False) -> Replayed:
+    """All batches, with the advantages that the replayed totals would have had.
 
-    def __init__(self, learning: Learning) -> None:
-        self._learning = learning
-        self._columns: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
-        self._sizes: list[int] = []
-        self._steps: list[int] = []
-        self._first_rows: list[int] = []
-        self._failures: dict[str, Failures] = {}
+    kl_in_reward: the totals hold the stored part `kl`, which depends on policy and reference alone, not on rewards.
+    """
+    frames: list[pd.DataFrame] = []
+    failures: dict[str, dict[str, Any]] = {}
+    num_groups = 0
+    for batch in batches:
+        frames.append(_frame(batch, num_groups, kl_in_reward=kl_in_reward))
+        num_groups += len(batch.groups)
+        _add_failures(failures, batch)
+        if len(different := frames[0].columns.symmetric_difference(frames[-1].columns)):
+            name = str(different[0]).replace("run/", "rewards/")
+            raise ValueError(f"step {batch.step}: the rollouts files have different columns: {name}")
+    completions = pd.concat(frames, ignore_index=True)
+    if kl_in_reward:  # as grpo.learner.kl_reward puts it there
+        completions["total"] += completions["parts/kl"]
+    completions["advantage"] = advantages(completions, to_advantages)
+    accuracy = completions.get("raw/accuracy", completions.get("run/accuracy", np.nan))
+    completions["right"] = np.where(np.isnan(accuracy), np.nan, np.greater(accuracy, 0))
+    return Replayed(completions, failures)
 
-    def add(self, step: int, first_row: int, scored: ScoredGroup, table: RewardTable) -> None:
-        """A group as the run scored it, and what the replayed rewards say about it."""
-        if self._learning.kl_in_reward:
-            table = with_kl(table, scored.table.parts["kl"])
-        rollouts = scored.group.rollouts
-        self._sizes.append(len(rollouts))
-        self._steps.append(step)
-        self._first_rows.append(first_row)
-        columns = {
-            **{f"run/{name}": column for name, column in scored.table.columns.items()},
-            **{f"rewards/{name}": column for name, column in table.columns.items()},
-            **{f"parts/{name}": column for name, column in table.parts.items()},
-            "run_totals": scored.table.totals,
-            "run_advantages": scored.advantages,
-            "totals": table.totals,
-            "tokens": [len(rollout.token_ids) for rollout in rollouts],
-            "moments": [len(cited_moments(rollout)) for rollout in rollouts],
-            "stopped": [rollout.stopped for rollout in rollouts],
-            "texts": [text_number(rollout.text) for rollout in rollouts],
-        }
-        if self._columns and columns.keys() != self._columns.keys():
-            named = sorted(name for name in columns.keys() ^ self._columns.keys())
-            raise ValueError(
-                f"step {step}: the rollouts files have different columns: {named[0].replace('run/', 'rewards/')}"
-            )
-        for name, column in columns.items():
-            self._columns[name].extend(np.nan if value is None else value for value in column)
-        for failure in table.failures:
-            self._add_failure(step, failure)
 
-    def matrices(self) -> Replayed:
-        """All groups, with the advantages that the replayed totals would have had."""
-        matrices = self._as_matrices()
-        totals_PG, stopped_PG = matrices["totals"], matrices["stopped"]
-        return Replayed(
-            steps_P=np.array(self._steps),
-            first_rows_P=np.array(self._first_rows),
-            run_rewards=_starting_with("run/", matrices),
-            run_totals_PG=matrices["run_totals"],
-            run_advantages_PG=matrices["run_advantages"],
-            rewards=_starting_with("rewards/", matrices),
-            parts=_starting_with("parts/", matrices),
-            totals_PG=totals_PG,
-            advantages_PG=advantages_of(totals_PG, np.array(self._steps), stopped_PG, self._learning),
-            tokens_PG=matrices["tokens"],
-            moments_PG=matrices["moments"],
-            stopped_PG=stopped_PG,
-            texts_PG=matrices["texts"],
-            failures=self._failures,
+def advantages(completions: pd.DataFrame, to_advantages: ToAdvantages) -> pd.Series:
+    """What training makes of each step's totals."""
+    of_steps = []
+    for _, rows in completions.groupby("step"):
+        # A group that is smaller than the largest one is filled up with NaN.
+        totals_PG, stopped_PG = (
+            rows.pivot(index="group", columns="rollout", values=name) for name in ("total", "stopped")
         )
-
-    def _as_matrices(self) -> dict[str, np.ndarray]:
-        sizes_P = np.array(self._sizes)
-        groups_N = np.repeat(np.arange(len(sizes_P)), sizes_P)
-        places_N = np.arange(sizes_P.sum()) - np.repeat(sizes_P.cumsum() - sizes_P, sizes_P)
-        matrices = {}
-        for name, column in self._columns.items():
-            matrices[name] = np.full((len(sizes_P), sizes_P.max()), np.nan)
-            matrices[name][groups_N, places_N] = column
-        return matrices
-
-    def _add_failure(self, step: int, failure: RewardFailure) -> None:
-        failures = self._failures.setdefault(failure.reward, Failures())
-        failures.count += 1
-        if len(failures.reasons) < MAX_REASONS:
-            failures.reasons.setdefault(failure.summary, f"step {step}, sample {failure.sample_id}")
+        totals = as_totals(totals_PG)
+        batch = Moments(totals.mean(), totals.std())
+        advantages_PG = to_advantages(totals, stopped_PG.to_numpy() == 1, batch=batch).filled(np.nan)
+        of_steps.append(pd.Series(advantages_PG[stopped_PG.notna()], index=rows.index))
+    return pd.concat(of_steps)
 
 
-def with_kl(table: RewardTable, kl: Sequence[float]) -> RewardTable:
-    """The table with the run's own divergences in its totals, as `grpo.learner.kl_reward` puts them there."""
-    totals = tuple(
-        None if total is None else total + part for total, part in zip(table.totals, kl, strict=True)
-    )
-    return replace(table, parts={**table.parts, "kl": tuple(kl)}, totals=totals)
+def _frame(batch: Batch, first_group: int, *, kl_in_reward: bool) -> pd.DataFrame:
+    columns = defaultdict[str, list[Any]](list)
+    for group, ((first_row, scored), table) in enumerate(
+        zip(batch.groups, batch.tables, strict=True), first_group
+    ):
+        rollouts = scored.group.rollouts
+        of_group = {
+            "step": [batch.step] * len(rollouts),
+            "group": [group] * len(rollouts),
+            "rollout": range(len(rollouts)),
+            "row": range(first_row, first_row + len(rollouts)),
+            **{f"run/{name}": column for name, column in scored.table.columns.items()},
+            "run_total": scored.table.totals,
+            "run_advantage": scored.advantages,
+            **{f"raw/{name}": column for name, column in table.columns.items()},
+            **{f"parts/{name}": column for name, column in table.parts.items()},
+            **({"parts/kl": scored.table.parts["kl"]} if kl_in_reward else {}),
+            "total": table.totals,
+            "tokens": [len(rollout.token_ids) for rollout in rollouts],
+            "stopped": [rollout.stopped for rollout in rollouts],
+            "moments": [len(cited_moments(rollout)) for rollout in rollouts],
+            # In place of the text, which would take much memory: a number that a float64 holds exactly.
+            "text": [hash(rollout.text) % 2**53 for rollout in rollouts],
+        }
+        for name, column in of_group.items():
+            columns[name] += column
+    return pd.DataFrame(columns, dtype=float)
 
 
-def text_number(text: str) -> int:
-    """The same for equal texts, and for hardly any others: 48 bits, which a float64 holds exactly."""
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=6).digest(), "big")
-
-
-def _starting_with(prefix: str, matrices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): each for name, each in matrices.items() if name.startswith(prefix)}
+def _add_failures(failures: dict[str, dict[str, Any]], batch: Batch) -> None:
+    for failure in (failure for table in batch.tables for failure in table.failures):
+        found = failures.setdefault(failure.reward, {"count": 0, "reasons": {}})
+        found["count"] += 1
+        if len(found["reasons"]) < MAX_REASONS:
+            found["reasons"].setdefault(failure.summary, f"step {batch.step}, sample {failure.sample_id}")

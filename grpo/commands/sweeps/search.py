@@ -1,4 +1,4 @@
-"""A search over numbers of the config with Optuna (optional: `pip install egogrpo[sweeps]`).
+"""A search over numbers of the config with Optuna.
 
 Each trial is one run of the sweep's config, in `search/trial_NNN/`, with the sweep's first seed: its value holds the
 luck of that seed, and the best of many trials is flattered by it. Run the best again as an arm with several seeds.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def run_search(sweep: Sweep, runner: Runner, *, jobs: int, say: Callable[[str], None]) -> dict[str, str]:
     """Run the trials that are missing; the failed ones' labels, each with the reason.
 
-    Raises ValueError without a `search` section or without Optuna, for a key that can't be set, and if the folder
+    Raises ValueError without a `search` section, for a key that can't be set, and if the folder
     holds the trials of another search.
     """
     if sweep.search is None:
@@ -84,10 +84,7 @@ class Search:
     def __init__(
         self, sweep: Sweep, search: SearchConfig, runner: Runner, say: Callable[[str], None]
     ) -> None:
-        try:
-            import optuna
-        except ImportError:
-            raise ValueError("--search needs Optuna: pip install egogrpo[sweeps]") from None
+        import optuna
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)

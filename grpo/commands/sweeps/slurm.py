@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster, one each, through submitit (optional: `pip install egogrpo[sweeps]`)."""
+"""Runs as jobs of a cluster, one each, through submitit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ClusterRunner:
     ) -> None:
         """cluster: `slurm`; `local` and `debug` are submitit's, for trying things out.
 
-        Raises ValueError if submitit is missing, or refuses the cluster or a resource.
+        Raises ValueError if submitit refuses the cluster or a resource.
         """
         self.is_stopped = False
         self._cluster = cluster
@@ -58,10 +58,8 @@ class ClusterRunner:
         self._lock = threading.Lock()  # submitit's objects are not made for threads
         if "timeout_min" not in resources:
             raise ValueError("slurm.timeout_min is not set: submitit would give a run five minutes")
-        try:
-            from submitit import AutoExecutor
-        except ImportError:
-            raise ValueError("--slurm needs submitit: pip install egogrpo[sweeps]") from None
+        from submitit import AutoExecutor
+
         try:
             self._executor = AutoExecutor(folder=folder, cluster=cluster)
             self._executor.update_parameters(**resources)

@@ -21,7 +21,6 @@ from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source
 from grpo.run.folder import RunDir
 from grpo.run.rollout_files import rollout_files
-from rewards.scoring.runner import load_rewards
 from tests.support import runs, tiny
 from tests.support.clips import video_of
 from tests.support.stored_runs import scored, write_run
@@ -89,16 +88,13 @@ def test_a_run_replayed_under_its_own_rewards_gives_its_own_figures(trained: Pat
     run = RunDir(trained)
     config, own = replay.read_configs(run, [])
     assert config == own
-    found = replay.score_files(
-        load_rewards(config.rewards), rollout_files(run.rollouts), own.media, replay.learning_of(config, own)
-    )
-    assert found.totals_PG.shape == (8, 4) and not replay.replay(trained, [])["failures"]
-    assert list(found.rewards) == list(found.run_rewards) == ["accuracy", "format", "keyframe"]
-    for name, values_PG in found.rewards.items():
-        assert np.array_equal(values_PG, found.run_rewards[name], equal_nan=True), name
-    assert np.array_equal(found.totals_PG, found.run_totals_PG)
-    assert len(np.unique(found.totals_PG)) > 2
-    assert np.allclose(found.advantages_PG, found.run_advantages_PG, rtol=1e-12, atol=1e-12)
+    found = replay.score(config, own, rollout_files(run.rollouts)).completions
+    assert found.groupby("group").size().tolist() == [4] * 8 and not replay.replay(trained, [])["failures"]
+    for name in ("accuracy", "format", "keyframe"):
+        assert found[f"raw/{name}"].equals(found[f"run/{name}"]), name
+    assert len([name for name in found if str(name).startswith(("raw/", "run/"))]) == 6
+    assert found["total"].equals(found["run_total"]) and found["total"].nunique() > 2
+    assert np.allclose(found["advantage"], found["run_advantage"], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -111,13 +107,11 @@ def test_a_replay_counts_the_kl_the_baseline_and_the_mask_as_the_run_did(tmp_pat
     )  # fmt: skip
     run = RunDir(folder)
     config, own = replay.read_configs(run, [])
-    found = replay.score_files(
-        load_rewards(config.rewards), rollout_files(run.rollouts), own.media, replay.learning_of(config, own)
-    )
-    assert np.abs(found.parts["kl"]).max() > 0 and 0 < np.isnan(found.run_advantages_PG).sum() < 16
-    assert np.allclose(found.totals_PG, found.run_totals_PG, rtol=1e-12)
-    assert np.allclose(found.advantages_PG, found.run_advantages_PG, rtol=1e-9, equal_nan=True)
-    with pytest.raises(ValueError, match="rewards.kl: the run's loss.kl_in_reward has that name"):
+    found = replay.score(config, own, rollout_files(run.rollouts)).completions
+    assert found["parts/kl"].abs().max() > 0 and 0 < found["run_advantage"].isna().sum() < 16
+    assert np.allclose(found["total"], found["run_total"], rtol=1e-12)
+    assert np.allclose(found["advantage"], found["run_advantage"], rtol=1e-9, equal_nan=True)
+    with pytest.raises(ValueError, match="rewards.kl: loss.kl_in_reward takes that name"):
         replay.replay(folder, ["rewards.kl.fn=brevity"])
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from grpo.commands.replay import command as replay
-from grpo.commands.replay.page import MAX_CHARACTERS, esc, page
-from grpo.commands.replay.text import cell, markdown, shown
+from grpo.commands.replay.page import MAX_CHARACTERS, TEMPLATES, page
+from grpo.commands.replay.sections import shown
+from grpo.commands.replay.text import cell, markdown
 from rewards.hostile import COMPLETIONS
 from tests.support import tiny
 from tests.support.stored_runs import scored, write_run
@@ -115,20 +116,21 @@ def test_the_page_asks_the_network_for_nothing(report: dict[str, Any]) -> None:
     assert "url(" not in page(report) and "@import" not in page(report).partition("</style>")[0]
 
 
+def printed(text: str) -> str:
+    """A text as the page's template prints it."""
+    return TEMPLATES.from_string("{{ text }}").render(text=text)
+
+
 def test_every_attack_is_shown_as_text() -> None:
+    acting = re.compile(r"[<>\"']|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
     for attack in ATTACKS:
-        assert (
-            re.search(
-                r"[<>\"']|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", esc(attack)
-            )
-            is None
-        )
+        assert acting.search(printed(attack)) is None
         reader = Reader()
-        reader.feed(f"<pre>{esc(attack)}</pre>")
+        reader.feed(f"<pre>{printed(attack)}</pre>")
         reader.close()
         assert reader.tags == {"pre": 1}
     assert (
-        esc("<a href='x'>\x1b\u202e\ud800\n\té") == "&lt;a href=&#x27;x&#x27;&gt;\\u001b\\u202e\\ud800\n\té"
+        printed("<a href='x'>\x1b\u202e\ud800\n\té") == "&lt;a href=&#39;x&#39;&gt;\\u001b\\u202e\\ud800\n\té"
     )
 
 

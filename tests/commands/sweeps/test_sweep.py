@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo.commands.__main__ import main
 from grpo.commands.sweeps import command as sweep
 from grpo.run.folder import RunDir, read_rows
 from tests.support import runs, tiny
@@ -137,8 +138,8 @@ def test_without_an_optional_package_the_command_names_the_extra(
     monkeypatch.setitem(sys.modules, missing, None)
     space = "search={metric: loss, space: {rewards.format.weight: [0, 1]}}"
     arguments = {"submitit": ["slurm.timeout_min=5", "--slurm"], "optuna": ["--search", space]}[missing]
-    assert sweep.main([write_sweep(tmp_path), f"out={tmp_path}/out", *arguments]) == 2
-    assert "pip install egogrpo[sweeps]" in capsys.readouterr().err
+    assert main(["sweep", write_sweep(tmp_path), f"out={tmp_path}/out", *arguments]) == 2
+    assert f"error: egogrpo sweep needs {missing}: pip install egogrpo[commands]" in capsys.readouterr().err
 
 
 def test_the_command_starts_without_torch() -> None:
