@@ -42,6 +42,7 @@ COMPLETIONS: Mapping[str, str] = {
     "misspelt": "<Think>x</Think>< keyframes >3</ keyframes><answer lang='en'>B</answer>",
     "two answers": "<think>x</think><answer>A</answer><answer>B</answer>",
     "all letters": "<think>x</think><keyframes>3</keyframes><answer>A, B, C or D</answer>",
+    "two boxes": r"<answer>\boxed{A} \boxed{B}</answer>",
     "letter outside": "<think>x</think><keyframes>3</keyframes><answer>Z</answer>",
     "10,000 digits": "<think>x</think><keyframes>{0}</keyframes><answer>{0}</answer>".format("9" * 10_000),
     "foreign numerals": "<think>x</think><keyframes>٣.٥, ३, ３</keyframes><answer>٤٢</answer>",
@@ -66,6 +67,7 @@ COMPLETIONS: Mapping[str, str] = {
     "control characters": "<answer>B\x00\x07\x1b[31m\ufffd\u202e</answer>",
     "right to left": "<think>\u202eהיד לוקחת</think><keyframes>3</keyframes><answer>الكأس الأحمر</answer>",
     "100,000 characters": "<think>" + "The hand moves. " * 6_250 + "</think><answer>B</answer>",
+    "many accents": "<answer>B" + "\u0301\u0316" * 15_000 + "</answer>",
     "emoji": "<think>🖐️🔴</think><keyframes>3</keyframes><answer>🅱️</answer>",
     "many lines": "B\n\r\u2028" * 5_000,
 }

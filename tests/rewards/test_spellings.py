@@ -81,6 +81,7 @@ def test_a_choice_says_b_in_more_words(content: str) -> None:
     + ["[A] [B]", "(A)(B)", "A. B.", "(A) B"]
     + ["**A** **B**", "**A** or **B**", r"\boxed{A}\boxed{B}", r"\boxed{A} or \boxed{B}", r"\text{A}\text{B}"]
     + ["B - a cup", "[B] a cup", "B (a cup)", "**B** a cup", r"\boxed{B} a cup", "A: a knife", "a knife (A)", "AB"]
+    + ["**B. a cup** a knife", r"\boxed{B or A}: a knife"]
     + ["B because", "B - the knife or the cup", "B?", "B!", "not B", "B-", "((B))", "(B", "[B", "B]", "[[B]]"]
     + ["В", "Β", "Ⓑ", "🅱", "🅱️", "ᴮ", "ᵇ", "ß", "Б", "B\u0301", "B²", "B\u200bA", "{B}", "<b>B</b>", "knife and cup"]
     + [r"\boxed{}", "****", "**", "$$", '""', "[]", "()", "。", r"\boxed{B", r"\input{B}", r"\frac{B}{1}"],
@@ -200,6 +201,7 @@ def test_a_text_that_says_something_else_is_not_read(
 def test_case_sensitive_ocr_and_rouge_see_one_form() -> None:
     decomposed = unicodedata.normalize("NFD", "Café Crème")
     assert ocr(answered("ocr", "Café Crème", decomposed), case_sensitive=True) == 1
+    assert ocr(answered("ocr", decomposed, "Café Crème"), case_sensitive=True) == 1
     assert rouge(answered("open", decomposed, "Café Crème")) == pytest.approx(1)
     assert rouge(answered("open", "red cup", "ｒｅｄ ｃｕｐ")) == pytest.approx(1)
     assert rouge(answered("open", "red cup", r"\boxed{red cup}")) == pytest.approx(1)
@@ -258,6 +260,13 @@ def test_folding_is_the_same_for_all_forms_and_done_after_once(content: str) -> 
     assert (
         folded(unicodedata.normalize("NFD", content)) == once == folded(unicodedata.normalize("NFC", content))
     )
+
+
+@pytest.mark.parametrize(
+    "kept", ["2²", "H₂O", "½", "①", "⒈", "⑴", "ª", "™", "cup´s", "ﷺ", "٤", "४", "Ⓑ", "–", "—", "。"]
+)
+def test_what_means_something_else_is_not_folded(kept: str) -> None:
+    assert folded(kept) == kept
 
 
 @given(TEXTS)
