@@ -79,6 +79,8 @@ def layers(content: str) -> list[str]:
 
 def opened(content: str) -> tuple[str, str] | None:
     """What the marks that the content begins with enclose, and what follows them; None without such marks."""
+    if content[:1].isalnum():
+        return None
     if command := _COMMAND.fullmatch(content):
         inside, behind = command.groups()
     else:
