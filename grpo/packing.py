@@ -31,7 +31,7 @@ class Family(Protocol):
     def vision_token_id(self) -> int: ...
 
     def positions(self, prompt: Prompt) -> Tensor:
-        """Position ids of a prompt's tokens, shape (3, P)."""
+        """Position ids of a prompt's tokens, shape (3, S)."""
         ...
 
 
@@ -50,14 +50,14 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Block:
-    """R prompts of equal length P with G completions each, padded to the longest, L."""
+    """P prompts of equal length S with G completions each, padded to the longest, L."""
 
-    prompt_RP: Tensor
+    prompt_PS: Tensor
     """Flat positions."""
-    completion_RGL: Tensor
+    completion_PGL: Tensor
     """Flat positions; padding repeats the completion's first token, and its outputs are dropped."""
-    mask_LS: Tensor
-    """True where a completion's token may look; S = P + L: the prompt, then the completion itself."""
+    mask_LJ: Tensor
+    """True where a completion's token may look: at the prompt, then at the completion itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,7 +77,7 @@ class PackedRow:
     input_ids_N: Tensor
     positions_3N: Tensor
     layout: Layout
-    vision_index_K: Tensor
+    vision_index_M: Tensor
     """Flat positions of the prompts' vision pad tokens."""
     source_T: Tensor
     """Flat position whose output predicts a completion token."""
@@ -137,12 +137,12 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
     for segment in segments:
         prompt_ids = segment.prompt.token_ids
         start, length = len(token_ids), len(prompt_ids)
-        prompt_positions_3P = family.positions(segment.prompt)
-        next_position = int(prompt_positions_3P.max()) + 1
+        prompt_positions_3S = family.positions(segment.prompt)
+        next_position = int(prompt_positions_3S.max()) + 1
         starts.append(start)
         vision_index += [start + i for i, token in enumerate(prompt_ids) if token == family.vision_token_id]
         token_ids += prompt_ids
-        position_parts.append(prompt_positions_3P)
+        position_parts.append(prompt_positions_3S)
         for rollout in segment.rollouts:
             first, count = len(token_ids), len(rollout.token_ids)
             source += [start + length - 1, *range(first, first + count - 1)]
@@ -156,7 +156,7 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
         input_ids_N=torch.tensor(token_ids),
         positions_3N=torch.cat(position_parts, dim=1),
         layout=_layout(segments, starts, len(token_ids)),
-        vision_index_K=torch.tensor(vision_index, dtype=torch.long),
+        vision_index_M=torch.tensor(vision_index, dtype=torch.long),
         source_T=torch.tensor(source, dtype=torch.long),
         target_T=torch.tensor([t for rollout in rollouts for t in rollout.token_ids], dtype=torch.long),
         lengths_T=lengths.repeat_interleave(lengths),
@@ -209,11 +209,11 @@ def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int)
     blocks: list[Block] = []
     slots: list[Tensor] = []
     for _, same_shape in groupby(pairs, key=lambda pair: _shape(pair[0])):
-        block, lengths_RG = _block(list(same_shape))
+        block, lengths_PG = _block(list(same_shape))
         blocks.append(block)
-        padding_RGL = torch.arange(block.completion_RGL.shape[-1]) >= lengths_RG[..., None]
-        completion_RGL = block.completion_RGL.masked_fill(padding_RGL, -1)
-        slots += [block.prompt_RP.flatten(), completion_RGL.flatten()]
+        padding_PGL = torch.arange(block.completion_PGL.shape[-1]) >= lengths_PG[..., None]
+        completion_PGL = block.completion_PGL.masked_fill(padding_PGL, -1)
+        slots += [block.prompt_PS.flatten(), completion_PGL.flatten()]
     flat = torch.cat(slots)
     real = (flat >= 0).nonzero()[:, 0]
     restore_N = torch.empty(num_tokens, dtype=torch.long)
@@ -222,7 +222,7 @@ def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int)
 
 
 def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
-    """Segments of one shape, and their completions' lengths, (R, G)."""
+    """Segments of one shape, and their completions' lengths, (P, G)."""
     num_prompt, group_size = _shape(pairs[0][0])
     lengths = [len(rollout.token_ids) for segment, _ in pairs for rollout in segment.rollouts]
     longest = max(lengths, default=0)
@@ -235,9 +235,9 @@ def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
             first += count
     mask_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
     block = Block(
-        prompt_RP=torch.tensor([start for _, start in pairs])[:, None] + torch.arange(num_prompt),
-        completion_RGL=torch.tensor(completions, dtype=torch.long).view(len(pairs), group_size, longest),
-        mask_LS=torch.cat([torch.ones(longest, num_prompt, dtype=torch.bool), mask_LL], dim=1),
+        prompt_PS=torch.tensor([start for _, start in pairs])[:, None] + torch.arange(num_prompt),
+        completion_PGL=torch.tensor(completions, dtype=torch.long).view(len(pairs), group_size, longest),
+        mask_LJ=torch.cat([torch.ones(longest, num_prompt, dtype=torch.bool), mask_LL], dim=1),
     )
     return block, torch.tensor(lengths, dtype=torch.long).view(len(pairs), group_size)
 

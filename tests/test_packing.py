@@ -186,8 +186,8 @@ def test_flat_groups_and_abstentions_are_left_out() -> None:
 def test_a_row_whose_features_and_pads_disagree_is_refused() -> None:
     (row,) = packed(tiny.ragged_groups()[:1], tokens_per_row=1000)
     broken = PackedRow(
-        **{name: getattr(row, name) for name in row.__slots__ if name != "vision_index_K"},
-        vision_index_K=row.vision_index_K[:-1],
+        **{name: getattr(row, name) for name in row.__slots__ if name != "vision_index_M"},
+        vision_index_M=row.vision_index_M[:-1],
     )
     with pytest.raises(ValueError, match="31 vision tokens for 32 features in: s0"):
         tiny.policy()(broken)
@@ -211,6 +211,6 @@ def test_the_cuda_mask_works_under_autocast_and_gives_the_same(monkeypatch: pyte
 def test_every_flat_position_is_restored_from_its_own_slot() -> None:
     (row,) = packed(tiny.ragged_groups(), tokens_per_row=100_000)
     slots = [
-        index.flatten() for block in row.layout.blocks for index in (block.prompt_RP, block.completion_RGL)
+        index.flatten() for block in row.layout.blocks for index in (block.prompt_PS, block.completion_PGL)
     ]
     assert torch.equal(torch.cat(slots)[row.layout.restore_N], torch.arange(len(row.input_ids_N)))

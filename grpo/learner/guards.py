@@ -38,7 +38,7 @@ def heaviest(rows: Sequence[PackedRow]) -> list[str]:
     """The samples of the groups with the largest sums of |advantage| over tokens, over all rows that have a part."""
     sums: dict[str, float] = {}
     for row in rows:
-        sizes = [block.completion_RGL.shape[1] for block in row.layout.blocks for _ in block.prompt_RP]
+        sizes = [block.completion_PGL.shape[1] for block in row.layout.blocks for _ in block.prompt_PS]
         prompt_T = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[row.completion_T]
         for index, prompt in enumerate(row.prompts):
             own = float(row.advantages_T[prompt_T == index].abs().sum())

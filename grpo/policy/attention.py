@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grpo.packing import Block, Layout
-from grpo.policy.attention_backends import chosen_backend, dense_rows, flex_rows, varlen_rows
+from grpo.policy.attention_backends import QKV, chosen_backend, dense_rows, flex_rows, varlen_rows
 from grpo.policy.split_attention import SplitAttention
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention over a packed row; without a layout, plain causal attention.
 
-    query: (1, heads, N, D); key and value: (1, kv heads, N, D). Returns (1, N, heads, D). A model that caps its scores
+    query: (1, A, N, E); key and value: (1, K, N, E). Returns (1, N, A, E). A model that caps its scores
     or has attention sinks is a ValueError.
     """
     unknown = [name for name in NOT_COMPUTED if kwargs.get(name) is not None]
@@ -58,12 +58,12 @@ def shared_prefix_attention(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # pyright: ignore
     # Under autocast the rotary embedding leaves queries and keys in fp32, and the bias object takes no mix.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    arguments = (query[0], key[0], value[0], layout, scaling)
+    states = QKV(query[0].to(value.dtype), key[0].to(value.dtype), value[0])
     if sliding_window is not None:
         _warn_of_window()
-        return dense_rows(*arguments, sliding_window)[None], None
-    return BACKENDS[chosen_backend(backend, query.device.type, query.dtype)](*arguments)[None], None
+        return dense_rows(states, layout, scaling, sliding_window)[None], None
+    attend = BACKENDS[chosen_backend(backend, value.device.type, value.dtype)]
+    return attend(states, layout, scaling)[None], None
 
 
 @lru_cache
@@ -72,75 +72,58 @@ def _warn_of_window() -> None:
 
 
 def by_blocks(
-    query_HND: Tensor,
-    key_KND: Tensor,
-    value_KND: Tensor,
-    layout: Layout,
-    scaling: float | None,
-    *,
-    complete: Callable[..., Tensor],
+    states: QKV, layout: Layout, scaling: float | None, *, complete: Callable[..., Tensor]
 ) -> Tensor:
-    """PyTorch's kernels: per block the prompts over themselves, and then their completions, (N, H, D)."""
+    """PyTorch's kernels: per block the prompts over themselves, and then their completions, (N, A, E)."""
     outputs = []
     for block in layout.blocks:
-        # All of (R, heads, P, D).
-        query, key, value = (x[:, block.prompt_RP].transpose(0, 1) for x in (query_HND, key_KND, value_KND))
-        prompts = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        # (P, A, S, E), with K in the place of A for keys and values.
+        prompts = states.at(block.prompt_PS).swapped()
+        over_prompts = F.scaled_dot_product_attention(
+            *prompts, is_causal=True, scale=scaling, enable_gqa=True
         )
-        own = (x[:, block.completion_RGL] for x in (query_HND, key_KND, value_KND))
-        completions_HRGLD = complete(*own, key, value, block, scaling)
-        outputs += [prompts.transpose(1, 2).flatten(0, 1), completions_HRGLD.flatten(1, 3).transpose(0, 1)]
+        # (A, P, G, L, E), likewise.
+        completions = states.at(block.completion_PGL)
+        over_both = complete(completions, prompts, block, scaling)
+        # One flat position after another, (P * S, A, E) and (P * G * L, A, E).
+        outputs += [over_prompts.transpose(1, 2).flatten(0, 1), over_both.flatten(1, 3).transpose(0, 1)]
     return torch.cat(outputs)[layout.restore_N]
 
 
-def in_one_call(
-    query: Tensor,
-    own_key: Tensor,
-    own_value: Tensor,
-    prompt_key: Tensor,
-    prompt_value: Tensor,
-    block: Block,
-    scaling: float | None,
-) -> Tensor:
+def in_one_call(completions: QKV, prompts: QKV, block: Block, scaling: float | None) -> Tensor:
     """Completions over their prompt and themselves, for which the prompt's keys are repeated.
 
-    Their own states and the output: (heads, R, G, L, D); the prompts': (R, heads, P, D).
+    completions and the output: (A, P, G, L, E); prompts: (P, A, S, E).
     """
-    shape = query.shape[1:3]
+    num_prompts, group_size = completions.query.shape[1:3]
 
-    def joined(prompt: Tensor, own: Tensor) -> Tensor:
-        repeated = prompt.transpose(0, 1)[:, :, None].expand(-1, -1, shape[1], -1, -1)
-        return torch.cat([repeated, own], dim=3).flatten(1, 2).transpose(0, 1)
+    def joined(prompt_PKSE: Tensor, own_KPGLE: Tensor) -> Tensor:
+        """The prompt's states and behind them each completion's own, (B, K, J, E)."""
+        repeated_KPGSE = prompt_PKSE.transpose(0, 1)[:, :, None].expand(-1, -1, group_size, -1, -1)
+        return torch.cat([repeated_KPGSE, own_KPGLE], dim=3).flatten(1, 2).transpose(0, 1)
 
-    output = F.scaled_dot_product_attention(
-        query.flatten(1, 2).transpose(0, 1),
-        joined(prompt_key, own_key),
-        joined(prompt_value, own_value),
-        attn_mask=completion_mask(block, query.device.type),
+    output_BALE = F.scaled_dot_product_attention(
+        completions.query.flatten(1, 2).transpose(0, 1),
+        joined(prompts.key, completions.key),
+        joined(prompts.value, completions.value),
+        attn_mask=completion_mask(block, completions.query.device.type),
         scale=scaling,
         enable_gqa=True,
     )
-    return output.transpose(0, 1).unflatten(1, shape)
+    return output_BALE.transpose(0, 1).unflatten(1, (num_prompts, group_size))
 
 
-def in_two_parts(
-    query: Tensor,
-    own_key: Tensor,
-    own_value: Tensor,
-    prompt_key: Tensor,
-    prompt_value: Tensor,
-    block: Block,
-    scaling: float | None,
-) -> Tensor:
-    """The same without repeating anything."""
-    return SplitAttention.apply(query, prompt_key, prompt_value, own_key, own_value, scaling)
+def in_two_parts(completions: QKV, prompts: QKV, block: Block, scaling: float | None) -> Tensor:
+    """The output of `in_one_call`, without repeating anything."""
+    return SplitAttention.apply(
+        completions.query, prompts.key, prompts.value, completions.key, completions.value, scaling
+    )
 
 
 def completion_mask(block: Block, device_type: str) -> Tensor:
     """The mask of a block's completions; on CUDA an object that stands for it and reaches a flash kernel, with nothing
     in memory."""
-    return causal_lower_right(*block.mask_LS.shape) if device_type == "cuda" else block.mask_LS
+    return causal_lower_right(*block.mask_LJ.shape) if device_type == "cuda" else block.mask_LJ
 
 
 def vision_chunk_attention(
@@ -156,16 +139,16 @@ def vision_chunk_attention(
 ) -> tuple[Tensor, None]:
     """Attention inside each chunk of the vision tower (a frame or a window), one call per chunk length.
 
-    query, key, value: (1, heads, N, D); cu_seq_lens_q: the chunks' boundaries. Returns (1, N, heads, D).
+    query, key, value: (1, A, N, E); cu_seq_lens_q: the chunks' boundaries. Returns (1, N, A, E).
     """
     starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
-    parts, indices = [], []
+    states, parts, indices = QKV(query[0], key[0], value[0]), [], []
     for length in lengths.unique().tolist():
-        index_BT = starts[lengths == length][:, None] + torch.arange(length, device=query.device)
-        q, k, v = (x[0, :, index_BT].transpose(0, 1) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        # Flat positions, (chunks of this length, length).
+        index = starts[lengths == length][:, None] + torch.arange(length, device=query.device)
+        out = F.scaled_dot_product_attention(*states.at(index).swapped(), scale=scaling)
         parts.append(out.transpose(1, 2).flatten(0, 1))
-        indices.append(index_BT.flatten())
+        indices.append(index.flatten())
     output = torch.cat(parts)[torch.cat(indices).argsort()]
     return output[None], None
 

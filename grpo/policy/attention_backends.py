@@ -1,8 +1,8 @@
 """Other kernels for the attention of packed rows, each one call for the whole row: FlexAttention, flash-attn, and a
 dense mask for what these can't do.
 
-All take query (H, N, D) and key, value (kv heads, N, D) of a flat row and return (N, H, D). What a kernel wants to know
-of a row is worked out once and serves all layers.
+All take the queries, keys and values of a flat row and return (N, A, E). What a kernel wants to know of a row is worked
+out once and serves all layers.
 """
 
 from __future__ import annotations
@@ -10,13 +10,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from grpo.packing import Layout
+
+
+class QKV(NamedTuple):
+    """Queries, keys and values of the same tokens: (A, ..., E), (K, ..., E) and (K, ..., E)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    def at(self, index: Tensor) -> QKV:
+        """The states of the tokens at some flat positions of a row, of any shape: (A, *index.shape, E)."""
+        return QKV(self.query[:, index], self.key[:, index], self.value[:, index])
+
+    def swapped(self) -> QKV:
+        """The same states with their first two axes swapped."""
+        return QKV(*(each.transpose(0, 1) for each in self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,50 +56,48 @@ def membership(layout: Layout) -> Membership:
     prompt_N, offset_N = (torch.zeros_like(layout.restore_N) for _ in range(2))
     completion_N = torch.full_like(layout.restore_N, -1)
     num_prompts = num_completions = 0
+    device = layout.restore_N.device
     for block in layout.blocks:
-        (rows, num_tokens), (_, group_size, longest) = block.prompt_RP.shape, block.completion_RGL.shape
-        completion_CL, count = block.completion_RGL.flatten(0, 1), rows * group_size
-        prompt_R = torch.arange(rows, device=prompt_N.device) + num_prompts
-        prompt_N[block.prompt_RP] = prompt_R[:, None].expand(rows, num_tokens)
-        offset_N[block.prompt_RP] = torch.arange(num_tokens, device=prompt_N.device).expand(rows, -1)
-        prompt_N[block.completion_RGL] = prompt_R[:, None, None].expand(rows, group_size, longest)
-        completion_C = torch.arange(count, device=prompt_N.device) + num_completions
-        completion_N[completion_CL] = completion_C[:, None].expand(count, longest)
-        offset_CL = num_tokens + torch.arange(longest, device=prompt_N.device).expand(count, -1)
+        # Flat positions, which everything below is written to.
+        index_PS, index_PGL, index_BL = (
+            block.prompt_PS,
+            block.completion_PGL,
+            block.completion_PGL.flatten(0, 1),
+        )
+        prompt_P = torch.arange(len(index_PS), device=device) + num_prompts
+        prompt_N[index_PS] = prompt_P[:, None].expand_as(index_PS)
+        prompt_N[index_PGL] = prompt_P[:, None, None].expand_as(index_PGL)
+        completion_B = torch.arange(len(index_BL), device=device) + num_completions
+        completion_N[index_BL] = completion_B[:, None].expand_as(index_BL)
+        num_tokens, longest = index_PS.shape[1], index_BL.shape[1]
+        offset_N[index_PS] = torch.arange(num_tokens, device=device).expand_as(index_PS)
+        offset_BL = num_tokens + torch.arange(longest, device=device).expand_as(index_BL)
         # Padding repeats a completion's first token, which is the least far in.
-        flat = completion_CL.flatten()
-        offset_N.scatter_reduce_(0, flat, offset_CL.flatten(), "amin", include_self=False)
-        num_prompts, num_completions = num_prompts + rows, num_completions + count
+        offset_N.scatter_reduce_(0, index_BL.flatten(), offset_BL.flatten(), "amin", include_self=False)
+        num_prompts, num_completions = num_prompts + len(index_PS), num_completions + len(index_BL)
     return Membership(prompt_N=prompt_N, completion_N=completion_N, offset_N=offset_N)
 
 
-def dense_rows(
-    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None, window: int
-) -> Tensor:
+def dense_rows(states: QKV, layout: Layout, scaling: float | None, window: int) -> Tensor:
     """With a mask of N x N in memory. window: how many tokens back a token sees, itself included."""
     members = membership(layout)
-    index_N = torch.arange(query_HND.shape[1], device=query_HND.device)
+    index_N = torch.arange(len(layout.restore_N), device=layout.restore_N.device)
     distance_NN = members.offset_N[:, None] - members.offset_N
     mask_NN = members.sees(index_N[:, None], index_N) & (distance_NN < window)
-    out = F.scaled_dot_product_attention(
-        query_HND[None], key_KND[None], value_KND[None], attn_mask=mask_NN, scale=scaling, enable_gqa=True
+    batch_of_1 = (each[None] for each in states)
+    (out_ANE,) = F.scaled_dot_product_attention(
+        *batch_of_1, attn_mask=mask_NN, scale=scaling, enable_gqa=True
     )
-    return out[0].transpose(0, 1)
+    return out_ANE.transpose(0, 1)
 
 
-def flex_rows(
-    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None
-) -> Tensor:
+def flex_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
     """FlexAttention: compiled on a GPU, where it skips the blocks that nobody sees; plain on a CPU."""
-    out = _flex(query_HND.device.type)(
-        query_HND[None],
-        key_KND[None],
-        value_KND[None],
-        block_mask=_block_mask(layout),
-        scale=scaling,
-        enable_gqa=True,
+    batch_of_1 = (each[None] for each in states)
+    (out_ANE,) = _flex(states.query.device.type)(
+        *batch_of_1, block_mask=_block_mask(layout), scale=scaling, enable_gqa=True
     )
-    return out[0].transpose(0, 1)
+    return out_ANE.transpose(0, 1)
 
 
 @lru_cache
@@ -112,9 +126,9 @@ def _block_mask(layout: Layout) -> Any:
 class Sequences:
     """A row as sequences without padding: each prompt over itself, each completion over its prompt and itself."""
 
-    query_N: Tensor
+    query_index: Tensor
     """Flat positions, sequence after sequence."""
-    key_S: Tensor
+    key_index: Tensor
     query_starts: Tensor
     """Where each sequence starts, and where the last one ends; int32, as the kernel wants it."""
     key_starts: Tensor
@@ -122,17 +136,15 @@ class Sequences:
     longest_key: int
 
 
-def varlen_rows(
-    query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, layout: Layout, scaling: float | None
-) -> Tensor:
+def varlen_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
     """flash-attn's kernel for sequences of any lengths; it is causal from the end of the keys."""
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
-    parts = sequences(layout)
-    out_NHD = flash_attn_varlen_func(
-        query_HND.transpose(0, 1)[parts.query_N],
-        key_KND.transpose(0, 1)[parts.key_S],
-        value_KND.transpose(0, 1)[parts.key_S],
+    parts, by_token = sequences(layout), states.swapped()
+    out_NAE = flash_attn_varlen_func(
+        by_token.query[parts.query_index],
+        by_token.key[parts.key_index],
+        by_token.value[parts.key_index],
         cu_seqlens_q=parts.query_starts,
         cu_seqlens_k=parts.key_starts,
         max_seqlen_q=parts.longest_query,
@@ -140,7 +152,7 @@ def varlen_rows(
         softmax_scale=scaling,
         causal=True,
     )
-    return torch.empty_like(out_NHD).index_copy(0, parts.query_N, out_NHD)
+    return torch.empty_like(out_NAE).index_copy(0, parts.query_index, out_NAE)
 
 
 @lru_cache(maxsize=2)
@@ -148,17 +160,18 @@ def sequences(layout: Layout) -> Sequences:
     members = membership(layout)
     queries, keys = [], []
     for block in layout.blocks:
-        prompts = list(block.prompt_RP)
+        prompts = list(block.prompt_PS)
         queries += prompts
         keys += prompts
-        for prompt_P, own_GL in zip(prompts, block.completion_RGL, strict=True):
-            offset_L = len(prompt_P) + torch.arange(own_GL.shape[1], device=own_GL.device)
+        for prompt_S, own_GL in zip(prompts, block.completion_PGL, strict=True):
+            # Padding stands further on than the token that it repeats.
+            offset_L = len(prompt_S) + torch.arange(own_GL.shape[1], device=own_GL.device)
             real = [own_L[members.offset_N[own_L] == offset_L] for own_L in own_GL]
             queries += real
-            keys += [torch.cat([prompt_P, own]) for own in real]
+            keys += [torch.cat([prompt_S, own]) for own in real]
     return Sequences(
-        query_N=torch.cat(queries),
-        key_S=torch.cat(keys),
+        query_index=torch.cat(queries),
+        key_index=torch.cat(keys),
         query_starts=_starts(queries),
         key_starts=_starts(keys),
         longest_query=max(map(len, queries)),

@@ -123,13 +123,13 @@ class Policy(nn.Module):
         clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
         if not clips:
             return embeds_ND + self._blank_vision_term()
-        features_KD = self._features_of(clips)
-        if len(features_KD) != len(row.vision_index_K):
+        features_MD = self._features_of(clips)
+        if len(features_MD) != len(row.vision_index_M):
             ids = ", ".join(prompt.sample.id for prompt in row.prompts)
             raise ValueError(
-                f"{len(row.vision_index_K)} vision tokens for {len(features_KD)} features in: {ids}"
+                f"{len(row.vision_index_M)} vision tokens for {len(features_MD)} features in: {ids}"
             )
-        return embeds_ND.index_copy(0, row.vision_index_K, features_KD.to(embeds_ND.dtype))
+        return embeds_ND.index_copy(0, row.vision_index_M, features_MD.to(embeds_ND.dtype))
 
     def _features_of(self, clips: Sequence[Clip]) -> Tensor:
         """The clips' features, one after another: fresh, or those that a frozen tower gave them before."""
@@ -144,7 +144,7 @@ class Policy(nn.Module):
         return self.vision_features(*self.family.pixels([clip]))[0]
 
     def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
-        """The vision tower's output for each clip, (K, D)."""
+        """The vision tower's output for each clip, (M, D)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
             features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
         return tuple(features.pooler_output)

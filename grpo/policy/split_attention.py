@@ -17,95 +17,103 @@ ATEN: Any = torch.ops.aten
 
 
 class SplitAttention(torch.autograd.Function):
-    """The output, in the queries' shape (H, R, G, L, D): R prompts of P tokens, G completions of L tokens each.
+    """The completions' output, (A, P, G, L, E) as their queries.
 
-    Arguments: the completions' queries; the prompts' keys and values (R, K, P, D), where H is a multiple of K; the
-    completions' own (K, R, G, L, D); what scores are multiplied by, None for 1 / sqrt(D).
+    Arguments: the completions' queries; the prompts' keys and values (P, K, S, E), where A is a multiple of K; the
+    completions' own (K, P, G, L, E); what scores are multiplied by, None for 1 / sqrt(E).
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        query_HRGLD: Tensor,
+        query_APGLE: Tensor,
         prompt_key: Tensor,
         prompt_value: Tensor,
         own_key: Tensor,
         own_value: Tensor,
         scaling: float | None,
     ) -> Tensor:
-        shape = _shape(query_HRGLD)
+        shape = _shape(query_APGLE)
         over_prompt, prompt_sums, prompt_state = _attend(
-            _by_prompt(query_HRGLD), prompt_key, prompt_value, is_causal=False, scaling=scaling
+            _by_prompt(query_APGLE), prompt_key, prompt_value, is_causal=False, scaling=scaling
         )
         over_own, own_sums, own_state = _attend(
-            _by_completion(query_HRGLD),
+            _by_completion(query_APGLE),
             _by_completion(own_key),
             _by_completion(own_value),
             is_causal=True,
             scaling=scaling,
         )
-        prompt_sums, own_sums = _from_prompt(prompt_sums, shape), _from_completion(own_sums, shape)
-        sums = torch.logaddexp(prompt_sums, own_sums)
-        output = _from_prompt(over_prompt, shape) * (prompt_sums - sums).exp()[..., None]
-        output = output + _from_completion(over_own, shape) * (own_sums - sums).exp()[..., None]
-        output = output.to(query_HRGLD.dtype)
-        ctx.save_for_backward(query_HRGLD, prompt_key, prompt_value, own_key, own_value, output, sums)
+        # Each part is a softmax over its own keys, whose share of the whole is its sum over the sum of both.
+        prompt_sums_APGL, own_sums_APGL = _from_prompt(prompt_sums, shape), _from_completion(own_sums, shape)
+        sums_APGL = torch.logaddexp(prompt_sums_APGL, own_sums_APGL)
+        output_APGLE = _from_prompt(over_prompt, shape) * (prompt_sums_APGL - sums_APGL).exp()[..., None]
+        output_APGLE = output_APGLE + (
+            _from_completion(over_own, shape) * (own_sums_APGL - sums_APGL).exp()[..., None]
+        )
+        output_APGLE = output_APGLE.to(query_APGLE.dtype)
+        ctx.save_for_backward(
+            query_APGLE, prompt_key, prompt_value, own_key, own_value, output_APGLE, sums_APGL
+        )
         ctx.states, ctx.scaling = (prompt_state, own_state), scaling
-        return output
+        return output_APGLE
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query_HRGLD, prompt_key, prompt_value, own_key, own_value, output, sums = ctx.saved_tensors
-        shape, per_query = _shape(query_HRGLD), (gradients[0], query_HRGLD, output, sums)
-        gradient, query, merged, merged_sums = map(_by_prompt, per_query)
+        query_APGLE, prompt_key, prompt_value, own_key, own_value, output_APGLE, sums_APGL = ctx.saved_tensors
+        shape, per_query = _shape(query_APGLE), (gradients[0], query_APGLE, output_APGLE, sums_APGL)
+        # All queries of a prompt as one sequence, over the prompt's keys: (P, A, G*L, E) over (P, K, S, E).
+        gradient, query, output, sums = map(_by_prompt, per_query)
         to_query, *to_prompt = _attend_backward(
-            (gradient, query, prompt_key, prompt_value, merged, merged_sums.contiguous()),
+            (gradient, query, prompt_key, prompt_value, output, sums.contiguous()),
             ctx.states[0],
             is_causal=False,
             scaling=ctx.scaling,
         )
+        # Each completion's queries over its own keys: (B, A, L, E) over (B, K, L, E).
         keys = (_by_completion(own_key), _by_completion(own_value))
-        gradient, query, merged, merged_sums = map(_by_completion, per_query)
+        gradient, query, output, sums = map(_by_completion, per_query)
         also_to_query, *to_own = _attend_backward(
-            (gradient, query, *keys, merged, merged_sums.contiguous()),
+            (gradient, query, *keys, output, sums.contiguous()),
             ctx.states[1],
             is_causal=True,
             scaling=ctx.scaling,
         )
-        to_query = _from_prompt(to_query, shape) + _from_completion(also_to_query, shape)
-        return (to_query, *to_prompt, *(_from_completion(each, shape) for each in to_own), None)
+        to_query_APGLE = _from_prompt(to_query, shape) + _from_completion(also_to_query, shape)
+        return (to_query_APGLE, *to_prompt, *(_from_completion(each, shape) for each in to_own), None)
 
 
-def _shape(query_HRGLD: Tensor) -> tuple[int, int, int]:
-    _, num_prompts, group_size, length, _ = query_HRGLD.shape
+def _shape(query_APGLE: Tensor) -> tuple[int, int, int]:
+    """P, G and L."""
+    _, num_prompts, group_size, length, _ = query_APGLE.shape
     return num_prompts, group_size, length
 
 
-def _by_prompt(x_HRGL: Tensor) -> Tensor:
-    """(H, R, G, L, ...) as a batch of prompts, all queries of a prompt in one sequence: (R, H, G*L, ...)."""
-    return x_HRGL.transpose(0, 1).flatten(2, 3)
+def _by_prompt(x_APGL: Tensor) -> Tensor:
+    """(A, P, G, L, ...) as a batch of prompts, all queries of a prompt in one sequence: (P, A, G*L, ...)."""
+    return x_APGL.transpose(0, 1).flatten(2, 3)
 
 
-def _by_completion(x_HRGL: Tensor) -> Tensor:
-    """(H, R, G, L, ...) as a batch of completions: (R*G, H, L, ...)."""
-    return x_HRGL.flatten(1, 2).transpose(0, 1)
+def _by_completion(x_APGL: Tensor) -> Tensor:
+    """(A, P, G, L, ...) as a batch of completions: (B, A, L, ...)."""
+    return x_APGL.flatten(1, 2).transpose(0, 1)
 
 
 def _from_prompt(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """What `_by_prompt` has changed, undone; shape: R, G, L."""
+    """What `_by_prompt` has changed, undone; shape: P, G, L."""
     return x.unflatten(2, shape[1:]).transpose(0, 1)
 
 
 def _from_completion(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """What `_by_completion` has changed, undone; shape: R, G, L."""
+    """What `_by_completion` has changed, undone; shape: P, G, L."""
     return x.transpose(0, 1).unflatten(1, shape[:2])
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scaling: float | None
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Attention of (B, heads, T, D) with the logarithm of the softmax's sums, (B, heads, T), and what else the kernel's
-    backward pass asks for."""
+    """Attention of (batch, heads, tokens, E) with the logarithm of the softmax's sums, (batch, heads, tokens), and what
+    else the kernel's backward pass asks for."""
     if query.device.type == "cuda":
         output, sums, *state, _ = ATEN._scaled_dot_product_flash_attention(
             query, key, value, 0.0, is_causal, scale=scaling

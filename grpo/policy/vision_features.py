@@ -61,20 +61,20 @@ class FeatureCache:
         self._disk_is_trusted = False
 
     def get(self, clip: Clip, compute: Callable[[Clip], Tensor]) -> Tensor:
-        """The clip's features (K, D), on the device where `compute` leaves them; that is called where none are kept."""
+        """The clip's features (M, D), on the device where `compute` leaves them; that is called where none are kept."""
         name = self._name(clip)
-        if (kept_KD := self.memory.get(name)) is not None:
+        if (kept_MD := self.memory.get(name)) is not None:
             self.counters.reused += 1
-            return kept_KD.to(self._device)
-        features_KD = self._from_disk(name, clip, compute)
-        if features_KD is None:
-            features_KD = compute(clip)
+            return kept_MD.to(self._device)
+        features_MD = self._from_disk(name, clip, compute)
+        if features_MD is None:
+            features_MD = compute(clip)
             self.counters.computed += 1
             if self.disk is not None:
-                self.disk.store_arrays(name, _to_arrays(features_KD))
-        kept_KD = features_KD.detach().cpu()
-        self.memory.put(name, kept_KD, kept_KD.nbytes)
-        return features_KD
+                self.disk.store_arrays(name, _to_arrays(features_MD))
+        kept_MD = features_MD.detach().cpu()
+        self.memory.put(name, kept_MD, kept_MD.nbytes)
+        return features_MD
 
     @property
     def _device(self) -> torch.device:
@@ -84,21 +84,21 @@ class FeatureCache:
         entry = None if self.disk is None else self.disk.load_arrays(name)
         if entry is None:
             return None
-        features_KD = _to_tensor(entry).to(self._device)
-        if not self._disk_is_trusted and not self._is_fresh(features_KD, compute(clip)):
+        features_MD = _to_tensor(entry).to(self._device)
+        if not self._disk_is_trusted and not self._is_fresh(features_MD, compute(clip)):
             logger.warning("media.cache_dir: vision features on disk are not this tower's; going on without")
             self.disk = None
             return None
         self._disk_is_trusted = True
         self.counters.reused += 1
-        return features_KD
+        return features_MD
 
-    def _is_fresh(self, kept_KD: Tensor, fresh_KD: Tensor) -> bool:
+    def _is_fresh(self, kept_MD: Tensor, fresh_MD: Tensor) -> bool:
         """Whether what another run has left equals what this one computes; looked at once."""
-        if kept_KD.shape != fresh_KD.shape or kept_KD.dtype != fresh_KD.dtype:
+        if kept_MD.shape != fresh_MD.shape or kept_MD.dtype != fresh_MD.dtype:
             return False
-        limit = TOLERANCE[fresh_KD.dtype] * fresh_KD.abs().max()
-        return bool((kept_KD - fresh_KD).abs().max() <= limit)
+        limit = TOLERANCE[fresh_MD.dtype] * fresh_MD.abs().max()
+        return bool((kept_MD - fresh_MD).abs().max() <= limit)
 
     def _name(self, clip: Clip) -> str:
         """What the features depend on: the pixels, the tower, and how it computes."""
@@ -126,9 +126,9 @@ class FeatureCache:
         return self._tower_digest
 
 
-def _to_arrays(features_KD: Tensor) -> dict[str, np.ndarray]:
+def _to_arrays(features_MD: Tensor) -> dict[str, np.ndarray]:
     """numpy has no bfloat16: the bytes, and what they are."""
-    data = features_KD.detach().cpu().contiguous()
+    data = features_MD.detach().cpu().contiguous()
     dtype = str(data.dtype).removeprefix("torch.")
     return {
         "features": data.view(torch.uint8).numpy(),

@@ -112,20 +112,20 @@ class TransformersEngine:
         return self._groups(prompts, tokens_BL, logps_BL)
 
     def _prefill(self, prompts: Sequence[Prompt], cache: DynamicCache) -> tuple[Tensor, Tensor]:
-        """The last hidden state (prompts, D) and next position (prompts,) of each prompt."""
+        """The last hidden state (P, D) and next position (P,) of each prompt."""
         segments = [Segment(prompt=prompt, rollouts=(), advantages=()) for prompt in prompts]
         row = build_row(segments, self.family).to(self.sampler.device)
         count = len(prompts)
         embeds_ND = self.sampler.embed(row.input_ids_N, row)
-        positions_3RP = row.positions_3N.view(3, count, -1)
-        hidden_RPD = self.sampler.model.model.language_model(
+        positions_3PS = row.positions_3N.view(3, count, -1)
+        hidden_PSD = self.sampler.model.model.language_model(
             inputs_embeds=embeds_ND.view(count, -1, embeds_ND.shape[-1]),
-            position_ids=positions_3RP,
+            position_ids=positions_3PS,
             attention_mask={"full_attention": None},
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return hidden_RPD[:, -1], positions_3RP.amax(dim=(0, 2)) + 1
+        return hidden_PSD[:, -1], positions_3PS.amax(dim=(0, 2)) + 1
 
     def _groups(
         self, prompts: Sequence[Prompt], tokens_BL: list[list[int]], logps_BL: list[list[float]]

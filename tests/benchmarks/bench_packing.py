@@ -47,7 +47,7 @@ def main() -> None:
     )
     computed = sum(len(row.input_ids_N) for row in rows)
     blocks = [block for row in rows for block in row.layout.blocks]
-    queries = sum(block.prompt_RP.numel() + block.completion_RGL.numel() for block in blocks)
+    queries = sum(block.prompt_PS.numel() + block.completion_PGL.numel() for block in blocks)
     policy = policy_3b(torch.device("meta"))
     padding_flops = attention_flops(policy, rows, is_padded=True) - attention_flops(policy, rows)
     result = {

@@ -112,7 +112,7 @@ def rows(batch: Stored) -> Stored:
             {
                 "tensors": _lists(row),
                 "blocks": [
-                    {**_lists(block), "mask_LS": [*block.mask_LS.shape, *block.mask_LS.sum(1).tolist()]}
+                    {**_lists(block), "mask": [*block.mask_LJ.shape, *block.mask_LJ.sum(1).tolist()]}
                     for block in row.layout.blocks
                 ],
                 "restore_N": row.layout.restore_N.tolist(),
@@ -125,7 +125,8 @@ def rows(batch: Stored) -> Stored:
 
 
 def _lists(holder: Block | PackedRow) -> dict[str, Any]:
-    values = {name: getattr(holder, name) for name in holder.__slots__}
+    """The tensors by their names without axes."""
+    values = {name.rpartition("_")[0]: getattr(holder, name) for name in holder.__slots__}
     return {name: value.tolist() for name, value in values.items() if isinstance(value, Tensor)}
 
 

@@ -182,7 +182,7 @@ def num_flops(policy: Policy, rows: Sequence[PackedRow]) -> float:
     total = attention_flops(policy, rows)
     for row in rows:
         merge = policy.family.config.vision_config.spatial_merge_size**2
-        total += 6 * per_token * len(row.input_ids_N) + 6 * per_patch * merge * len(row.vision_index_K)
+        total += 6 * per_token * len(row.input_ids_N) + 6 * per_patch * merge * len(row.vision_index_M)
         total += 6 * embedding.numel() * len(row.target_T)
     return total
 
@@ -198,9 +198,9 @@ def num_pairs(row: PackedRow, *, is_padded: bool = False) -> Iterator[float]:
     """Tokens that tokens look at, prompt by prompt and completion by completion."""
     lengths = iter(row.completion_T.bincount().tolist())
     for block in row.layout.blocks:
-        num_prompts, length = block.prompt_RP.shape
+        num_prompts, length = block.prompt_PS.shape
         yield num_prompts * length * (length + 1) / 2
-        _, group_size, longest = block.completion_RGL.shape
+        _, group_size, longest = block.completion_PGL.shape
         for own in islice(lengths, num_prompts * group_size):
             own = longest if is_padded else own
             yield float(own * length + own * (own + 1) / 2)

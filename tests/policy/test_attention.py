@@ -17,7 +17,7 @@ from grpo.config.load import load_config
 from grpo.packing import Block, PackedRow
 from grpo.policy import attention_backends
 from grpo.policy.attention import in_one_call, in_two_parts, shared_prefix_attention
-from grpo.policy.attention_backends import check_backend, chosen_backend
+from grpo.policy.attention_backends import QKV, check_backend, chosen_backend
 from tests.support import tiny
 from tests.support.learners import gradient_of, packed
 
@@ -59,20 +59,21 @@ def test_a_prompt_split_off_gives_the_same_output_and_gradient(
     num_prompts, group_size, num_prompt, length = sizes
     shape = (num_prompts, group_size, length, 16)
     torch.manual_seed(0)
-    query, *own = (torch.randn(heads, *shape, dtype=torch.float64) for heads in (6, 2, 2))
-    prompts = [torch.randn(num_prompts, 2, num_prompt, 16, dtype=torch.float64) for _ in range(2)]
-    states = [query, *own, *prompts]
+    own = QKV(*(torch.randn(heads, *shape, dtype=torch.float64) for heads in (6, 2, 2)))
+    keys, values = (torch.randn(num_prompts, 2, num_prompt, 16, dtype=torch.float64) for _ in range(2))
+    states = [*own, keys, values]
     for state in states:
         state.mul_(3).requires_grad_()  # sharp, so that either part may dominate
-    mask_LS = torch.ones(length, num_prompt + length, dtype=torch.bool).tril(num_prompt)
+    mask_LJ = torch.ones(length, num_prompt + length, dtype=torch.bool).tril(num_prompt)
     nothing = torch.zeros(0)
-    block = Block(prompt_RP=nothing, completion_RGL=nothing, mask_LS=mask_LS)
-    weight = torch.randn_like(query)
+    prompts = QKV(nothing, keys, values)
+    block = Block(prompt_PS=nothing, completion_PGL=nothing, mask_LJ=mask_LJ)
+    weight = torch.randn_like(own.query)
     found, expected = (
         (output, *torch.autograd.grad((output * weight).sum(), states))
         for output in (
-            in_two_parts(query, *own, *prompts, block, scaling),  # pyright: ignore[reportCallIssue]
-            in_one_call(query, *own, *prompts, block, scaling),  # pyright: ignore[reportCallIssue]
+            in_two_parts(own, prompts, block, scaling),
+            in_one_call(own, prompts, block, scaling),
         )
     )
     for one, other in zip(found, expected, strict=True):

@@ -140,10 +140,10 @@ def test_features_on_disk_that_the_tower_does_not_make_are_not_used(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_features_come_from_disk_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     disk, clip = DiskCache(tmp_path, max_gib=0.1), tiny.clip(num_frames=4, seed=0)
-    features_KD = torch.randn(5, 8).to(dtype)
-    cached(tiny.policy(), disk=disk).get(clip, lambda clip: features_KD)
-    found = cached(tiny.policy(), disk=disk).get(clip, lambda clip: features_KD)
-    assert found.dtype == dtype and torch.equal(found, features_KD)
+    features_MD = torch.randn(5, 8).to(dtype)
+    cached(tiny.policy(), disk=disk).get(clip, lambda clip: features_MD)
+    found = cached(tiny.policy(), disk=disk).get(clip, lambda clip: features_MD)
+    assert found.dtype == dtype and torch.equal(found, features_MD)
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ class Qwen25VL:
         return clip.frames_FHWC.copy(), {**self._metadata(clip), "do_sample_frames": False}
 
     def pixels(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-        """Inputs of the vision tower: patches (K * merge**2, patch features) and grids (clips, 3)."""
+        """Inputs of the vision tower: patches (M * merge**2, patch features) and grids (clips, 3)."""
         features = self.processor.video_processor(
             videos=[clip.frames_FHWC.copy() for clip in clips],  # torch warns of read-only arrays
             video_metadata=[self._metadata(clip) for clip in clips],
@@ -193,7 +193,7 @@ class Qwen25VL:
         return features["pixel_values_videos"], features["video_grid_thw"]
 
     def positions(self, prompt: Prompt) -> Tensor:
-        """mRoPE positions of a prompt, shape (3, P): rows time, height, width.
+        """mRoPE positions of a prompt, shape (3, S): rows time, height, width.
 
         Text counts up by one in all rows. A clip's temporal patches are `seconds * tokens_per_second` apart,
         rounded down, and the text after it goes on from the highest position of all three rows, plus one.
@@ -205,13 +205,13 @@ class Qwen25VL:
         start = prompt.token_ids.index(self.vision_token_id)
         t, h, w = self.grid_thw(prompt.clip)
         merge = self.config.vision_config.spatial_merge_size
-        clip_3K = np.indices((t, h // merge, w // merge)).reshape(3, -1)
-        clip_3K[0] = (clip_3K[0] * self._positions_per_patch(prompt.clip)).astype(np.int64)
-        clip_3K += start
-        after = np.arange(num_tokens - start - clip_3K.shape[1]) + clip_3K.max() + 1
+        clip_3M = np.indices((t, h // merge, w // merge)).reshape(3, -1)
+        clip_3M[0] = (clip_3M[0] * self._positions_per_patch(prompt.clip)).astype(np.int64)
+        clip_3M += start
+        after = np.arange(num_tokens - start - clip_3M.shape[1]) + clip_3M.max() + 1
         parts = [
             np.broadcast_to(np.arange(start), (3, start)),
-            clip_3K,
+            clip_3M,
             np.broadcast_to(after, (3, len(after))),
         ]
         return torch.from_numpy(np.concatenate(parts, axis=1))
