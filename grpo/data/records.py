@@ -89,8 +89,12 @@ def read_samples(
     root = own_folder if media_root is None else Path(media_root)
     samples: dict[str, Sample] = {}
     problems: list[DataError] = []
+    lines = lines or file.suffix == ".jsonl"
     try:
-        for number, source, read in _records(file, key=key, lines=lines):
+        for number, read in enumerate(_records(file, key=key, lines=lines), start=1):
+            if read is None:
+                continue
+            source = f"{file}:{number}" if lines else f"{file}: record {number}"
             try:
                 _add(samples, translate(_as_record(read()), Place(source, file, root, number)))
             except ValueError as error:
@@ -135,20 +139,22 @@ def parse(content: bytes) -> Any:
     return _decoded(_DECODER.decode, _text(content))
 
 
-def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[tuple[int, str, Callable[[], Any]]]:
-    """Number, source and value of each record; to ask for the value raises what is wrong with it alone."""
-    if lines or file.suffix == ".jsonl":
-        yield from _of_lines(file)
+def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[Callable[[], Any] | None]:
+    """What gives each record's value, or raises what is wrong with that record alone; None for an empty line."""
+    if lines:
+        with open(
+            file, "rb"
+        ) as opened:  # bytes: a line ends at \n and nowhere else, and broken text is its own fault
+            for line in opened:
+                yield partial(parse, line) if line.strip() else None
     elif file.is_dir() or file.suffix == ".parquet":
         from grpo.data.hf_datasets import rows  # late: pyarrow, and datasets for folders
 
-        for number, row in enumerate(rows(file), start=1):
-            yield number, f"{file}: record {number}", partial(_plain, row)
+        yield from (partial(_plain, row) for row in rows(file))
     elif key is not None:
-        for number, value in enumerate(_listed(file, key), start=1):
-            yield number, f"{file}: record {number}", partial(_same, value)
+        yield from (partial(_same, value) for value in _listed(file, key))
     else:
-        yield from _of_list(file)
+        yield from _of_list(_text(file.read_bytes()))
 
 
 def _same(value: Any) -> Any:
@@ -171,31 +177,20 @@ def _listed(file: Path, key: str) -> list[Any]:
     return values
 
 
-def _of_lines(file: Path) -> Iterator[tuple[int, str, Callable[[], Any]]]:
-    # Read as bytes: a line ends at \n and nowhere else, and broken text is one line's fault.
-    with open(file, "rb") as opened:
-        for number, line in enumerate(opened, start=1):
-            if line.strip():
-                yield number, f"{file}:{number}", partial(parse, line)
-
-
-def _of_list(file: Path) -> Iterator[tuple[int, str, Callable[[], Any]]]:
+def _of_list(content: str) -> Iterator[Callable[[], Any]]:
     """Record by record, so that what is wrong with one is said with its number."""
-    content = _text(file.read_bytes())
-    at, number = _after(content, 0, "["), 0
-    if content[at : at + 1] != "]":
-        while True:
-            number += 1
-            source = f"{file}: record {number}"
-            try:
-                value, at = _decoded(_DECODER.raw_decode, content, at)
-            except ValueError as error:
-                raise DataError(source, str(error)) from None
-            yield number, source, partial(_same, value)
-            at = _skip(content, at)
-            if content[at : at + 1] == "]":
-                break
-            at = _after(content, at, ",")
+    at = _after(content, 0, "[")
+    is_over = content[at : at + 1] == "]"
+    while not is_over:
+        try:
+            value, end = _decoded(_DECODER.raw_decode, content, at)
+        except ValueError:
+            yield partial(_decoded, _DECODER.raw_decode, content, at)
+            return  # what lies behind can't be told apart
+        yield partial(_same, value)
+        at = _skip(content, end)
+        is_over = content[at : at + 1] == "]"
+        at = at if is_over else _after(content, at, ",")
     if (end := _skip(content, at + 1)) != len(content):
         raise ValueError(f"not readable as JSON: text behind the list, {shown(content[end:])}")
 

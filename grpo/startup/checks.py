@@ -60,7 +60,7 @@ class Start:
     family: Qwen25VL
     accelerator: Accelerator
     opened: ExitStack
-    """It closes what was opened here."""
+    """It closes the processes of rewards and loader, unless a run takes them over."""
     read: Callable[[Config], Data]
     say: Callable[[str], object]
     """Tells the user what is going on."""
