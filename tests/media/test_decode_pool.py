@@ -142,7 +142,7 @@ def test_the_process_that_forks_is_replaced(make_pool: MakePool, folder: Path) -
 def test_processes_that_cannot_start_are_an_error(
     make_pool: MakePool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grpo.media.decode_pool.CODE", "import sys; sys.exit(1)")
+    monkeypatch.setattr("grpo.workers.pool.CODE", "import sys; sys.exit(1)")
     pool = make_pool(ClipReader(settings=SETTINGS))
     with pytest.raises(RuntimeError, match="the processes that decode clips can't be started"):
         pool.submit(source(folder, "a")).result(timeout=60)
@@ -239,7 +239,7 @@ def test_a_clip_that_cannot_be_taken_over_is_refused(
 ) -> None:
     pool = make_pool(ClipReader(settings=SETTINGS), num_workers=1)
     with monkeypatch.context() as patched:
-        patched.setattr("grpo.media.decode_pool._take_over", no_memory)
+        patched.setattr("grpo.workers.memory_file.MemoryFile.map", no_memory)
         assert refusal(pool.submit(source(folder, "a"))) == (
             f"{folder}/a.mp4: its frames could not be taken over: MemoryError: 9 GiB"
         )

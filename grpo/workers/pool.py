@@ -1,0 +1,274 @@
+"""Calls that run in supervised worker processes, for the trainer: `Pool.submit` gives a future.
+
+Its process is `supervisor.py`, which forks the workers (`worker.py`). A thread of the trainer takes what that says; it
+is replaced if it dies or falls silent, and the calls that it had are made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from itertools import count
+from multiprocessing.connection import Connection
+from socket import socketpair
+from typing import Any
+
+from grpo.workers.processes import children
+from grpo.workers.supervisor import HEARTBEAT_S, Limits, News
+from grpo.workers.worker import Call, Function
+
+CODE = "from grpo.workers.supervisor import main; main()"
+START_S = 120.0
+"""How long the imports of all functions may take, from a slow disk."""
+SILENCE_S = 12 * HEARTBEAT_S
+MAX_RESTARTS = 3
+"""How often the supervisor may be lost before another call has got its value."""
+MAX_PRINTED_CHARS = 20_000
+"""How much of what calls print is shown in a run."""
+
+logger = logging.getLogger(__name__)
+
+
+class CallFailed(Exception):
+    """A call that gave no value, and why."""
+
+
+class WorkerDied(CallFailed):
+    """The worker ended during the call, twice: by the call, or by what it started."""
+
+
+class WorkerTooLarge(WorkerDied):
+    """The worker was killed during the call, twice, since it held too much memory."""
+
+
+class CallTooLong(CallFailed):
+    """The call was killed at its time limit."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no value after {seconds:.1f} s")
+        self.seconds = seconds
+
+
+class CallRaised(CallFailed):
+    """The call raised an exception; its traceback."""
+
+
+class PoolLost(RuntimeError):
+    """The pool is closed, or its processes can't be started."""
+
+
+class CallFuture(Future[Any]):
+    """A call's value to be. It raises CallFailed, or PoolLost."""
+
+    def __init__(self, call: Call, label: str) -> None:
+        super().__init__()
+        self.call, self.label = call, label
+
+
+class Pool:
+    """Worker processes for some functions. Any thread may submit. Close it, or they live as long as this process."""
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Sequence[Function]],
+        *,
+        base_workers: int,
+        max_workers: int,
+        memory_gib: float = float("inf"),
+    ) -> None:
+        """name: what messages call its processes. load: makes the functions, in a process to which it is sent."""
+        self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
+        self.num_deaths = 0
+        """How many workers have ended otherwise than by a time limit or at this pool's wish."""
+        self._name, self._load, self._limits = (
+            name,
+            load,
+            Limits(base_workers, max_workers, memory_gib * 2**30),
+        )
+        self._print_room = MAX_PRINTED_CHARS
+        self._lock = threading.Lock()
+        self._ids = count()
+        self._underway: dict[int, CallFuture] = {}
+        self._error: BaseException | None = None
+        self._is_closing = self._is_ready = False
+        self._num_restarts = 0
+        self._was_ready: Future[None] = Future()
+        self._process, self._connection = _start_supervisor(self._load, self._limits)
+        self._thread = threading.Thread(target=self._live, name="workers", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        return self._process.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' process ids at the moment."""
+        return children(self.pid)
+
+    def wait_until_ready(self) -> None:
+        """Wait until the functions are loaded; PoolLost if that does not work in their own process."""
+        self._was_ready.result()
+
+    def submit(
+        self, function: int, args: Any, *, limit_s: float | None = None, label: str = ""
+    ) -> CallFuture:
+        """Have a function called, by its place among those that were loaded.
+
+        limit_s: what the call may take from its start. label: what messages call it.
+        """
+        future = CallFuture(Call(next(self._ids), function, pickle.dumps(args), limit_s), label)
+        with self._lock:
+            if (error := self._error) is None:
+                self._underway[future.call.id] = future
+                self._send(future.call)
+        if error is not None:
+            future.set_exception(error)
+        return future
+
+    def cancel(self, futures: Iterable[CallFuture]) -> None:
+        """Drop calls that have no value yet, and end those under way."""
+        futures = [*futures]
+        with self._lock:
+            dropped = {each.call.id for each in futures if self._underway.pop(each.call.id, None)}
+            if dropped:
+                self._send(dropped)
+        for future in futures:
+            future.cancel()
+
+    def close(self) -> None:
+        """End the processes, whatever they are at."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        with self._lock:
+            self._send(None)
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._end_supervisor()
+        self._thread.join(timeout=5)
+
+    def _send(self, message: Any) -> None:
+        with suppress(OSError):  # a supervisor that is gone is noticed by the thread
+            self._connection.send(message)
+
+    def _live(self) -> None:
+        try:
+            while self._error is None:
+                try:
+                    if not self._connection.poll(SILENCE_S if self._is_ready else START_S):
+                        raise EOFError
+                    news: list[News] = self._connection.recv()
+                except (EOFError, OSError):
+                    self._replace_supervisor()
+                    continue
+                for each in news:
+                    self._take(each)
+        except BaseException as error:  # a bug of ours: who waits gets it
+            self._give_up(error)
+
+    def _take(self, news: News) -> None:
+        if news.kind == "ready":
+            self._is_ready = True
+            if not self._was_ready.done():
+                self._was_ready.set_result(None)
+        elif news.kind == "refused":
+            self._give_up(PoolLost(news.content))
+        elif news.kind == "printed":
+            self._print(news.content)
+        elif news.kind == "retry":
+            self.num_deaths += 1
+            if future := self._underway.get(news.call_id):
+                logger.warning("%s: its process %s; trying again", future.label, news.content)
+        else:
+            self._settle(news)
+
+    def _settle(self, news: News) -> None:
+        self.num_deaths += news.kind in ("died", "memory")
+        with self._lock:
+            future = self._underway.pop(news.call_id, None)
+        if future is None:  # cancelled meanwhile
+            return
+        if news.kind == "value":
+            self._num_restarts = 0
+            future.set_result(pickle.loads(news.content))
+        else:
+            errors = {
+                "died": WorkerDied,
+                "memory": WorkerTooLarge,
+                "late": CallTooLong,
+                "raised": RuntimeError,
+            }
+            future.set_exception(errors[news.kind](news.content))
+
+    def _print(self, text: str) -> None:
+        if self._print_room > 0:
+            self.printed(text[: self._print_room])
+            self._print_room -= len(text)
+            if self._print_room <= 0:
+                self.printed("\n(what is printed from here on is dropped)\n")
+
+    def _replace_supervisor(self) -> None:
+        """Start another one in its place, which has the calls under way made again."""
+        self._end_supervisor()
+        self._num_restarts += 1
+        if self._is_closing:
+            self._give_up(PoolLost(f"the pool of {self._name} is closed"))
+        elif not self._is_ready or self._num_restarts > MAX_RESTARTS:
+            status = self._process.returncode
+            self._give_up(
+                PoolLost(f"{self._name} can't be started; see their output above (status {status})")
+            )
+        else:
+            with self._lock:
+                self._connection.close()
+                self._is_ready = False
+                self._process, self._connection = _start_supervisor(self._load, self._limits)
+                for future in self._underway.values():
+                    self._send(future.call)
+
+    def _end_supervisor(self) -> None:
+        """The kernel ends its workers with it."""
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):  # it waits for a disk: left behind
+            self._process.wait(timeout=5)
+
+    def _give_up(self, error: BaseException) -> None:
+        with self._lock:
+            self._error, futures = error, [*self._underway.values()]
+            self._underway.clear()
+            self._connection.close()
+        for future in futures:
+            future.set_exception(error)
+        if not self._was_ready.done():
+            self._was_ready.set_exception(error)
+
+
+def _start_supervisor(load: Callable[[], Sequence[Function]], limits: Limits) -> tuple[Any, Connection]:
+    ours, theirs = socketpair()
+    with theirs:
+        paths = [path or os.getcwd() for path in sys.path]
+        process = subprocess.Popen(
+            # Not -m: a module that runs as __main__ is another one than what pickles refer to.
+            # -P: the working directory may hold modules of any name.
+            [sys.executable, "-P", "-c", CODE, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the trainer, which then ends them
+        )
+    connection = Connection(ours.detach())
+    with suppress(BrokenPipeError, ConnectionResetError):  # it has ended already, which the thread notices
+        connection.send(paths)
+        connection.send((load, limits))
+    return process, connection

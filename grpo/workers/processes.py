@@ -1,0 +1,108 @@
+"""Process trees on Linux: who belongs to one, how much memory it holds, and an end to all of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import psutil
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def children(pid: int) -> list[int]:
+    """The live processes that a process has started."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            # psutil would read the files of all processes.
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for each in found:  # and those that are found meanwhile
+        found += children(each)
+    return found
+
+
+def is_above(limit_bytes: float, pids: Sequence[int]) -> bool:
+    """Whether processes hold more memory than that together; what they share, as forks do, counts once."""
+    if sum(map(rss_bytes, pids)) <= limit_bytes:
+        return False
+    # The shares are slower to find out.
+    return len(pids) == 1 or sum(map(_pss_bytes, pids)) > limit_bytes
+
+
+def rss_bytes(pid: int) -> int:
+    """The memory that a process holds, without its children's; 0 for one that is gone."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:  # a tenth of psutil's time
+            return int(file.read().split()[1]) * PAGE_BYTES
+    except OSError:
+        return 0
+
+
+def _pss_bytes(pid: int) -> int:
+    """What a process holds alone, and its share of what it has in common with others."""
+    try:
+        return psutil.Process(pid).memory_full_info().pss
+    except psutil.Error:
+        return 0
+
+
+def are_sleeping(pids: Sequence[int]) -> bool:
+    """Whether most of these processes wait for something else than a core."""
+    num_sleeping = 0
+    for pid in pids:
+        with suppress(psutil.Error):
+            num_sleeping += psutil.Process(pid).status() != psutil.STATUS_RUNNING
+    return 2 * num_sleeping > len(pids)
+
+
+def has_free_memory() -> bool:
+    """Whether a fifth of the machine's memory is free, which a few more workers are not likely to fill."""
+    memory = psutil.virtual_memory()
+    return memory.available > 0.2 * memory.total
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_group(pid: int) -> None:
+    """Kill what a process leads, itself included, if it leads something."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process, its group and all below it, in the group or not."""
+    found = tree(pid)
+    kill_group(pid)
+    kill_all(found)
+
+
+def adopt_orphans() -> None:
+    """Make the caller the parent of every process below it whose own parent ends."""
+    _control_process(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill the caller when its parent ends, whatever it is at."""
+    _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _control_process(option: int, value: int) -> None:
+    if sys.platform == "linux":  # elsewhere a process that hangs when its parent is killed outlives it
+        ctypes.CDLL(None).prctl(option, value)

@@ -1,0 +1,368 @@
+"""The process that forks workers and watches over them: time limits, deaths, memory, and what calls leave behind.
+
+It is a small process of its own, never the trainer, whose GPU and threads would not survive a fork. It loads the
+functions once, and a fork takes milliseconds where a new process would import their libraries for seconds: one that
+crashed or hangs is soon replaced, and as many workers can be had as calls are waiting. A call whose worker dies is made
+once more, by another worker, since it may have been killed for another's fault. Every worker leads a session: what a
+call starts ends with its worker, or, if it has left the session, with the pool.
+
+Not `multiprocessing`'s fork server: its workers import the trainer's `__main__` again. Not pebble or
+concurrent.futures: their workers share a pipe and its lock, so that one that is stopped, or killed from outside, takes
+all others along.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import selectors
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, Literal, NamedTuple
+
+from grpo.workers.processes import (
+    adopt_orphans,
+    are_sleeping,
+    children,
+    has_free_memory,
+    is_above,
+    kill_all,
+    kill_group,
+    kill_tree,
+    tree,
+)
+from grpo.workers.worker import Call, Function, Said, work
+
+TICK_S = 0.04
+IDLE_TICK_S = 1.0
+"""How often it looks where no call is under way: what a call has started may still grow."""
+MEMORY_TICK_S = 0.25
+HEARTBEAT_S = 5.0
+GRACE_S = 1.0
+"""How long an event loop may take to say that it has cancelled calls."""
+STUCK_S = 0.5
+"""When no worker has become free for so long, a function that is run by none gets a new one."""
+IDLE_S = 600.0
+MAX_ASYNC_CALLS = 64
+"""How many calls of a coroutine function run at a time; it may set itself a lower limit."""
+
+
+class Limits(NamedTuple):
+    """How many workers there may be, and how large."""
+
+    base_workers: int
+    """More than these there are only while all of them wait for something."""
+    max_workers: int
+    memory_bytes: float
+    """A worker that holds more together with what its calls have started is killed with it."""
+
+
+class News(NamedTuple):
+    """What the trainer is told, most of it about a call."""
+
+    kind: Literal["ready", "refused", "value", "raised", "retry", "died", "memory", "late", "printed"]
+    call_id: int = -1
+    content: Any = None
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker as its supervisor sees it."""
+
+    pid: int
+    connection: Connection
+    home: int | None
+    """The one function that lives in it; None: it takes calls of all that have no state."""
+    calls: dict[int, Call] = field(default_factory=dict)
+    began_at: dict[int, float] = field(default_factory=dict)
+    """When each of its calls was sent."""
+    changed_at: float = field(default_factory=time.monotonic)
+    """When it was last given a call, or gave a value."""
+    asked_at: float | None = None
+    """When it was told to cancel calls, until it answers."""
+
+    @property
+    def is_free(self) -> bool:
+        return not self.calls and not self.connection.closed
+
+
+def main() -> None:
+    """Its argument is the number of its end of a socket to the trainer."""
+    trainer = Connection(int(sys.argv[1]))
+    sys.path[:] = trainer.recv()
+    load, limits = trainer.recv()
+    try:
+        functions = load()
+    except (ValueError, OSError) as error:
+        trainer.send([News("refused", content=str(error))])
+        return
+    trainer.send([News("ready")])
+    Supervisor(trainer, functions, limits).run()
+
+
+class Supervisor:
+    def __init__(self, trainer: Connection, functions: Sequence[Function], limits: Limits) -> None:
+        self.trainer, self.functions, self.limits = trainer, functions, limits
+        self.workers: dict[int, Worker] = {}
+        self.unreaped: set[int] = set()
+        self.queues: list[deque[Call]] = [deque() for _ in functions]
+        self.retried: set[int] = set()
+        """The calls that a worker has died with."""
+        self.news: list[News] = []
+        self.num_wanted = limits.base_workers
+        """How many workers without a home there may be at the moment."""
+        self.were_sleeping = False
+        self.told_at = self.looked_at = self.weighed_at = 0.0
+        self.trainer_pid = os.getppid()
+        self.selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        gc.freeze()  # no worker looks for garbage among what it shares with this process
+        adopt_orphans()
+        woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.selector.register(self.trainer, selectors.EVENT_READ, self._hear_trainer)
+        self.selector.register(woken, selectors.EVENT_READ, lambda: self._reap(os.read(woken, 4096)))
+        with suppress(EOFError, OSError):  # the trainer is gone, or has closed
+            while os.getppid() == self.trainer_pid:
+                for key, _ in self.selector.select(TICK_S if self._is_busy() else IDLE_TICK_S):
+                    key.data()
+                self._look_after(time.monotonic())
+                self._dispatch()
+                self._tell(time.monotonic())
+        for pid in self.workers:
+            kill_tree(pid)
+        kill_all(tree(os.getpid())[1:])  # those that left their group
+
+    def _is_busy(self) -> bool:
+        return any(self.queues) or any(each.calls or each.asked_at for each in self.workers.values())
+
+    def _tell(self, now: float) -> None:
+        if self.news or now - self.told_at > HEARTBEAT_S:
+            self.trainer.send(self.news)
+            self.news, self.told_at = [], now
+
+    def _hear_trainer(self) -> None:
+        match self.trainer.recv():
+            case Call() as call:
+                self.queues[call.function].append(call)
+            case set() as call_ids:
+                self._cancel(call_ids)
+            case None:
+                raise EOFError
+
+    def _cancel(self, call_ids: set[int]) -> None:
+        """Drop calls, and end those under way with their workers, or as tasks of an event loop."""
+        for index, queue in enumerate(self.queues):
+            if any(call.id in call_ids for call in queue):
+                self.queues[index] = deque(call for call in queue if call.id not in call_ids)
+        for worker in [*self.workers.values()]:
+            late = call_ids & worker.calls.keys()
+            if late and worker.home is not None and self.functions[worker.home].is_async:
+                worker.asked_at = worker.asked_at or time.monotonic()
+                with suppress(OSError):  # its end is noticed elsewhere
+                    worker.connection.send(late)
+                for call_id in late:
+                    self._forget(worker, call_id)
+            elif late:
+                self._end(worker)
+        self.retried -= call_ids
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            said: Said = worker.connection.recv()
+        except (EOFError, OSError):
+            self._close(worker)  # how it ended is known when it is reaped
+            kill_tree(worker.pid)
+            return
+        if said.printed:
+            self.news.append(News("printed", content=said.printed))
+        if said.kind == "cancelled":
+            worker.asked_at = None
+        elif said.call_id in worker.calls:  # otherwise it was cancelled meanwhile
+            self._forget(worker, said.call_id)
+            self.news.append(News(said.kind, said.call_id, said.content))
+        if not said.stays:
+            self._end(worker)
+
+    def _forget(self, worker: Worker, call_id: int) -> None:
+        del worker.calls[call_id], worker.began_at[call_id]
+        worker.changed_at = time.monotonic()
+        self.retried.discard(call_id)
+
+    def _reap(self, _: bytes) -> None:
+        with suppress(ChildProcessError):  # there are none
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                if pid in self.unreaped:
+                    self.unreaped.discard(pid)
+                    kill_group(pid)  # what it started may have outlived it
+                if worker := self.workers.get(pid):
+                    while not worker.connection.closed and worker.connection.poll():
+                        self._hear(worker)  # its last words
+                    self._lose(worker, _how_it_ended(os.waitstatus_to_exitcode(status)))
+
+    def _lose(self, worker: Worker, why: str, kind: Literal["died", "memory"] = "died") -> None:
+        """Take out a worker that did not end well. Its calls are made once more; one that comes back has failed."""
+        self._end(worker)
+        for call in reversed(worker.calls.values()):
+            if call.id in self.retried:
+                self.retried.discard(call.id)
+                self.news.append(News(kind, call.id, why))
+            else:
+                self.retried.add(call.id)
+                self.queues[call.function].appendleft(call)
+                self.news.append(News("retry", call.id, why))
+        if not worker.calls:
+            self.news.append(News("retry", content=why))
+
+    def _end(self, worker: Worker) -> None:
+        """Kill a worker with all that it has started. One that can't be killed, since it waits for a disk, is left."""
+        self.workers.pop(worker.pid, None)
+        if worker.pid in self.unreaped:
+            kill_tree(worker.pid)
+        self._close(worker)
+
+    def _close(self, worker: Worker) -> None:
+        if not worker.connection.closed:
+            self.selector.unregister(worker.connection)
+            worker.connection.close()
+
+    def _look_after(self, now: float) -> None:
+        """Time limits, event loops that hang, memory, and how many workers are wanted."""
+        if now - self.looked_at < TICK_S:
+            return
+        self.looked_at = now
+        for worker in [*self.workers.values()]:
+            seconds = {call_id: now - began_at for call_id, began_at in worker.began_at.items()}
+            limits = {call.id: call.limit_s for call in worker.calls.values() if call.limit_s is not None}
+            if late := [call_id for call_id, limit_s in limits.items() if seconds[call_id] > limit_s]:
+                self.news += [News("late", call_id, seconds[call_id]) for call_id in late]
+                self._end(worker)
+            elif worker.asked_at is not None and now - worker.asked_at > GRACE_S:
+                self._lose(worker, "was killed: it blocks its event loop")
+            elif self._is_too_many(worker, now):
+                self.num_wanted -= 1
+                self._end(worker)
+        if now - self.weighed_at > MEMORY_TICK_S:
+            self.weighed_at = now
+            self._weigh(self.limits.memory_bytes)
+        self._grow(now)
+
+    def _is_too_many(self, worker: Worker, now: float) -> bool:
+        has_idled = worker.is_free and worker.home is None and now - worker.changed_at > IDLE_S
+        return has_idled and self.num_wanted > self.limits.base_workers
+
+    def _weigh(self, limit_bytes: float) -> None:
+        """Kill workers that are too large, and what ended ones have left behind if that is."""
+        for worker in [*self.workers.values()]:
+            if is_above(limit_bytes, tree(worker.pid)):
+                self._lose(worker, "was killed: too large", "memory")
+        orphans = [pid for pid in children(os.getpid()) if pid not in self.unreaped]
+        left = [each for pid in orphans for each in tree(pid)]
+        if is_above(limit_bytes, left):
+            kill_all(left)
+
+    def _grow(self, now: float) -> None:
+        """Want more workers where calls wait while all workers sleep, or while none becomes free."""
+        shared, running = self._shared(), self._running()
+        is_short = self._next(running) is not None and not any(worker.is_free for worker in shared)
+        if not is_short or len(shared) < self.num_wanted or len(shared) >= self.limits.max_workers:
+            self.were_sleeping = False
+            return
+        sleep_now = are_sleeping([worker.pid for worker in shared])
+        is_stuck = now - max(worker.changed_at for worker in shared) > STUCK_S
+        if sleep_now and self.were_sleeping and has_free_memory():
+            self.num_wanted = min(4 * len(shared), self.limits.max_workers)
+        elif is_stuck and any(not running[index] for index in self._waiting()):
+            self.num_wanted += 1
+        self.were_sleeping = sleep_now
+
+    def _shared(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.home is None]
+
+    def _running(self) -> Counter[int]:
+        """How many workers without a home are at each function."""
+        return Counter(call.function for worker in self._shared() for call in worker.calls.values())
+
+    def _waiting(self) -> list[int]:
+        """The functions without a home whose calls wait."""
+        return [i for i, each in enumerate(self.functions) if self.queues[i] and not each.is_resident]
+
+    def _next(self, running: Counter[int]) -> int | None:
+        """The function whose turn it is: the one with the fewest calls under way. None has all workers, so that others
+        have some where it hangs in each."""
+        is_alone = sum(not function.is_resident for function in self.functions) == 1
+        most = self.limits.max_workers if is_alone else max(1, 3 * self.limits.max_workers // 4)
+        allowed = [index for index in self._waiting() if running[index] < most]
+        return min(allowed, key=lambda index: (running[index], self.queues[index][0].id), default=None)
+
+    def _dispatch(self) -> None:
+        for index, function in enumerate(self.functions):
+            queue = self.queues[index]
+            while function.is_resident and queue and (worker := self._home_of(index, queue[0])):
+                self._send(worker, queue)
+        running = self._running()
+        while (index := self._next(running)) is not None and (worker := self._free_worker()):
+            self._send(worker, self.queues[index])
+            running[index] += 1
+
+    def _home_of(self, index: int, call: Call) -> Worker | None:
+        """The worker that a function lives in, if it takes one more call."""
+        worker = next((each for each in self.workers.values() if each.home == index), None)
+        if worker is None:
+            return self._fork(index)
+        # A call that may have ended a worker is let down with no other.
+        is_alone = call.id in self.retried or not self.retried.isdisjoint(worker.calls)
+        room = MAX_ASYNC_CALLS if self.functions[index].is_async and not is_alone else 1
+        return worker if len(worker.calls) < room and not worker.connection.closed else None
+
+    def _free_worker(self) -> Worker | None:
+        shared = self._shared()
+        free = next((worker for worker in shared if worker.is_free), None)
+        return self._fork(None) if free is None and len(shared) < self.num_wanted else free
+
+    def _fork(self, home: int | None) -> Worker:
+        ours, theirs = Pipe()
+        pid = os.fork()
+        if pid == 0:
+            for each in (
+                self.trainer,
+                self.selector,
+                ours,
+                *(worker.connection for worker in self.workers.values()),
+            ):
+                each.close()
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            work(theirs, self.functions, home, self.limits.memory_bytes)
+        theirs.close()
+        worker = self.workers[pid] = Worker(pid, ours, home)
+        self.unreaped.add(pid)
+        self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
+        return worker
+
+    def _send(self, worker: Worker, queue: deque[Call]) -> None:
+        """Have a worker run the first call of a queue."""
+        try:
+            worker.connection.send(queue[0])
+        except OSError:  # it has died while it had nothing to do
+            self._close(worker)
+            return
+        call = queue.popleft()
+        worker.calls[call.id] = call
+        worker.began_at[call.id] = worker.changed_at = time.monotonic()
+
+
+def _how_it_ended(status: int) -> str:
+    if status < 0:
+        return f"was killed by signal {-status} ({signal.Signals(-status).name})"
+    return f"exited with status {status}"
