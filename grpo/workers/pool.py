@@ -207,7 +207,7 @@ class Pool:
                 "died": WorkerDied,
                 "memory": WorkerTooLarge,
                 "late": CallTooLong,
-                "raised": RuntimeError,
+                "raised": CallRaised,
             }
             future.set_exception(errors[news.kind](news.content))
 

@@ -135,8 +135,8 @@ class Supervisor:
             while os.getppid() == self.trainer_pid:
                 for key, _ in self.selector.select(TICK_S if self._is_busy() else IDLE_TICK_S):
                     key.data()
-                self._look_after(time.monotonic())
                 self._dispatch()
+                self._look_after(time.monotonic())
                 self._tell(time.monotonic())
         for pid in self.workers:
             kill_tree(pid)

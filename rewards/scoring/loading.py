@@ -7,7 +7,6 @@ key is meant.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -72,6 +71,16 @@ BUILTINS = {
     "overlong": "rewards.builtin.length:overlong",
     "repetition": "rewards.builtin.reasoning:repetition",
 }
+LIGHT = frozenset(
+    BUILTINS[name]
+    for name in (
+        "accuracy", "choice", "few_moments", "keyframe", "keyframe_distance", "keyframe_hit", "keyframe_iou",
+        "keyframe_scores", "format", "format_lenient", "tag_order", "tags_once", "video_r1_format", "brevity",
+        "cosine_length", "length_window", "overlong",
+    )
+)  # fmt: skip
+"""Built-ins that only read a completion's text, in a time that grows with its length alone: they hang and crash no
+process, and are called in the trainer's own."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
 
@@ -133,13 +142,14 @@ def load_reward(name: str, spec: RewardSpec) -> Reward:
                 "counterfactuals has a number of them (greedy ones are all alike)"
             )
         declared = tuple(each._replace(num_samples=spec.counterfactual_samples) for each in declared)
-    return Reward(name=name, fn=fn, calling=calling_of(fn), spec=spec, counterfactuals=declared)
-
-
-def code_version(fn: Callable[..., Any]) -> str:
-    """A digest of the file that a reward comes from: another one means that cached values are stale."""
-    path = inspect.getsourcefile(inspect.unwrap(fn) if inspect.isroutine(fn) else _class_of(fn))
-    return hashlib.blake2b(Path(path).read_bytes() if path else b"", digest_size=16).hexdigest()
+    return Reward(
+        name=name,
+        fn=fn,
+        calling=calling_of(fn),
+        spec=spec,
+        counterfactuals=declared,
+        is_light=_known(name if spec.fn is None else spec.fn) in LIGHT,
+    )
 
 
 def _class_of(fn: Callable[..., Any]) -> type:

@@ -1,7 +1,8 @@
 """Scores groups with the rewards that a config names: the side of the rewards that the trainer sees.
 
 A step asks for a `Scoring`, adds groups as the engine finishes them, and takes their tables at the end. Rewards run
-meanwhile in worker processes (`workers/`); `rewards_workers.max_workers=0` runs them here.
+meanwhile in worker processes (`grpo/workers/`), but for built-ins that take microseconds whatever the completion;
+`rewards_workers.max_workers=0` runs all of them here.
 
 A value that a reward returned on purpose is data, None included: "not applicable here", which adds
 nothing to the rollout's total. An exception, a value that is no finite number, a list of the
@@ -12,18 +13,19 @@ a reward. One that is only watched (weight 0) costs no completion.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from grpo.groups import Group, RewardFailure, RewardTable, Sample
 from rewards import Counterfactual, hostile
-from rewards.scoring.cache import SLOW_S, RewardCache
-from rewards.scoring.calling import call, failures_in, outcomes_of
+from rewards.scoring.calling import failures_in, outcomes_of
 from rewards.scoring.compose import check_specs, names_that_count, parts_of, totals_of
+from rewards.scoring.jobs import Calls, Job
 from rewards.scoring.loading import load_reward, required_columns
+from rewards.scoring.payloads import Payloads
 from rewards.scoring.specs import Outcome, Reward, RewardSpec, WorkerSettings
-from rewards.scoring.workers.jobs import Job, Payload
-from rewards.scoring.workers.pool import Pool
 
 
 def load_rewards(
@@ -49,8 +51,7 @@ class RewardSet:
     ) -> None:
         self.rewards, self.normalise = tuple(rewards), normalise
         self.specs = {reward.name: reward.spec for reward in rewards}
-        self.cache = RewardCache()
-        self._pool: Pool | None = None
+        self._calls: Calls | None = None
         self._settings = workers
 
     @property
@@ -60,14 +61,14 @@ class RewardSet:
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """How long each reward's call took lately; only of rewards that ran in workers."""
-        measured = self._pool.seconds if self._pool else {}
-        return {self.rewards[index].name: seconds for index, seconds in dict(measured).items()}
+        """How long each reward's call took lately."""
+        measured = dict(self._calls.seconds) if self._calls else {}
+        return {self.rewards[index].name: seconds for index, seconds in measured.items()}
 
     @property
     def num_deaths(self) -> int:
-        """How many reward processes ended by themselves so far, their calls made again."""
-        return self._pool.num_deaths if self._pool else 0
+        """How many reward processes ended by themselves so far."""
+        return self._calls.num_deaths if self._calls else 0
 
     def scoring(self, step: int = 0, *, in_step: bool = True) -> Scoring:
         """A step's scoring, to which groups are added as they come.
@@ -102,17 +103,15 @@ class RewardSet:
         return silent
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if self._calls is not None:
+            self._calls.close()
+            self._calls = None
 
-    def pool(self) -> Pool | None:
-        """The worker processes, started on first use; None where rewards run in this one."""
-        if self._pool is None and self._settings.max_workers:
-            pool = Pool(self.rewards, self._settings)
-            pool.start()
-            self._pool = pool
-        return self._pool
+    def calls(self) -> Calls:
+        """Where the rewards run; worker processes are started on first use."""
+        if self._calls is None:
+            self._calls = Calls(self.rewards, self._settings)
+        return self._calls
 
     def _outcomes(self, reward_index: int, groups: Sequence[Group]) -> list[list[Outcome]]:
         scoring = self.scoring(in_step=False)
@@ -127,8 +126,8 @@ class Scoring:
 
     def __init__(self, rewards: RewardSet, step: int, *, in_step: bool) -> None:
         self._set, self._step, self._in_step = rewards, step, in_step
-        self._pool = rewards.pool()
-        self._finished = threading.Condition()
+        self._calls, self._payloads = rewards.calls(), Payloads()
+        self._changed = threading.Condition()
         self._num_left = 0
         self._early: set[int] = set()
         self._jobs: dict[tuple[int, int], Job] = {}
@@ -138,98 +137,79 @@ class Scoring:
         """Start the rewards that need nothing but the group itself; called while the engine samples others."""
         early = [index for index, each in enumerate(self._set.rewards) if not each.counterfactuals]
         self._early.add(id(group.prompt))
-        self._submit(self._start_all(early, group))
+        self._start(early, group)
 
     def tables(self, groups: Sequence[Group]) -> list[RewardTable]:
         """Start what is left, wait, and put each group's table together.
 
         The groups are those added before (told by their prompts), or the same with counterfactuals.
         """
-        everything = range(len(self._set.rewards))
-        started = [self._start_all(everything, group) for group in groups]
-        self._submit([job for jobs in started for job in jobs])
+        for group in groups:
+            self._start(range(len(self._set.rewards)), group)
         self.wait()
         return [self._table(group) for group in groups]
 
     def start(self, reward_index: int, group: Group) -> Job:
         """A job of one reward, for those who want no table."""
-        self._submit(self._start_all([reward_index], group))
+        self._start([reward_index], group)
         return self._jobs[self._key(group), reward_index]
 
     def wait(self) -> None:
         """Until every job is done, or its reward's time limit from now is over."""
-        if self._pool is not None:
-            self._pool.expire([*self._jobs.values()], in_step=self._in_step)
-            with self._finished:
-                while not self._finished.wait_for(lambda: not self._num_left, timeout=1.0):
-                    if self._pool.error is not None:
-                        break
-            if self._pool.error is not None:
-                raise RuntimeError("the reward workers' own thread died") from self._pool.error
-        for (_, reward_index), job in self._jobs.items():
-            self._remember(self._set.rewards[reward_index], reward_index, job)
+        began = time.monotonic()
+        with self._changed:
+            while self._num_left:
+                left_s = self._drop_late(began)
+                if self._calls.error is not None:
+                    raise RuntimeError("the rewards' processes are lost") from self._calls.error
+                if self._num_left:
+                    self._changed.wait(timeout=min(left_s, 1.0))
+
+    def _drop_late(self, began: float) -> float:
+        """Fail the jobs whose time is over; seconds until the next one's is."""
+        now, left_s = time.monotonic(), math.inf
+        for job in [job for job in self._jobs.values() if job.missing]:
+            limit_s = self._set.rewards[job.reward_index].spec.timeout_s
+            valued_at = 0.0 if self._in_step else self._calls.valued_at.get(job.reward_index, 0.0)
+            job_left_s = max(began, valued_at) + limit_s - now
+            if job_left_s > 0:
+                left_s = min(left_s, job_left_s)
+                continue
+            self._calls.drop(job)
+            since = (
+                f"{limit_s:g} s after the last rollout was sampled" if self._in_step else f"for {limit_s:g} s"
+            )
+            late = sorted(job.missing)
+            job.fill(late, [f"TimeoutError: no value {since} (timeout_s)"] * len(late))
+        return left_s
 
     def _key(self, group: Group) -> int:
         """What a group goes by: counterfactuals make another one of it, its prompt stays the same object."""
         return id(group.prompt) if id(group.prompt) in self._early else id(group)
 
-    def _start_all(self, reward_indices: Sequence[int], group: Group) -> list[Job]:
-        """Jobs that are not there yet; those that need a call are returned."""
-        payload, key = Payload(group), self._key(group)
-        new = {
-            index: Job(index, payload, self._count_down)
-            for index in reward_indices
-            if (key, index) not in self._jobs
-        }
+    def _start(self, reward_indices: Sequence[int], group: Group) -> None:
+        """Start the jobs that are not there yet; a reward of other tasks abstains."""
+        key, task = self._key(group), group.prompt.sample.task
         self._groups.append(group)
-        self._jobs.update({(key, index): job for index, job in new.items()})
-        with self._finished:
-            self._num_left += sum(bool(job.missing) for job in new.values())
-        for index, job in new.items():
-            self._answer_without_a_call(self._set.rewards[index], index, job)
-        return [job for job in new.values() if job.missing]
-
-    def _submit(self, jobs: Sequence[Job]) -> None:
-        if self._pool is not None:
-            self._pool.submit(jobs)
-            return
-        for job in jobs:
-            results = call(self._set.rewards[job.reward_index], job.payload.group.rollouts)
-            job.fill(range(len(job.results)), results)
+        for index in reward_indices:
+            if (key, index) in self._jobs:
+                continue
+            job = Job(index, group, self._payloads, self._changed, self._count_down)
+            self._jobs[key, index] = job
+            with self._changed:
+                self._num_left += 1
+            if task in (self._set.rewards[index].spec.tasks or [task]):
+                self._calls.make(job)
+            else:
+                job.fill(range(len(job.results)), [None] * len(job.results))
 
     def _count_down(self) -> None:
         """Told by each job when it is done. Whoever waits is woken once, at the end: threads that take turns over every
         job would spend more time on that than on the jobs."""
-        with self._finished:
+        with self._changed:
             self._num_left -= 1
             if not self._num_left:
-                self._finished.notify()
-
-    def _is_cached(self, reward: Reward, reward_index: int) -> bool:
-        if reward.spec.cache is not None:
-            return reward.spec.cache
-        seconds = self._pool.seconds.get(reward_index, 0.0) if self._pool else 0.0
-        return seconds > SLOW_S and not reward.has_state
-
-    def _answer_without_a_call(self, reward: Reward, reward_index: int, job: Job) -> None:
-        """A reward of other tasks abstains; what was scored before is known."""
-        sample = job.payload.group.prompt.sample
-        if sample.task not in (reward.spec.tasks or [sample.task]):
-            job.fill(range(len(job.results)), [None] * len(job.results))
-        if not job.missing or not self._is_cached(reward, reward_index):
-            return
-        for index, key in enumerate(self._set.cache.keys(reward, job.payload.group.rollouts)):
-            try:
-                job.fill([index], [self._set.cache.get(key)])
-            except KeyError:
-                continue
-
-    def _remember(self, reward: Reward, reward_index: int, job: Job) -> None:
-        if self._is_cached(reward, reward_index):
-            for key, result in zip(
-                self._set.cache.keys(reward, job.payload.group.rollouts), job.results, strict=True
-            ):
-                self._set.cache.put(key, result)
+                self._changed.notify()
 
     def _table(self, group: Group) -> RewardTable:
         outcomes = {

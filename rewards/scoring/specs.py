@@ -43,9 +43,6 @@ class RewardSpec:
     timeout_s: Annotated[float, "free"] = 60.0
     """What a step waits for it at most, from the moment that the last rollout is sampled. What is not scored by
     then has failed. A replay gives it as long from each value to the next. A resumed run may change it."""
-    cache: Annotated[bool | None, "free"] = None
-    """Reuse a value for the same completion, sample, arguments and code. None: where a call takes long and the
-    reward is a function, not an object with a state of its own."""
     counterfactual_samples: int | None = None
     """How many completions are sampled for each set that it declares; None: as it declares."""
 
@@ -72,6 +69,8 @@ class Reward:
     calling: Calling
     spec: RewardSpec
     counterfactuals: tuple[Counterfactual, ...] = ()
+    is_light: bool = False
+    """It is called in the trainer's process (`loading.LIGHT`)."""
 
     @property
     def has_state(self) -> bool:

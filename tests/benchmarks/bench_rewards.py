@@ -79,9 +79,9 @@ def default_rewards() -> Mapping[str, float]:
 def sleeping_rewards(folder: Path) -> Mapping[str, float]:
     plugin = folder / "sleeper.py"
     plugin.write_text(SLEEPER)
-    specs = {f"sleeper_{n}": RewardSpec(fn=f"{plugin}:sleeper", cache=False) for n in range(8)}
+    specs = {f"sleeper_{n}": RewardSpec(fn=f"{plugin}:sleeper") for n in range(8)}
     rewards = load_rewards(specs, WorkerSettings())
-    rewards.pool()  # the processes of a run are there before its first step
+    rewards.calls()  # the processes of a run are there before its first step
     times = [milliseconds(rewards, groups(8, 8)) for _ in range(4)]
     rewards.close()
     return {"first step": times[0], "later": median(times[1:])}
@@ -91,7 +91,7 @@ def hanging_reward(folder: Path) -> Mapping[str, float]:
     """Steps of 64 completions, of which one in eight makes it hang, and the same steps without that reward."""
     plugin = folder / "sleeper.py"
     many = groups(8, 8)
-    specs = {**DEFAULTS, "hangs": RewardSpec(fn=f"{plugin}:hangs", timeout_s=1.0, cache=False)}
+    specs = {**DEFAULTS, "hangs": RewardSpec(fn=f"{plugin}:hangs", timeout_s=1.0)}
     result = {}
     for name, chosen in (("without", DEFAULTS), ("with", specs)):
         rewards = load_rewards(chosen, WorkerSettings())

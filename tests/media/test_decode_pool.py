@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -248,23 +247,3 @@ def test_a_clip_that_cannot_be_taken_over_is_refused(
 
 def no_memory(*_: object) -> Read:
     raise MemoryError("9 GiB")
-
-
-@pytest.mark.slow
-def test_an_answer_that_comes_too_late_is_not_taken_for_another(
-    make_pool: MakePool, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = make_pool(ClipReader(settings=SETTINGS), num_workers=1)
-    pool.submit(source(folder, "a")).result(timeout=60)
-    worker = psutil.Process(pool.pids[0])
-    forker = worker.parent()
-    assert forker is not None
-    with monkeypatch.context() as patched:
-        patched.setattr("grpo.media.decode_pool.ANSWER_S", 0.2)
-        forker.suspend()
-        worker.kill()
-        wait_until(lambda: not pool.pids)
-    with suppress(psutil.NoSuchProcess):
-        forker.resume()
-    assert pool.submit(source(folder, "b")).result(timeout=60).clip.num_frames == 4
-    assert all(pid > 1 for pid in pool.pids)

@@ -53,7 +53,7 @@ def load() -> Iterator[Load]:
 
 
 def test_workers_give_what_the_own_process_gives(load: Load) -> None:
-    specs = {name: RewardSpec() for name in ("accuracy", "format", "keyframe")}
+    specs = {name: RewardSpec() for name in ("accuracy", "graded_accuracy", "consistency", "self_evidence")}
     many = [make_group([*COMPLETIONS.values()], sample) for sample in synthetic_samples({})]
     assert load(specs).score(many) == load_rewards(specs).score(many)
 
@@ -69,7 +69,7 @@ def test_results_come_in_order_whatever_the_order_of_completion(load: Load) -> N
 
 def test_waiting_rewards_wait_together(load: Load) -> None:
     # 32 calls of 0.2 s are 6.4 s one after another. A ratio to itself, not to a clock.
-    rewards = load({"slow": spec("sleeps", args={"seconds": 0.2}, cache=False)})
+    rewards = load({"slow": spec("sleeps", args={"seconds": 0.2})})
     rewards.score(groups(1, 1))
     started = time.monotonic()
     assert rewards.score(groups(8, 4))[0].columns["slow"] == (1.0,) * 4
@@ -192,7 +192,7 @@ def test_frames_are_sent_to_those_who_look_at_them(load: Load) -> None:
 def test_async_calls_run_at_the_same_time_and_stop_at_their_limit(load: Load) -> None:
     rewards = load(
         {
-            "waits": spec("waits", args={"seconds": 0.2}, cache=False),
+            "waits": spec("waits", args={"seconds": 0.2}),
             "late": spec("waits", args={"seconds": 60}, timeout_s=1.0),
             "ranks": spec("ranks"),
         }
@@ -231,7 +231,7 @@ def test_trl_rewards_get_messages_or_texts_as_they_expect(load: Load, function: 
 
 
 def test_groups_are_scored_while_others_are_still_sampled(load: Load) -> None:
-    rewards = load({"slow": spec("sleeps", args={"seconds": 0.3}, cache=False)})
+    rewards = load({"slow": spec("sleeps", args={"seconds": 0.3})})
     rewards.score(groups(1, 1))
     scoring = rewards.scoring()
     many = groups(2, 2)
@@ -264,8 +264,8 @@ rewards = load_rewards({{"hangs": spec("hangs_on", args={{"word": "-", "busy": T
 scoring = rewards.scoring()
 scoring.add(groups(1, 1)[0])
 time.sleep(3)
-workers = [worker.pid for worker in rewards.pool()._workers]
-open({str(tmp_path / "pids")!r}, "w").write(" ".join(map(str, [rewards.pool()._nursery._process.pid, *workers])))
+pool = rewards.calls().pool
+open({str(tmp_path / "pids")!r}, "w").write(" ".join(map(str, [pool.pid, *pool.pids])))
 time.sleep(600)
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=tiny.ROOT)
@@ -343,11 +343,11 @@ def test_a_process_that_left_its_session_ends_with_the_run(load: Load, tmp_path:
 
 
 def test_the_loss_of_the_process_that_forks_costs_nothing(load: Load) -> None:
-    rewards = load({"length": spec("length"), "slow": spec("sleeps", args={"seconds": 0.05}, cache=False)})
+    rewards = load({"length": spec("length"), "slow": spec("sleeps", args={"seconds": 0.05})})
     rewards.score(groups(1, 2))
-    pool = rewards.pool()
+    pool = rewards.calls().pool
     assert pool is not None
-    pool._nursery._process.kill()
+    os.kill(pool.pid, signal.SIGKILL)
     tables = rewards.score(groups(4, 4))
     assert not [failure for table in tables for failure in table.failures]
 
@@ -355,16 +355,16 @@ def test_the_loss_of_the_process_that_forks_costs_nothing(load: Load) -> None:
 def test_a_worker_that_is_stopped_holds_nobody_up(load: Load) -> None:
     rewards = load({"length": spec("length", timeout_s=3.0)}, WorkerSettings(max_workers=1))
     rewards.score(groups(1, 1))
-    pool = rewards.pool()
+    pool = rewards.calls().pool
     assert pool is not None
-    os.kill(pool._workers[0].pid, signal.SIGSTOP)
+    os.kill(pool.pids[0], signal.SIGSTOP)
     huge = make_group(["x" * 500_000, "y"], SAMPLE)  # more than a socket takes
     rewards.score([huge])  # comes back, with another worker's values or with a time-out
     assert rewards.score(groups(1, 2))[0].columns["length"] == (5.0, 6.0)
 
 
 def test_a_busy_trainer_does_not_make_workers_look_silent(load: Load) -> None:
-    specs = {"counter": spec("Counter"), "slow": spec("sleeps", args={"seconds": 0.02}, cache=False)}
+    specs = {"counter": spec("Counter"), "slow": spec("sleeps", args={"seconds": 0.02})}
     rewards = load(specs)
     for _ in range(4):
         scoring = rewards.scoring()

@@ -1,0 +1,227 @@
+"""Calls of rewards: in supervised worker processes (`grpo/workers/`), or in this one.
+
+A hang or a crash costs what its call was about: one rollout, or a group where the reward looks at one as a whole. A
+reward that has been quick so far gets the rollouts of a group in one call; if that fails, each in a call of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from grpo.groups import Group
+from grpo.workers.memory_file import Place
+from grpo.workers.pool import CallFailed, CallFuture, CallRaised, CallTooLong, Pool, PoolLost, WorkerTooLarge
+from grpo.workers.worker import Function
+from rewards.scoring.calling import Result, call, call_async
+from rewards.scoring.loading import load_reward
+from rewards.scoring.payloads import FramesNeeded, Payloads, load_rollouts
+from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
+
+QUICK_S, QUICK_LIMIT_S = 0.05, 0.5
+"""What a group's rollouts take together if their reward is quick, and when they are no longer waited for together."""
+OBJECT_FRAC = 0.25
+"""An object's calls wait for each other: one that takes so much of the time limit has failed, so that the others get
+theirs."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A reward's scoring of a group."""
+
+    reward_index: int
+    group: Group
+    payloads: Payloads
+    lock: threading.Condition
+    on_done: Callable[[], None]
+    results: list[Result] = field(init=False)
+    """By rollout; what is still missing is in `missing`, since None is a result."""
+    missing: set[int] = field(init=False)
+    calls: list[CallFuture] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        size = len(self.group.rollouts)
+        self.results, self.missing = [None] * size, set(range(size))
+
+    def fill(self, indices: Sequence[int], results: Sequence[Result]) -> None:
+        """Take results; the first one for a rollout stays."""
+        with self.lock:
+            if not self.missing:
+                return
+            for index, result in zip(indices, results, strict=True):
+                if index in self.missing:
+                    self.results[index] = result
+            self.missing.difference_update(indices)
+            if not self.missing:
+                self.on_done()
+
+
+class Calls:
+    """The calls of a run's rewards. Close it, or its processes live as long as this one."""
+
+    def __init__(self, rewards: Sequence[Reward], settings: WorkerSettings) -> None:
+        """ValueError if the rewards don't load in a process of their own."""
+        self.rewards, self.settings = rewards, settings
+        self.seconds: dict[int, float] = {}
+        """How long each reward, by its index, takes for a rollout, or for a group if it looks at one as a whole;
+        smoothed."""
+        self.valued_at: dict[int, float] = {}
+        """When each reward gave its last value."""
+        self.error: Exception | None = None
+        self._read_frames: set[int] = set()
+        """The rewards that have looked at frames."""
+        self._pool: Pool | None = None
+        if settings.max_workers and not all(reward.is_light for reward in rewards):
+            self._pool = self._start_pool()
+
+    @property
+    def pool(self) -> Pool | None:
+        """None where all rewards run in this process."""
+        return self._pool
+
+    @property
+    def num_deaths(self) -> int:
+        """How many reward processes ended by themselves so far."""
+        return self._pool.num_deaths if self._pool else 0
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def make(self, job: Job) -> None:
+        """Have the job's results filled in: now, or by and by from another thread."""
+        reward, everything = self.rewards[job.reward_index], range(len(job.group.rollouts))
+        if self._pool is None or reward.is_light:
+            began = time.monotonic()
+            results = call(reward, job.group.rollouts)
+            self._measure(job.reward_index, time.monotonic() - began, len(results))
+            job.fill(everything, results)
+            return
+        expected_s = len(everything) * self.seconds.get(job.reward_index, QUICK_S)
+        is_quick = expected_s < QUICK_S and not reward.has_state and not reward.is_async
+        is_whole = reward.calling != "rollout" or is_quick
+        for indices in [everything] if is_whole else [[index] for index in everything]:
+            self._submit(self._pool, job, indices)
+
+    def drop(self, job: Job) -> None:
+        """Nobody waits for the job's results any more."""
+        if self._pool is not None:
+            self._pool.cancel(job.calls)
+
+    def _start_pool(self) -> Pool:
+        pool = Pool(
+            "the processes of the rewards",
+            partial(load_functions, {reward.name: reward.spec for reward in self.rewards}),
+            base_workers=min(self.settings.max_workers, max(2, min(4, os.cpu_count() or 1))),
+            max_workers=self.settings.max_workers,
+            memory_gib=self.settings.memory_gib,
+        )
+        try:
+            pool.wait_until_ready()
+        except PoolLost as error:
+            raise ValueError(f"rewards: in their own process: {error}") from None
+        return pool
+
+    def _submit(self, pool: Pool, job: Job, indices: Sequence[int]) -> None:
+        reward = self.rewards[job.reward_index]
+        is_several = reward.calling == "rollout" and len(indices) > 1
+        rollouts = [job.group.rollouts[index] for index in indices]
+        with_frames = job.reward_index in self._read_frames
+        try:
+            parts = [[each] for each in rollouts] if reward.calling == "rollout" else [rollouts]
+            places = [job.payloads.place_of(part, with_frames=with_frames) for part in parts]
+        except Exception as error:  # a column that can't be sent
+            job.fill(indices, [f"{type(error).__name__}: {error}"] * len(indices))
+            return
+        limit_s = QUICK_LIMIT_S if is_several else None
+        if reward.has_state and not reward.is_async:
+            limit_s = OBJECT_FRAC * reward.spec.timeout_s
+        future = pool.submit(job.reward_index, places, limit_s=limit_s, label=f"rewards.{reward.name}")
+        job.calls.append(future)
+        future.add_done_callback(partial(self._take, pool, job, indices))
+
+    def _take(self, pool: Pool, job: Job, indices: Sequence[int], future: Future[Any]) -> None:
+        """Called by the pool's thread."""
+        if future.cancelled():
+            return
+        try:
+            scored = future.result()
+        except PoolLost as error:
+            self.error = error
+            return
+        except CallFailed as error:
+            if self.rewards[job.reward_index].calling == "rollout" and len(indices) > 1:
+                for index in indices:
+                    self._submit(pool, job, [index])
+            else:
+                job.fill(indices, [self._text_of(error)] * len(indices))
+            return
+        if scored is None:
+            self._read_frames.add(job.reward_index)
+            self._submit(pool, job, indices)
+            return
+        results, seconds = scored
+        self._measure(job.reward_index, seconds, len(results))
+        job.fill(indices, results)
+
+    def _measure(self, reward_index: int, seconds: float, num_results: int) -> None:
+        if self.rewards[reward_index].calling == "rollout":
+            seconds /= num_results
+        self.seconds[reward_index] = 0.8 * self.seconds.get(reward_index, seconds) + 0.2 * seconds
+        self.valued_at[reward_index] = time.monotonic()
+
+    def _text_of(self, error: CallFailed) -> str:
+        """A failure in place of a traceback."""
+        if isinstance(error, CallRaised):
+            return str(error)
+        if isinstance(error, CallTooLong):
+            return f"TimeoutError: a call of {error.seconds:.1f} s; an object may take a quarter of timeout_s for each"
+        why = str(error)
+        if isinstance(error, WorkerTooLarge):
+            why = f"was killed: more than rewards_workers.memory_gib={self.settings.memory_gib:g}"
+        return f"RewardProcessError: the process of the reward {why}"
+
+
+Scored = tuple[list[Result], float]
+"""A call's results, and how long it took."""
+
+
+def load_functions(specs: Mapping[str, RewardSpec]) -> list[Function]:
+    """What the workers run: the rewards in their order."""
+    rewards = [load_reward(name, spec) for name, spec in specs.items()]
+    return [
+        Function(
+            call=partial(_score_async if reward.is_async else _score, reward),
+            is_resident=reward.has_state or reward.is_async,
+        )
+        for reward in rewards
+    ]
+
+
+def _score(reward: Reward, places: Sequence[Place]) -> Scored | None:
+    """None: it needs frames, which it is not known to look at."""
+    results, seconds = [], 0.0
+    for place in places:
+        rollouts, began = load_rollouts(place), time.monotonic()
+        try:
+            results += call(reward, rollouts)
+        except FramesNeeded:
+            return None
+        seconds += time.monotonic() - began
+    return results, seconds
+
+
+async def _score_async(reward: Reward, places: Sequence[Place]) -> Scored | None:
+    """As `_score`, of one place."""
+    [place], began = places, time.monotonic()
+    try:
+        results = await call_async(reward, load_rollouts(place))
+    except FramesNeeded:
+        return None
+    return results, time.monotonic() - began
