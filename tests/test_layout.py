@@ -48,7 +48,6 @@ LOOSE_FILES = {"__init__.py", "train.py", "trainer.py", "evaluation.py", "groups
 
 STILL_TO_MEND = {
     "grpo/media/decode.py",
-    "rewards/scoring/workers/pool.py",
     "tests/rewards/builtin/test_keyframe.py",
     "tests/rewards/scoring/test_reward_workers.py",
 }
