@@ -23,7 +23,7 @@ class MemoryFile:
     """A file that lives as long as this object, or as somebody has mapped it."""
 
     def __init__(self) -> None:
-        self._file = open(os.memfd_create("egogrpo"), "wb")
+        self._file = os.fdopen(os.memfd_create("egogrpo"), "wb")
         self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
     def append(self, data: Any) -> Place:

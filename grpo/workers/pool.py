@@ -37,27 +37,12 @@ logger = logging.getLogger(__name__)
 
 
 class CallFailed(Exception):
-    """A call that gave no value, and why."""
+    """A call that gave no value, and why: a traceback, how its worker ended, or after which time."""
 
-
-class WorkerDied(CallFailed):
-    """The worker ended during the call, twice: by the call, or by what it started."""
-
-
-class WorkerTooLarge(WorkerDied):
-    """The worker was killed during the call, twice, since it held too much memory."""
-
-
-class CallTooLong(CallFailed):
-    """The call was killed at its time limit."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"no value after {seconds:.1f} s")
-        self.seconds = seconds
-
-
-class CallRaised(CallFailed):
-    """The call raised an exception; its traceback."""
+    def __init__(self, kind: str, why: str) -> None:
+        """kind: as in `News`: "raised", "late", "died" (its worker ended, twice) or "memory" (it held too much)."""
+        super().__init__(why)
+        self.kind = kind
 
 
 class PoolLost(RuntimeError):
@@ -88,11 +73,8 @@ class Pool:
         self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
         self.num_deaths = 0
         """How many workers have ended otherwise than by a time limit or at this pool's wish."""
-        self._name, self._load, self._limits = (
-            name,
-            load,
-            Limits(base_workers, max_workers, memory_gib * 2**30),
-        )
+        self._name, self._load = name, load
+        self._limits = Limits(base_workers, max_workers, memory_gib * 2**30)
         self._print_room = MAX_PRINTED_CHARS
         self._lock = threading.Lock()
         self._ids = count()
@@ -203,13 +185,7 @@ class Pool:
             self._num_restarts = 0
             future.set_result(pickle.loads(news.content))
         else:
-            errors = {
-                "died": WorkerDied,
-                "memory": WorkerTooLarge,
-                "late": CallTooLong,
-                "raised": CallRaised,
-            }
-            future.set_exception(errors[news.kind](news.content))
+            future.set_exception(CallFailed(news.kind, news.content))
 
     def _print(self, text: str) -> None:
         if self._print_room > 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -95,14 +94,9 @@ def kill_tree(pid: int) -> None:
 
 def adopt_orphans() -> None:
     """Make the caller the parent of every process below it whose own parent ends."""
-    _control_process(PR_SET_CHILD_SUBREAPER, 1)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with_parent() -> None:
     """Have the kernel kill the caller when its parent ends, whatever it is at."""
-    _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _control_process(option: int, value: int) -> None:
-    if sys.platform == "linux":  # elsewhere a process that hangs when its parent is killed outlives it
-        ctypes.CDLL(None).prctl(option, value)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -131,7 +131,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.selector.register(self.trainer, selectors.EVENT_READ, self._hear_trainer)
         self.selector.register(woken, selectors.EVENT_READ, lambda: self._reap(os.read(woken, 4096)))
-        with suppress(EOFError, OSError):  # the trainer is gone, or has closed
+        with suppress(EOFError, ConnectionError):  # the trainer is gone, or has closed
             while os.getppid() == self.trainer_pid:
                 for key, _ in self.selector.select(TICK_S if self._is_busy() else IDLE_TICK_S):
                     key.data()
@@ -180,8 +180,7 @@ class Supervisor:
         try:
             said: Said = worker.connection.recv()
         except (EOFError, OSError):
-            self._close(worker)  # how it ended is known when it is reaped
-            kill_tree(worker.pid)
+            self._kill(worker)  # how it ended is known when it is reaped
             return
         if said.printed:
             self.news.append(News("printed", content=said.printed))
@@ -225,13 +224,13 @@ class Supervisor:
             self.news.append(News("retry", content=why))
 
     def _end(self, worker: Worker) -> None:
-        """Kill a worker with all that it has started. One that can't be killed, since it waits for a disk, is left."""
         self.workers.pop(worker.pid, None)
+        self._kill(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        """Kill a worker with all that it has started. One that can't be killed, since it waits for a disk, is left."""
         if worker.pid in self.unreaped:
             kill_tree(worker.pid)
-        self._close(worker)
-
-    def _close(self, worker: Worker) -> None:
         if not worker.connection.closed:
             self.selector.unregister(worker.connection)
             worker.connection.close()
@@ -245,7 +244,9 @@ class Supervisor:
             seconds = {call_id: now - began_at for call_id, began_at in worker.began_at.items()}
             limits = {call.id: call.limit_s for call in worker.calls.values() if call.limit_s is not None}
             if late := [call_id for call_id, limit_s in limits.items() if seconds[call_id] > limit_s]:
-                self.news += [News("late", call_id, seconds[call_id]) for call_id in late]
+                self.news += [
+                    News("late", call_id, f"no value after {seconds[call_id]:.1f} s") for call_id in late
+                ]
                 self._end(worker)
             elif worker.asked_at is not None and now - worker.asked_at > GRACE_S:
                 self._lose(worker, "was killed: it blocks its event loop")
@@ -330,9 +331,11 @@ class Supervisor:
         free = next((worker for worker in shared if worker.is_free), None)
         return self._fork(None) if free is None and len(shared) < self.num_wanted else free
 
-    def _fork(self, home: int | None) -> Worker:
-        ours, theirs = Pipe()
-        pid = os.fork()
+    def _fork(self, home: int | None) -> Worker | None:
+        try:
+            (ours, theirs), pid = Pipe(), os.fork()
+        except OSError:  # there is no process to be had just now: the call waits
+            return None
         if pid == 0:
             for each in (
                 self.trainer,
@@ -355,7 +358,7 @@ class Supervisor:
         try:
             worker.connection.send(queue[0])
         except OSError:  # it has died while it had nothing to do
-            self._close(worker)
+            self._kill(worker)
             return
         call = queue.popleft()
         worker.calls[call.id] = call

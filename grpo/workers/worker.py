@@ -76,7 +76,7 @@ def work(
             max_calls = MAX_CALLS if home is None else sys.maxsize
             _serve(connection, functions, printed, max_calls, memory_bytes)
         status = 0
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except (EOFError, ConnectionError):
         status = 0  # the supervisor is gone, or has done with this worker
     finally:
         os._exit(status)
@@ -157,29 +157,21 @@ class _AsyncWorker:
         self.tasks.pop(call.id, None)
 
 
-class PrintedText(io.TextIOBase):
+class PrintedText(io.StringIO):
     """What a call prints, up to a limit: megabytes of it cost nothing."""
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self._room = MAX_PRINTED_CHARS
-
-    def writable(self) -> bool:
-        return True
 
     def fileno(self) -> int:
         return 1  # nowhere: for those who hand it on to a process
 
     def write(self, text: str, /) -> int:
-        if self._room > 0:
-            self._parts.append(text[: self._room])
-            self._room -= len(text)
+        super().write(text[: max(0, MAX_PRINTED_CHARS - self.tell())])
         return len(text)
 
     def take(self) -> str:
         """What was printed since the last time."""
-        text = "".join(self._parts)
-        self._parts, self._room = [], MAX_PRINTED_CHARS
+        text = self.getvalue()
+        self.seek(0)
+        self.truncate()
         return text
 
 

@@ -17,13 +17,14 @@ from typing import Any
 
 from grpo.groups import Group
 from grpo.workers.memory_file import Place
-from grpo.workers.pool import CallFailed, CallFuture, CallRaised, CallTooLong, Pool, PoolLost, WorkerTooLarge
+from grpo.workers.pool import CallFailed, CallFuture, Pool, PoolLost
 from grpo.workers.worker import Function
 from rewards.scoring.calling import Result, call, call_async
 from rewards.scoring.loading import load_reward
 from rewards.scoring.payloads import FramesNeeded, Payloads, load_rollouts
 from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
 
+MEMORY_KEY = "rewards_workers.memory_gib"
 QUICK_S, QUICK_LIMIT_S = 0.05, 0.5
 """What a group's rollouts take together if their reward is quick, and when they are no longer waited for together."""
 OBJECT_FRAC = 0.25
@@ -76,28 +77,22 @@ class Calls:
         self.error: Exception | None = None
         self._read_frames: set[int] = set()
         """The rewards that have looked at frames."""
-        self._pool: Pool | None = None
-        if settings.max_workers and not all(reward.is_light for reward in rewards):
-            self._pool = self._start_pool()
-
-    @property
-    def pool(self) -> Pool | None:
-        """None where all rewards run in this process."""
-        return self._pool
+        is_apart = settings.max_workers and not all(reward.is_light for reward in rewards)
+        self.pool = self._start_pool() if is_apart else None
 
     @property
     def num_deaths(self) -> int:
         """How many reward processes ended by themselves so far."""
-        return self._pool.num_deaths if self._pool else 0
+        return self.pool.num_deaths if self.pool else 0
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
+        if self.pool is not None:
+            self.pool.close()
 
     def make(self, job: Job) -> None:
         """Have the job's results filled in: now, or by and by from another thread."""
         reward, everything = self.rewards[job.reward_index], range(len(job.group.rollouts))
-        if self._pool is None or reward.is_light:
+        if self.pool is None or reward.is_light:
             began = time.monotonic()
             results = call(reward, job.group.rollouts)
             self._measure(job.reward_index, time.monotonic() - began, len(results))
@@ -107,12 +102,12 @@ class Calls:
         is_quick = expected_s < QUICK_S and not reward.has_state and not reward.is_async
         is_whole = reward.calling != "rollout" or is_quick
         for indices in [everything] if is_whole else [[index] for index in everything]:
-            self._submit(self._pool, job, indices)
+            self._submit(self.pool, job, indices)
 
     def drop(self, job: Job) -> None:
         """Nobody waits for the job's results any more."""
-        if self._pool is not None:
-            self._pool.cancel(job.calls)
+        if self.pool is not None:
+            self.pool.cancel(job.calls)
 
     def _start_pool(self) -> Pool:
         pool = Pool(
@@ -145,6 +140,8 @@ class Calls:
         future = pool.submit(job.reward_index, places, limit_s=limit_s, label=f"rewards.{reward.name}")
         job.calls.append(future)
         future.add_done_callback(partial(self._take, pool, job, indices))
+        if not job.missing:  # it was dropped meanwhile
+            pool.cancel([future])
 
     def _take(self, pool: Pool, job: Job, indices: Sequence[int], future: Future[Any]) -> None:
         """Called by the pool's thread."""
@@ -178,14 +175,16 @@ class Calls:
 
     def _text_of(self, error: CallFailed) -> str:
         """A failure in place of a traceback."""
-        if isinstance(error, CallRaised):
-            return str(error)
-        if isinstance(error, CallTooLong):
-            return f"TimeoutError: a call of {error.seconds:.1f} s; an object may take a quarter of timeout_s for each"
-        why = str(error)
-        if isinstance(error, WorkerTooLarge):
-            why = f"was killed: more than rewards_workers.memory_gib={self.settings.memory_gib:g}"
-        return f"RewardProcessError: the process of the reward {why}"
+        match error.kind:
+            case "raised":
+                return str(error)
+            case "late":
+                return f"TimeoutError: {error}; an object may take a quarter of timeout_s for each call"
+            case "memory":
+                gib = self.settings.memory_gib
+                return f"RewardProcessError: the process of the reward was killed: more than {MEMORY_KEY}={gib:g}"
+            case _:
+                return f"RewardProcessError: the process of the reward {error}"
 
 
 Scored = tuple[list[Result], float]

@@ -175,12 +175,12 @@ class Scoring:
             if job_left_s > 0:
                 left_s = min(left_s, job_left_s)
                 continue
-            self._calls.drop(job)
             since = (
                 f"{limit_s:g} s after the last rollout was sampled" if self._in_step else f"for {limit_s:g} s"
             )
             late = sorted(job.missing)
             job.fill(late, [f"TimeoutError: no value {since} (timeout_s)"] * len(late))
+            self._calls.drop(job)
         return left_s
 
     def _key(self, group: Group) -> int:

@@ -238,7 +238,7 @@ def test_a_clip_that_cannot_be_taken_over_is_refused(
 ) -> None:
     pool = make_pool(ClipReader(settings=SETTINGS), num_workers=1)
     with monkeypatch.context() as patched:
-        patched.setattr("grpo.workers.memory_file.MemoryFile.map", no_memory)
+        patched.setattr("grpo.media.decode_pool.Clip", no_memory)
         assert refusal(pool.submit(source(folder, "a"))) == (
             f"{folder}/a.mp4: its frames could not be taken over: MemoryError: 9 GiB"
         )
