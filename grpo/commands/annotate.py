@@ -32,8 +32,7 @@ from grpo.config.rules import media_contradictions
 from grpo.config.schema import MediaConfig
 from grpo.data import READERS, load_samples
 from grpo.groups import Sample
-from grpo.media.clip import Clip, ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import Clip, ClipSource, MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings

@@ -36,7 +36,7 @@ from grpo.config.schema import Config
 from grpo.feed.planner import PromptPlan
 from grpo.groups import Sample
 from grpo.learner.launching import make_accelerator, quiet_libraries
-from grpo.media.decode import MediaError
+from grpo.media.clip import MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.policy.families import Qwen25VL, load_family

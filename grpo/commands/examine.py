@@ -19,7 +19,8 @@ from grpo.data.fields import holds_number, shown
 from grpo.data.overlap import namesakes, question_key
 from grpo.feed.planner import Planner, PromptPlan
 from grpo.groups import Sample
-from grpo.media.decode import MediaError, frame_table
+from grpo.media.clip import MediaError
+from grpo.media.decode import frame_table
 from grpo.media.reading import describe
 from grpo.media.sampling import TooManyTokens, TooShort
 from rewards.parsing import read_span

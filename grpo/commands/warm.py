@@ -21,8 +21,7 @@ from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.data import load_samples
 from grpo.groups import Sample
-from grpo.media.clip import ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import ClipSource, MediaError
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
 from grpo.media.reading import Read, StoringReader

@@ -10,7 +10,7 @@ from stat import S_ISDIR, S_ISREG
 import numpy as np
 
 from grpo.groups import Sample
-from grpo.media.clip import ClipSource
+from grpo.media.clip import ClipSource, MediaError
 
 
 def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
@@ -30,7 +30,6 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
     if not distinct or num_probes < 1:
         return
     # Imported late: without PyAV, text-only data can still be read.
-    from grpo.media.decode import MediaError
     from grpo.media.reading import probe_source
 
     spread = np.linspace(0, len(distinct) - 1, min(num_probes, len(distinct))).round().astype(int)

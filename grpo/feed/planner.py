@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from grpo.groups import Sample
-from grpo.media.decode import MediaError
+from grpo.media.clip import MediaError
 from grpo.media.reading import describe, plan_source
 from grpo.media.sampling import ClipPlan, MediaSettings, PatchShape, TooManyTokens, most_tokens
 from grpo.policy.families import Qwen25VL

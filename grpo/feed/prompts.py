@@ -9,8 +9,7 @@ from dataclasses import replace
 from grpo.feed.dynamic_sampling import DifficultyMemory
 from grpo.feed.mixture import Part, step_samples
 from grpo.groups import Batch, LostSample, Prompt, Sample
-from grpo.media.clip import Clip
-from grpo.media.decode import MediaError
+from grpo.media.clip import Clip, MediaError
 from grpo.media.loader import ClipLoader
 
 Render = Callable[[Sample, Clip | None], Prompt]

@@ -21,12 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain, groupby
+from itertools import groupby
 
 import av
 import numpy as np
-import torch
-import torch.nn.functional as F
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Discard, Disposition
@@ -34,15 +32,14 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from grpo.media import sampling
-from grpo.media.clip import Clip, ClipFacts, MediaError
+from grpo.media.clip import Clip, MediaError
+from grpo.media.frames import blamed_on, check_exists, check_size, make_clip
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, ClipPlan, MediaSettings, PatchShape
 
 INDEXED_FORMATS = ("mp4", "matroska")
 """Containers with an index, in which a seek lands on the keyframe that was asked for."""
 CODECS_WITH_MARKED_FRAMES = ("h264",)
 """Codecs whose packets say that no other frame depends on them; in others such a mark may not hold for all."""
-MAX_SOURCE_PIXELS = 2 * 7680 * 4320
-"""Of a frame as it is stored. While it is resized, it takes 15 bytes per pixel."""
 FORMATS_WITHOUT_TIMES = ("avi",)
 """Containers that store an order of decoding, from which a packet's time can only be guessed."""
 
@@ -105,8 +102,11 @@ def read_clip(
     clip_end_s = table.end_s if end_s is None else min(end_s, table.end_s)
     with blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
         chosen = _choose_frames(table, start_s, end_s, settings, patches)
-    frames_FHWC = _read_frames(path, table, chosen.indices, settings, patches)
-    return as_clip(path, frames_FHWC, chosen, (start_s, clip_end_s), patches)
+    with _open_video(path) as (container, stream):
+        to_rgb = VideoReformatter()  # one for all frames: it prepares tables when it meets the first
+        decoded = _decode(path, container, stream, table, chosen.indices)
+        frames = (_upright_rgb(frame, to_rgb) for frame in decoded)
+        return make_clip(path, frames, chosen, (start_s, clip_end_s), settings, patches)
 
 
 def plan_clip(
@@ -124,67 +124,11 @@ def plan_clip(
         return _choose_frames(table, start_s, end_s, settings, patches).plan
 
 
-def as_clip(
-    path: str,
-    frames_FHWC: np.ndarray,
-    chosen: ChosenFrames,
-    part_s: tuple[float, float],
-    patches: PatchShape,
-) -> Clip:
-    """The clip of these frames; part_s: where in the file it starts and ends."""
-    start_s, end_s = part_s
-    facts = ClipFacts(
-        path=path,
-        times_s=tuple(time_s - start_s for time_s in chosen.shown_s),
-        sample_fps=chosen.sample_fps,
-        duration_s=end_s - start_s,
-        height_px=frames_FHWC.shape[1],
-        width_px=frames_FHWC.shape[2],
-        patches=patches,
-    )
-    return Clip(facts, frames_FHWC)
-
-
-def resize_all(
-    path: str, frames: Iterator[np.ndarray], num_frames: int, settings: MediaSettings, patches: PatchShape
-) -> np.ndarray:
-    """The clip's frames at the size that the settings give them; MediaError if they are of several sizes."""
-    first_HWC = next(frames)
-    with blamed_on(path, ValueError):
-        full_height, full_width, _ = first_HWC.shape
-        height, width = sampling.clip_frame_size(full_height, full_width, num_frames, settings, patches)
-    frames_FHWC = np.empty((num_frames, height, width, 3), np.uint8)
-    for slot, frame_HWC in enumerate(chain([first_HWC], frames)):
-        if frame_HWC.shape != first_HWC.shape:
-            raise MediaError(f"{path}: the frame size changes inside the clip")
-        frames_FHWC[slot] = resize(frame_HWC, height, width)
-    return frames_FHWC
-
-
-def check_size(path: str, width_px: int, height_px: int) -> None:
-    """Before memory is taken for it: a file of a few bytes can claim to hold any number of pixels."""
-    if width_px * height_px > MAX_SOURCE_PIXELS:
-        raise MediaError(
-            f"{path}: {width_px}x{height_px} pixels are more than {MAX_SOURCE_PIXELS:,} (two of 8K)"
-        )
-
-
 def frame_table(path: str) -> FrameTable:
     """The file's frames, remembered until the file changes: many clips may come from one long video."""
     check_exists(path)
     stat = os.stat(path)
     return _frame_table(path, stat.st_mtime_ns, stat.st_size)
-
-
-def resize(frame_HWC: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
-    """Bicubic with antialiasing, uint8 to uint8, to the same values as torchvision's for tensors."""
-    if frame_HWC.shape[:2] == (height_px, width_px):
-        return frame_HWC
-    frame_1CHW = torch.from_numpy(frame_HWC).permute(2, 0, 1).unsqueeze(0).float()
-    resized_1CHW = F.interpolate(frame_1CHW, size=(height_px, width_px), mode="bicubic", antialias=True)
-    # Bicubic overshoots at edges: without the clamp, 256 would become 0.
-    resized_CHW = resized_1CHW[0].clamp_(0, 255).round_().to(torch.uint8)
-    return resized_CHW.permute(1, 2, 0).numpy()
 
 
 @lru_cache(maxsize=256)
@@ -278,16 +222,6 @@ def _choose_frames(
         file_end_s=table.end_s,
         file_fps=table.fps,
     )
-
-
-def _read_frames(
-    path: str, table: FrameTable, indices: Sequence[int], settings: MediaSettings, patches: PatchShape
-) -> np.ndarray:
-    """The frames at these indices, each resized as it comes: full-size frames would fill the memory."""
-    with _open_video(path) as (container, stream):
-        to_rgb = VideoReformatter()  # one for all frames: it prepares tables when it meets the first
-        frames = (_upright_rgb(frame, to_rgb) for frame in _decode(path, container, stream, table, indices))
-        return resize_all(path, frames, len(indices), settings, patches)
 
 
 def _decode(
@@ -394,28 +328,6 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
             check_size(path, stream.codec_context.width, stream.codec_context.height)
             return stream
     raise MediaError(f"{path}: no video stream in it that can be read")
-
-
-@contextmanager
-def blamed_on(where: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn these exceptions into a MediaError that says where."""
-    try:
-        yield
-    except MediaError:
-        raise
-    except kinds as error:
-        raise MediaError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def check_exists(path: str) -> None:
-    if not os.path.isfile(path):
-        try:
-            os.stat(path)
-        except PermissionError as error:
-            raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
-        except OSError:
-            pass
-        raise MediaError(f"{path}: no such file")
 
 
 def _check_start(path: str, start_s: float, end_s: float) -> None:

@@ -34,8 +34,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grpo.media.clip import Clip, ClipFacts, ClipSource
-from grpo.media.decode import MediaError, check_exists
+from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
+from grpo.media.frames import check_exists
 from grpo.media.identity import ends_digest
 from grpo.media.images import choose_images
 from grpo.media.sampling import MediaSettings, PatchShape

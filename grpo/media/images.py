@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from grpo.media import sampling
-from grpo.media.clip import Clip, ClipSource
-from grpo.media.decode import MediaError, as_clip, blamed_on, check_exists, check_size, resize_all
+from grpo.media.clip import Clip, ClipSource, MediaError
+from grpo.media.frames import blamed_on, check_exists, check_size, make_clip
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, MediaSettings, PatchShape
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -44,8 +44,7 @@ def read_images(source: ClipSource, *, settings: MediaSettings, patches: PatchSh
     """The clip, sampled and resized; only the images that it takes are opened. Raises MediaError."""
     chosen, files, clip_end_s = choose_images(source, settings, patches)
     frames = (_upright_rgb(file) for file in files)
-    frames_FHWC = resize_all(source.path, frames, len(files), settings, patches)
-    return as_clip(source.path, frames_FHWC, chosen, (source.start_s, clip_end_s), patches)
+    return make_clip(source.path, frames, chosen, (source.start_s, clip_end_s), settings, patches)
 
 
 def choose_images(

@@ -30,6 +30,7 @@ import av
 import numpy as np
 import psutil
 import torch
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from grpo.groups import Group
@@ -38,6 +39,7 @@ from grpo.media.clip import Clip, ClipSource
 from grpo.media.decode import read_clip
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.frames import resize_all
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader, Read
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
@@ -106,7 +108,11 @@ def handle_keyframes(path: str) -> None:
     """Open, seek to as many keyframes as frames are sampled, and make of each what is made of a frame."""
     table = decode.frame_table(path)
     spread = np.linspace(0, len(table.keyframes) - 1, NUM_SAMPLED).round().astype(int)
-    decode._read_frames(path, table, table.keyframes[spread].tolist(), SETTINGS, QWEN2_5_VL)
+    with decode._open_video(path) as (container, stream):
+        to_rgb, indices = VideoReformatter(), table.keyframes[spread].tolist()
+        decoded = decode._decode(path, container, stream, table, indices)
+        upright = (decode._upright_rgb(frame, to_rgb) for frame in decoded)
+        resize_all(path, upright, NUM_SAMPLED, SETTINGS, QWEN2_5_VL)
 
 
 def reference_reader(path: str) -> tuple[str, Callable[[], object] | None]:

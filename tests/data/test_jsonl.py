@@ -13,8 +13,7 @@ from grpo.data import READERS, check_media, load_samples
 from grpo.data.errors import BadRecords
 from grpo.data.jsonl import read_jsonl
 from grpo.groups import Sample
-from grpo.media.clip import ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import ClipSource, MediaError
 from rewards.builtin.accuracy import accuracy
 from rewards.builtin.temporal import temporal_iou
 from rewards.hostile import make_group

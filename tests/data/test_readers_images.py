@@ -14,8 +14,7 @@ from PIL import Image
 from grpo.config.schema import DatasetConfig
 from grpo.data import READERS, check_media, load_samples
 from grpo.groups import Sample
-from grpo.media.clip import ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import ClipSource, MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from tests.support import tiny

@@ -13,8 +13,8 @@ from PIL import Image
 
 from grpo.commands.examine import examine
 from grpo.feed.planner import Planner, most_vision_tokens
-from grpo.media.clip import ClipSource
-from grpo.media.decode import MediaError, plan_clip, read_clip
+from grpo.media.clip import ClipSource, MediaError
+from grpo.media.decode import plan_clip, read_clip
 from grpo.media.reading import plan_source, read_source
 from grpo.media.sampling import (
     QWEN2_5_VL,

@@ -20,7 +20,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision_functional
 
 from grpo.media import decode
-from grpo.media.decode import frame_table, probe, read_clip, resize
+from grpo.media.decode import frame_table, probe, read_clip
+from grpo.media.frames import resize
 from grpo.media.sampling import MediaSettings
 from tests.support.tiny import ROOT
 from tests.support.videos import SMALL, numbers, read_number, refusal, write_swapped, write_video

@@ -16,8 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from grpo.media.clip import ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import ClipSource, MediaError
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
 from grpo.media.reading import ClipReader, Read, read_source

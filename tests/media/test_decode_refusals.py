@@ -8,7 +8,8 @@ from pathlib import Path
 import av
 import pytest
 
-from grpo.media.decode import MediaError, probe, read_clip
+from grpo.media.clip import MediaError
+from grpo.media.decode import probe, read_clip
 from tests.support.videos import SMALL, numbers, refusal, write_sound, write_video
 
 

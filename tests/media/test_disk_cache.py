@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from grpo.media import disk_cache
-from grpo.media.clip import Clip, ClipSource
-from grpo.media.decode import MediaError, read_clip
+from grpo.media.clip import Clip, ClipSource, MediaError
+from grpo.media.decode import read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.identity import ends_digest
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from qwen_vl_utils import vision_process as reference
 
-from grpo.media.clip import ClipSource
-from grpo.media.decode import MAX_SOURCE_PIXELS, MediaError, read_clip
+from grpo.media.clip import ClipSource, MediaError
+from grpo.media.decode import read_clip
 from grpo.media.disk_cache import entry_name
+from grpo.media.frames import MAX_SOURCE_PIXELS
 from grpo.media.images import probe_images, read_images
 from grpo.media.reading import plan_source
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
@@ -188,7 +189,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(
 
 def test_a_video_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", num_frames=4)
-    monkeypatch.setattr("grpo.media.decode.MAX_SOURCE_PIXELS", 160 * 96 - 1)
+    monkeypatch.setattr("grpo.media.frames.MAX_SOURCE_PIXELS", 160 * 96 - 1)
     with pytest.raises(MediaError, match="160x96 pixels are more than 15,359"):
         read_clip(path, settings=SMALL)
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from grpo.feed.prompts import make_batch
-from grpo.media.clip import ClipSource
-from grpo.media.decode import MediaError
+from grpo.media.clip import ClipSource, MediaError
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader, MediaCounters
 from grpo.media.reading import read_source

@@ -14,8 +14,7 @@ import pytest
 
 from grpo.data.jsonl import read_jsonl
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
-from grpo.media.clip import Clip
-from grpo.media.decode import MediaError
+from grpo.media.clip import Clip, MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from grpo.run.rollout_files import (

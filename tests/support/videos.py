@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
-from grpo.media.clip import Clip
-from grpo.media.decode import MediaError, read_clip
+from grpo.media.clip import Clip, MediaError
+from grpo.media.decode import read_clip
 from grpo.media.sampling import MediaSettings
 
 NUM_BITS = 10
