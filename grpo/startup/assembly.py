@@ -18,6 +18,7 @@ from grpo.feed.mixture import Part
 from grpo.feed.planner import Planner
 from grpo.feed.prompts import Feed, Render
 from grpo.groups import Sample
+from grpo.learner.guards import Guard
 from grpo.learner.launching import compute_dtype, shards_weights
 from grpo.learner.update import Learner
 from grpo.media.disk_cache import DiskCache
@@ -29,6 +30,7 @@ from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
 from grpo.run.folder import RunDir
+from grpo.run.recorder import Recorder
 from grpo.trainer import GRPOTrainer
 from rewards.scoring.runner import RewardSet, load_rewards
 
@@ -60,15 +62,43 @@ def build_trainer(
     return GRPOTrainer(
         config,
         accelerator=accelerator,
-        policy=policy,
         learner=learner,
         engine=build_engine(config, accelerator, policy),
         sampling=sampling_of(config),
         feed=feed,
         rewards=rewards,
         evaluator=build_evaluator(config, accelerator, feed, rewards, held_out, policy.family),
+        guard=build_guard(config, accelerator, run_dir),
+        recorder=Recorder(
+            config,
+            run_dir=run_dir,
+            accelerator=accelerator,
+            rewards=rewards,
+            loader=loader,
+            policy=policy,
+            max_gap=max_gap(config.rollout.max_gap, compute_dtype()),
+        ),
         run_dir=run_dir,
     )
+
+
+def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Guard:
+    """What watches the updates, as a part of checkpoints."""
+    guard = Guard(
+        run_dir.bad_rows,
+        max_skipped=config.optim.max_skipped_updates,
+        spike_factor=config.optim.spike_factor,
+        process=accelerator.process_index,
+    )
+    accelerator.register_for_checkpointing(guard)
+    return guard
+
+
+def max_gap(configured: float | None, dtype: torch.dtype) -> float:
+    """The mean difference between the log-probs of engine and learner that stops a run, at a precision; 0: none."""
+    if configured is not None:
+        return configured
+    return 1e-3 if dtype == torch.float32 else 0.05
 
 
 def build_evaluator(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grpo.groups import RewardTable, ScoredGroup
-from grpo.trainer import group_metrics
+from grpo.run.group_metrics import group_metrics
 from rewards.hostile import make_group, synthetic_samples
 from rewards.scoring.compose import (
     Condition,
@@ -87,7 +87,7 @@ def test_the_share_of_rollouts_whose_gates_are_open_is_logged() -> None:
     table = RewardTable(columns=columns, parts={}, totals=none, failures=())
     scored = ScoredGroup(group=group, table=table, advantages=none)
     opened = {
-        key: value for key, value in group_metrics([scored], specs).reduced().items() if key.endswith("/open")
+        key: value for key, value in group_metrics(scored, specs).reduced().items() if key.endswith("/open")
     }
     assert opened == {"rewards/graded/open": 0.5, "rewards/other/open": 0.25, "rewards/never/open": 0.0}
 

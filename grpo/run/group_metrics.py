@@ -1,0 +1,66 @@
+"""What a scored group adds to its step's figures: rewards, lengths, signal, and what rewards failed or abstained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from grpo.groups import RewardTable, Rollout, ScoredGroup
+from grpo.run.metrics import Mean, Metrics
+from rewards.scoring.compose import gates_open
+from rewards.scoring.specs import RewardSpec
+
+
+def group_metrics(scored: ScoredGroup, specs: Mapping[str, RewardSpec]) -> Metrics:
+    """A group's figures. A total counts once per rollout, the std of the totals and the signal once per group."""
+    table, rollouts = scored.table, scored.group.rollouts
+    totals = [total for total in table.totals if total is not None]
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    return Metrics(
+        means={
+            "reward/mean": Mean.of(totals),
+            "reward/std": Mean.of([float(np.std(totals))] if totals else []),
+            "completion/length": Mean.of(lengths),
+            "completion/stopped": Mean.of(rollout.stopped for rollout in rollouts),
+            "groups/no_signal": Mean.of([not any(scored.advantages)]),
+            "rewards/error_frac": Mean.of(total is None for total in table.totals),
+            **_of_rewards(table),
+            **_of_gates(table, specs),
+        },
+        sums={
+            "tokens/prompt": len(scored.group.prompt.token_ids),
+            "tokens/completion": sum(lengths),
+            **_of_counterfactuals(rollouts),
+        },
+    )
+
+
+def _of_rewards(table: RewardTable) -> dict[str, Mean]:
+    """Each reward's mean, and on what share of the completions it failed or abstained."""
+    means: dict[str, Mean] = {}
+    failed = Counter(failure.reward for failure in table.failures)
+    for name, column in table.columns.items():
+        means[f"rewards/{name}/mean"] = Mean.of(column)
+        means[f"rewards/{name}/failed"] = Mean(failed[name], len(column))
+        means[f"rewards/{name}/abstained"] = Mean(column.count(None) - failed[name], len(column))
+    return means
+
+
+def _of_gates(table: RewardTable, specs: Mapping[str, RewardSpec]) -> dict[str, Mean]:
+    """On what share of the completions each gated reward counts."""
+    return {
+        f"rewards/{name}/open": Mean.of(gates_open(name, spec, table.columns))
+        for name, spec in specs.items()
+        if spec.only_if or spec.only_unless
+    }
+
+
+def _of_counterfactuals(rollouts: Iterable[Rollout]) -> dict[str, int]:
+    """The tokens of completions about changed frames, each counted once; some belong to several rollouts."""
+    others = {
+        id(other): other for each in rollouts for some in each.counterfactuals.values() for other in some
+    }
+    num_tokens = sum(len(other.token_ids) for other in others.values())
+    return {"tokens/counterfactual": num_tokens} if others else {}

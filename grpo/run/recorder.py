@@ -1,0 +1,208 @@
+"""A run's bookkeeping beside its algorithm: figures, rollouts, failures, the progress bar, and limits that stop it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from grpo.config.schema import Config
+from grpo.groups import LostSample, RewardFailure, ScoredGroup
+from grpo.media.loader import ClipLoader
+from grpo.policy.model import Policy
+from grpo.run.curves import draw_curves
+from grpo.run.folder import RunDir
+from grpo.run.group_metrics import group_metrics
+from grpo.run.metrics import Metrics
+from grpo.run.rollout_files import rollout_rows
+from rewards.scoring.runner import RewardSet
+
+MAX_LOST_STEPS = 3
+"""Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""
+
+
+class Recorder:
+    """Collects a step's figures and writes down what came of it: in the run's folder and on the screen."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        run_dir: RunDir,
+        accelerator: Accelerator,
+        rewards: RewardSet,
+        loader: ClipLoader,
+        policy: Policy,
+        max_gap: float,
+    ) -> None:
+        """max_gap: the mean log-prob difference between engine and learner that stops the run; 0: none does."""
+        self.config, self.run_dir, self.accelerator = config, run_dir, accelerator
+        self.rewards, self.loader, self.policy, self.max_gap = rewards, loader, policy, max_gap
+        self.metrics = Metrics()
+        """Those of the step that is under way."""
+        self.counted: dict[str, int] = {}
+        """What counters that only grow had come to when they were last read."""
+        self.reward_failures: list[dict[str, Any]] = []
+        """The latest step's, of all processes."""
+        self.num_lost_steps = 0
+        self.bar: tqdm | None = None
+
+    def begin(self, last_step: int) -> None:
+        """Take back what was written after the step that the run goes on from; 0: it begins."""
+        if not self.accelerator.is_main_process:
+            return
+        if last_step:
+            print(f"resuming after step {last_step}", flush=True)
+        self.run_dir.forget_after(last_step or -1)
+        num_steps = self.config.num_steps
+        self.bar = tqdm(total=num_steps, initial=last_step, desc="training", unit="step", smoothing=0.1)
+
+    def end(self) -> None:
+        if self.accelerator.is_main_process:
+            draw_curves(self.run_dir.metrics(), self.run_dir.path / "curves.png")
+        if self.bar is not None:
+            self.bar.close()
+
+    def add(self, metrics: Metrics) -> None:
+        """Count figures among those of the step that is under way."""
+        self.metrics += metrics
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure the seconds that the block takes."""
+        start = perf_counter()
+        yield
+        self.add(Metrics(seconds={name: perf_counter() - start}))
+
+    def write_groups(self, step: int, scored: Sequence[ScoredGroup], lost: Sequence[LostSample]) -> None:
+        """Take the figures of a step's groups, and write down its rollouts and what went wrong."""
+        self.add(sum((group_metrics(group, self.rewards.specs) for group in scored), Metrics()))
+        deaths = self._growth({"rewards/process_deaths": self.rewards.num_deaths})
+        seconds = {f"time/rewards/{name}": seconds for name, seconds in self.rewards.seconds.items()}
+        self.add(Metrics(sums={"groups/lost": len(lost), **deaths}, maxima=seconds))
+        failures = [failure for group in scored for failure in group.table.failures]
+        self.reward_failures = self.write_failures(step, lost, failures)
+        every = self.config.log.rollouts_every_steps
+        if every and step % every == 0:
+            rows = gather_object([row for group in scored for row in rollout_rows(group)])
+            if self.accelerator.is_main_process:
+                self.run_dir.write_rollouts(step, rows)
+
+    def write_failures(
+        self, step: int, lost: Sequence[LostSample], failures: Sequence[RewardFailure]
+    ) -> list[dict[str, Any]]:
+        """Write down what could not be used; what is written of rewards is returned, from all processes."""
+        rows = [_of_sample(step, each) for each in lost] + [_of_reward(step, each) for each in failures]
+        return [row for row in self.append_failures(rows) if row["kind"] == "reward"]
+
+    def append_failures(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write rows of all processes to `failures.jsonl`, and return them."""
+        rows = gather_object(list(rows))
+        if self.accelerator.is_main_process and rows:
+            self.run_dir.append_failures(rows)
+        return list(rows)
+
+    def finish_step(self, step: int) -> None:
+        """Write the step's row of metrics, and stop the run with a RuntimeError if a figure is beyond its limit."""
+        self.add(self._media_metrics())
+        row, self.metrics = self.metrics.reduced(gather_object), Metrics()
+        if self.accelerator.is_main_process:
+            self.run_dir.append_metrics({"step": step, **row})
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+            self.bar.set_postfix_str(progress(row))
+            if evaluated := {key: value for key, value in row.items() if key.startswith("eval/")}:
+                self.bar.write(f"step {step}: " + summary(evaluated))
+        self._check_prompts(step, row)
+        self._check_rewards(step, row)
+        self._check_gap(step, row)
+
+    def _media_metrics(self) -> Metrics:
+        """What loader and vision tower did since the last row; the first row counts what the start did, too."""
+        counts = {f"media/{name}": count for name, count in asdict(self.loader.counters()).items()}
+        if (features := self.policy.feature_cache) is not None:
+            counts |= {f"media/features_{name}": n for name, n in asdict(features.counters).items()}
+        kept_gib = self.loader.memory.num_bytes / 2**30
+        return Metrics(sums=self._growth(counts), maxima={"media/kept_gib": kept_gib})
+
+    def _growth(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """How far counters have come since they were last read."""
+        growth = {name: count - self.counted.get(name, 0) for name, count in counts.items()}
+        self.counted |= counts
+        return growth
+
+    def _check_prompts(self, step: int, row: Mapping[str, float]) -> None:
+        self.num_lost_steps = self.num_lost_steps + 1 if step and not row.get("tokens/prompt") else 0
+        if self.num_lost_steps == MAX_LOST_STEPS:
+            raise RuntimeError(
+                f"step {step}: {MAX_LOST_STEPS} steps in a row had no usable prompt; see {self.run_dir.failures_file}"
+            )
+
+    def _check_rewards(self, step: int, row: Mapping[str, float]) -> None:
+        limit = self.config.rewards_max_error_frac
+        if row.get("rewards/error_frac", 0.0) > limit:
+            raise RuntimeError(
+                f"step {step}: {describe_failures(self.reward_failures)}; {row['rewards/error_frac']:.1%} of the "
+                f"completions have no total, more than rewards_max_error_frac={limit}; "
+                f"see {self.run_dir.failures_file}"
+            )
+
+    def _check_gap(self, step: int, row: Mapping[str, float]) -> None:
+        limit = self.max_gap
+        if limit and row.get("sampler/gap_mean", 0.0) > limit:
+            raise RuntimeError(
+                f"step {step}: the engine's log-probs differ from the learner's by {row['sampler/gap_mean']:.2g} on "
+                f"average, more than rollout.max_gap={limit:g}: it does not sample from the trained weights"
+            )
+
+
+def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which rewards failed, how often, and why first."""
+    reasons = {row["reward"]: row["reason"] for row in reversed(rows)}
+    counts = Counter(row["reward"] for row in rows)
+    return ", ".join(
+        f"rewards.{name} failed on {count} completions ({reasons[name]})"
+        for name, count in counts.most_common()
+    )
+
+
+def progress(row: Mapping[str, float]) -> str:
+    """The figures that matter, for the progress bar."""
+    names = [key for key in row if key.startswith("rewards/") and key.endswith("/mean")]
+    shown = {"reward": "reward/mean"} | {key.split("/")[1]: key for key in names}
+    shown |= {"length": "completion/length", "gap": "sampler/gap_max"}
+    return " ".join(f"{label}={row[key]:.2g}" for label, key in shown.items() if key in row)
+
+
+def summary(evaluated: Mapping[str, float]) -> str:
+    """Held-out scores in one line."""
+    kept = {
+        key.removeprefix("eval/"): value
+        for key, value in evaluated.items()
+        if not key.endswith(("/lost", "_failures"))
+    }
+    return ", ".join(f"{key} {value:.3g}" for key, value in kept.items())
+
+
+def _of_sample(step: int, lost: LostSample) -> dict[str, Any]:
+    return {"step": step, "kind": "sample", "sample_id": lost.sample_id, "reason": lost.reason}
+
+
+def _of_reward(step: int, failure: RewardFailure) -> dict[str, Any]:
+    return {
+        "step": step,
+        "kind": "reward",
+        "reward": failure.reward,
+        "sample_id": failure.sample_id,
+        "rollout": failure.rollout_index,
+        "reason": failure.summary,
+        "completion": failure.completion,
+        "traceback": failure.traceback,
+    }

@@ -1,0 +1,150 @@
+"""What a run writes down of its steps, and the figures that stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from grpo.config.load import load_config
+from grpo.groups import LostSample, RewardFailure, ScoredGroup
+from grpo.media.clip import ClipSource
+from grpo.media.loader import ClipLoader
+from grpo.media.reading import ClipReader
+from grpo.run.folder import RunDir, read_rows
+from grpo.run.metrics import Mean, Metrics
+from grpo.run.recorder import Recorder
+from grpo.run.rollout_files import rollout_files
+from rewards.scoring.runner import load_rewards
+from tests.support import tiny
+from tests.support.runs import reset_process_state
+from tests.support.stored_runs import scored
+from tests.support.videos import write_video
+
+Make = Callable[..., Recorder]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Recorders of runs with a folder, rewards and a loader, and nothing else of a run."""
+    reset_process_state()
+    demo = str(tiny.ROOT / "configs" / "demo.yaml")
+    config = load_config([demo, f"run_dir={tmp_path}/run", "model.path=x", "data.train=[{path: x}]"])
+    reader = ClipReader(settings=config.media, patches=tiny.family().patches)
+    with (
+        closing(load_rewards(config.rewards)) as rewards,
+        closing(ClipLoader(reader, cache_gib=1, num_workers=0, timeout_s=60)) as loader,
+    ):
+        (tmp_path / "run").mkdir()
+
+        def made(max_gap: float = 0.1) -> Recorder:
+            return Recorder(
+                config,
+                run_dir=RunDir(tmp_path / "run"),
+                accelerator=Accelerator(cpu=True),
+                rewards=rewards,
+                loader=loader,
+                policy=tiny.policy(),
+                max_gap=max_gap,
+            )
+
+        yield made
+
+
+def half_failed(name: str = "s") -> ScoredGroup:
+    """Two completions, on the second of which the reward `accuracy` failed."""
+    group = scored(["right", "wrong"], [1.0, 0.0], tiny.sample(name))
+    failure = RewardFailure(
+        reward="accuracy", sample_id=name, rollout_index=1, completion="wrong", traceback="KeyError: 'x'"
+    )
+    columns = {"accuracy": (1.0, None), "format": (0.5, None), "keyframe": (None, None)}
+    table = replace(group.table, columns=columns, totals=(1.0, None), failures=(failure,))
+    return replace(group, table=table, advantages=(0.0, None))
+
+
+def test_a_steps_figures_become_one_row_and_the_next_step_begins_anew(make: Make) -> None:
+    recorder = make()
+    with recorder.timed("time/data"):
+        recorder.add(Metrics(sums={"groups/resampled": 1}))
+    with recorder.timed("time/data"):
+        recorder.add(Metrics(sums={"groups/resampled": 2}, maxima={"sampler/gap_max": 0.5}))
+    recorder.finish_step(1)
+    recorder.finish_step(2)
+    first, second = read_rows(recorder.run_dir.metrics_file)
+    assert (first["step"], first["groups/resampled"], first["sampler/gap_max"]) == (1, 3, 0.5)
+    assert first["time/data"] > 0 and second.keys() == first.keys() - {
+        "groups/resampled",
+        "sampler/gap_max",
+        "time/data",
+    }
+
+
+def test_media_are_counted_by_the_step(make: Make, tmp_path: Path) -> None:
+    recorder = make()
+    source = ClipSource(video=write_video(tmp_path / "clip.mp4"))
+    for step, num_gets in ((1, 1), (2, 3)):
+        for _ in range(num_gets):
+            recorder.loader.get(source)
+        recorder.finish_step(step)
+    rows = read_rows(recorder.run_dir.metrics_file)
+    assert [(row["media/decoded"], row["media/cache_hits"]) for row in rows] == [(1, 0), (0, 3)]
+
+
+def test_groups_leave_rollouts_failures_and_figures(make: Make) -> None:
+    recorder = make()
+    lost = [LostSample(sample_id="gone", reason="no such file")]
+    recorder.write_groups(7, [half_failed(), scored(["a", "b"], [1.0, 0.0])], lost)
+    assert list(rollout_files(recorder.run_dir.rollouts)) == [7]
+    failures = read_rows(recorder.run_dir.failures_file)
+    assert [(row["kind"], row["sample_id"], row["reason"]) for row in failures] == [
+        ("sample", "gone", "no such file"),
+        ("reward", "s", "KeyError: 'x'"),
+    ]
+    found = recorder.metrics.reduced()
+    assert found["groups/lost"] == 1 and found["groups/no_signal"] == 0.5
+    assert found["reward/mean"] == pytest.approx((1 + 1 + 0) / 3)
+    assert found["reward/std"] == pytest.approx((0.0 + 0.5) / 2)
+    assert found["rewards/error_frac"] == found["rewards/accuracy/failed"] == 1 / 4
+    assert found["rewards/accuracy/abstained"] == 0
+    assert (found["rewards/keyframe/abstained"], found["rewards/keyframe/failed"]) == (1.0, 0.0)
+
+
+def test_too_many_failures_stop_the_run_and_name_the_reward(make: Make) -> None:
+    recorder = make()
+    recorder.write_groups(3, [half_failed()], [])
+    reason = r"step 3: rewards.accuracy failed on 1 completions \(KeyError: 'x'\); 50.0% of the .* no total"
+    with pytest.raises(RuntimeError, match=reason):
+        recorder.finish_step(3)
+    assert [row["step"] for row in read_rows(recorder.run_dir.metrics_file)] == [3]
+
+
+def test_three_steps_in_a_row_without_a_prompt_stop_the_run(make: Make) -> None:
+    recorder = make()
+    recorder.finish_step(0)  # before the first step nothing is asked
+    for step in (1, 2):
+        recorder.finish_step(step)
+    recorder.add(Metrics(sums={"tokens/prompt": 5}))
+    for step in (3, 4, 5):
+        recorder.finish_step(step)
+    with pytest.raises(
+        RuntimeError, match="step 6: 3 steps in a row had no usable prompt; see .*failures.jsonl"
+    ):
+        recorder.finish_step(6)
+
+
+@pytest.mark.parametrize(("max_gap", "stops"), [(0.1, True), (0.3, False), (0.0, False)])
+def test_an_engine_that_samples_from_other_weights_stops_the_run(
+    make: Make, max_gap: float, stops: bool
+) -> None:
+    recorder = make(max_gap=max_gap)
+    recorder.add(Metrics(means={"sampler/gap_mean": Mean(2.0, 10)}))
+    if not stops:
+        return recorder.finish_step(1)
+    with pytest.raises(
+        RuntimeError, match=r"differ from the learner's by 0.2 .* more than rollout.max_gap=0.1"
+    ):
+        recorder.finish_step(1)
