@@ -9,7 +9,7 @@ What it does not show: learning to see from a reward. This script teaches seeing
 
 Phases, each stopped by its measured accuracy and not by a number of steps: `see` (captions), `look up` and
 `look up from afar` (text only), `skills` (all of it, with two side prompts), `habit` (the plain prompt). A phase that
-reaches its bound of steps without its accuracy stops the script with the phase's name. About ten minutes of
+reaches its bound of steps without its accuracy stops the script with the phase's name. About twelve minutes of
 one core. Read `PHASES` first.
 """
 

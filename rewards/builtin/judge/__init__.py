@@ -1,35 +1,11 @@
-"""`judge`: a language model behind an OpenAI-compatible endpoint marks the answer.
-
-    rewards:
-      judge:
-        weight: 1.0
-        tasks: [open]
-        args:
-          base_url: http://127.0.0.1:8000/v1    # vLLM, or any other
-          model: Qwen/Qwen2.5-7B-Instruct
-          prompt: openeqa                       # built in, or a file: prompt.py says how it reads
-          cache: ${run_dir}/judge.sqlite
+"""`judge`: a language model behind an OpenAI-compatible endpoint marks the answer. docs/judge.md says how to use it.
 
 A score on the prompt's scale counts as a value from 0 to 1. There is no score without one: a reply that holds no
 single number is asked for once more, more firmly, and then fails; so does an outage after its retries, and every
-request after the budget. Cached scores remain free. After three requests in a row that failed with all their retries,
-all fail at once for half a minute: a server that is down does not eat the budget.
+request after the budget. Cached scores remain free.
 
-**Several processes**: each rank of a training run has a judge of its own, and `max_concurrent` and
-`requests_per_minute` are each judge's. For 8 ranks under an account's 480 requests a minute, set
-`requests_per_minute: 60`. The budgets `max_requests` and `max_tokens_total` are spent together by all that use the same
-`cache` file, resumed runs included; without a file each process has its own, and starts anew.
-
-**Cost**: a step makes at most `prompts_per_step x group_size` requests. Completions without an answer need none, equal
-answers to one question share one, and what is in the cache is free. A request takes the prompt's tokens (openeqa: about
-400, plus question and answers) and, for a number, under 10 of reply. So 1,000 steps of 8 prompts x 16 completions, half
-of them distinct, are 64,000 requests and 30 M tokens: 30 times the price of a million. At 60 requests a minute, the 64
-requests of a step take about a minute, which the entry's `timeout_s` must allow, as it must allow retries. The budget
-in tokens is looked at before a request, so that those under way, at most `max_concurrent`, come on top of it, as may a
-request that timed out, which nobody counts.
-
-The start of a run probes its rewards with hostile completions, but a judge, being expensive, with two of them only: one
-request, unless it is in the cache.
+Each process has a judge of its own, with its own rate and number of requests at once. The budget is that of the `cache`
+file, and spent together by all that use it; without a file each process has its own, and starts anew.
 """
 
 from __future__ import annotations
