@@ -121,11 +121,13 @@ def test_every_option_that_a_page_explains_exists(page: str, command: str) -> No
 
 def patterns_of(tree: ast.AST) -> Iterator[str]:
     """The texts of a module that look like metrics, `<>` for what is filled in."""
-    for node in ast.walk(tree):
+    nodes = [*ast.walk(tree)]
+    inside = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in (node for node in nodes if node not in inside):
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
         if all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts):
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "<>" for part in parts)
-            if text.split("/")[0] in KINDS and re.fullmatch(r"\w+(/(\w+|<>))+", text):
+            if text.split("/")[0] in KINDS and re.fullmatch(r"\w+(/(\w|<>)+)+", text):
                 yield text
 
 
@@ -142,10 +144,7 @@ def test_the_metrics_of_the_code_and_those_of_the_page_are_the_same() -> None:
 
 def stands_for(pattern: str, name: str) -> bool:
     """Whether a name, or one with `<...>` in it, is what a pattern gives when it is filled in."""
-    own, other = pattern.split("/"), name.split("/")
-    return len(own) == len(other) and all(
-        a == b or (a == "<>" and b not in KINDS) for a, b in zip(own, other, strict=True)
-    )
+    return re.fullmatch(pattern.replace("<>", "[^/]+"), name) is not None
 
 
 def documented_metrics() -> set[str]:

@@ -76,8 +76,8 @@ def test_the_reading_path_as_a_whole_is_as_long_as_the_readme_says() -> None:
 
 def test_the_tree_has_every_folder_and_no_other() -> None:
     (tree,) = [block.text for block in pages.blocks(README, "") if "startup/" in block.text]
-    shown = {*re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)} - {"workers"}
-    packages = {path.parent.name for path in (tiny.ROOT / "grpo").glob("*/__init__.py")} - {"workers"}
+    shown = {*re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)}
+    packages = {path.parent.name for path in (tiny.ROOT / "grpo").glob("*/__init__.py")}
     assert shown == packages
-    for name in {*re.findall(r"(?<![\w/])(\w+)/", tree)} - {"workers"}:
+    for name in re.findall(r"(?<![\w/])(\w+)/", tree):
         assert [*tiny.ROOT.glob(name), *tiny.ROOT.glob(f"*/{name}"), *tiny.ROOT.glob(f"grpo/*/{name}")], name
