@@ -74,14 +74,17 @@ def test_what_commands_may_lack_is_their_extra() -> None:
     assert {re.split(r"\W", requirement)[0] for requirement in extra} == OPTIONAL
 
 
-@pytest.mark.parametrize("package", ["pandas", "jinja2"])
-def test_without_an_optional_package_replay_names_the_extra(package: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "package"), [("replay", "pandas"), ("replay", "jinja2"), ("sweep", "scipy")]
+)
+def test_a_command_that_lacks_a_package_names_the_extra(command: str, package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from grpo.commands.__main__ import main; "
-    code += "sys.exit(main(['replay', 'runs/none']))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    code += f"sys.exit(main([{command!r}, 'none']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
-    assert done.stderr == f"error: egogrpo replay needs {package}: pip install egogrpo[commands]\n"
+    assert done.stderr == f"error: egogrpo {command} needs {package}: pip install egogrpo[commands]\n"
 
 
 @pytest.fixture

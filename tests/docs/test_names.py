@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from grpo.commands.__main__ import COMMANDS
@@ -161,6 +162,14 @@ def test_every_metric_that_a_page_names_is_explained() -> None:
         if text.split("/")[0] in KINDS and "*" not in text and text not in COLUMNS:
             patterns = [re.sub(r"<\w+>", r"[\\w<>]+", name) for name in shown]
             assert any(re.fullmatch(each, text) for each in patterns), f"{page}: {text}"
+
+
+def test_every_metric_of_a_shipped_sweep_is_explained() -> None:
+    patterns = [re.sub(r"<\w+>", r"\\w+", name) for name in documented_metrics()]
+    sweeps = [yaml.safe_load(file.read_text()) for file in (tiny.ROOT / "configs" / "sweeps").glob("*.yaml")]
+    names = [name for sweep in sweeps for name in (*sweep["metrics"], sweep.get("search", {}).get("metric"))]
+    for name in filter(None, names):
+        assert any(re.fullmatch(each, name) for each in patterns), name
 
 
 @pytest.mark.slow

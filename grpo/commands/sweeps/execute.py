@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from grpo.commands.sweeps.plan import LaunchConfig, Run
 
@@ -22,6 +22,7 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 PATIENCE_S = 10.0
 """Between asking a run to stop and killing it."""
 
+T = TypeVar("T")
 _ERROR = re.compile(r"(\[rank\d+\]: *)?(error:|[\w.]*(Error|Exception|Exit|Interrupt)\b)")
 _OF_THE_LAUNCHER = ("CalledProcessError", "ChildFailedError")  # say only that the run below them failed
 
@@ -149,18 +150,34 @@ def run_all(
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already")
     failures: dict[str, str] = {}
+
+    def carry_out_one(run: Run) -> None:
+        if reason := with_retry(run, runner, say):
+            failures[run.label] = reason
+
+    in_threads(carry_out_one, todo, runner, jobs=jobs, after_each=lambda: after_each(failures))
+    return failures
+
+
+def in_threads(
+    task: Callable[[T], None],
+    items: Iterable[T],
+    runner: Runner,
+    *,
+    jobs: int,
+    after_each: Callable[[], None],
+) -> None:
+    """Do a task for each item, so many at a time; after_each is called in this thread. Ctrl-C stops the runner."""
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(with_retry, run, runner, say): run for run in todo}
+        futures = [pool.submit(task, item) for item in items]
         try:
             for future in as_completed(futures):
-                if reason := future.result():
-                    failures[futures[future].label] = reason
-                after_each(failures)
+                future.result()
+                after_each()
         except BaseException:  # Ctrl-C above all
             pool.shutdown(wait=False, cancel_futures=True)
             runner.stop()
             raise
-    return failures
 
 
 def with_retry(run: Run, runner: Runner, say: Callable[[str], None]) -> str | None:

@@ -18,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir
-from rewards.scoring.loading import did_you_mean
 from rewards.scoring.runner import load_rewards
 
 ARM_NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")  # a folder's name, and no YAML syntax
@@ -127,8 +126,7 @@ def plan_runs(sweep: Sweep) -> list[Run]:
     """Every arm with every seed, seed by seed, so that the first comparisons come early.
 
     Raises ValueError, naming arm and key, for an override that does not exist, a reward that does not load, a
-    metric that no run will have, a folder that holds another run, two runs with one folder, and two arms that are the
-    same.
+    folder that holds another run, two runs with one folder, and two arms that are the same.
     """
     load_run_config(sweep, (), key="config")  # what is wrong in all arms is not the first arm's fault
     check_arms(sweep)
@@ -149,17 +147,13 @@ def plan_runs(sweep: Sweep) -> list[Run]:
 
 
 def check_arms(sweep: Sweep) -> None:
-    """Raise ValueError for two arms that do not differ, and for a metric that none of them has."""
+    """Raise ValueError for two arms that do not differ."""
     arms: dict[str, str] = {}
-    known: set[str] = set()
     for arm, changes in sweep.arms.items():
         config = load_run_config(sweep, arm_overrides(arm, changes), key=f"arms.{arm}")
         other = arms.setdefault(str(config), arm)
         if other != arm:
             raise ValueError(f"arms.{arm}: the same as {other}")
-        known |= known_metrics(config)
-    for metric in sweep.metrics:
-        check_metric(metric, known)
 
 
 def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folder: Path, key: str) -> Run:
@@ -239,48 +233,6 @@ def check_folders(runs: Sequence[Run]) -> None:
         other = labels.setdefault(run.folder.resolve(), run.label)
         if other != run.label:
             raise ValueError(f"out: {other} and {run.label} have one folder, {run.folder.resolve()}")
-
-
-STEP_METRICS = {
-    "loss": ("",),
-    "reward": ("mean", "std"),
-    "rewards": ("error_frac", "process_deaths"),
-    "completion": ("length", "stopped"),
-    "groups": ("no_signal", "lost", "resampled", "left_out"),
-}
-"""Of every step, beside those that depend on the rewards and the evaluation. Kinds that are not here (policy, sampler,
-optim, tokens, time, media) tell of the machinery, and their names are not checked."""
-UNCHECKED = ("policy", "sampler", "optim", "tokens", "time", "media")
-
-
-def known_metrics(config: Config) -> set[str]:
-    """What a run's rows can have."""
-    names = {"/".join(filter(None, (kind, last))) for kind, lasts in STEP_METRICS.items() for last in lasts}
-    names |= {
-        f"rewards/{name}/{last}"
-        for name in config.rewards
-        for last in ("mean", "abstained", "failed", "open")
-    }
-    if config.eval.every_steps == 0:
-        return names
-    passes = ["", "/sampled"] if config.eval.sampled else [""]
-    for dataset in config.data.eval:
-        held_out = f"eval/{dataset.name or Path(dataset.path).stem}"
-        names |= {f"{held_out}{each}/{last}" for each in passes for last in (*config.rewards, "length")}
-        names |= {
-            f"{held_out}/{frames}/{last}" for frames in config.eval.blind for last in ("accuracy", "drop")
-        }
-        names |= {f"{held_out}/lost", "eval/reward_failures"}
-    return names
-
-
-def check_metric(metric: str, known: set[str]) -> None:
-    """Raise ValueError for a metric that no run will have."""
-    if metric in known or metric.split("/")[0] in UNCHECKED:
-        return
-    if metric.startswith("eval/") and not any(each.startswith("eval/") for each in known):
-        raise ValueError(f"metric {metric}: the run has no evaluation (data.eval, eval.every_steps)")
-    raise ValueError(f"metric {metric}: no run will have it{did_you_mean(metric, known)}")
 
 
 def _check(sweep: Sweep, file: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from grpo.commands.sweeps.intervals import FOOTNOTE, ArmSummary, draw_arms, summarise, table
 from grpo.commands.sweeps.plan import Run, Sweep, arm_overrides
 from grpo.run.folder import read_rows, write_text
+from rewards.scoring.loading import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,8 @@ class Result:
     values: Mapping[str, Value]
     """Finite ones only."""
     curves: Mapping[str, Mapping[int, float]]
+    names: frozenset[str]
+    """Of all that its rows have."""
 
 
 def read_results(sweep: Sweep, runs: Sequence[Run]) -> list[Result]:
@@ -56,7 +59,7 @@ def read_result(run: Run, metrics: Sequence[str], *, last: int) -> Result:
         for metric, curve in curves.items()
         if all(map(math.isfinite, [*curve.values()][-last:]))
     }
-    return Result(run=run, values=values, curves=curves)
+    return Result(run=run, values=values, curves=curves, names=frozenset().union(*rows))
 
 
 def check_results(sweep: Sweep) -> None:
@@ -157,7 +160,9 @@ def as_markdown(
     for metric, column in summaries.items():
         steps = sorted({each.values[metric].step for each in results if metric in each.values})
         blocks.append(f"## {metric}")
-        blocks.append(table(column, num_seeds=len(sweep.seeds)) if steps else "No finished run has it.")
+        known = {name for each in results for name in each.names}
+        missing = f"No finished run has it{did_you_mean(metric, known)}."
+        blocks.append(table(column, num_seeds=len(sweep.seeds)) if steps else missing)
         if lost := [
             each.run.label for each in results if metric in each.curves and metric not in each.values
         ]:
@@ -166,8 +171,8 @@ def as_markdown(
             blocks.append(
                 f"The runs' last rows with it are of different steps: {', '.join(map(str, steps))}."
             )
-    if missing := [f"- {label}: {state}" for label, state in states.items() if state != "finished"]:
-        blocks.append("## Runs that are not in the tables\n\n" + "\n".join(missing))
+    if unfinished := [f"- {label}: {state}" for label, state in states.items() if state != "finished"]:
+        blocks.append("## Runs that are not in the tables\n\n" + "\n".join(unfinished))
     blocks += ["![Learning curves](results.png)", f"{_meaning(sweep)} {FOOTNOTE}"]
     return "\n\n".join(blocks) + "\n"
 

@@ -9,20 +9,17 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from omegaconf import OmegaConf
 
-from grpo.commands.sweeps.execute import Runner, with_retry
+from grpo.commands.sweeps.execute import Runner, in_threads, with_retry
 from grpo.commands.sweeps.plan import (
     Run,
     SearchConfig,
     Sweep,
-    check_metric,
-    known_metrics,
     load_run_config,
     make_run,
     read_space,
@@ -32,6 +29,7 @@ from grpo.run.folder import write_text
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
 
 def run_search(sweep: Sweep, runner: Runner, *, jobs: int, say: Callable[[str], None]) -> dict[str, str]:
@@ -42,40 +40,33 @@ def run_search(sweep: Sweep, runner: Runner, *, jobs: int, say: Callable[[str], 
     """
     if sweep.search is None:
         raise ValueError("--search: the sweep file has no section `search`")
-    check_space(sweep, sweep.search)
     search = Search(sweep, sweep.search, runner, say)
     search.write_table()
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(search.next_trial) for _ in range(search.num_missing())]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                search.write_table()
-        except BaseException:  # Ctrl-C above all
-            pool.shutdown(wait=False, cancel_futures=True)
-            runner.stop()
-            raise
+    missing = range(search.num_missing())
+    in_threads(lambda _: search.next_trial(), missing, runner, jobs=jobs, after_each=search.write_table)
     return search.failures
 
 
-def check_space(sweep: Sweep, search: SearchConfig) -> None:
-    """Raise ValueError, naming the key, if the config does not take an end of a range, or what lies between them."""
-    whole = whole_keys(sweep, search)
-    check_metric(search.metric, known_metrics(load_run_config(sweep, (), key="config")))
-    for key, limits in read_space(search).items():
-        between = [] if key in whole else [limits.low + (limits.high - limits.low) / math.e]
-        for point in (limits.low, limits.high, *between):
-            load_run_config(sweep, [f"{key}={point}"], key=f"search.space.{key}")
+def distributions_of(sweep: Sweep, search: SearchConfig) -> dict[str, BaseDistribution]:
+    """What each key is drawn from: whole numbers where the config has one, and so are both ends of the range.
 
+    Raises ValueError, naming the key, if the config does not take an end of a range, or what lies between them.
+    """
+    from optuna.distributions import FloatDistribution, IntDistribution
 
-def whole_keys(sweep: Sweep, search: SearchConfig) -> set[str]:
-    """Keys that are searched in whole numbers: the config has one there, and so are both ends of the range."""
     config = OmegaConf.structured(load_run_config(sweep, (), key="config"))
-    return {
-        key
-        for key, limits in read_space(search).items()
-        if all(type(each) is int for each in (limits.low, limits.high, OmegaConf.select(config, key)))
-    }
+    distributions: dict[str, BaseDistribution] = {}
+    for key, limits in read_space(search).items():
+        low, high = limits.low, limits.high
+        is_whole = all(type(each) is int for each in (low, high, OmegaConf.select(config, key)))
+        for point in (low, high) if is_whole else (low, high, low + (high - low) / math.e):
+            load_run_config(sweep, [f"{key}={point}"], key=f"search.space.{key}")
+        distributions[key] = (
+            IntDistribution(int(low), int(high), log=limits.log)
+            if is_whole
+            else FloatDistribution(low, high, log=limits.log)
+        )
+    return distributions
 
 
 class Search:
@@ -89,7 +80,7 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep, self.search, self.runner, self.say = sweep, search, runner, say
-        self._whole = whole_keys(sweep, search)
+        self._distributions = distributions_of(sweep, search)
         self.folder = Path(sweep.out) / "search"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.failures: dict[str, str] = {}
@@ -100,6 +91,7 @@ class Search:
             direction=search.direction,
             load_if_exists=True,
         )
+        self._sampler = optuna.samplers.TPESampler
         self._failed = optuna.trial.TrialState.FAIL
         self._check_same()
         # What an earlier command left open, because it was killed or the run failed, comes first: the run resumes.
@@ -135,34 +127,17 @@ class Search:
 
     def _propose(self) -> tuple[int, Mapping[str, float]]:
         """A trial's number and its values by config key."""
-
         if self._open:
             trial = self.study.trials[self._open.pop(0)]
-            if trial.params.keys() == read_space(self.search).keys():
+            if trial.params.keys() == self._distributions.keys():
                 return trial.number, trial.params
             self.study.tell(trial.number, state=self._failed)  # killed while it was being proposed
-        self.study.sampler = self._sampler(len(self.study.trials))
-        asked = self.study.ask(self._distributions())
-        return asked.number, asked.params
-
-    def _distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        from optuna.distributions import FloatDistribution, IntDistribution
-
-        return {
-            key: IntDistribution(int(limits.low), int(limits.high), log=limits.log)
-            if key in self._whole
-            else FloatDistribution(limits.low, limits.high, log=limits.log)
-            for key, limits in read_space(self.search).items()
-        }
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """A sampler for one trial. Its seed goes with the number: one for all would, in a search that goes on, propose
-        the first trials again."""
-        from optuna.samplers import TPESampler
-
-        (seed,) = np.random.SeedSequence([self.search.seed, number]).generate_state(1)
+        # A seed for each trial: with one for all, a search that goes on would propose the first trials again.
+        (seed,) = np.random.SeedSequence([self.search.seed, len(self.study.trials)]).generate_state(1)
         num_random = max(2, min(10, self.search.trials // 3))
-        return TPESampler(seed=int(seed), n_startup_trials=num_random, constant_liar=True)
+        self.study.sampler = self._sampler(seed=int(seed), n_startup_trials=num_random, constant_liar=True)
+        asked = self.study.ask(self._distributions)
+        return asked.number, asked.params
 
     def _run_of(self, number: int, changes: Mapping[str, float]) -> Run:
         name = f"trial_{number:03d}"

@@ -30,7 +30,7 @@ def written(tmp_path: Path) -> Path:
     """Two arms, two seeds; one run failed. The sweep's folder."""
     sweep = Sweep(
         name="small", out=str(tmp_path / "out"), config=["demo.yaml"], overrides=["num_steps=2"],
-        arms={"base": [], "+more": {"a.b": 1}}, seeds=[0, 1], metrics=["score", "nowhere"],
+        arms={"base": [], "+more": {"a.b": 1}}, seeds=[0, 1], metrics=["score", "nowhere", "scroe"],
     )  # fmt: skip
     runs = [
         finished(tmp_path, "base", 0, rows(0.0, 0.1, 0.2)),
@@ -45,9 +45,10 @@ def written(tmp_path: Path) -> Path:
 def test_the_report_has_a_table_per_metric_and_names_what_is_missing(written: Path) -> None:
     report = (written / "results.md").read_text()
     assert "- +more: `a.b=1`\n" in report and "- base: as it is\n" in report
-    assert "| base | 2 | 0.300 | -0.971 to 1.571 | – | – | – |" in report  # 0.3 +- 12.706 * 0.1
-    assert "| +more | 1 | 0.900 | – | +0.700 | – | – |" in report  # seed 0 alone: 0.9 - 0.2
+    assert "| base | 2 | 0.300 | -0.971 to 1.571 | – | – |" in report  # 0.3 +- 12.706 * 0.1
+    assert "| +more | 1 | 0.900 | – | +0.700 | – |" in report  # seed 0 alone: 0.9 - 0.2
     assert "## nowhere\n\nNo finished run has it." in report
+    assert "## scroe\n\nNo finished run has it (did you mean 'score'?)." in report
     assert "- +more seed 1: failed: exit status 1: error: out of luck" in report
 
 

@@ -71,7 +71,7 @@ def test_a_sweep_is_stopped_resumed_and_tabled_with_a_failing_arm(clips: Path, t
     assert re.search(f"FAILED broken seed 0: exit status 1: {TOO_LONG}", output)
     report = (tmp_path / "out" / "results.md").read_text()
     assert re.search(f"- broken seed 1: failed: exit status 1: {TOO_LONG}", report) and report in output
-    for row in ("| plain | 2 | ", "| keyframe | 2 | ", "| broken | 0 | – | – | – | – | – |"):
+    for row in ("| plain | 2 | ", "| keyframe | 2 | ", "| broken | 0 | – | – | – | – |"):
         assert report.count(row) == 2  # once for each metric
     assert {path.name for path in (tmp_path / "out").glob("results.*")} == {
         "results.md", "results.csv", "results.json", "results.png",
