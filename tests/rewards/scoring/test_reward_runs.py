@@ -11,7 +11,7 @@ from grpo.run.folder import read_rows
 from tests.support import runs, tiny
 
 KINDS = tiny.ROOT / "configs" / "plugins" / "kinds.py"
-ROUGH = tiny.ROOT / "tests" / "rewards" / "plugins" / "rough.py"
+ROUGH = tiny.ROOT / "tests" / "support" / "plugins" / "rough.py"
 EVERY_KIND = [
     f"rewards.{name}={{fn: {KINDS}:{name}, weight: 0.1}}"
     for name in ("sees_motion", "rarity", "Novelty", "remote", "needs_eyes", "trl_style")
