@@ -40,17 +40,20 @@ from grpo.workers.processes import (
 from grpo.workers.worker import Call, Function, Said, work
 
 TICK_S = 0.04
+"""Seconds between two looks at the workers while calls are under way."""
 IDLE_TICK_S = 1.0
-"""How often it looks where no call is under way: what a call has started may still grow."""
+"""Seconds between two looks otherwise: what calls have started may still grow."""
 MEMORY_TICK_S = 0.25
 HEARTBEAT_S = 5.0
+"""Seconds after which the trainer is told something, if there is nothing to tell."""
 GRACE_S = 1.0
-"""How long an event loop may take to say that it has cancelled calls."""
+"""Seconds that an event loop has to say that it has cancelled calls."""
 STUCK_S = 0.5
-"""When no worker has become free for so long, a function that is run by none gets a new one."""
+"""Seconds without a free worker after which a function that none runs gets a new one."""
 IDLE_S = 600.0
+"""Seconds after which a worker that is one too many ends."""
 MAX_ASYNC_CALLS = 64
-"""How many calls of a coroutine function run at a time; it may set itself a lower limit."""
+"""The calls of a coroutine function that run at a time; the function may set itself a lower limit."""
 
 
 class Limits(NamedTuple):
@@ -64,7 +67,7 @@ class Limits(NamedTuple):
 
 
 class News(NamedTuple):
-    """What the trainer is told, most of it about a call."""
+    """A message to the trainer, about a call unless call_id is -1."""
 
     kind: Literal["ready", "refused", "value", "raised", "retry", "died", "memory", "late", "printed"]
     call_id: int = -1
@@ -78,14 +81,13 @@ class Worker:
     pid: int
     connection: Connection
     home: int | None
-    """The one function that lives in it; None: it takes calls of all that have no state."""
-    calls: dict[int, Call] = field(default_factory=dict)
-    began_at: dict[int, float] = field(default_factory=dict)
-    """When each of its calls was sent."""
+    """The one function that lives in the worker; None: the worker takes calls of all that have no state."""
+    calls: dict[int, tuple[Call, float]] = field(default_factory=dict)
+    """The calls under way, by their ids, and when they were sent."""
     changed_at: float = field(default_factory=time.monotonic)
-    """When it was last given a call, or gave a value."""
+    """When the worker was last given a call, or gave a value."""
     asked_at: float | None = None
-    """When it was told to cancel calls, until it answers."""
+    """When the worker was told to cancel calls; None once it has answered."""
 
     @property
     def is_free(self) -> bool:
@@ -93,7 +95,7 @@ class Worker:
 
 
 def main() -> None:
-    """Its argument is the number of its end of a socket to the trainer."""
+    """Run in a process of its own, whose argument is the number of its end of a socket to the trainer."""
     trainer = Connection(int(sys.argv[1]))
     sys.path[:] = trainer.recv()
     load, limits = trainer.recv()
@@ -113,10 +115,10 @@ class Supervisor:
         self.unreaped: set[int] = set()
         self.queues: list[deque[Call]] = [deque() for _ in functions]
         self.retried: set[int] = set()
-        """The calls that a worker has died with."""
+        """The ids of the calls that a worker has died with."""
         self.news: list[News] = []
         self.num_wanted = limits.base_workers
-        """How many workers without a home there may be at the moment."""
+        """The number of workers without a home that there may be at the moment."""
         self.were_sleeping = False
         self.told_at = self.looked_at = self.weighed_at = 0.0
         self.trainer_pid = os.getppid()
@@ -193,7 +195,7 @@ class Supervisor:
             self._end(worker)
 
     def _forget(self, worker: Worker, call_id: int) -> None:
-        del worker.calls[call_id], worker.began_at[call_id]
+        del worker.calls[call_id]
         worker.changed_at = time.monotonic()
         self.retried.discard(call_id)
 
@@ -204,15 +206,16 @@ class Supervisor:
                 if pid in self.unreaped:
                     self.unreaped.discard(pid)
                     kill_group(pid)  # what it started may have outlived it
-                if worker := self.workers.get(pid):
-                    while not worker.connection.closed and worker.connection.poll():
-                        self._hear(worker)  # its last words
+                worker = self.workers.get(pid)
+                while worker and not worker.connection.closed and worker.connection.poll():
+                    self._hear(worker)  # its last words
+                if worker and pid in self.workers:
                     self._lose(worker, _how_it_ended(os.waitstatus_to_exitcode(status)))
 
     def _lose(self, worker: Worker, why: str, kind: Literal["died", "memory"] = "died") -> None:
         """Take out a worker that did not end well. Its calls are made once more; one that comes back has failed."""
         self._end(worker)
-        for call in reversed(worker.calls.values()):
+        for call, _ in reversed(worker.calls.values()):
             if call.id in self.retried:
                 self.retried.discard(call.id)
                 self.news.append(News(kind, call.id, why))
@@ -241,12 +244,14 @@ class Supervisor:
             return
         self.looked_at = now
         for worker in [*self.workers.values()]:
-            seconds = {call_id: now - began_at for call_id, began_at in worker.began_at.items()}
-            limits = {call.id: call.limit_s for call in worker.calls.values() if call.limit_s is not None}
-            if late := [call_id for call_id, limit_s in limits.items() if seconds[call_id] > limit_s]:
-                self.news += [
-                    News("late", call_id, f"no value after {seconds[call_id]:.1f} s") for call_id in late
-                ]
+            late = [
+                News("late", call.id, f"no value after {now - began_at:.1f} s")
+                for call, began_at in worker.calls.values()
+                if call.limit_s is not None and now - began_at > call.limit_s
+            ]
+            if late:
+                self.news += late
+                self.retried -= worker.calls.keys()
                 self._end(worker)
             elif worker.asked_at is not None and now - worker.asked_at > GRACE_S:
                 self._lose(worker, "was killed: it blocks its event loop")
@@ -292,7 +297,7 @@ class Supervisor:
 
     def _running(self) -> Counter[int]:
         """How many workers without a home are at each function."""
-        return Counter(call.function for worker in self._shared() for call in worker.calls.values())
+        return Counter(call.function for worker in self._shared() for call, _ in worker.calls.values())
 
     def _waiting(self) -> list[int]:
         """The functions without a home whose calls wait."""
@@ -360,12 +365,12 @@ class Supervisor:
         except OSError:  # it has died while it had nothing to do
             self._kill(worker)
             return
-        call = queue.popleft()
-        worker.calls[call.id] = call
-        worker.began_at[call.id] = worker.changed_at = time.monotonic()
+        call, worker.changed_at = queue.popleft(), time.monotonic()
+        worker.calls[call.id] = (call, worker.changed_at)
 
 
 def _how_it_ended(status: int) -> str:
     if status < 0:
-        return f"was killed by signal {-status} ({signal.Signals(-status).name})"
+        names = {each.value: each.name for each in signal.Signals}
+        return f"was killed by signal {-status} ({names.get(-status, 'of real time')})"
     return f"exited with status {status}"
