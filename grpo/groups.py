@@ -34,10 +34,10 @@ class Sample:
     id: str
     question: str
     answer: str
-    """For `task="choice"` the letter of the right option, "A" for the first."""
+    """The right answer; where the task is a choice, the letter of the right option, "A" for the first."""
     task: Task
     source: str
-    """File and line that it came from, for error messages."""
+    """The file and line that the sample came from, for error messages."""
     options: tuple[str, ...] = ()
     clip_source: ClipSource | None = None
     """What the clip is read from; None for a question about text alone."""
@@ -49,14 +49,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """A sample's rendered input: what the engine is given and the learner trains behind."""
+    """A sample's rendered input: the engine completes it, and the learner trains on the completions alone."""
 
     sample: Sample
     clip: Clip | None
     token_ids: tuple[int, ...]
-    """With one vision pad token for each vision feature of the clip."""
+    """The tokens of the input, with one vision pad token for each vision feature of the clip."""
     tags: tuple[str, ...]
-    """The output tags that it asks for, in order."""
+    """The output tags that the prompt asks for, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,14 +70,14 @@ class Rollout:
     text: str
     """The completion without its end-of-turn token."""
     token_ids: tuple[int, ...]
-    """With the end-of-turn token, if it was sampled."""
+    """The sampled tokens, with the end-of-turn token if it was sampled."""
     logprobs: tuple[float, ...]
-    """The sampler's, one for each token."""
+    """The engine's log-prob of each token when it was sampled."""
     stopped: bool
-    """It ended by itself, not at the token limit."""
+    """Whether the completion ended by itself, not at the token limit."""
     counterfactuals: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
-    """Completions of the same question about changed frames, for the rewards that declare them
-    (`rewards.counterfactual`), by how the frames were changed. Never trained on."""
+    """Completions of the same question about changed frames, by how the frames were changed, for the rewards that
+    declare them (`rewards.counterfactual`). Nothing trains on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,11 +111,11 @@ class RewardTable:
     """What the rewards say about one group, a value per rollout."""
 
     columns: Mapping[str, tuple[float | None, ...]]
-    """Raw values by the reward's name, None where it abstained or failed."""
+    """The raw values of each reward, by its name; None where the reward abstained or failed."""
     parts: Mapping[str, tuple[float, ...]]
-    """What each reward adds to the total: gated, clipped, weighted. 0 where it does not count."""
+    """What each reward adds to the totals: its gated, clipped and weighted values, 0 where it does not count."""
     totals: tuple[float | None, ...]
-    """Sums of the parts, None where a reward failed."""
+    """The sums of the parts; None for a rollout on which a reward that counts has failed."""
     failures: tuple[RewardFailure, ...]
 
 
@@ -126,7 +126,7 @@ class ScoredGroup:
     group: Group
     table: RewardTable
     advantages: tuple[float | None, ...]
-    """None: a rollout without a total, or one that was cut off and is masked; it takes no part in the update."""
+    """None for a rollout that takes no part in the update: it has no total, or it was cut off and those are masked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,5 +144,5 @@ class Batch:
     prompts: tuple[Prompt, ...]
     seeds: tuple[int, ...]
     places: tuple[int, ...]
-    """Where each prompt's sample was among those that the batch was made of."""
+    """The index of each prompt's sample among the samples that the batch was made of."""
     lost: tuple[LostSample, ...]

@@ -53,11 +53,12 @@ class Block:
     """P prompts of equal length S with G completions each, padded to the longest, L."""
 
     prompt_PS: Tensor
-    """Flat positions."""
+    """The flat positions of the prompts' tokens."""
     completion_PGL: Tensor
-    """Flat positions; padding repeats the completion's first token, and its outputs are dropped."""
+    """The flat positions of the completions' tokens. Padding repeats a completion's first one; its outputs are
+    dropped."""
     mask_LJ: Tensor
-    """True where a completion's token may look: at the prompt, then at the completion itself."""
+    """True where a completion's token may look: at the prompt, and at what precedes it in the completion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,7 +67,7 @@ class Layout:
 
     blocks: tuple[Block, ...]
     restore_N: Tensor
-    """Where each flat position's output stands in the concatenation of all blocks' outputs."""
+    """The index of each flat position's output in the concatenation of all blocks' outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -78,15 +79,15 @@ class PackedRow:
     positions_3N: Tensor
     layout: Layout
     vision_index_M: Tensor
-    """Flat positions of the prompts' vision pad tokens."""
+    """The flat positions of the prompts' vision pad tokens."""
     source_T: Tensor
-    """Flat position whose output predicts a completion token."""
+    """The flat position whose output predicts each completion token."""
     target_T: Tensor
-    """That token's id."""
+    """The id of each completion token."""
     lengths_T: Tensor
-    """Length of the completion that it belongs to."""
+    """The length of the completion that each token belongs to."""
     completion_T: Tensor
-    """Which of the row's completions it belongs to. A completion is never split over rows."""
+    """The number of the completion, among the row's, that each token belongs to. No completion is split over rows."""
     advantages_T: Tensor
     sampler_logps_T: Tensor
 
@@ -116,6 +117,7 @@ def pack(segments: Sequence[Segment], family: Family, *, tokens_per_row: int) ->
     bins: list[list[Segment]] = []
     room: list[int] = []
     for segment in sorted(segments, key=lambda segment: -segment.num_tokens):
+        # A segment larger than the budget has a row of its own.
         fitting = next((i for i, left in enumerate(room) if segment.num_tokens <= left), None)
         if fitting is None:
             bins.append([segment])
@@ -138,6 +140,7 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
         prompt_ids = segment.prompt.token_ids
         start, length = len(token_ids), len(prompt_ids)
         prompt_positions_3S = family.positions(segment.prompt)
+        # Where each completion goes on, as if it were the only one behind its prompt.
         next_position = int(prompt_positions_3S.max()) + 1
         starts.append(start)
         vision_index += [start + i for i, token in enumerate(prompt_ids) if token == family.vision_token_id]
@@ -145,10 +148,13 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
         position_parts.append(prompt_positions_3S)
         for rollout in segment.rollouts:
             first, count = len(token_ids), len(rollout.token_ids)
+            # The prompt's last token predicts the first token of each completion, which predicts the second, and so on.
             source += [start + length - 1, *range(first, first + count - 1)]
             token_ids += rollout.token_ids
+            # Text has one position in time, height and width: (3, count).
             position_parts.append((next_position + torch.arange(count)).expand(3, -1))
     rollouts = [rollout for segment in segments for rollout in segment.rollouts]
+    # One number per completion; `repeat_interleave(lengths)` makes it one per token, (T,).
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.long)
     advantages = torch.tensor([a for segment in segments for a in segment.advantages], dtype=torch.float32)
     return PackedRow(
@@ -181,7 +187,7 @@ def padding_row(family: Family) -> PackedRow:
 
 
 def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment]:
-    """The group's rollouts with an advantage, in as few parts as the budget allows."""
+    """The group's rollouts with an advantage, in as few segments as the budget allows; each has the prompt again."""
     pairs = [
         (rollout, advantage)
         for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True)
@@ -205,15 +211,19 @@ def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment
 
 
 def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int) -> Layout:
+    """The blocks of segments that are sorted by shape and begin at these flat positions."""
     pairs = list(zip(segments, starts, strict=True))
     blocks: list[Block] = []
     slots: list[Tensor] = []
     for _, same_shape in groupby(pairs, key=lambda pair: _shape(pair[0])):
         block, lengths_PG = _block(list(same_shape))
         blocks.append(block)
+        # What attention gives out for a block is in this order: the prompts, then the completions, padding included.
+        # -1 marks padding, whose output belongs to no flat position.
         padding_PGL = torch.arange(block.completion_PGL.shape[-1]) >= lengths_PG[..., None]
         completion_PGL = block.completion_PGL.masked_fill(padding_PGL, -1)
         slots += [block.prompt_PS.flatten(), completion_PGL.flatten()]
+    # The flat position of each output, turned round: the output of each flat position.
     flat = torch.cat(slots)
     real = (flat >= 0).nonzero()[:, 0]
     restore_N = torch.empty(num_tokens, dtype=torch.long)
@@ -231,8 +241,11 @@ def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
         first = start + num_prompt
         for rollout in segment.rollouts:
             count = len(rollout.token_ids)
+            # A completion's own flat positions, then its first one in the place of padding.
             completions.append([*range(first, first + count), *([first] * (longest - count))])
             first += count
+    # A completion's tokens see all of the prompt, and of the completion what precedes them. Padding comes last, so no
+    # token sees it.
     mask_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
     block = Block(
         prompt_PS=torch.tensor([start for _, start in pairs])[:, None] + torch.arange(num_prompt),
@@ -243,7 +256,7 @@ def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
 
 
 def _shape(segment: Segment) -> tuple[int, int]:
-    """Of its part in attention: the prompt's length, and how many completions it has."""
+    """The length of its prompt and the number of its completions; segments of one shape make a block."""
     return len(segment.prompt.token_ids), len(segment.rollouts)
 
 

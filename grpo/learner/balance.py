@@ -18,11 +18,11 @@ from accelerate.utils import gather_object
 from grpo.packing import Segment
 
 MIN_GAIN_FRAC = 0.02
-"""Of the fullest process's tokens: what a move has to save."""
+"""The share of the fullest process's tokens that a move has to save, or it is not worth the way."""
 
 
 class Move(NamedTuple):
-    """A segment's way, by its index in the process that it leaves."""
+    """A segment that goes from one process to another, by its index in the one that it leaves."""
 
     source: int
     index: int
@@ -30,9 +30,9 @@ class Move(NamedTuple):
 
 
 def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
-    """Moves from the fullest to the emptiest process while they help; tokens: of every process's segments.
+    """Moves from the fullest to the emptiest process while they help. tokens: each process's segments' sizes.
 
-    None moves twice, so it ends; the largest sum never rises.
+    No segment moves twice, so there is an end, and the largest sum never rises.
     """
     left = [dict(enumerate(own)) for own in tokens]
     sums = [sum(own) for own in tokens]
@@ -70,7 +70,7 @@ def balanced(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segm
 
 
 def _light(segment: Segment) -> Segment:
-    """Without what the learner does not look at: completions about changed frames, with clips of their own."""
+    """The segment without completions about changed frames: they have clips of their own, and no one trains on them."""
     return replace(
         segment, rollouts=tuple(replace(rollout, counterfactuals={}) for rollout in segment.rollouts)
     )

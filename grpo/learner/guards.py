@@ -1,4 +1,4 @@
-"""What watches the updates: skipped ones, whose loss or gradient was not finite, and gradients much larger than usual.
+"""A guard over the updates: it notes skipped ones, whose loss or gradient was not finite, and unusual gradients.
 
 All processes come to the same judgement, since they all see the same gradient norms.
 """
@@ -18,24 +18,24 @@ from grpo.learner.update import UpdateResult
 from grpo.packing import PackedRow
 
 MEDIAN_OF = 50
-"""Gradient norms that the usual one is taken from."""
+"""The number of latest gradient norms whose median is the usual one."""
 
 MAX_STORED_ROWS = 32
-"""Per process: a row has the frames of its clips."""
+"""The most rows that a process stores in a run: a row holds the frames of its clips."""
 
 MAX_NAMED = 5
-"""Groups of each process that a spike is noted with."""
+"""The number of each process's groups that are named when a gradient is much larger than usual."""
 
 ORDER = "sum of |advantage| over the group's tokens, largest first"
-"""What speaks for a group being behind a spike: a token's gradient is a multiple of its advantage. Which of them
-really is would take a backward pass for each."""
+"""The order in which groups are suspected of a large gradient: a token's gradient is a multiple of its advantage.
+Which group is really behind it would take a backward pass for each."""
 
 LEAST_NORMS = 10
-"""The first norms of a run have nothing to be compared with."""
+"""The number of norms before one can be called unusual: the first of a run have nothing to be compared with."""
 
 
 def heaviest(rows: Sequence[PackedRow]) -> list[str]:
-    """The samples of the groups with the largest sums of |advantage| over tokens, over all rows that have a part."""
+    """The ids of the samples whose groups have the largest sums of |advantage| over their tokens in these rows."""
     sums: dict[str, float] = {}
     for row in rows:
         sizes = [block.completion_PGL.shape[1] for block in row.layout.blocks for _ in block.prompt_PS]
@@ -47,19 +47,20 @@ def heaviest(rows: Sequence[PackedRow]) -> list[str]:
 
 
 class Guard:
-    """Remembers how the updates went; part of a checkpoint."""
+    """The memory of how the updates went, which is a part of checkpoints."""
 
     def __init__(self, folder: Path, *, max_skipped: int, spike_factor: float, process: int) -> None:
-        """folder: for rows that can't be trained on. See `OptimConfig` for the limits."""
+        """folder: where rows that can't be trained on are stored. The limits are those of `OptimConfig`."""
         self.folder, self.process = folder, process
         self.max_skipped, self.spike_factor = max_skipped, spike_factor
-        self.num_skipped = 0  # in a row
+        # Since the last update that was not skipped.
+        self.num_skipped = 0
         self.norms: deque[float] = deque(maxlen=MEDIAN_OF)
 
     def watch(
         self, step: int, result: UpdateResult, rows: Sequence[PackedRow], *, is_blamed: bool = False
     ) -> list[dict[str, Any]]:
-        """What `failures.jsonl` should say of the step: this process's part. is_blamed: some process has a bad row."""
+        """This process's rows for `failures.jsonl` about a step. is_blamed: some process has a row with a bad loss."""
         found: list[dict[str, Any]] = []
         for norm in result.norms:
             finite = math.isfinite(norm)

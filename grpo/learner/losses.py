@@ -29,9 +29,9 @@ class StepCounts:
     """What the loss is divided by: counts over all processes, groups without signal included."""
 
     num_completions: int
-    """With those that are masked because they were cut off."""
+    """Completions that have a total, those included that are masked because they were cut off."""
     num_tokens: int
-    """Of the completions that are not masked."""
+    """Tokens of the completions that have an advantage."""
     max_new_tokens: int
 
 
@@ -69,7 +69,7 @@ def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setti
 
 
 def clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """True where the clip is active, that is where the token has no gradient."""
+    """True for tokens at which the clip is active, which have no gradient."""
     low_T = (ratio_T < 1 - settings.epsilon) & (advantages_T < 0)
     high_T = (ratio_T > 1 + settings.epsilon_high) & (advantages_T > 0)
     if settings.delta is not None:
@@ -86,7 +86,7 @@ def cispo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setting
 
 
 def cispo_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """True where the weight is bounded."""
+    """True for tokens whose weight is at its bound."""
     return ratio_T > settings.epsilon_high
 
 
@@ -99,7 +99,7 @@ def sapo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings
 
 
 def never_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """Nothing is clipped."""
+    """False for every token: a loss without a clip."""
     return torch.zeros_like(ratio_T, dtype=torch.bool)
 
 
@@ -123,7 +123,7 @@ class Loss(NamedTuple):
     """What `loss.type` stands for."""
 
     token_T: Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
-    """Of the ratios, log-probs and advantages."""
+    """The loss of each token, from ratios, log-probs and advantages."""
     clipped_T: Callable[[Tensor, Tensor, LossConfig], Tensor]
     weights_T: Callable[[Tensor, StepCounts], Tensor]
 
@@ -183,6 +183,7 @@ def row_loss(
     on a token, else 0. num_kept_tokens: the ones over all processes. reference_logps_T: None without a KL term.
     """
     kind, means = LOSSES[settings.type], {}
+    # All 1 in a step's first update, with a gradient nonetheless.
     ratio_T = importance_ratio_T(
         scores.logps_T,
         old_logps_T,
@@ -202,7 +203,7 @@ def row_loss(
         )
         loss_T = loss_T + settings.beta * divergence_T
         means["policy/kl"] = mean_of(divergence_T)
-    # Divided by the counts of the whole step, so that rows of all processes add up to its loss.
+    # The weights hold the counts of the whole step, so that the rows of all processes add up to its loss.
     loss = (kind.weights_T(row.lengths_T, counts) * loss_T).sum()
     if settings.entropy_coef:
         loss = loss - settings.entropy_coef * (scores.entropy_T * kept_T).sum() / num_kept_tokens
@@ -211,7 +212,7 @@ def row_loss(
 
 
 def _engine_weight_T(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) -> tuple[Tensor, Metrics]:
-    """What tokens weigh since the engine sampled them with slightly other probabilities than the learner's."""
+    """Importance weights of the tokens: the engine's probabilities differ slightly from the learner's."""
     if not settings.vllm_importance_sampling_correction:
         return torch.ones_like(old_logps_T), Metrics()
     correction = sampler_correction(

@@ -39,11 +39,11 @@ class Correction(NamedTuple):
     """Importance weights for tokens that the engine sampled with slightly other probabilities than the learner's."""
 
     ratio_T: Tensor
-    """Learner over engine, of the token or of its completion."""
+    """The learner's probability over the engine's, of each token or of its completion."""
     outside_T: Tensor
-    """True where the ratio exceeds a bound."""
+    """True for tokens whose ratio lies beyond a bound."""
     weight_T: Tensor
-    """The ratio, bounded or set to zero outside the bounds."""
+    """The weight of each token: its ratio, cut at the bounds, or zero beyond them."""
 
 
 def sampler_correction(

@@ -28,7 +28,7 @@ from grpo.run.metrics import Mean, Metrics
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenSelection:
-    """Which tokens the policy loss and the entropy bonus act on."""
+    """Which tokens the policy loss and the entropy bonus act on; by default all."""
 
     kept_rows: Sequence[Tensor]
     """For each row (T,): 1 or 0 per token."""
@@ -114,7 +114,7 @@ class Learner:
         return reference
 
     def update(self, rows: Sequence[PackedRow], counts: StepCounts, step: int) -> UpdateResult:
-        """Move the weights by the rows, `num_iterations` times."""
+        """Move the weights `num_iterations` times, each time by the gradient of all rows."""
         metrics = self._set_lr(step)
         inputs = self.prepare(rows, counts)
         passes, norms, bad_rows = [], [], []
@@ -159,16 +159,11 @@ class Learner:
         return passes
 
     def optimizer_step(self) -> tuple[float, Metrics]:
-        """Move the weights by their gradient, whose norm before clipping is returned with the step's figures.
-
-        A gradient that is not finite moves nothing.
-        """
+        """Move the weights by the gradient that is on them, unless it is not finite; its norm before clipping."""
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.optim.max_grad_norm)
-        norm = 0.0 if norm is None else float(norm)
-        if not math.isfinite(norm):
-            metrics = Metrics()
-        else:
-            # DeepSpeed has made its step by now, or skipped it for the same reason.
+        norm, metrics = 0.0 if norm is None else float(norm), Metrics()
+        # DeepSpeed has made its step by now, or skipped it for the same reason.
+        if math.isfinite(norm):
             self.optimizer.step()
             spd = self.optimizer.optimizer
             projected = {"optim/projected_frac": Mean(spd.projected_frac, 1)} if isinstance(spd, SPD) else {}
@@ -209,7 +204,7 @@ class Learner:
         return TokenSelection(kept_rows=kept, num_tokens=float((everyone >= threshold).sum()))
 
     def _row_pass(self, inputs: UpdateInputs, index: int, old_logps_T: Tensor | None) -> RowPass:
-        """old_logps_T: see `forward_backward`; None in the first update."""
+        """Leave a row's gradient on the weights. old_logps_T: None in the step's first update."""
         row = inputs.rows[index].to(self.accelerator.device)
         scores = self._scores(row)
         before_T = scores.logps_T.detach() if old_logps_T is None else old_logps_T
@@ -229,13 +224,14 @@ class Learner:
             self._backward(loss * torch.nan)
             return RowPass(old_logps_T=before_T, is_finite=False, metrics=Metrics())
         self._backward(loss)
+        # About 0 if the step has one update: the ratios are 1, and a group's advantages add up to 0.
         metrics += Metrics(sums={"loss": loss.item() / self.optim.num_iterations})
         if old_logps_T is None:
             metrics += sampling_metrics(row, scores)
         return RowPass(old_logps_T=before_T, is_finite=True, metrics=metrics)
 
     def _padding_pass(self) -> None:
-        """A pass with zero loss, for the sake of processes that have more rows."""
+        """Make a pass with zero loss, since the passes of other processes wait for this one's weights and gradients."""
         scores = self._scores(self.padding_row.to(self.accelerator.device))
         self._backward(0.0 * (scores.logps_T.sum() + scores.entropy_T.sum()))
 
@@ -282,7 +278,7 @@ def lr_factor(
 
 
 def sampling_metrics(row: PackedRow, scores: TokenScores) -> Metrics:
-    """Entropy, and the distance to the engine's log-probs: whether it samples from these weights."""
+    """A row's entropy, and how far the engine's log-probs are from these: whether it samples from these weights."""
     gap_T = (scores.logps_T.detach() - row.sampler_logps_T).abs()
     return Metrics(
         means={"policy/entropy": mean_of(scores.entropy_T), "sampler/gap_mean": mean_of(gap_T)},

@@ -51,9 +51,9 @@ def kendall_taus(a: pd.Series, b: pd.Series, groups: pd.Series) -> pd.Series:
     """
     taus = {}
     for group, pair in pd.DataFrame({"a": a, "b": b}).dropna().groupby(groups):
-        a_NN, b_NN = (np.sign(np.subtract.outer(values_N, values_N)) for values_N in pair.to_numpy().T)
-        untied = np.sqrt((a_NN**2).sum() * (b_NN**2).sum())
-        taus[group] = (a_NN * b_NN).sum() / untied if untied else np.nan
+        a_GG, b_GG = (np.sign(np.subtract.outer(values_G, values_G)) for values_G in pair.to_numpy().T)
+        untied = np.sqrt((a_GG**2).sum() * (b_GG**2).sum())
+        taus[group] = (a_GG * b_GG).sum() / untied if untied else np.nan
     return pd.Series(taus, dtype=float)
 
 
@@ -124,9 +124,9 @@ def where(kinds: pd.Series, run_advantages: pd.Series, advantages: pd.Series) ->
     return records(found[found["num"] > 0].rename_axis("bucket").reset_index())
 
 
-def _bins(values_N: pd.Series, low: float, high: float) -> np.ndarray:
+def _bins(values_B: pd.Series, low: float, high: float) -> np.ndarray:
     """The bin of each value; the middle one for all if they differ by no more than rounding."""
     half_range = high / 2 - low / 2  # halves, because the range of two large floats may be infinite
     if half_range <= 1e-9 * max(abs(low), abs(high)):
-        return np.full(len(values_N), NUM_BINS // 2)
-    return ((values_N / 2 - low / 2) / half_range * NUM_BINS).to_numpy().astype(int).clip(0, NUM_BINS - 1)
+        return np.full(len(values_B), NUM_BINS // 2)
+    return ((values_B / 2 - low / 2) / half_range * NUM_BINS).to_numpy().astype(int).clip(0, NUM_BINS - 1)
