@@ -1,7 +1,7 @@
-"""Held-out questions: one greedy answer each, and one sampled as in training, scored by the run's rewards.
+"""Evaluation on held-out questions: one greedy answer each, and one sampled as in training, scored by the rewards.
 
-And one greedy answer about changed frames, judged by accuracy alone, as the run's reward of that name has it: how
-much of it needs no looking?
+A further greedy answer about changed frames is judged by accuracy alone, as the run's reward of that name has it: it
+shows how many questions are answered without looking at the clip.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from rewards.scoring.runner import RewardSet
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSet:
-    """A named set of held-out samples: this process's share."""
+    """This process's share of a named set of held-out samples."""
 
     name: str
     samples: Sequence[Sample]
     num_blind: int = 0
-    """The first so many are asked about changed frames too."""
+    """The number of samples, from the first on, that are also asked about changed frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What held-out questions came to; `+` gives that of both together."""
+    """The result of asking held-out questions; `+` joins two results."""
 
     metrics: Metrics = Metrics()
     lost: tuple[LostSample, ...] = ()
@@ -51,25 +51,25 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Scores the engine's current weights on held-out sets."""
+    """Evaluation of the engine's current weights on held-out sets."""
 
     sets: Sequence[EvalSet]
     loader: ClipLoader
     render: Render
     rewards: RewardSet
     sampling: Sampling
-    """As in training; the greedy pass takes everything but the temperature from it."""
+    """The sampling of training; the greedy pass takes everything but the temperature from it."""
     sampled: bool
     seed: int
     max_prompt_tokens: int
     batch_prompts: int
     counterfactuals: Sequence[Counterfactual] = ()
-    """What the rewards declare; it is sampled beside both passes."""
+    """The counterfactuals that the rewards declare; they are sampled beside both passes."""
     blind: Sequence[Frames] = ()
-    """How frames are changed to see what is answered without them."""
+    """The changes of frames that show what is answered without looking at the clip."""
 
     def run(self, engine: Engine) -> Evaluation:
-        """Ask all sets; the metrics are `eval/<set>/<reward>` of the greedy answers, `eval/<set>/sampled/<reward>` and
+        """Ask all sets. The metrics are `eval/<set>/<reward>` of the greedy answers, `eval/<set>/sampled/<reward>` and
         `eval/<set>/<frames>/accuracy`.
         """
         asked = (self._ask(each, batch, engine) for each in self.sets for batch in self._batches(each))
@@ -96,7 +96,7 @@ class Evaluator:
 
     def _batches(self, eval_set: EvalSet) -> Iterator[Batch]:
         num_samples = len(eval_set.samples)
-        # All of about one size: a reward may want the clip of another question of the same chunk.
+        # All chunks have about one size: a reward may want the clip of another question of the same chunk.
         num_chunks = math.ceil(num_samples / self.batch_prompts)
         ends = [num_samples * index // num_chunks for index in range(num_chunks + 1)] if num_chunks else []
         chunks = [eval_set.samples[start:end] for start, end in pairwise(ends)]
@@ -107,7 +107,7 @@ class Evaluator:
             yield make_batch(chunk, seeds, self.loader, self.render, self.max_prompt_tokens)
 
     def _generate(self, batch: Batch, sampling: Sampling, engine: Engine) -> list[Group]:
-        """Groups of one, with what the rewards compare them with."""
+        """Sample groups of one rollout, with the counterfactuals that the rewards declare."""
         groups = engine.generate(batch.prompts, sampling, batch.seeds)
         return self._compare(groups, batch.seeds, make_plan(self.counterfactuals, sampling), engine)
 
@@ -126,9 +126,9 @@ class Evaluator:
     def _blind_metrics(
         self, prefix: str, groups: Sequence[Group], seeds: Sequence[int], engine: Engine
     ) -> Metrics:
-        """`<prefix>/<frames>/accuracy`, and `/drop`: how far it is below that of the same questions' greedy answers.
+        """Return `<prefix>/<frames>/accuracy`, and `/drop`: its distance below the same questions' greedy answers.
 
-        Questions without a clip have nothing to change and are left out; so are those that the judge abstains on.
+        Questions without a clip have nothing to change and are left out, and so are those that the judge abstains on.
         """
         judge, metrics = accuracy_of(self.rewards), Metrics()
         for group in self._compare(groups, seeds, dict.fromkeys(self.blind, self._greedy), engine):
@@ -151,8 +151,8 @@ class Evaluator:
 
 
 def accuracy_of(rewards: RewardSet) -> Callable[[Rollout], float | None]:
-    """What calls an answer right: the run's reward `accuracy` with its arguments, where that is one of the built-in
-    functions of one rollout alone; else the strict one.
+    """Return the judge of answers: the run's reward `accuracy` with its arguments, where that is a built-in function of
+    one rollout alone; else the strict `accuracy`.
     """
     for reward in rewards.rewards:
         plain = reward.calling == "rollout" and not (reward.has_state or reward.counterfactuals)

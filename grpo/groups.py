@@ -1,4 +1,4 @@
-"""The data that flows through a run, one frozen type per stage. No torch in here.
+"""The data that flows through a run, one frozen type per stage; importable without torch.
 
 `Sample` (a question as read) -> `Prompt` (with its clip and tokens) -> `Rollout` (one completion)
 -> `Group` (all completions of a prompt) -> `RewardTable` (what the rewards say about it) -> `ScoredGroup` (both, with
@@ -40,11 +40,11 @@ class Sample:
     """The file and line that the sample came from, for error messages."""
     options: tuple[str, ...] = ()
     clip_source: ClipSource | None = None
-    """What the clip is read from; None for a question about text alone."""
+    """The files and times that the clip is read from; None for a question about text alone."""
     keyframes_s: tuple[tuple[float, float], ...] = ()
     """Annotated spans (start, end) in seconds from the *clip's* start; a moment is a span of no length."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Every other field of the record, untouched, for rewards."""
+    """The record's other fields, untouched, for rewards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +61,11 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """One completion of a prompt. This is what a reward receives."""
+    """One completion of a prompt, as a reward receives it."""
 
     sample: Sample
     clip: Clip | None
-    """Frames and their times, exactly as the model saw them."""
+    """The frames and their times, exactly as the model saw them."""
     tags: tuple[str, ...]
     text: str
     """The completion without its end-of-turn token."""
@@ -90,7 +90,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardFailure:
-    """Why a reward has no value for a rollout."""
+    """A record of why a reward has no value for a rollout."""
 
     reward: str
     sample_id: str
@@ -100,7 +100,7 @@ class RewardFailure:
 
     @property
     def summary(self) -> str:
-        """What was wrong, in one line: the exception's type and the first line of its message."""
+        """The failure in one line: the exception's type and the first line of its message."""
         lines = self.traceback.strip().splitlines()
         last_frame = max((at for at, line in enumerate(lines) if line.startswith("  ")), default=-1)
         return next(iter(lines[last_frame + 1 :]), lines[-1])
@@ -108,7 +108,7 @@ class RewardFailure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardTable:
-    """What the rewards say about one group, a value per rollout."""
+    """The rewards' values for one group, one per rollout."""
 
     columns: Mapping[str, tuple[float | None, ...]]
     """The raw values of each reward, by its name; None where the reward abstained or failed."""
@@ -121,7 +121,7 @@ class RewardTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
-    """A group with what its rewards say, and its advantages, one value per rollout."""
+    """A group with its reward table and its advantages, one per rollout."""
 
     group: Group
     table: RewardTable
@@ -131,7 +131,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LostSample:
-    """A sample that could not be used, and why, in one line."""
+    """A sample that could not be used, with the reason in one line."""
 
     sample_id: str
     reason: str
@@ -139,7 +139,7 @@ class LostSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Prompts with the seeds of their rollouts, and what was lost on the way."""
+    """Prompts with the seeds of their rollouts, and the samples that were lost on the way."""
 
     prompts: tuple[Prompt, ...]
     seeds: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Groups -> packed rows: prompt once, then its completions, several groups in a row. Read after `groups.py`.
+"""Groups packed into rows: a prompt once, then its completions, several groups in a row. Read after `groups.py`.
 
 A row is one flat sequence of N tokens without padding:
 
@@ -22,7 +22,7 @@ from grpo.groups import Prompt, Rollout, Sample, ScoredGroup
 
 
 class Family(Protocol):
-    """What packing asks of a model family."""
+    """The part of a model family that packing uses."""
 
     @property
     def eos_ids(self) -> tuple[int, ...]: ...
@@ -31,13 +31,13 @@ class Family(Protocol):
     def vision_token_id(self) -> int: ...
 
     def positions(self, prompt: Prompt) -> Tensor:
-        """Position ids of a prompt's tokens, shape (3, S)."""
+        """Return the position ids of a prompt's tokens, (3, S)."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Segment:
-    """A prompt and completions of it that share one row: a group, or a part of one that does not fit."""
+    """A prompt and completions of it that share one row: a group, or a part of a group that is too large for a row."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
@@ -63,7 +63,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Layout:
-    """How a flat row is laid out for attention."""
+    """The layout of a flat row for attention."""
 
     blocks: tuple[Block, ...]
     restore_N: Tensor
@@ -92,7 +92,7 @@ class PackedRow:
     sampler_logps_T: Tensor
 
     def to(self, device: torch.device) -> PackedRow:
-        """The row with its tensors on a device."""
+        """Return the row with its tensors on a device."""
         moved = {name: value.to(device) for name, value in _tensors(self).items()}
         blocks = tuple(
             Block(**{name: value.to(device) for name, value in _tensors(block).items()})
@@ -105,15 +105,15 @@ class PackedRow:
 def segments_of(
     scored: Sequence[ScoredGroup], *, tokens_per_row: int, drop_flat: bool = True
 ) -> list[Segment]:
-    """The groups' rollouts with an advantage, each group in as few segments as the budget of a row allows.
+    """Split each group's rollouts that have an advantage into as few segments as the budget of a row allows.
 
-    drop_flat: leave out groups without signal, which have no gradient unless a KL or an entropy term is used.
+    drop_flat: leave out flat groups, which have no gradient unless a KL or an entropy term is used.
     """
     return [part for group in scored for part in _segments(group, tokens_per_row, drop_flat)]
 
 
 def pack(segments: Sequence[Segment], family: Family, *, tokens_per_row: int) -> list[PackedRow]:
-    """Fill rows up to a token budget, first fit by decreasing size."""
+    """Pack segments into rows of at most a number of tokens, first fit by decreasing size."""
     bins: list[list[Segment]] = []
     room: list[int] = []
     for segment in sorted(segments, key=lambda segment: -segment.num_tokens):
@@ -129,7 +129,7 @@ def pack(segments: Sequence[Segment], family: Family, *, tokens_per_row: int) ->
 
 
 def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
-    """Lay segments out in one row; those of equal shape stand together and share attention calls."""
+    """Lay segments out in one row; segments of equal shape stand together and share attention calls."""
     segments = sorted(segments, key=_shape)
     starts: list[int] = []
     token_ids: list[int] = []
@@ -175,7 +175,7 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
 
 
 def padding_row(family: Family) -> PackedRow:
-    """A row of three tokens without advantage, for a process that has fewer rows than another."""
+    """Return a row of three tokens without advantage, for a process that has fewer rows than another."""
     token_id = family.eos_ids[0]
     sample = Sample(id="padding", question="", answer="", task="text", source="padding")
     prompt = Prompt(sample=sample, clip=None, token_ids=(token_id, token_id), tags=())
@@ -232,7 +232,7 @@ def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int)
 
 
 def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
-    """Segments of one shape, and their completions' lengths, (P, G)."""
+    """Return the block of segments of one shape, and their completions' lengths, (P, G)."""
     num_prompt, group_size = _shape(pairs[0][0])
     lengths = [len(rollout.token_ids) for segment, _ in pairs for rollout in segment.rollouts]
     longest = max(lengths, default=0)

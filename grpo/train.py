@@ -1,7 +1,7 @@
 """A training run: `accelerate launch grpo/train.py CONFIG.yaml ... key=value ...`.
 
-Run again with the same arguments, it resumes. Everything that can be wrong with the arguments, the rewards
-and the data is found out in the order of how cheap it is to find, before a model is loaded.
+A run that is started again with the same arguments resumes. Mistakes in the arguments, the rewards and the data are
+reported before a model is loaded; the cheapest checks come first.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ def main(argv: Sequence[str]) -> None:
             run_dir = RunDir(config.run_dir)
             if is_first:
                 stack.enter_context(run_dir.locked())
-            run_dir.check_goes_on(
-                config
-            )  # the first of all checks: another run that is finished is not this one
+            # The first of all checks: another run that is finished is not this one.
+            run_dir.check_goes_on(config)
             if run_dir.is_finished(config.num_steps):
                 print(f"nothing left to do: {run_dir.path}/ holds a finished run")
                 return
             trainer = prepare(config, run_dir)
         except (ValueError, OSError) as error:
             if os.environ.get("LOCAL_RANK", "0") != "0":
-                # Mostly all processes find the same mistake. Then one on each machine says so, and its launcher ends
+                # Mostly all processes find the same mistake. Then one on each machine reports it, and its launcher ends
                 # the others meanwhile.
                 time.sleep(3)
             sys.exit(f"error: {error}".splitlines()[0])
@@ -62,9 +61,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
-    """Everything up to the first step. ValueError or OSError in one line for a user's mistake."""
-    # Late, since torch and transformers take seconds: a wrong key is answered before, and worker processes that import
-    # this file again do without them.
+    """Check and build all that the first step needs; raise ValueError or OSError, in one line, for a user's mistake."""
+    # These imports are late, since torch and transformers take seconds: a wrong key is reported before them, and
+    # worker processes that import this file again do without them.
     from accelerate.utils import set_seed
 
     from grpo.learner.launching import compute_dtype, make_accelerator, quiet_libraries
@@ -100,11 +99,13 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
         )
         if accelerator.is_main_process:
             run_dir.open(to_yaml(config), manifest(config, accelerator))
-        opened.pop_all()  # from here on it is the trainer's to close
+        # From here on the trainer's owner closes what was opened.
+        opened.pop_all()
         return trainer
 
 
 def manifest(config: Config, accelerator: Accelerator) -> dict[str, object]:
+    """Return the run's manifest, with the media settings and the processes that it was launched with."""
     return make_manifest(
         data_files=config.data.files,
         settings={

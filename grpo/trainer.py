@@ -1,10 +1,10 @@
-"""GRPO, the loop: `run` -> `step` -> `Learner.update`, each readable alone. Start with `step`.
+"""The training loop of GRPO: `run` -> `step` -> `Learner.update`, each readable alone. Start with `step`.
 
 What this GRPO is, unless a config says otherwise; each choice is said again at its line:
 
 - A question is answered G times, and an answer is compared with its siblings alone: there is no value model.
-- A completion's total is the plain weighted sum of its rewards. One on which a reward failed has no total, and takes
-  no part in the update.
+- A completion's total is the plain weighted sum of its rewards. A completion on which a reward failed has no total,
+  and takes no part in the update.
 - Its advantage is its total less the group's mean, over the group's (population) std.
 - A group whose totals are all equal teaches nothing: its advantages are exactly 0, it is left out of the passes, and no
   other question takes its place. It counts in what the loss is divided by.
@@ -48,6 +48,8 @@ from rewards.scoring.runner import RewardSet
 
 
 class GRPOTrainer:
+    """The training loop of GRPO over the parts of a run, which `startup/assembly.py` puts together."""
+
     def __init__(
         self,
         config: Config,
@@ -110,11 +112,11 @@ class GRPOTrainer:
         recorder.write_groups(step, scored, sampled.batch.lost)
 
     def _sample(self, batch: Batch, step: int) -> Sampled:
-        """A group of completions per question, and what the rewards say about it."""
+        """Sample a group of completions for each question of a batch, and score it."""
         scoring = self.rewards.scoring(step)
         with self.recorder.timed("time/rollout"):
             groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=scoring.add)
-            # What some rewards compare with: sampled beside the groups, and never trained on.
+            # Completions that some rewards compare with: sampled beside the groups, and never trained on.
             groups = add_counterfactuals(
                 groups,
                 batch.seeds,
@@ -132,7 +134,7 @@ class GRPOTrainer:
         return Sampled(batch, groups, tables)
 
     def _resample_flat(self, sampled: Sampled, step: int) -> Sampled:
-        """Other questions in the place of those without signal, as often as allowed (`dynamic_sampling.py`)."""
+        """Replace questions whose groups have no signal by others, as often as allowed (`dynamic_sampling.py`)."""
         for attempt in range(1, self.config.dynamic_sampling.max_resample_times + 1):
             flat = sampled.flat_places
             # All processes go on, or none does.
@@ -145,7 +147,7 @@ class GRPOTrainer:
         return sampled
 
     def _less_kl(self, sampled: Sampled) -> Sequence[RewardTable]:
-        """The reward tables with the divergence from the reference taken off the totals."""
+        """Return the reward tables with the KL divergence from the reference subtracted from the totals."""
         family, reference_logps = self.learner.policy.family, self.learner.reference_logps
         tables, metrics = subtract_divergences(
             sampled.groups, sampled.tables, reference_logps, self.config.loss, family
@@ -154,7 +156,7 @@ class GRPOTrainer:
         return tables
 
     def _watch(self, step: int, result: UpdateResult, rows: Sequence[PackedRow]) -> None:
-        """Take down the update's figures, rows that it was skipped for, and gradients much larger than usual."""
+        """Record the update's figures, the rows that it was skipped for, and gradients much larger than usual."""
         self.recorder.add(result.metrics)
         is_blamed = any(gather_object([len(result.bad_rows)]))
         self.recorder.append_failures(self.guard.watch(step, result, rows, is_blamed=is_blamed))
@@ -164,7 +166,7 @@ class GRPOTrainer:
         folder, settings = self.run_dir.checkpoints, self.config.checkpoint
         last_step = checkpoint.restore(folder, self.accelerator)
         self.recorder.begin(last_step)
-        # The engine has loaded the model's folder: not what was resumed, nor what 4 bits made of it.
+        # The engine has loaded the model's folder, which has neither the resumed nor the 4-bit weights.
         self.engine.sync()
         if last_step == 0:
             self._finish_step(0)
@@ -193,5 +195,5 @@ class GRPOTrainer:
         self.guard.check(step)
 
     def _is_due(self, step: int, every_steps: int) -> bool:
-        """Whether what is done every so many steps, and after the last, is done now; 0: never."""
+        """Return whether what is due every so many steps, and after the last step, is due now; 0 means never."""
         return every_steps > 0 and (step % every_steps == 0 or step == self.config.num_steps)
