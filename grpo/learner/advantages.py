@@ -1,7 +1,7 @@
 """Group-relative advantages: how much better a completion is than its siblings. In numpy, for training and replay.
 
-A total that is missing is masked, takes no part in any mean or std, and has no advantage. Arrays are float64: rewards
-come as Python floats, and equal totals have to stay equal.
+A missing total is masked, takes no part in any mean or std, and has no advantage. Arrays are float64: rewards are
+Python floats, and equal totals have to stay equal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Baseline = Literal["mean", "loo"]
 
 
 class Moments(NamedTuple):
-    """Mean and (population) std of the totals of a batch: numbers, or arrays (P, 1) where groups are of several."""
+    """Mean and (population) std of the totals of a batch: numbers, or arrays (P, 1) for groups of several batches."""
 
     mean: float | np.ndarray
     std: float | np.ndarray
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 def group_advantages(
     totals_PG: MaskedArray, *, scale: Scale, batch: Moments, baseline: Baseline = "mean", eps: float = 1e-4
 ) -> MaskedArray:
-    """Total relative to the group's mean, over the group's (population) std, the batch's, or nothing.
+    """Return each total less the group's mean, over the group's (population) std, the batch's, or nothing.
 
     baseline: "loo" compares with the mean of the *other* totals (RLOO, arXiv 2402.14740), which is
     n / (n - 1) times as far away.
@@ -49,10 +49,10 @@ def group_advantages(
 
 
 def batch_advantages(totals_PG: MaskedArray, *, batch: Moments, eps: float = 1e-4) -> MaskedArray:
-    """Distance of sums of normalised rewards from the whole batch's mean, over its (population) std.
+    """Return the distance of sums of normalised rewards from the batch's mean, over its (population) std.
 
-    What follows `compose.parts_of(normalise=True)` in GDPO (arXiv 2601.05242) and in trl's `normalize_then_sum`,
-    whose stds divide by n - 1. Flat groups get exact zeros, as in `group_advantages`.
+    The second half of GDPO (arXiv 2601.05242), after `compose.parts_of(normalise=True)`, and of trl's
+    `normalize_then_sum`, whose stds divide by n - 1. Flat groups get exact zeros, as in `group_advantages`.
     """
     return _flat_to_zero((totals_PG - batch.mean) / (batch.std + eps), totals_PG)
 
@@ -67,9 +67,9 @@ def advantages_of(
     normalised: bool = False,
     mask_truncated: bool = False,
 ) -> MaskedArray:
-    """The advantages of a step's completions, or of many steps' if `batch` has each group's own moments.
+    """Return the advantages of a step's completions, or of many steps' if `batch` has each group's own moments.
 
-    stopped_PG: False where a completion was cut at the token limit. For the rest see `score_groups`.
+    stopped_PG: False where a completion was cut off at the token limit. `score_groups` explains the others.
     """
     if normalised:
         advantages_PG = batch_advantages(totals_PG, batch=batch)
@@ -88,7 +88,7 @@ def score_groups(
     mask_truncated: bool = False,
     gather: Callable[[list[float | None]], list[float | None]] = list,
 ) -> list[ScoredGroup]:
-    """Groups with their rewards and advantages; a rollout without a total has no advantage.
+    """Return the groups with their rewards and advantages; a rollout without a total has no advantage.
 
     normalised: the tables' totals are sums of normalised rewards. mask_truncated: completions that hit the token
     limit have no advantage, but count in those of their group. gather: puts the totals of all processes together.
@@ -112,12 +112,12 @@ def score_groups(
 
 
 def as_totals(values: Any) -> MaskedArray:
-    """An array of totals, masked where one is None or NaN."""
+    """Return an array of totals, masked where a total is None or NaN."""
     array = np.array(values, dtype=np.float64)
     return MaskedArray(array, mask=np.isnan(array))
 
 
 def _flat_to_zero(advantages_PG: MaskedArray, totals_PG: MaskedArray) -> MaskedArray:
-    """Exact zeros for groups whose totals are all equal."""
+    """Set the advantages of groups whose totals are all equal to exactly 0."""
     is_flat_P1 = totals_PG.max(axis=1, keepdims=True) == totals_PG.min(axis=1, keepdims=True)
     return MaskedArray(np.where(is_flat_P1, 0.0, advantages_PG), mask=totals_PG.mask | advantages_PG.mask)

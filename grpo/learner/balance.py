@@ -1,8 +1,8 @@
-"""Segments change processes before the update, so that all have about as many tokens: a step takes as long as its
-slowest process, and prompts and completions are of any length.
+"""Load balancing: segments move between processes before the update, so that all have about as many tokens.
 
-All processes work out the same moves from the same sizes; then each segment goes from one process to another, its
-clip with it. The gradient is that of the whole step either way.
+A step takes as long as its slowest process, and prompts and completions are of any length. All processes compute the
+same moves from the same sizes; then the segments are sent with their clips. The gradient is that of the whole step
+either way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
     while True:
         source, target = sums.index(max(sums)), sums.index(min(sums))
         gap = sums[source] - sums[target]
-        # Half the gap would be best. A segment as large as the gap or larger only turns it round.
+        # A segment of half the gap would be best. One as large as the gap or larger only reverses it.
         helping = {index: size for index, size in left[source].items() if 0 < size < gap}
         if not helping:
             return moves
@@ -54,7 +54,7 @@ def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
 
 
 def balanced(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segment]:
-    """This process's segments after all processes have exchanged some."""
+    """Exchange segments between all processes, and return those that this one has then."""
     if accelerator.num_processes == 1:
         return [*segments]
     sizes = gather_object([[segment.num_tokens for segment in segments]])

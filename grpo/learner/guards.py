@@ -1,6 +1,6 @@
 """A guard over the updates: it notes skipped ones, whose loss or gradient was not finite, and unusual gradients.
 
-All processes come to the same judgement, since they all see the same gradient norms.
+All processes judge alike, since they all see the same gradient norms.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Guard:
         self.norms.extend(filter(math.isfinite, result.norms))
         # A loss can be finite and its gradient not: then any row may be to blame.
         suspects = result.bad_rows if result.bad_rows or is_blamed else rows
-        # Each once, however many iterations it spoiled.
+        # Each row once, however many iterations it spoiled.
         bad_rows = {id(row): row for row in suspects} if result.num_skipped else {}
         return found + [self._dump(step, index, row) for index, row in enumerate(bad_rows.values())]
 
@@ -92,7 +92,7 @@ class Guard:
         return norm > self.spike_factor * median(self.norms)
 
     def _dump(self, step: int, index: int, row: PackedRow) -> dict[str, Any]:
-        """Store a row whole: `torch.load(file, weights_only=False)` gives what a pass takes."""
+        """Store a whole row, which `torch.load(file, weights_only=False)` reads, and return the record of it."""
         self.folder.mkdir(exist_ok=True)
         own = f"process_{self.process}"
         file = self.folder / f"step_{step:06d}_{own}_row_{index}.pt"

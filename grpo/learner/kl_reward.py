@@ -22,10 +22,10 @@ def subtract_divergences(
     loss: LossConfig,
     family: Family,
 ) -> tuple[list[RewardTable], Metrics]:
-    """Totals less `beta` times each completion's divergence, which becomes a part called `kl`.
+    """Subtract `beta` times each completion's divergence from its total; the penalty becomes a part called `kl`.
 
-    Each token's estimate is that of the policy as the engine sampled it; a completion's is their sum, as a
-    sequence's log-prob is the sum of its tokens'. One pass of the reference per group, without gradient.
+    A token's divergence is estimated for the policy as the engine sampled it; a completion's is the sum over its
+    tokens, as its log-prob is. The reference makes one pass per group, without gradient.
     """
     rows = [_row(group, family) for group in groups]
     penalised, metrics = [], Metrics()

@@ -1,4 +1,4 @@
-"""How the processes were launched: the Accelerator, and what DeepSpeed and FSDP2 have to be told."""
+"""The launch on one process or many: the Accelerator, and what DeepSpeed and FSDP2 have to be told."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from grpo.config.model import ModelConfig
 
 
 def quiet_libraries() -> None:
-    """Silence bars and warnings that say nothing about the run; tied embeddings are meant to be shared."""
+    """Silence progress bars and warnings of libraries that say nothing about the run."""
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     if not torch.cuda.is_available():
@@ -31,12 +31,12 @@ def on_gpu() -> bool:
 
 
 def compute_dtype() -> torch.dtype:
-    """The precision of the passes of policy and rollout engine: bf16 on a GPU, over fp32 weights; fp32 on a CPU."""
+    """Return the precision in which policy and engine compute: bf16 on a GPU, over fp32 weights; fp32 on a CPU."""
     return torch.bfloat16 if on_gpu() else torch.float32
 
 
 def make_accelerator() -> Accelerator:
-    """The run's Accelerator, whose passes are in `compute_dtype`."""
+    """Return the run's Accelerator, whose passes are in `compute_dtype`."""
     # Several processes without a GPU: accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the
     # backend, and lets all others train for themselves, each on its part of the data, unless it is told of the CPU.
     several_on_cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -61,7 +61,7 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
     _check_bitsandbytes(accelerator, optim, model)
     plugin = deepspeed_plugin(accelerator)
     if plugin is not None and optim.robust.method != "none":
-        # It gives the optimizer flat slices of all weights, and these have no start and no norm of their own.
+        # DeepSpeed gives the optimizer flat slices of all weights, which have no start and no norm of their own.
         raise ValueError(
             f"optim.robust.method={optim.robust.method} does not go with DeepSpeed, which cuts the weights across "
             "their borders: use launch/accelerate/fsdp2.yaml"
@@ -75,7 +75,7 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
 
 
 def _check_bitsandbytes(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:
-    """Raise ValueError if what is to be kept in 4 or 8 bits can't be."""
+    """Raise ValueError if weights or moments are to be kept in 4 or 8 bits and can't be."""
     settings = {
         "model.load_in_4bit": model.load_in_4bit,
         "optim.optimizer=adamw_8bit": optim.optimizer == "adamw_8bit",
@@ -91,26 +91,26 @@ def _check_bitsandbytes(accelerator: Accelerator, optim: OptimConfig, model: Mod
 
 
 def deepspeed_plugin(accelerator: Accelerator) -> Any:
-    """DeepSpeed's settings; None where something else was launched."""
+    """Return DeepSpeed's settings; None if the run was launched without it."""
     return accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
 
 
 def shards_weights(accelerator: Accelerator) -> bool:
-    """Whether the weights will be split over processes (ZeRO-3, FSDP2), so that none of them holds all."""
+    """Return whether the weights will be split over processes (ZeRO-3, FSDP2), so that none of them holds all."""
     plugin = deepspeed_plugin(accelerator)
     return accelerator.is_fsdp2 or (plugin is not None and plugin.zero_stage == 3)
 
 
 def pass_dtype(accelerator: Accelerator) -> torch.dtype | None:
-    """What FSDP2 turns the weights into for a pass; None where they are used as they are."""
+    """Return the precision that FSDP2 casts the weights to for a pass; None where they are used as they are."""
     return torch.bfloat16 if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16" else None
 
 
 def set_up_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
-    """What DeepSpeed and FSDP2 need before they take the model over."""
+    """Tell DeepSpeed and FSDP2 what they need before they take the model over."""
     plugin = deepspeed_plugin(accelerator)
     if plugin is not None:
-        # It clips by its own config, and wants a batch size although it loads no data here.
+        # DeepSpeed clips by its own config, and wants a batch size although it loads no data here.
         plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         # The shipped files are for GPUs. On a CPU the engine samples in fp32, and so the learner computes.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCounts:
-    """What the loss is divided by: counts over all processes, groups without signal included."""
+    """The counts over all processes that the loss is divided by, groups without signal included."""
 
     num_completions: int
     """Completions that have a total, those included that are masked because they were cut off."""
@@ -41,7 +41,7 @@ def step_counts(
     max_new_tokens: int,
     gather: Callable[[list[Any]], list[Any]] = list,
 ) -> StepCounts:
-    """The counts of a step. gather: puts lists of all processes together."""
+    """Return the counts of a step. gather: puts lists of all processes together."""
     lengths = [
         len(rollout.token_ids)
         for group in scored
@@ -60,7 +60,7 @@ def step_counts(
 def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
     """PPO's clipped surrogate, negated; `epsilon_high` bounds the ratio from above (DAPO, arXiv 2503.14476).
 
-    `delta` bounds it where the advantage is negative, which the other two do not (arXiv 2505.07291).
+    `delta` bounds the ratio where the advantage is negative, which the other two do not (arXiv 2505.07291).
     """
     clipped_T = ratio_T.clamp(1 - settings.epsilon, 1 + settings.epsilon_high)
     if settings.delta is not None:
@@ -78,9 +78,9 @@ def clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Te
 
 
 def cispo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """REINFORCE with the ratio, at most `epsilon_high` itself, as a constant weight: every token keeps its gradient.
+    """The REINFORCE loss with the ratio, capped at `epsilon_high`, as a constant weight: all tokens keep a gradient.
 
-    MiniMax-M1, arXiv 2506.13585; without a lower bound as in ScaleRL, arXiv 2510.13786.
+    CISPO, MiniMax-M1, arXiv 2506.13585; without a lower bound as in ScaleRL, arXiv 2510.13786.
     """
     return -ratio_T.clamp(max=settings.epsilon_high).detach() * advantages_T * logps_T
 
@@ -91,7 +91,10 @@ def cispo_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig)
 
 
 def sapo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """A sigmoid of the ratio in place of the clip, steeper the higher its temperature (SAPO, arXiv 2511.20347)."""
+    """The surrogate with a sigmoid of the ratio in place of the clip, steeper the higher its temperature.
+
+    SAPO, arXiv 2511.20347.
+    """
     temperature_T = torch.where(
         advantages_T > 0, settings.sapo_temperature_pos, settings.sapo_temperature_neg
     )
@@ -104,23 +107,23 @@ def never_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tens
 
 
 def completion_weights_T(lengths_T: Tensor, counts: StepCounts) -> Tensor:
-    """The mean over completions of their token means. lengths_T: of the completion that a token belongs to."""
+    """Weights of a mean over completions of their token means. lengths_T: the length of each token's completion."""
     return 1.0 / (lengths_T * counts.num_completions)
 
 
 def token_weights_T(lengths_T: Tensor, counts: StepCounts) -> Tensor:
-    """The mean over all tokens of the step."""
+    """Weights of a mean over all tokens of the step."""
     return torch.full_like(lengths_T, 1.0 / counts.num_tokens, dtype=torch.float32)
 
 
 def budget_weights_T(lengths_T: Tensor, counts: StepCounts) -> Tensor:
-    """The sum over tokens by what completions could have been: no length is preferred (Dr. GRPO, arXiv 2503.20783)."""
+    """Weights of a sum over tokens by the step's token budget: no length is preferred (Dr. GRPO, arXiv 2503.20783)."""
     num_tokens = counts.num_completions * counts.max_new_tokens
     return torch.full_like(lengths_T, 1.0 / num_tokens, dtype=torch.float32)
 
 
 class Loss(NamedTuple):
-    """What `loss.type` stands for."""
+    """The functions behind a `loss.type`."""
 
     token_T: Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
     """The loss of each token, from ratios, log-probs and advantages."""
@@ -130,7 +133,7 @@ class Loss(NamedTuple):
 
 LOSSES: dict[str, Loss] = {
     "grpo": Loss(clipped_loss_T, clipped_T, completion_weights_T),
-    # Its ratios are those of whole completions.
+    # GSPO's ratios are those of whole completions (`LossConfig.level`).
     "gspo": Loss(clipped_loss_T, clipped_T, completion_weights_T),
     "bnpo": Loss(clipped_loss_T, clipped_T, token_weights_T),
     "dapo": Loss(clipped_loss_T, clipped_T, token_weights_T),
@@ -138,8 +141,8 @@ LOSSES: dict[str, Loss] = {
     "cispo": Loss(cispo_loss_T, cispo_clipped_T, token_weights_T),
     "sapo": Loss(sapo_loss_T, never_T, completion_weights_T),
 }
-"""`bnpo` divides by the tokens of the batch, `dapo` by those of the whole step; trl's bnpo takes a micro-batch for the
-batch. Here it is the step, or the gradient would depend on packing: the two names mean the same."""
+"""The losses by `loss.type`. `bnpo` divides by the tokens of the batch, `dapo` by those of the whole step; trl's bnpo
+takes a micro-batch for the batch. Here it is the step, or the gradient would depend on packing: both mean the same."""
 
 
 def kl_T(
@@ -177,10 +180,11 @@ def row_loss(
     num_kept_tokens: float,
     reference_logps_T: Tensor | None,
 ) -> tuple[Tensor, Metrics]:
-    """A row's part of the step's loss, a number, and its figures.
+    """Return a row's part of the step's loss, a scalar, and the row's figures.
 
-    old_logps_T: the policy's before the step's first update. kept_T: 1 where the policy loss and the entropy bonus act
-    on a token, else 0. num_kept_tokens: the ones over all processes. reference_logps_T: None without a KL term.
+    old_logps_T: the policy's log-probs before the first update. kept_T: 1 where the policy loss and the entropy bonus
+    act on a token, else 0. num_kept_tokens: the number of ones in all processes.
+    reference_logps_T: None without a KL term.
     """
     kind, means = LOSSES[settings.type], {}
     # All 1 in a step's first update, with a gradient nonetheless.
@@ -233,5 +237,5 @@ def _engine_weight_T(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) 
 
 
 def mean_of(values_T: Tensor) -> Mean:
-    """The average over a row's tokens, as a figure."""
+    """Return the mean over a row's tokens, with its count."""
     return Mean(values_T.sum().item(), len(values_T))

@@ -1,6 +1,6 @@
-"""AdamW that keeps weights near where they began: Selective Projection Decay and L2-SP. Per tensor, in fp32.
+"""AdamW variants that keep weights near their start: Selective Projection Decay and L2-SP. Per tensor, in fp32.
 
-The start is what the weights are when the learner has prepared them for its processes, before a checkpoint is loaded.
+The start is the weights' values when the learner has prepared them for its processes, before a checkpoint is loaded.
 Under FSDP2 each process keeps its shards of it; norms and products are summed over all. The start of an
 adapter's tensors is zero, as in the published code (`pre: None`), not the random values that its A begins with:
 without adapters the model is the one that training started from.
@@ -20,7 +20,7 @@ from grpo.policy.sharding import gathered
 
 
 class SPD(torch.optim.AdamW):
-    """Adam with Selective Projection Decay (Tian et al. 2024, arXiv 2411.01713; code GT-RIPL, b377695).
+    """AdamW with Selective Projection Decay (Tian et al. 2024, arXiv 2411.01713; code GT-RIPL, b377695).
 
     Where the gradient points away from the start (descent wants to go back) and the step moved a tensor
     outward all the same, driven by its momentum, the tensor is pulled back: `strength` 1 puts it at its previous
@@ -28,7 +28,7 @@ class SPD(torch.optim.AdamW):
     """
 
     projected_frac: float = 0.0
-    """Share of the tensors that the last step pulled back."""
+    """The share of the tensors that the last step pulled back."""
 
     def __init__(
         self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
@@ -51,16 +51,16 @@ class SPD(torch.optim.AdamW):
 
     @staticmethod
     def _before(weight: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether descent leads back to the start, and the distance from it."""
+        """Return whether descent leads back to the start, and the distance from the start."""
         assert weight.grad is not None
         deviation = weight.float() - start.float()
         return gathered((weight.grad.float() * deviation).sum()) > 0, gathered(deviation.norm())
 
     def _project(self, weight: Tensor, start: Tensor, leads_back: Tensor, previous: Tensor) -> Tensor:
-        """Pull a tensor back; whether there was something to pull."""
+        """Pull a tensor back towards its start, and return whether it had moved outward."""
         deviation = weight.float() - start.float()
         distance = gathered(deviation.norm())
-        # Never moved: 0 / 0.
+        # A tensor that never moved would give 0 / 0.
         ratio = ((distance - previous) / distance.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
         ratio = torch.where(leads_back, ratio, 0.0)
         weight.sub_((self.strength * ratio * deviation).to(weight.dtype))
@@ -90,9 +90,9 @@ class L2SP(torch.optim.AdamW):
 def make_optimizer(
     weights: Sequence[nn.Parameter], optim: OptimConfig, *, from_zero: bool = False
 ) -> torch.optim.Optimizer:
-    """AdamW, one with its moments in 8 bits, or one that keeps weights near their start.
+    """Return AdamW, AdamW with its moments in 8 bits, or a variant that keeps weights near their start.
 
-    from_zero: they are adapters, whose start is zero.
+    from_zero: the weights are adapters, whose start is zero.
     """
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
     if optim.robust.method == "spd":
@@ -107,7 +107,7 @@ def make_optimizer(
 
 
 def take_start(optimizer: torch.optim.Optimizer) -> None:
-    """Where preparation has moved, split or cast the weights, the start has to be so too."""
+    """Take the start from the weights again, since preparation may have moved, split or cast them."""
     if isinstance(optimizer, SPD | L2SP):
         optimizer.starts = _starts(_weights(optimizer), optimizer.from_zero)
 
@@ -117,7 +117,7 @@ def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _starts(weights: Sequence[Tensor], from_zero: bool) -> list[Tensor]:
-    """Zeros take no memory: each is a single number, seen in the weight's shape."""
+    """Return the weights' start. Zeros take no memory: each is one number, expanded to the weight's shape."""
     if from_zero:
         return [
             torch.zeros_like(weight)

@@ -17,7 +17,7 @@ CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "s
 
 
 def completion_sums_T(values_T: Tensor, completion_T: Tensor) -> Tensor:
-    """Each completion's sum, at each of its tokens."""
+    """Return, at each token, the sum of the values over its completion."""
     # There are at most as many completions as tokens; asking for their number would wait for the GPU.
     return torch.zeros_like(values_T).index_add(0, completion_T, values_T)[completion_T]
 
@@ -25,7 +25,7 @@ def completion_sums_T(values_T: Tensor, completion_T: Tensor) -> Tensor:
 def importance_ratio_T(
     logps_T: Tensor, old_logps_T: Tensor, *, completion_T: Tensor, lengths_T: Tensor, level: Level
 ) -> Tensor:
-    """How much likelier tokens became since the update began, with gradient.
+    """Return the probability ratio of each token to the policy before the update, with gradient.
 
     level: "sequence" gives a completion's tokens their geometric mean (GSPO, arXiv 2507.18071).
     """
@@ -55,9 +55,10 @@ def sampler_correction(
     clip_min: float | None,
     clip_max: float | None,
 ) -> Correction:
-    """Truncated (TIS) or masked (MIS) importance weights, by token or by completion, as trl's modes of the same names.
+    """Return truncated (TIS) or masked (MIS) importance weights, by token or by completion.
 
-    Yao et al. 2025, https://fengyao.notion.site/off-policy-rl. A completion's ratio is the product over its tokens.
+    The modes are trl's of the same names. A completion's ratio is the product over its tokens.
+    Yao et al. 2025, https://fengyao.notion.site/off-policy-rl.
     """
     log_ratio_T = old_logps_T - sampler_logps_T
     if mode.startswith("sequence"):

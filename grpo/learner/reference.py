@@ -1,4 +1,4 @@
-"""What the KL term compares the policy with: its frozen start, without adapters or as a model of its own."""
+"""The reference of the KL term: the policy's frozen start, without adapters or as a model of its own."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from grpo.policy.model import Policy
 
 
 class Reference(Protocol):
+    """The policy's start, which the KL term compares it with."""
+
     def ready(self) -> AbstractContextManager[Any]:
-        """The policy to call for log-probs, inside the context."""
+        """Return a context that gives the policy to call for log-probs."""
         ...
 
 
 class WithoutAdapters:
-    """The policy itself with its adapters off: no second copy, and no memory."""
+    """A reference that is the policy itself with its adapters off, without a second copy in memory."""
 
     def __init__(self, policy: Policy, wrapped: Any) -> None:
-        """wrapped: the policy as it is called where several processes share the work."""
+        """Make a reference of the policy; `wrapped` is the policy as several processes call it together."""
         self.policy, self.wrapped = policy, wrapped
 
     @contextmanager
@@ -33,7 +35,7 @@ class WithoutAdapters:
 
 
 class SecondCopy:
-    """A model of its own, which stays in main memory between steps if it is offloaded."""
+    """A reference that is a model of its own, in main memory between steps if it is offloaded."""
 
     def __init__(self, policy: Policy, device: torch.device, *, offload: bool) -> None:
         self.policy = policy.requires_grad_(False).eval()
@@ -52,7 +54,7 @@ class SecondCopy:
 
     @torch.no_grad()
     def follow(self, named_weights: Iterable[tuple[str, Tensor]], share: float) -> None:
-        """Move towards other weights, which get this share in the new ones."""
+        """Move the reference's weights towards others, which get this share in the new ones."""
         own = dict(self.policy.model.named_parameters())
         for name, weight in named_weights:
             own[name].lerp_(weight.to(own[name]), share)

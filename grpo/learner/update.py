@@ -31,27 +31,27 @@ class TokenSelection:
     """Which tokens the policy loss and the entropy bonus act on; by default all."""
 
     kept_rows: Sequence[Tensor]
-    """For each row (T,): 1 or 0 per token."""
+    """A mask (T,) for each row: 1 for a token that is acted on, else 0."""
     num_tokens: float
-    """The number of ones over all processes."""
+    """The number of ones in the masks of all processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateInputs:
-    """What all updates of a step are made from."""
+    """The inputs that all updates of a step share."""
 
     rows: Sequence[PackedRow]
     num_passes: int
-    """As many as the process with the most rows makes: with each pass, processes exchange weights or gradients."""
+    """The number of rows of the process that has most; all make as many passes, since they exchange data in each."""
     counts: StepCounts
     selection: TokenSelection
     reference_logps: Sequence[Tensor | None]
-    """For each row (T,); None without a KL term in the loss."""
+    """The reference's log-probs of each row, (T,); None without a KL term in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowPass:
-    """What came of a row's forward and backward pass, beside the gradient."""
+    """The result of a row's forward and backward pass, beside the gradient."""
 
     old_logps_T: Tensor
     """The policy's log-probs before the step's first update."""
@@ -62,11 +62,11 @@ class RowPass:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateResult:
-    """What came of a step's updates."""
+    """The result of a step's updates."""
 
     metrics: Metrics = Metrics()
     norms: Sequence[float] = ()
-    """Each update's gradient norm before clipping; one that is not finite was not applied."""
+    """The gradient norm of each update before clipping; an update whose norm is not finite was skipped."""
     bad_rows: Sequence[PackedRow] = ()
     """This process's rows whose loss was not finite."""
 
@@ -88,7 +88,7 @@ class Learner:
         num_steps: int,
         load_reference: Callable[[torch.dtype], Policy] | None = None,
     ) -> None:
-        """load_reference: the frozen start in the given precision; None without a KL term."""
+        """Prepare the policy; `load_reference` loads the frozen start in a given precision, None without a KL term."""
         self.accelerator = accelerator
         self.loss, self.optim, self.num_steps = loss, optim, num_steps
         self.policy, self.padding_row = policy, padding_row(policy.family)
@@ -109,7 +109,8 @@ class Learner:
         dtype = None if self.loss.sync_ref_model else pass_dtype(self.accelerator)
         own = load(dtype or self.policy.model.dtype)
         reference = SecondCopy(own, self.accelerator.device, offload=self.loss.reference_offload)
-        if self.loss.sync_ref_model:  # a reference that moves is part of a checkpoint
+        # A reference that moves is part of a checkpoint.
+        if self.loss.sync_ref_model:
             self.accelerator.register_for_checkpointing(reference.policy)
         return reference
 
@@ -133,7 +134,7 @@ class Learner:
         return replace(result, metrics=metrics + skipped)
 
     def prepare(self, rows: Sequence[PackedRow], counts: StepCounts) -> UpdateInputs:
-        """The rows with what stays the same in all updates of a step."""
+        """Return the rows with what stays the same in all updates of a step."""
         padded = self._padded(rows)
         has_kl_term = self.loss.beta > 0 and not self.loss.kl_in_reward
         return UpdateInputs(
@@ -147,7 +148,7 @@ class Learner:
     def forward_backward(self, inputs: UpdateInputs, old_logps: Sequence[Tensor] = ()) -> list[RowPass]:
         """Leave the gradient of the step's loss, over all rows of all processes, on the weights.
 
-        old_logps: each row's log-probs before the step's first update; empty: this is the first, and they are its own.
+        old_logps: each row's log-probs before the step's first update; empty in the first update, whose own they are.
         """
         passes: list[RowPass] = []
         for index in range(inputs.num_passes):
@@ -172,14 +173,14 @@ class Learner:
         return norm, metrics
 
     def reference_logps(self, rows: Sequence[PackedRow]) -> list[Tensor]:
-        """The rows' log-probs under the reference, each (T,), in the precision of the policy's passes."""
+        """Return the rows' log-probs under the reference, each (T,), in the precision of the policy's passes."""
         assert self.reference is not None
         padded = self._padded(rows)
         with torch.no_grad(), self.accelerator.autocast(), self.reference.ready() as policy:
             return [policy(row.to(self.accelerator.device)).logps_T for row in padded][: len(rows)]
 
     def _padded(self, rows: Sequence[PackedRow]) -> list[PackedRow]:
-        """The rows, then padding rows up to the number of the process that has the most."""
+        """Return the rows, then padding rows up to the number of rows of the process that has most."""
         counts = self.accelerator.gather(torch.tensor([len(rows)], device=self.accelerator.device))
         most = int(counts.max())  # pyright: ignore[reportAttributeAccessIssue]
         return [*rows, *[self.padding_row] * (most - len(rows))]
@@ -187,7 +188,7 @@ class Learner:
     def _select_tokens(
         self, padded: Sequence[PackedRow], num_rows: int, counts: StepCounts
     ) -> TokenSelection:
-        """All tokens of the rows, or those of highest entropy among the tokens of all rows of all processes."""
+        """Select all tokens of the rows, or those of highest entropy among the tokens of all rows of all processes."""
         quantile, device = self.loss.top_entropy_quantile, self.accelerator.device
         if quantile == 1 or not padded:
             ones = [torch.ones(len(row.target_T), device=device) for row in padded[:num_rows]]
@@ -243,7 +244,7 @@ class Learner:
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between processes in the last backward pass only."""
+        """Return a context in which gradients are exchanged between processes in the last backward pass only."""
         self.accelerator.sync_gradients = last
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
@@ -268,7 +269,7 @@ def lr_factor(
     schedule: Literal["constant", "cosine"],
     min_lr_frac: float,
 ) -> float:
-    """Share of the learning rate at a step (the first is 1): linear warm-up, then constant or a half cosine."""
+    """Return the share of the learning rate at a step, from 1 on: linear warm-up, then constant or a half cosine."""
     if step <= warmup_steps:
         return step / warmup_steps
     if schedule == "constant":
