@@ -1,1 +1,1 @@
-"""Which questions a step takes: order, shares, what was learned before, and whether a prompt will fit."""
+"""The feed of training prompts: order and shares of questions, dynamic sampling, and whether a prompt will fit."""

@@ -1,4 +1,4 @@
-"""Groups that teach: others in the place of groups without signal, and no time for questions that are solved.
+"""Dynamic sampling: other groups in the place of those without signal, and a memory of questions that are solved.
 
 A group whose totals are all equal has no gradient. Dynamic sampling (DAPO, arXiv 2503.14476) puts groups of other
 questions in their place; the memory leaves out, for a while, questions that all completions got right or wrong.
@@ -16,7 +16,7 @@ from grpo.groups import Batch, Group, RewardTable
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a step has sampled: groups with what the rewards say, behind the batch that they come from."""
+    """The groups that a step has sampled, with the batch that they come from and their reward tables."""
 
     batch: Batch
     groups: Sequence[Group]
@@ -24,11 +24,11 @@ class Sampled:
 
     @property
     def flat_places(self) -> list[int]:
-        """Where in the batch groups without signal are."""
+        """The places in the batch of groups without signal."""
         return [place for place, table in zip(self.batch.places, self.tables, strict=True) if is_flat(table)]
 
     def with_others(self, others: Sampled) -> Sampled:
-        """The others in their places if they have a signal; what was lost with them is lost."""
+        """Put other groups in their places if they have a signal, and add the samples that were lost with them."""
         new = {
             place: index for index, place in enumerate(others.batch.places) if place not in others.flat_places
         }
@@ -47,14 +47,16 @@ class Sampled:
 
 
 def is_flat(table: RewardTable) -> bool:
-    """Whether all totals are the same, or there is at most one. Not where a failed reward cost a total: that is not
-    for the policy to answer for, and must not be lost with the group."""
+    """Return whether all totals of a group are the same, or there is at most one.
+
+    A group in which a failed reward cost a total is never flat: the failure must not be lost with the group.
+    """
     has_lost_totals = any(table.totals[failure.rollout_index] is None for failure in table.failures)
     return not has_lost_totals and len({total for total in table.totals if total is not None}) <= 1
 
 
 class DifficultyMemory:
-    """Which questions are left out, until which step. The same in all processes, and part of checkpoints."""
+    """The questions that are left out, until which step; the same in all processes, and part of checkpoints."""
 
     def __init__(self, config: DynamicSamplingConfig, *, steps_per_epoch: float) -> None:
         self.config = config
@@ -62,7 +64,7 @@ class DifficultyMemory:
         self._until: dict[str, float] = {}
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the mean of the telling reward for each question of a step."""
+        """Record the mean of `dynamic_sampling.reward` for each question of a step."""
         for sample_id, value in values.items():
             if value >= self.config.solved_from or value <= self.config.hopeless_to:
                 self._until[sample_id] = step + self.skip_steps
@@ -71,7 +73,7 @@ class DifficultyMemory:
         return step <= self._until.get(sample_id, -1)
 
     def num_left_out(self, step: int) -> int:
-        """How many questions are left out at a step."""
+        """Return the number of questions that are left out at a step."""
         return sum(step <= until for until in self._until.values())
 
     def state_dict(self) -> dict[str, float]:
@@ -82,7 +84,7 @@ class DifficultyMemory:
 
 
 def means_of(groups: Sequence[Group], tables: Sequence[RewardTable], reward: str) -> dict[str, float]:
-    """A reward's mean over each group, by the question's id; without those where it has no value."""
+    """Return a reward's mean over each group, by the sample's id; groups where it has no value are left out."""
     means: dict[str, float] = {}
     for group, table in zip(groups, tables, strict=True):
         values = [value for value in table.columns[reward] if value is not None]

@@ -1,6 +1,6 @@
-"""Which sample each place of a run takes: epoch after epoch, or from each dataset the share that was stated for it.
+"""The mixture of training sets: the sample at each place of a run, by epochs, or by the stated shares of datasets.
 
-A run's places are numbered through: step s has those from (s - 1) * prompts_per_step on. Everything is a function
+The places of a run are numbered through: step s has those from (s - 1) * prompts_per_step on. Everything is a function
 of (seed, step), so a resumed run goes on exactly where it stopped, and a step's samples don't depend on the number
 of processes.
 """
@@ -20,14 +20,14 @@ from grpo.groups import Sample
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Samples that are gone through together, and how many of `sum of weights` places are theirs."""
+    """A part of the mixture: samples with epochs of their own, which take `weight` of every `sum of weights` places."""
 
     samples: Sequence[Sample]
     weight: int = 1
 
 
 def parts(sets: Sequence[Sequence[Sample]], shares: Sequence[float | None]) -> list[Part]:
-    """One part for each set with a share; the others are one part together, with the rest of the places."""
+    """Return one part for each set with a share; the other sets are one part together, with the rest of the places."""
     rest = [
         sample for samples, share in zip(sets, shares, strict=True) if share is None for sample in samples
     ]
@@ -47,7 +47,7 @@ def parts(sets: Sequence[Sequence[Sample]], shares: Sequence[float | None]) -> l
 def step_samples(
     parts: Sequence[Part], prompts_per_step: int, step: int, seed: int, order_seed: int | None = None
 ) -> list[Sample]:
-    """A step's samples (the first step is 1). order_seed: for other samples of the same parts in the same places."""
+    """Return a step's samples (the first step is 1). order_seed: gives other samples of the same parts instead."""
     sizes, weights = tuple(len(part.samples) for part in parts), tuple(part.weight for part in parts)
     picked = step_indices(sizes, weights, prompts_per_step, step, seed, order_seed)
     return [parts[part].samples[index] for part, index in picked]
@@ -61,8 +61,7 @@ def step_indices(
     seed: int,
     order_seed: int | None = None,
 ) -> list[tuple[int, int]]:
-    """Part and index of each of a step's samples. Every part is gone through epoch after epoch, each time in an order
-    of its own."""
+    """Return part and index of each of a step's samples; a part has another order in each epoch."""
     first = (step - 1) * prompts_per_step
     order_seed = seed if order_seed is None else order_seed
     picked: list[tuple[int, int]] = []
@@ -72,13 +71,13 @@ def step_indices(
         picked.append((part, int(_epoch_order(sizes[part], epoch, order_seed, part)[within])))
     if len(sizes) == 1:
         return picked
-    # Parts alternate: without this, of two halves on two processes each process would see one.
+    # Parts alternate: without this shuffle, of two halves on two processes each process would see one.
     order = np.random.default_rng([seed, step, len(sizes)]).permutation(prompts_per_step)
     return [picked[slot] for slot in order]
 
 
 def _turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
-    """Whose a place is, and how many places before it were theirs."""
+    """Return the part that a place belongs to, and how many places before it belong to that part."""
     part_of, before = _pattern(weights)
     rounds, within = divmod(place, sum(weights))
     part = part_of[within]
@@ -87,10 +86,10 @@ def _turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _pattern(weights: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """For as many places as the weights sum up to: whose each is, and how many before it were theirs.
+    """Return for each of `sum(weights)` places the part that it belongs to, and how many before it belong to that part.
 
     After n places each part has had its share of n, rounded up or down: a part is due for its next place while it
-    has had less than its share, and of those that are due the one goes first whose share would run ahead by a
+    has had less than its share, and of the parts that are due the one goes first whose share would run ahead by a
     whole place soonest (earliest deadline first; Tijdeman 1980).
     """
     total = sum(weights)

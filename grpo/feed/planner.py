@@ -1,8 +1,8 @@
-"""How many tokens each prompt will have, before any clip is decoded: by the same arithmetic as decoding and prompts.
+"""The planner of prompts: their numbers of tokens before a clip is decoded, by the same arithmetic as decoding.
 
-A run refuses at its start what can't fit, with the sample's name and the key to change; nothing is ever cut. Most
-prompts fit whatever their clip is like, which is known from the settings alone; only for the others is the clip's
-file opened. `egogrpo doctor` opens all of them, and reports how tokens are distributed.
+A run refuses prompts that can't fit at its start, with the sample's name and the key to change; nothing is ever cut.
+Most prompts fit whatever their clip is like, which is known from the settings alone; only for the others is the
+clip's file opened. `egogrpo doctor` opens all of them, and reports how tokens are distributed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptPlan:
-    """A prompt as it will be."""
+    """The size of a prompt before its clip is decoded."""
 
     clip: ClipPlan | None
     num_text_tokens: int
@@ -38,16 +38,16 @@ class PromptPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Plans prompts of one run."""
+    """The planner of a run's prompts."""
 
     family: Qwen25VL
     settings: MediaSettings
     count_text: Callable[[Sample], int]
-    """Tokens of a sample's prompt beside its clip's."""
+    """Returns the number of tokens of a sample's prompt beside its clip's."""
     max_prompt_tokens: int
 
     def plan(self, sample: Sample) -> PromptPlan:
-        """From the header of the clip's file. MediaError where that or the clip is of no use."""
+        """Plan a sample's prompt from the header of its clip's file; raise MediaError if the clip can't be used."""
         clip = None
         if sample.clip_source is not None:
             clip = plan_source(sample.clip_source, settings=self.settings, patches=self.family.patches)
@@ -58,15 +58,15 @@ class Planner:
         )
 
     def refusals(self, samples: Iterable[Sample], *, num_workers: int) -> list[str]:
-        """Why prompts can't fit, in a line for each that can't, naming the sample and the key to change.
+        """Return a line for each prompt that can't fit, with the sample and the key to change.
 
-        What can't be read is no matter of tokens, and left out here.
+        Clips that can't be read are left out here: they are lost when they are decoded.
         """
         with ThreadPoolExecutor(num_workers) as pool:
             return [reason for reason in pool.map(self._refusal, samples) if reason is not None]
 
     def refusal(self, sample: Sample, plan: PromptPlan) -> str | None:
-        """Why this prompt can't fit, without the place of its record; None if it does."""
+        """Return why a prompt can't fit, without the file and line of its record; None if it fits."""
         if plan.num_tokens <= self.max_prompt_tokens:
             return None
         room = self.max_prompt_tokens - plan.num_text_tokens
@@ -81,7 +81,7 @@ class Planner:
         try:
             if self._surely_fits(sample):
                 return None
-        except ValueError as error:  # of the text
+        except ValueError as error:  # the prompt's text is wrong
             return f"{sample.source}: sample {sample.id}: {error}"
         try:
             reason = self.refusal(sample, self.plan(sample))
@@ -89,7 +89,7 @@ class Planner:
         except MediaError as error:
             is_ours = isinstance(error.__cause__, TooManyTokens)
             return f"{sample.source}: sample {sample.id}: {error}" if is_ours else None
-        except Exception as error:  # of the file, whose clip will be lost: the text was counted above
+        except Exception as error:  # the file is wrong, and the clip will be lost: the text was counted above
             logger.warning("%s: sample %s: %s", sample.source, sample.id, describe(error))
             return None
 
@@ -113,9 +113,9 @@ class Planner:
 
 
 def most_vision_tokens(settings: MediaSettings, patches: PatchShape) -> int:
-    """No clip has more, whatever its length and shape.
+    """Return the most vision tokens that a clip of any length and shape can have.
 
-    All numbers of frames are looked at: by total_pixels, fewer frames may be so much larger that they have more tokens.
+    All numbers of frames are tried: under `total_pixels`, fewer frames may be so much larger that they have more.
     """
     step = patches.temporal_frames
     bound = max(most_tokens(count, settings, patches) for count in range(step, settings.max_frames + 1, step))

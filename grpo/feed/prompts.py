@@ -1,4 +1,4 @@
-"""A step's samples (`mixture.py` says which) as prompts with their clips, decoded ahead."""
+"""The feed: a step's samples (`mixture.py` chooses them) as prompts with their clips, which are decoded ahead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grpo.media.loader import ClipLoader
 Render = Callable[[Sample, Clip | None], Prompt]
 
 MAX_LEFT_OUT = 16
-"""How many questions that are left out are passed over for a place, before the first of them is asked after all."""
+"""The most other questions that are tried for a place whose question is left out; then that one is asked after all."""
 
 
 class Feed:
@@ -47,10 +47,11 @@ class Feed:
         self.memory = memory
 
     def batch(self, step: int) -> Batch:
-        """This process's prompts of a step (the first is 1); later steps' clips start decoding."""
+        """Return this process's prompts of a step (the first is 1), and start to decode the clips of later steps."""
         ahead = [self._own(later) for later in range(step, step + self.prefetch_steps + 1)]
         own, coming = ahead[0], [sample.clip_source for later in ahead for _, sample in later]
-        if self.memory is not None:  # it may think otherwise by now of what was to come
+        # The memory may have changed which questions come next since their clips were asked for.
+        if self.memory is not None:
             self.loader.forget_all_but(coming)
         self.loader.prefetch(coming)
         seeds = [rollout_seed(self.seed, step, slot) for slot, _ in own]
@@ -59,7 +60,7 @@ class Feed:
         )
 
     def others(self, step: int, attempt: int, places: Sequence[int]) -> Batch:
-        """Prompts of other questions for some places of a step's batch; a new set with each attempt, from 1 on."""
+        """Return prompts of other questions for some places of a step's batch; each attempt, from 1 on, has others."""
         own = self._own(step, attempt)
         seeds = [rollout_seed(self.seed, step, own[place][0], attempt) for place in places]
         batch = make_batch(
@@ -72,10 +73,10 @@ class Feed:
         return [(slot, self._sample(step, attempt, slot)) for slot in slots]
 
     def _sample(self, step: int, attempt: int, slot: int) -> Sample:
-        """What a slot of a step asks; another question in the place of one that the memory leaves out.
+        """Return the sample at a slot of a step; another one in the place of one that the memory leaves out.
 
-        Others come from orders of their own, so that the epochs of the first stay what they are, and from the same
-        part of a mixture, so that the shares do.
+        Other samples come from orders of their own, so that the epochs stay what they are, and from the same part of
+        the mixture, so that the shares stay.
         """
         first = self._ordered(step, attempt)[slot]
         if self.memory is None:
@@ -96,7 +97,7 @@ def make_batch(
     render: Render,
     max_prompt_tokens: int,
 ) -> Batch:
-    """Prompts of samples. One that can't be decoded, rendered or is too long is lost, never replaced."""
+    """Render samples' prompts. A sample that can't be decoded or rendered, or is too long, is lost, never replaced."""
     kept: list[tuple[int, Prompt, int]] = []
     lost: list[LostSample] = []
     for place, (sample, seed) in enumerate(zip(samples, seeds, strict=True)):
@@ -119,6 +120,6 @@ def make_batch(
 
 
 def rollout_seed(*parts: int | str) -> int:
-    """A seed that depends on all parts, with room for a group's members after it."""
+    """Return a seed that depends on all parts, with room above it for the seeds of a group's rollouts."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big")
