@@ -1,1 +1,1 @@
-"""What happens before the first step: every check of a run's settings and data, and its parts put together."""
+"""The start of a run before its first step: the checks of settings and data, and the assembly of its parts."""

@@ -1,4 +1,4 @@
-"""The parts of a run as its settings want them. What each part does is said where it is defined."""
+"""The assembly of a run: each part built from the settings. What a part does is documented where it is defined."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build_trainer(
     held_out: dict[str, list[Sample]],
     run_dir: RunDir,
 ) -> GRPOTrainer:
-    """Put the parts together."""
+    """Build the trainer from its parts."""
     policy = learner.policy
     feed = Feed(
         train,
@@ -83,7 +83,7 @@ def build_trainer(
 
 
 def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Guard:
-    """What watches the updates, as a part of checkpoints."""
+    """Build the guard over the updates, and make it a part of checkpoints."""
     guard = Guard(
         run_dir.bad_rows,
         max_skipped=config.optim.max_skipped_updates,
@@ -95,7 +95,7 @@ def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Gu
 
 
 def max_gap(configured: float | None, dtype: torch.dtype) -> float:
-    """The mean difference between the log-probs of engine and learner that stops a run, at a precision; 0: none."""
+    """Return the mean log-prob difference between engine and learner that stops a run, at a precision; 0: none does."""
     if configured is not None:
         return configured
     return 1e-3 if dtype == torch.float32 else 0.05
@@ -109,7 +109,7 @@ def build_evaluator(
     held_out: dict[str, list[Sample]],
     family: Qwen25VL,
 ) -> Evaluator:
-    """With this process's share of the held-out samples; it decodes and renders as the feed does."""
+    """Build the evaluator of this process's share of the held-out samples; it decodes and renders as the feed does."""
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     return Evaluator(
         sets=[
@@ -160,7 +160,7 @@ def build_loader(config: Config, family: Qwen25VL) -> ClipLoader:
 
 
 def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> Engine:
-    """The rollout engine; vLLM is imported only where it is used."""
+    """Build the rollout engine; vLLM is imported only if it is used."""
     rollout = config.rollout
     if rollout.engine == "transformers":
         from grpo.rollout.transformers_engine import TransformersEngine
@@ -181,10 +181,10 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
 
 
 def load_policy(config: Config, family: Qwen25VL, accelerator: Accelerator, memory: MemoryCache) -> Policy:
-    """The model that trains. Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not
-    rounded away. Under adapters, the frozen weights are in the precision of the passes.
+    """Load the model that trains.
 
-    memory: keeps the features of a frozen vision tower, beside the frames.
+    Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not rounded away. Under adapters,
+    the frozen weights are in the precision of the passes. memory: keeps frames and a frozen tower's features.
     """
     model = config.model
     network = family.load_model(
@@ -214,7 +214,7 @@ def load_policy(config: Config, family: Qwen25VL, accelerator: Accelerator, memo
 
 
 def build_outline(config: Config, family: Qwen25VL) -> Policy:
-    """The policy without its weights. ValueError for adapters of layers that are not there."""
+    """Build the policy without its weights; raise ValueError for adapters of layers that don't exist."""
     with torch.device("meta"):
         return Policy(
             Qwen2_5_VLForConditionalGeneration(copy.deepcopy(family.config)),
@@ -226,7 +226,7 @@ def build_outline(config: Config, family: Qwen25VL) -> Policy:
 
 
 def load_reference(config: Config, policy: Policy, dtype: torch.dtype) -> Policy:
-    """The policy's start as a frozen model of its own, which shares the features of a tower that is frozen in both."""
+    """Load the policy's start as a frozen model of its own; both share the features of a tower that is frozen."""
     return Policy(
         policy.family.load_model(dtype),
         policy.family,
@@ -246,7 +246,7 @@ def clip_cache(config: Config) -> DiskCache | None:
 def difficulty_memory(
     config: Config, train: Sequence[Part], accelerator: Accelerator
 ) -> DifficultyMemory | None:
-    """What is known of the questions' difficulty, as a part of checkpoints; None where nobody wants to know."""
+    """Build the memory of the questions' difficulty, and make it a part of checkpoints; None if it is not used."""
     if not config.dynamic_sampling.skip_epochs:
         return None
     num_samples = sum(len(part.samples) for part in train)

@@ -1,7 +1,7 @@
-"""Everything that can be wrong with a run before a model is loaded: one list of checks, cheap ones first.
+"""The checks of a run before a model is loaded, in one list, cheap ones first.
 
-A run stops at the first that fails. The doctor goes on and collects all, and looks at every record by itself
-(`commands/examine.py`) where a check stops at the first.
+A run stops at the first check that fails. The doctor goes on and collects all failures, and looks at every record by
+itself (`commands/examine.py`) where a check stops at the first bad one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rewards.scoring.runner import RewardSet
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What was read: each training set as the config lists them, and the held-out sets by name."""
+    """The samples of a run: the training sets in the order of the config, and the held-out sets by name."""
 
     train_sets: Sequence[Sequence[Sample]]
     held_out: dict[str, list[Sample]]
@@ -53,17 +53,17 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A run before its first step. A part of it is made when a check first asks for it, and then kept."""
+    """A run before its first step. Its parts are built when a check first asks for them, and then kept."""
 
     config: Config
     run_dir: RunDir
     family: Qwen25VL
     accelerator: Accelerator
     opened: ExitStack
-    """It closes the processes of rewards and loader, unless a run takes them over."""
+    """The stack that closes the processes of rewards and loader, unless a run takes them over."""
     read: Callable[[Config], Data]
     say: Callable[[str], object]
-    """Tells the user what is going on."""
+    """A function that tells the user what is going on."""
 
     @cached_property
     def rewards(self) -> RewardSet:
@@ -71,9 +71,10 @@ class Start:
 
     @cached_property
     def data(self) -> Data:
-        """All samples, said aloud: a misspelt field shows up as a column that nobody expected."""
+        """All samples, after a summary for the user: a misspelt field shows up as an unexpected column."""
         self.say("reading the data (a demo's clips are rendered on first use)")
-        with self.accelerator.main_process_first():  # a reader may render its clips on first use
+        # A reader may render its clips on first use.
+        with self.accelerator.main_process_first():
             data = self.read(self.config)
         for name, samples in {"training": chain.from_iterable(data.train_sets), **data.held_out}.items():
             self.say(f"{name}: {describe([*samples])}")
@@ -81,7 +82,7 @@ class Start:
 
     @cached_property
     def train_parts(self) -> list[Part]:
-        """The training samples as a run takes them, those of sets with a stated share first."""
+        """The parts of the training mixture, those of sets with a stated share first."""
         return parts(self.data.train_sets, [dataset.share for dataset in self.config.data.train])
 
     @property
@@ -99,18 +100,18 @@ class Start:
 
 
 class Check(NamedTuple):
-    """Something that can be wrong with a run."""
+    """A check of something that can be wrong with a run."""
 
     key: str
-    """The setting or section that it is about. Later checks of the same key build on this one."""
+    """The setting or section that the check is about. Later checks of the same key build on it."""
     run: Callable[[Start], None]
-    """Raises ValueError or OSError, in one line, for a user's mistake."""
+    """The function that raises ValueError or OSError, in one line, for a user's mistake."""
     of_records: bool = False
-    """It is about single records, and stops at the first bad one."""
+    """Whether the check is about single records, and stops at the first bad one."""
 
 
 def check_engine(start: Start) -> None:
-    """The rollout engine is installed, and for this model."""
+    """Raise ValueError unless the rollout engine is installed and can run this model."""
     engine = start.config.rollout.engine
     if engine == "vllm" and find_spec("vllm") is None:
         raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
@@ -119,12 +120,12 @@ def check_engine(start: Start) -> None:
 
 
 def check_rewards(start: Start) -> None:
-    """They load, and what they want sampled goes with the settings."""
+    """Raise ValueError unless the rewards load, and the counterfactuals that they declare go with the settings."""
     make_plan(start.rewards.counterfactuals, sampling_of(start.config))
 
 
 def check_other_clips(start: Start) -> None:
-    """A reward that wants another question's clip can have one in every process."""
+    """Raise ValueError if a reward needs another question's clip, and a process would have only one."""
     config = start.config
     if not any(each.frames == "other_clip" for each in start.rewards.counterfactuals):
         return
@@ -136,19 +137,19 @@ def check_other_clips(start: Start) -> None:
 
 
 def check_adapters(start: Start) -> None:
-    """The layers that adapters are for are there."""
+    """Raise ValueError unless the layers that get adapters exist."""
     if start.config.model.lora.is_on:
         assert start.outline
 
 
 def check_clips(start: Start) -> None:
-    """All records can be read, and their clips' files are there."""
+    """Raise ValueError unless all records can be read, and their clips' files exist."""
     for samples in (start.train, *start.data.held_out.values()):
         check_media(samples, num_probes=start.config.data.probe_clips)
 
 
 def check_held_out(start: Start) -> None:
-    """Training gives no held-out answer away."""
+    """Raise ValueError if training shares more with the held-out sets than `data.allow_overlap` allows."""
     allowed, held_out = start.config.data.allow_overlap, start.data.held_out
     check_overlap(start.train, held_out, allowed=allowed)
     alike = namesakes(start.train, chain.from_iterable(held_out.values()))
@@ -161,12 +162,12 @@ def check_held_out(start: Start) -> None:
 
 
 def check_same_data(start: Start) -> None:
-    """A run that goes on reads the files that it has begun with."""
+    """Raise ValueError unless a resumed run reads the data files that it began with."""
     start.run_dir.check_same_data(path for path in start.config.data.files if os.path.exists(path))
 
 
 def check_scores(start: Start) -> None:
-    """Rewards score hostile completions, with the columns of the first training samples."""
+    """Raise ValueError unless the rewards can score hostile completions of the first training samples."""
     for name in start.rewards.probe(start.train[:2] or None):
         start.say(
             f"note: rewards.{name} gave no score (None) to any completion that it was tried with. That is right "
@@ -175,7 +176,7 @@ def check_scores(start: Start) -> None:
 
 
 def check_fit(start: Start) -> None:
-    """Every prompt leaves room for a completion. Each process looks at its share, and all hear of the others'."""
+    """Raise ValueError unless every prompt leaves room for a completion; each process checks its share for all."""
     config, accelerator = start.config, start.accelerator
     samples = [*start.train, *chain.from_iterable(start.data.held_out.values())]
     own = samples[accelerator.process_index :: accelerator.num_processes]
@@ -186,7 +187,7 @@ def check_fit(start: Start) -> None:
 
 
 def check_prompts(start: Start) -> None:
-    """The first samples give prompts: else the settings don't fit the data."""
+    """Raise ValueError if none of the first samples gives a prompt: the settings don't fit the data."""
     first, render = start.train[:4], prompt_renderer(start.config, start.family)
     limit = start.config.rollout.max_prompt_tokens
     batch = make_batch(first, [0] * len(first), start.loader, render, limit)
@@ -212,7 +213,7 @@ CHECKS = (
 
 
 def read_data(config: Config) -> Data:
-    """All samples; ValueError names the first record that is not right."""
+    """Read all samples; raise ValueError with the first bad record."""
     return Data(
         train_sets=load_sets(config.data.train),
         held_out={each.label: load_samples([each]) for each in config.data.eval},
@@ -220,7 +221,7 @@ def read_data(config: Config) -> Data:
 
 
 def describe(samples: Sequence[Sample]) -> str:
-    """What was read, in one line: a misspelt field shows up as a column that nobody expected."""
+    """Describe samples in one line: a misspelt field shows up as an unexpected column."""
     with_moments = sum(bool(sample.keyframes_s) for sample in samples)
     without_clip = sum(sample.clip_source is None for sample in samples)
     about_text = f", {without_clip} about text alone" if without_clip else ""
