@@ -1,7 +1,7 @@
-"""LoRA adapters in a model, through peft: put in, switched off, merged for the engines, stored.
+"""LoRA adapters, through peft: put into a model, switched off, merged for the engines, stored.
 
-The model stays the class that it is, with peft's layers in the place of the adapted ones, so that nothing else
-has to know of them. Merging makes new tensors: the model never holds merged weights.
+The model keeps its class, with peft's layers in the place of the adapted ones, so that nothing else has to know of
+them. Merging makes new tensors: the model never holds merged weights.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from grpo.config.model import ALL_LINEAR, PARTS, LoraConfig, Part
 from grpo.policy.sharding import whole
 
 NAME = "default"
-"""peft's name for the only adapter of a model."""
+"""The name that peft gives the only adapter of a model."""
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, part_of: Callable[[str], Part]) -> None:
-    """Put adapters into the targeted layers, in fp32, and freeze everything else. They start as zero.
+    """Put adapters, in fp32 and with a product of zero, into the targeted layers, and freeze everything else.
 
-    ValueError for a target that no layer's name ends with.
+    Raises ValueError for a target that no layer's name ends with.
     """
     import peft
 
@@ -36,7 +36,8 @@ def add_adapters(model: nn.Module, lora: LoraConfig, part_of: Callable[[str], Pa
     )  # pyright: ignore[reportCallIssue]
     peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
     for weight in model.parameters():
-        if weight.requires_grad:  # peft gives adapters the precision of the frozen weights
+        # peft gives adapters the precision of the frozen weights.
+        if weight.requires_grad:
             weight.data = weight.data.float()
 
 
@@ -60,7 +61,7 @@ def _target_modules(model: nn.Module, lora: LoraConfig, part_of: Callable[[str],
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """peft's layers by the name that the layer under each has in the model; empty without adapters."""
+    """Return peft's layers by the name that the adapted layer has in the model; empty without adapters."""
     if not hasattr(model, "peft_config"):
         return {}
     from peft.tuners.lora import LoraLayer
@@ -69,16 +70,16 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def adapter_weights(layer: Any) -> tuple[Tensor, Tensor, float]:
-    """A layer's A (R, I), B (O, R) and what their product is multiplied by."""
+    """Return a layer's A (R, I), B (O, R) and the factor of their product."""
     return whole(layer.lora_A[NAME].weight), whole(layer.lora_B[NAME].weight), layer.scaling[NAME]
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what it did before training."""
+    """Switch the adapters off inside the context, where the model computes as before training."""
     layers = adapted_layers(model).values()
-    # Not enable_adapters: that also takes the adapters' gradient away, and FSDP2, whose first pass this may be, would
-    # note for good that nothing trains.
+    # peft's enable_adapters also takes the adapters' gradient away, and FSDP2, whose first pass this may be, would
+    # record for good that nothing trains.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -89,23 +90,23 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is that of an adapter's weight."""
+    """Return whether a parameter's name is that of an adapter's weight."""
     return ".lora_" in name
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name as it is without adapters."""
+    """Return a parameter's name as it is without adapters."""
     return name.replace(".base_layer.", ".")
 
 
 @torch.no_grad()
 def merged(weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scaling: float) -> Tensor:
-    """W + alpha / r * B A as a new tensor: what peft's merge makes, before it is rounded to the precision of W."""
+    """Return W + alpha / r * B A as a new tensor: peft's merge, before it is rounded to the precision of W."""
     return weight_OI + (up_OR @ down_RI) * scaling
 
 
 def unquantized(weight: Tensor) -> Tensor:
-    """The values that a weight of 4 bits (bitsandbytes' `Params4bit`) stands for; any other weight as it is."""
+    """Return the values of a weight in 4 bits (bitsandbytes' `Params4bit`); any other weight as it is."""
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight
@@ -115,7 +116,7 @@ def unquantized(weight: Tensor) -> Tensor:
 
 
 def save_adapters(folder: Path, model: Any, weights: Mapping[str, Tensor], base_path: str) -> None:
-    """A folder that `peft.PeftModel.from_pretrained(BASE, folder)` loads.
+    """Write a folder that `peft.PeftModel.from_pretrained(BASE, folder)` loads.
 
     weights: whole adapter weights by their names in the model.
     """
@@ -125,6 +126,7 @@ def save_adapters(folder: Path, model: Any, weights: Mapping[str, Tensor], base_
     save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = copy(model.peft_config[NAME])
     settings.base_model_name_or_path = os.path.abspath(base_path) if os.path.isdir(base_path) else base_path
-    settings.target_modules = sorted(settings.target_modules)  # of a set, whose order changes from run to run
+    # The order of a set changes from run to run.
+    settings.target_modules = sorted(settings.target_modules)
     settings.inference_mode = True
     settings.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """Attention for packed rows and for the vision tower, registered with transformers.
 
-A row (see `packing.py`) goes block by block, groups of equal shape together: the prompts over themselves, causally;
-then all completions, batched, over [their prompt, themselves]. No mask of row by row size exists, and completions never
-see each other. `attention_backends.py` has other kernels.
+A row (see `packing.py`) is computed block by block, groups of equal shape together: the prompts over themselves,
+causally; then all completions, batched, over [their prompt, themselves]. No mask of N x N exists, and completions
+never see each other. `attention_backends.py` has other kernels.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 SHARED_PREFIX = "shared_prefix"
 
 NOT_COMPUTED = ("softcap", "s_aux")
-"""Arguments of other families that change the result, a cap on scores and attention sinks: no kernel here has them."""
+"""The arguments of other families that no kernel here has: a cap on scores, and attention sinks."""
 
 VISION_CHUNKS = "flash_calling_convention_vision_chunks"
-"""transformers hands a whole clip to an implementation with "flash" in its name, and loops over the
-clip's windows in Python otherwise: hundreds of small calls per layer."""
+"""The name of the vision tower's attention. transformers gives a whole clip to an implementation with "flash" in its
+name, and otherwise loops over the clip's windows in Python: hundreds of small calls per layer."""
 
 
 def shared_prefix_attention(
@@ -47,10 +47,10 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention over a packed row; without a layout, plain causal attention.
+    """Compute attention over a packed row; without a layout, plain causal attention.
 
-    query: (1, A, N, E); key and value: (1, K, N, E). Returns (1, N, A, E). A model that caps its scores
-    or has attention sinks is a ValueError.
+    query: (1, A, N, E); key and value: (1, K, N, E). Returns (1, N, A, E). Raises ValueError for a model that caps its
+    scores or has attention sinks.
     """
     unknown = [name for name in NOT_COMPUTED if kwargs.get(name) is not None]
     if unknown:
@@ -74,7 +74,7 @@ def _warn_of_window() -> None:
 def by_blocks(
     states: QKV, layout: Layout, scaling: float | None, *, complete: Callable[..., Tensor]
 ) -> Tensor:
-    """PyTorch's kernels: per block the prompts over themselves, and then their completions, (N, A, E)."""
+    """Compute attention, (N, A, E), with PyTorch's kernels: in each block the prompts, and then their completions."""
     outputs = []
     for block in layout.blocks:
         # (P, A, S, E), with K in the place of A for keys and values.
@@ -82,23 +82,23 @@ def by_blocks(
         over_prompts = F.scaled_dot_product_attention(
             *prompts, is_causal=True, scale=scaling, enable_gqa=True
         )
-        # (A, P, G, L, E), likewise.
+        # (A, P, G, L, E), again with K in the place of A for keys and values.
         completions = states.at(block.completion_PGL)
         over_both = complete(completions, prompts, block, scaling)
-        # One flat position after another, (P * S, A, E) and (P * G * L, A, E).
+        # The outputs in the order of the blocks, (P * S, A, E) and (P * G * L, A, E).
         outputs += [over_prompts.transpose(1, 2).flatten(0, 1), over_both.flatten(1, 3).transpose(0, 1)]
     return torch.cat(outputs)[layout.restore_N]
 
 
 def in_one_call(completions: QKV, prompts: QKV, block: Block, scaling: float | None) -> Tensor:
-    """Completions over their prompt and themselves, for which the prompt's keys are repeated.
+    """Compute the attention of completions over their prompt and themselves; the prompt's keys are repeated.
 
     completions and the output: (A, P, G, L, E); prompts: (P, A, S, E).
     """
     num_prompts, group_size = completions.query.shape[1:3]
 
     def joined(prompt_PKSE: Tensor, own_KPGLE: Tensor) -> Tensor:
-        """The prompt's states and behind them each completion's own, (B, K, J, E)."""
+        """Return the prompt's states and behind them each completion's own, (B, K, J, E)."""
         repeated_KPGSE = prompt_PKSE.transpose(0, 1)[:, :, None].expand(-1, -1, group_size, -1, -1)
         return torch.cat([repeated_KPGSE, own_KPGLE], dim=3).flatten(1, 2).transpose(0, 1)
 
@@ -114,15 +114,14 @@ def in_one_call(completions: QKV, prompts: QKV, block: Block, scaling: float | N
 
 
 def in_two_parts(completions: QKV, prompts: QKV, block: Block, scaling: float | None) -> Tensor:
-    """The output of `in_one_call`, without repeating anything."""
+    """Compute the output of `in_one_call` without repeating the prompt's keys."""
     return SplitAttention.apply(
         completions.query, prompts.key, prompts.value, completions.key, completions.value, scaling
     )
 
 
 def completion_mask(block: Block, device_type: str) -> Tensor:
-    """The mask of a block's completions; on CUDA an object that stands for it and reaches a flash kernel, with nothing
-    in memory."""
+    """Return the mask of a block's completions; on CUDA an object without memory, which a flash kernel understands."""
     return causal_lower_right(*block.mask_LJ.shape) if device_type == "cuda" else block.mask_LJ
 
 
@@ -137,7 +136,7 @@ def vision_chunk_attention(
     scaling: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention inside each chunk of the vision tower (a frame or a window), one call per chunk length.
+    """Compute attention inside each chunk of the vision tower (a frame or a window), one call per chunk length.
 
     query, key, value: (1, A, N, E); cu_seq_lens_q: the chunks' boundaries. Returns (1, N, A, E).
     """
@@ -162,8 +161,8 @@ BACKENDS = {
 
 
 def implementation(backend: str) -> str:
-    """The name under which transformers finds the attention of packed rows with a kernel, or with `auto`."""
-    # No "flash" in it: transformers would make other masks.
+    """Return transformers' name for the attention of packed rows with a kernel, or with `auto`."""
+    # The name has no "flash" in it: transformers would make other masks.
     return f"{SHARED_PREFIX}_{backend.replace('flash', 'varlen')}"
 
 

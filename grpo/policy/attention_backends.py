@@ -1,8 +1,7 @@
-"""Other kernels for the attention of packed rows, each one call for the whole row: FlexAttention, flash-attn, and a
-dense mask for what these can't do.
+"""Kernels that compute the attention of a packed row in one call: FlexAttention, flash-attn, and a dense mask.
 
-All take the queries, keys and values of a flat row and return (N, A, E). What a kernel wants to know of a row is worked
-out once and serves all layers.
+All take the queries, keys and values of a flat row and return (N, A, E). What a kernel needs to know of a row is
+computed once for all layers. The dense mask is for what the others can't do.
 """
 
 from __future__ import annotations
@@ -20,32 +19,32 @@ from grpo.packing import Layout
 
 
 class QKV(NamedTuple):
-    """Queries, keys and values of the same tokens: (A, ..., E), (K, ..., E) and (K, ..., E)."""
+    """The queries, keys and values of the same tokens: (A, ..., E), (K, ..., E) and (K, ..., E)."""
 
     query: Tensor
     key: Tensor
     value: Tensor
 
     def at(self, index: Tensor) -> QKV:
-        """The states of the tokens at some flat positions of a row, of any shape: (A, *index.shape, E)."""
+        """Return the states of the tokens at some flat positions of a row: (A, *index.shape, E)."""
         return QKV(self.query[:, index], self.key[:, index], self.value[:, index])
 
     def swapped(self) -> QKV:
-        """The same states with their first two axes swapped."""
+        """Return the states with their first two axes swapped."""
         return QKV(*(each.transpose(0, 1) for each in self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Membership:
-    """For each flat position of a row, (N,): which prompt, which completion of the row, and how far into both."""
+    """The prompt and completion of each flat position of a row, and its offset from the prompt's start, all (N,)."""
 
     prompt_N: Tensor
     completion_N: Tensor
-    """-1: a prompt's own token."""
+    """The index of the completion in the row; -1 for a prompt's own token."""
     offset_N: Tensor
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether flat positions may look at others: index tensors of any shape that broadcast."""
+        """Return whether query positions may look at key positions: index tensors of any shape that broadcast."""
         same_text = self.prompt_N[query] == self.prompt_N[key]
         common = (self.completion_N[key] < 0) | (self.completion_N[key] == self.completion_N[query])
         return same_text & common & (self.offset_N[key] <= self.offset_N[query])
@@ -53,12 +52,13 @@ class Membership:
 
 @lru_cache(maxsize=2)
 def membership(layout: Layout) -> Membership:
+    """Return the prompt, completion and offset of each flat position of a row."""
     prompt_N, offset_N = (torch.zeros_like(layout.restore_N) for _ in range(2))
     completion_N = torch.full_like(layout.restore_N, -1)
     num_prompts = num_completions = 0
     device = layout.restore_N.device
     for block in layout.blocks:
-        # Flat positions, which everything below is written to.
+        # The flat positions that everything below is written to.
         index_PS, index_PGL, index_BL = (
             block.prompt_PS,
             block.completion_PGL,
@@ -72,14 +72,14 @@ def membership(layout: Layout) -> Membership:
         num_tokens, longest = index_PS.shape[1], index_BL.shape[1]
         offset_N[index_PS] = torch.arange(num_tokens, device=device).expand_as(index_PS)
         offset_BL = num_tokens + torch.arange(longest, device=device).expand_as(index_BL)
-        # Padding repeats a completion's first token, which is the least far in.
+        # Padding repeats a completion's first token, whose own offset is the smallest.
         offset_N.scatter_reduce_(0, index_BL.flatten(), offset_BL.flatten(), "amin", include_self=False)
         num_prompts, num_completions = num_prompts + len(index_PS), num_completions + len(index_BL)
     return Membership(prompt_N=prompt_N, completion_N=completion_N, offset_N=offset_N)
 
 
 def dense_rows(states: QKV, layout: Layout, scaling: float | None, window: int) -> Tensor:
-    """With a mask of N x N in memory. window: how many tokens back a token sees, itself included."""
+    """Compute attention with a mask of N x N in memory. window: the number of tokens that a token sees, with itself."""
     members = membership(layout)
     index_N = torch.arange(len(layout.restore_N), device=layout.restore_N.device)
     distance_NN = members.offset_N[:, None] - members.offset_N
@@ -92,7 +92,7 @@ def dense_rows(states: QKV, layout: Layout, scaling: float | None, window: int) 
 
 
 def flex_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
-    """FlexAttention: compiled on a GPU, where it skips the blocks that nobody sees; plain on a CPU."""
+    """Compute attention with FlexAttention: on a GPU compiled, so that it skips blocks that are all masked."""
     batch_of_1 = (each[None] for each in states)
     (out_ANE,) = _flex(states.query.device.type)(
         *batch_of_1, block_mask=_block_mask(layout), scale=scaling, enable_gqa=True
@@ -127,17 +127,17 @@ class Sequences:
     """A row as sequences without padding: each prompt over itself, each completion over its prompt and itself."""
 
     query_index: Tensor
-    """Flat positions, sequence after sequence."""
+    """The flat positions of the queries, sequence after sequence."""
     key_index: Tensor
     query_starts: Tensor
-    """Where each sequence starts, and where the last one ends; int32, as the kernel wants it."""
+    """The start of each sequence, and the end of the last one; int32, as the kernel needs it."""
     key_starts: Tensor
     longest_query: int
     longest_key: int
 
 
 def varlen_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
-    """flash-attn's kernel for sequences of any lengths; it is causal from the end of the keys."""
+    """Compute attention with flash-attn's kernel for sequences of any lengths, causal from the end of the keys."""
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
     parts, by_token = sequences(layout), states.swapped()
@@ -157,6 +157,7 @@ def varlen_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
 
 @lru_cache(maxsize=2)
 def sequences(layout: Layout) -> Sequences:
+    """Return the sequences of a row."""
     members = membership(layout)
     queries, keys = [], []
     for block in layout.blocks:
@@ -164,7 +165,7 @@ def sequences(layout: Layout) -> Sequences:
         queries += prompts
         keys += prompts
         for prompt_S, own_GL in zip(prompts, block.completion_PGL, strict=True):
-            # Padding stands further on than the token that it repeats.
+            # Padding has a larger offset here than the token that it repeats.
             offset_L = len(prompt_S) + torch.arange(own_GL.shape[1], device=own_GL.device)
             real = [own_L[members.offset_N[own_L] == offset_L] for own_L in own_GL]
             queries += real
@@ -195,7 +196,7 @@ def check_backend(name: str) -> None:
 
 
 def chosen_backend(name: str, device_type: str, dtype: torch.dtype) -> str:
-    """`auto` resolved: on a GPU flash-attn where it is installed and can compute (16 bits), else PyTorch's kernels."""
+    """Resolve `auto`: on a GPU flash-attn if it is installed and the precision has 16 bits; else PyTorch's kernels."""
     if name != "auto":
         return name
     if device_type == "cpu":

@@ -1,6 +1,6 @@
 """The policy: a vision-language model that gives log-probs of packed rows.
 
-One call runs the vision tower once per clip and the language model once over the row; the head runs
+One pass runs the vision tower once per clip and the language model once over the row; the head runs
 only where a completion token is predicted, in chunks, so that no logits of a prompt ever exist.
 """
 
@@ -34,20 +34,22 @@ from grpo.policy.sharding import whole
 from grpo.policy.vision_features import FeatureCache
 
 HEAD_CHUNK_TOKENS = 1024
-"""Rows of the output head at a time: with a vocabulary of 152k, 0.6 GiB of fp32 logits."""
+"""The tokens of one chunk of the output head: with a vocabulary of 152k, 0.6 GiB of fp32 logits."""
 
 SUPPRESSED_BIAS = -100.0
-"""Added to the logits of tokens that are never sampled; the engines add the same."""
+"""The bias on the logits of tokens that are never sampled; the engines add the same."""
 
 
 class TokenScores(NamedTuple):
+    """The policy's log-probs and entropies at the completion tokens of a row."""
+
     logps_T: Tensor
     entropy_T: Tensor
-    """Of the whole next-token distribution, in nats; with gradient only where that was asked for."""
+    """The entropy of the whole next-token distribution, in nats; it has a gradient only if that was asked for."""
 
 
 class Policy(nn.Module):
-    """A model with what turns a packed row into log-probs at the sampling temperature."""
+    """A model and a head that turn a packed row into log-probs at the sampling temperature."""
 
     def __init__(
         self,
@@ -63,12 +65,15 @@ class Policy(nn.Module):
         sharded: bool = False,
         feature_cache: FeatureCache | None = None,
     ) -> None:
-        """frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none.
+        """Prepare a model for training.
+
+        frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none.
         attention: the kernel for packed rows. sharded: the processes will hold a part of each weight.
         feature_cache: where the features of a frozen vision tower are kept; None: every pass computes them.
         """
         super().__init__()
-        self.model: Any = model  # its submodules are typed as "module or tensor" otherwise
+        # Its submodules are typed as "module or tensor" otherwise.
+        self.model: Any = model
         self.family = family
         self.head = Head(model.get_output_embeddings, family.suppressed_ids, temperature)
         self.sharded = sharded
@@ -92,15 +97,16 @@ class Policy(nn.Module):
         return self.model.device
 
     def forward(self, row: PackedRow, *, entropy_gradient: bool = False) -> TokenScores:
-        """Log-probs and entropies of the row's completion tokens, shape (T,).
+        """Return log-probs and entropies of the row's completion tokens, (T,).
 
         entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
         """
         return self.head(self.hidden(row), row.target_T, entropy_gradient)
 
     def hidden(self, row: PackedRow) -> Tensor:
-        """The last hidden states that the row's completion tokens are predicted from, (T, D)."""
-        no_masks = dict.fromkeys(("full_attention", "sliding_attention"))  # the layout says who sees whom
+        """Return the last hidden states that the row's completion tokens are predicted from, (T, D)."""
+        # The layout has the attention mask.
+        no_masks = dict.fromkeys(("full_attention", "sliding_attention"))
         with self._offloading():
             hidden_ND = self.model.model.language_model(
                 inputs_embeds=self.embed(row.input_ids_N, row)[None],
@@ -112,13 +118,13 @@ class Policy(nn.Module):
         return hidden_ND[row.source_T]
 
     def _offloading(self) -> AbstractContextManager[Any]:
-        """What a pass saves for the backward pass goes to main memory: with checkpointing, the layers' inputs."""
+        """Return a context in which activations are saved in main memory: with checkpointing, the layers' inputs."""
         if not (self.activation_offloading and torch.is_grad_enabled()):
             return nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     def embed(self, input_ids_N: Tensor, row: PackedRow) -> Tensor:
-        """Token embeddings with the clips' vision features in the place of their pad tokens, (N, D)."""
+        """Return token embeddings with the clips' vision features in the place of their pad tokens, (N, D)."""
         embeds_ND = self.model.get_input_embeddings()(input_ids_N)
         clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
         if not clips:
@@ -132,7 +138,7 @@ class Policy(nn.Module):
         return embeds_ND.index_copy(0, row.vision_index_M, features_MD.to(embeds_ND.dtype))
 
     def _features_of(self, clips: Sequence[Clip]) -> Tensor:
-        """The clips' features, one after another: fresh, or those that a frozen tower gave them before."""
+        """Return the clips' features, one clip after another: fresh, or those that a frozen tower gave before."""
         if self.feature_cache is not None:
             return torch.cat([self.feature_cache.get(clip, self._fresh_features) for clip in clips])
         distinct = list(dict.fromkeys(clips))  # several questions may be about one clip
@@ -144,14 +150,16 @@ class Policy(nn.Module):
         return self.vision_features(*self.family.pixels([clip]))[0]
 
     def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
-        """The vision tower's output for each clip, (M, D)."""
+        """Return the vision tower's output for each clip, (M, D)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
             features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
         return tuple(features.pooler_output)
 
     def _blank_vision_term(self) -> Tensor:
-        """Zero, computed through the tower where it trains or is sharded: with several processes, each must run
-        the same modules in a pass, or the exchange of gradients or weights waits for ever."""
+        """Return zero, computed through the tower if that trains or is sharded.
+
+        With several processes, each must run the same modules in a pass, or the exchange of gradients or weights hangs.
+        """
         if not self.sharded and not (self.trains_vision and torch.is_grad_enabled()):
             return torch.zeros((), device=self.device)
         config = self.family.config.vision_config
@@ -162,14 +170,14 @@ class Policy(nn.Module):
         return 0.0 * features_1D.sum()
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        """The distribution that is sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""
+        """Return the logits that are sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""
         return self.head.logits(hidden_TD)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight once, under the name that checkpoints use, adapters merged; a tied head is the embedding.
+        """Yield every weight once, by its name in checkpoints, with adapters merged; a tied head is the embedding.
 
-        Sharded weights are gathered one after another, so all processes must go through them together; no process
-        holds the whole model.
+        Sharded weights are gathered one after another, so all processes must iterate together; no process holds the
+        whole model.
         """
         layers = adapted_layers(self.model)
         for name, weight in self.model.named_parameters():
@@ -189,17 +197,16 @@ class Policy(nn.Module):
 
 
 class Head(nn.Module):
-    """Log-probs from hidden states, in chunks.
+    """The output head, which gives log-probs from hidden states in chunks.
 
-    A module of its own without weights of its own: where these are sharded, all processes must run the same
-    modules equally often, and each has as many chunks as its row has completion tokens.
+    It is a module without weights of its own: where weights are sharded, all processes must run the same modules
+    equally often, and the number of chunks depends on the completion tokens of a process's row.
     """
 
     def __init__(
         self, output_embeddings: Callable[[], Any], suppressed_ids: tuple[int, ...], temperature: float
     ) -> None:
-        """output_embeddings: gives the model's layer of that name. As an attribute, the layer would be a part of the
-        head too, and stored twice."""
+        """Make a head; `output_embeddings` returns the model's layer, which as an attribute would be stored twice."""
         super().__init__()
         self.output_embeddings = output_embeddings
         self.suppressed_ids, self.temperature = list(suppressed_ids), temperature
@@ -214,7 +221,7 @@ class Head(nn.Module):
         return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        """See `Policy.logits`."""
+        """Return the logits that `Policy.logits` describes."""
         logits_TV = F.linear(hidden_TD, self.output_embeddings().weight)
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
@@ -229,7 +236,7 @@ class Head(nn.Module):
 
 
 def store_trained_only(policy: Policy) -> None:
-    """Leave the frozen weights, which are in the model's own folder, out of the policy's state dict from here on."""
+    """Leave the frozen weights, which the model folder has, out of the policy's state dict from now on."""
     named = dict(policy.named_parameters(remove_duplicate=False))
     trained = {name for name, weight in named.items() if weight.requires_grad}
     if len(trained) == len(named):
@@ -241,7 +248,7 @@ def store_trained_only(policy: Policy) -> None:
                 del state[key]
 
     def forgive(module: nn.Module, keys: Any) -> None:
-        # DDP's "module." precedes the names.
+        # DDP puts "module." before the names.
         keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("module.") in trained]
 
     policy.register_state_dict_post_hook(drop)

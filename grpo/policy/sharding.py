@@ -1,4 +1,4 @@
-"""Weights that are split over processes (DeepSpeed ZeRO-3, FSDP2), whole for a moment."""
+"""Gathering of weights that are split over processes (DeepSpeed ZeRO-3, FSDP2)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch.distributed.tensor import DTensor
 
 
 def is_zero3(weight: Tensor) -> bool:
-    """DeepSpeed has taken the weight apart: it is empty but while a module that owns it runs."""
-    return hasattr(weight, "ds_id")  # how DeepSpeed itself tells
+    """Return whether DeepSpeed has split a weight, which then is empty except while its module runs."""
+    # DeepSpeed itself tells by this attribute.
+    return hasattr(weight, "ds_id")
 
 
 def whole(weight: Tensor) -> Tensor:
-    """A weight without its gradient, gathered where it is split: all processes must ask, in the same order."""
+    """Return a whole weight without its gradient. All processes must call this in the same order if it is split."""
     if is_zero3(weight):
         from deepspeed import zero
 
@@ -24,12 +25,12 @@ def whole(weight: Tensor) -> Tensor:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of an FSDP2 tensor; another tensor as it is."""
+    """Return the whole of an FSDP2 tensor; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def share_head(head: nn.Module, weight: Any) -> None:
-    """Under ZeRO-3, gather the output embedding once for all that `head` does, however many chunks that is."""
+    """Under ZeRO-3, gather the output embedding once for all chunks that `head` computes."""
     if is_zero3(weight):
         from deepspeed import zero
 

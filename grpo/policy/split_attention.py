@@ -17,10 +17,10 @@ ATEN: Any = torch.ops.aten
 
 
 class SplitAttention(torch.autograd.Function):
-    """The completions' output, (A, P, G, L, E) as their queries.
+    """The attention of completions, with an output of (A, P, G, L, E) as their queries.
 
-    Arguments: the completions' queries; the prompts' keys and values (P, K, S, E), where A is a multiple of K; the
-    completions' own (K, P, G, L, E); what scores are multiplied by, None for 1 / sqrt(E).
+    The arguments are the completions' queries; the prompts' keys and values (P, K, S, E), where A is a multiple of K;
+    the completions' own (K, P, G, L, E); and the factor of the scores, None for 1 / sqrt(E).
     """
 
     @staticmethod
@@ -44,7 +44,7 @@ class SplitAttention(torch.autograd.Function):
             is_causal=True,
             scaling=scaling,
         )
-        # Each part is a softmax over its own keys, whose share of the whole is its sum over the sum of both.
+        # Each part is a softmax over its own keys; its share of the whole is its sum over the sum of both parts.
         prompt_sums_APGL, own_sums_APGL = _from_prompt(prompt_sums, shape), _from_completion(own_sums, shape)
         sums_APGL = torch.logaddexp(prompt_sums_APGL, own_sums_APGL)
         output_APGLE = _from_prompt(over_prompt, shape) * (prompt_sums_APGL - sums_APGL).exp()[..., None]
@@ -84,36 +84,36 @@ class SplitAttention(torch.autograd.Function):
 
 
 def _shape(query_APGLE: Tensor) -> tuple[int, int, int]:
-    """P, G and L."""
+    """Return P, G and L."""
     _, num_prompts, group_size, length, _ = query_APGLE.shape
     return num_prompts, group_size, length
 
 
 def _by_prompt(x_APGL: Tensor) -> Tensor:
-    """(A, P, G, L, ...) as a batch of prompts, all queries of a prompt in one sequence: (P, A, G*L, ...)."""
+    """Turn (A, P, G, L, ...) into a batch of prompts, all queries of a prompt in one sequence: (P, A, G*L, ...)."""
     return x_APGL.transpose(0, 1).flatten(2, 3)
 
 
 def _by_completion(x_APGL: Tensor) -> Tensor:
-    """(A, P, G, L, ...) as a batch of completions: (B, A, L, ...)."""
+    """Turn (A, P, G, L, ...) into a batch of completions: (B, A, L, ...)."""
     return x_APGL.flatten(1, 2).transpose(0, 1)
 
 
 def _from_prompt(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """What `_by_prompt` has changed, undone; shape: P, G, L."""
+    """Undo `_by_prompt`. shape: P, G, L."""
     return x.unflatten(2, shape[1:]).transpose(0, 1)
 
 
 def _from_completion(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """What `_by_completion` has changed, undone; shape: P, G, L."""
+    """Undo `_by_completion`. shape: P, G, L."""
     return x.transpose(0, 1).unflatten(1, shape[:2])
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scaling: float | None
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Attention of (batch, heads, tokens, E) with the logarithm of the softmax's sums, (batch, heads, tokens), and what
-    else the kernel's backward pass asks for."""
+    """Return attention of (batch, heads, tokens, E), the logarithm of the softmax's sums, (batch, heads, tokens), and
+    the state that the kernel's backward pass needs."""
     if query.device.type == "cuda":
         output, sums, *state, _ = ATEN._scaled_dot_product_flash_attention(
             query, key, value, 0.0, is_causal, scale=scaling
@@ -126,7 +126,7 @@ def _attend(
 def _attend_backward(
     tensors: tuple[Tensor, ...], state: tuple[Any, ...], *, is_causal: bool, scaling: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value. tensors: the output's gradient, query, key, value, output, sums."""
+    """Return the gradients of query, key and value. tensors: the output's gradient, query, key, value, output, sums."""
     if state:
         starts_and_lengths, random_state = state[:4], state[4:]
         return ATEN._scaled_dot_product_flash_attention_backward(

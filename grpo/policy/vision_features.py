@@ -1,4 +1,4 @@
-"""The output of a frozen vision tower, once per clip: kept in memory and on disk, and reused by every later pass.
+"""A cache of a frozen vision tower's output per clip, in memory and on disk, for every later pass.
 
 An entry is named by the clip's own pixels and by the tower that saw them, so the same frames have the same features
 wherever they come from, and a changed tower never finds another one's. Each clip goes through the tower alone: its
@@ -27,19 +27,19 @@ from grpo.media.memory_cache import MemoryCache
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""How far features from the disk may be from fresh ones, as a share of the largest: kernels differ between devices."""
+"""The largest difference of features on disk from fresh ones, as a share of the largest feature: kernels differ."""
 
 
 @dataclass(slots=True)
 class FeatureCounters:
-    """How many clips went through the tower, and how many did not have to."""
+    """The number of clips that went through the tower, and of those that were in the cache."""
 
     computed: int = 0
     reused: int = 0
 
 
 class FeatureCache:
-    """Features in memory, as long as there is room, and on disk, if there is one.
+    """The cache of features: in memory, as long as there is room, and on disk, if a disk cache is given.
 
     tower: the frozen vision tower with its merger.
     """
@@ -52,7 +52,7 @@ class FeatureCache:
         disk: DiskCache | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """about: the settings that features depend on beside weights and frames."""
+        """Make a cache; `about` has the settings that features depend on beside weights and frames."""
         self.tower, self.memory, self.disk = tower, memory, disk
         self.about = json.dumps(about or {}, sort_keys=True, default=str)
         self.counters = FeatureCounters()
@@ -61,7 +61,7 @@ class FeatureCache:
         self._disk_is_trusted = False
 
     def get(self, clip: Clip, compute: Callable[[Clip], Tensor]) -> Tensor:
-        """The clip's features (M, D), on the device where `compute` leaves them; that is called where none are kept."""
+        """Return the clip's features (M, D) on the tower's device; `compute` is called if none are cached."""
         name = self._name(clip)
         if (kept_MD := self.memory.get(name)) is not None:
             self.counters.reused += 1
@@ -94,14 +94,14 @@ class FeatureCache:
         return features_MD
 
     def _is_fresh(self, kept_MD: Tensor, fresh_MD: Tensor) -> bool:
-        """Whether what another run has left equals what this one computes; looked at once."""
+        """Return whether features that another run has cached equal fresh ones; this is checked once."""
         if kept_MD.shape != fresh_MD.shape or kept_MD.dtype != fresh_MD.dtype:
             return False
         limit = TOLERANCE[fresh_MD.dtype] * fresh_MD.abs().max()
         return bool((kept_MD - fresh_MD).abs().max() <= limit)
 
     def _name(self, clip: Clip) -> str:
-        """What the features depend on: the pixels, the tower, and how it computes."""
+        """Return a digest of what the features depend on: the pixels, the tower, and how it computes."""
         if clip not in self._digests:
             self._digests[clip] = hashlib.blake2b(
                 np.ascontiguousarray(clip.frames_FHWC).data, digest_size=20
@@ -116,7 +116,7 @@ class FeatureCache:
 
     @property
     def tower_digest(self) -> str:
-        """Of all the tower's weights; a few seconds for a large one, once."""
+        """The digest of all the tower's weights, computed once; a few seconds for a large tower."""
         if self._tower_digest is None:
             digest = hashlib.blake2b(digest_size=20)
             for name, weight in self.tower.named_parameters():
@@ -127,7 +127,7 @@ class FeatureCache:
 
 
 def _to_arrays(features_MD: Tensor) -> dict[str, np.ndarray]:
-    """numpy has no bfloat16: the bytes, and what they are."""
+    """Return features as bytes with the name of their dtype, since numpy has no bfloat16."""
     data = features_MD.detach().cpu().contiguous()
     dtype = str(data.dtype).removeprefix("torch.")
     return {

@@ -1,4 +1,4 @@
-"""What differs between model families: prompt, vision features, positions, special ids."""
+"""The model families, with all that differs between them: prompt, vision features, positions, special ids."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ FAMILIES = {"qwen2_5_vl": Qwen25VL}
 
 
 def load_family(model_path: str, *, seconds_dtype: torch.dtype = torch.float32) -> Qwen25VL:
-    """The family of a model folder, with its tokenizer and processor.
+    """Load the family of a model folder, with its tokenizer and processor.
 
-    seconds_dtype: see the family. ValueError if the folder or its config is missing, or the family is not supported.
+    seconds_dtype: as the family's field of that name. Raises ValueError if the folder or its config is
+    missing, or the family is not supported.
     """
     from transformers.utils import cached_file
 

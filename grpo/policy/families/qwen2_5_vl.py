@@ -1,8 +1,8 @@
-"""Qwen2.5-VL: how a sample becomes tokens, vision features and positions.
+"""The Qwen2.5-VL family: how a sample becomes tokens, vision features and positions.
 
-The engine, the learner and the tests all take these facts from here. Positions follow the reference
+The engines and the learner both take these facts from here. Positions follow the reference
 rule, not transformers' own (5.17 to 5.23 continue the text after the clip's larger *spatial* side, and cut
-the seconds of a temporal patch to whole ones): with a long clip those differ from what was sampled on.
+the seconds of a temporal patch to whole ones): with a long clip those differ from the positions in sampling.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Qwen25VL:
     path: str
     processor: Any
     config: Any
-    """A Qwen2_5_VLConfig, whose parts transformers types as optional dicts."""
+    """The model's Qwen2_5_VLConfig, whose parts transformers types as optional dicts."""
     eos_ids: tuple[int, ...]
-    """Tokens that end a completion, as the model's generation config lists them: vLLM stops there too."""
+    """The tokens that end a completion, as the model's generation config lists them: vLLM stops there too."""
     seconds_dtype: torch.dtype
-    """What the seconds of a temporal patch are rounded to before they become positions: vLLM rounds them to what it
-    computes in."""
+    """The precision that the seconds of a temporal patch are rounded to before they become positions, as vLLM does with
+    the precision that it computes in."""
 
     @classmethod
     def load(cls, path: str, *, seconds_dtype: torch.dtype) -> Qwen25VL:
@@ -67,7 +67,7 @@ class Qwen25VL:
     def load_model(
         self, dtype: torch.dtype, *, in_4bit_on: torch.device | None = None
     ) -> Qwen2_5_VLForConditionalGeneration:
-        """in_4bit_on: a device, to have the linear layers of the language model there in NF4."""
+        """Load the model. in_4bit_on: a device, for the language model's linear layers in NF4; None: no NF4."""
         options: dict[str, Any] = {}
         if in_4bit_on is not None:
             options["quantization_config"] = BitsAndBytesConfig(
@@ -86,7 +86,7 @@ class Qwen25VL:
         return model
 
     def save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Weights as a model folder, whatever form they are trained in."""
+        """Write weights as a model folder, whatever form they are trained in."""
         with torch.device("meta"):
             model = Qwen2_5_VLForConditionalGeneration(self.config)
         model.generation_config = GenerationConfig.from_pretrained(self.path)
@@ -95,7 +95,7 @@ class Qwen25VL:
 
     @staticmethod
     def part_of(name: str) -> Part:
-        """The part of the model that a module or weight belongs to."""
+        """Return the part of the model that a module or weight belongs to."""
         if name.startswith("model.visual.merger"):
             return "merger"
         return "vision" if name.startswith("model.visual") else "language"
@@ -106,7 +106,7 @@ class Qwen25VL:
 
     @property
     def patches(self) -> PatchShape:
-        """What frames are sampled and resized to multiples of."""
+        """The shape of a vision token, whose multiples frames are sampled and resized to."""
         vision = self.config.vision_config
         return PatchShape(
             patch_px=vision.patch_size,
@@ -124,11 +124,11 @@ class Qwen25VL:
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Never sampled: a vision pad token in a completion would have no feature to stand for."""
+        """The tokens that are never sampled: a vision pad token in a completion would have no feature."""
         return (self.config.image_token_id, self.config.video_token_id)
 
     def grid_thw(self, clip: Clip) -> tuple[int, int, int]:
-        """The clip's grid of patches: time, height, width."""
+        """Return the clip's grid of patches: time, height, width."""
         return (
             clip.num_frames // self.temporal_patch,
             clip.height_px // self.patch_px,
@@ -142,7 +142,7 @@ class Qwen25VL:
     def render(
         self, sample: Sample, clip: Clip | None, *, template: str, option: str, tags: Sequence[str]
     ) -> Prompt:
-        """The sample's prompt, its clip first, with one pad token per vision feature."""
+        """Return the sample's prompt, its clip first, with one pad token per vision feature."""
         rendered = self._rendered(sample, clip is not None, template=template, option=option, tags=tags)
         if clip is not None:
             pads = self.processor.video_token * self.num_vision_tokens(clip)
@@ -150,7 +150,7 @@ class Qwen25VL:
         return Prompt(sample=sample, clip=clip, token_ids=tuple(self._token_ids(rendered)), tags=tuple(tags))
 
     def num_text_tokens(self, sample: Sample, *, template: str, option: str, tags: Sequence[str]) -> int:
-        """Tokens of the sample's prompt beside its clip's."""
+        """Return the number of tokens of the sample's prompt beside its clip's."""
         has_clip = sample.clip_source is not None
         rendered = self._rendered(sample, has_clip, template=template, option=option, tags=tags)
         return len(self._token_ids(rendered)) - has_clip
@@ -158,7 +158,7 @@ class Qwen25VL:
     def _rendered(
         self, sample: Sample, has_clip: bool, *, template: str, option: str, tags: Sequence[str]
     ) -> str:
-        """The prompt's text, with one pad token for all of the clip's."""
+        """Return the prompt's text, with a single pad token for the clip."""
         text = user_text(sample, template=template, option=option, tags=tags)
         content = [{"type": "video"}] if has_clip else []
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
@@ -171,19 +171,20 @@ class Qwen25VL:
         return self.processor.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """A completion's text, special tokens visible, without the token that ended it."""
+        """Return a completion's text, special tokens visible, without the token that ended it."""
         if token_ids and token_ids[-1] in self.eos_ids:
             token_ids = token_ids[:-1]
         return self.processor.tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def engine_video(self, clip: Clip) -> tuple[np.ndarray, dict[str, Any]]:
-        """The clip as vLLM and transformers take it: frames, and metadata that says they are sampled already."""
+        """Return the clip as vLLM and transformers take it: frames, and metadata that says they are sampled already."""
         return clip.frames_FHWC.copy(), {**self._metadata(clip), "do_sample_frames": False}
 
     def pixels(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-        """Inputs of the vision tower: patches (M * merge**2, patch features) and grids (clips, 3)."""
+        """Return the inputs of the vision tower: patches (M * merge**2, patch features) and grids (clips, 3)."""
         features = self.processor.video_processor(
-            videos=[clip.frames_FHWC.copy() for clip in clips],  # torch warns of read-only arrays
+            # A copy, since torch warns of read-only arrays.
+            videos=[clip.frames_FHWC.copy() for clip in clips],
             video_metadata=[self._metadata(clip) for clip in clips],
             do_sample_frames=False,
             do_resize=False,
@@ -193,7 +194,7 @@ class Qwen25VL:
         return features["pixel_values_videos"], features["video_grid_thw"]
 
     def positions(self, prompt: Prompt) -> Tensor:
-        """mRoPE positions of a prompt, shape (3, S): rows time, height, width.
+        """Return the mRoPE positions of a prompt, (3, S): rows time, height, width.
 
         Text counts up by one in all rows. A clip's temporal patches are `seconds * tokens_per_second` apart,
         rounded down, and the text after it goes on from the highest position of all three rows, plus one.
@@ -240,7 +241,7 @@ class Qwen25VL:
 
 
 def user_text(sample: Sample, *, template: str, option: str, tags: Sequence[str]) -> str:
-    """The user's turn: question, options and what to write in which tags. Empty parts leave no blank line."""
+    """Return the user's turn: question, options and instructions for the tags. Empty parts leave no blank line."""
     lettered = zip(string.ascii_uppercase, sample.options, strict=False)
     options = "\n".join(option.format(letter=letter, text=text) for letter, text in lettered)
     instruction = " ".join(INSTRUCTIONS[tag] for tag in tags).replace(
