@@ -1,4 +1,4 @@
-"""Rollout engines: prompts in, groups of completions out. The trainer never asks which one it has."""
+"""Rollout engines: prompts in, groups of completions out. `Engine` is all that the trainer knows of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from grpo.groups import Group, Prompt, Rollout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How completions are sampled. No top-p or top-k: the learner trains on the whole distribution."""
+    """The settings of sampling. There is no top-p or top-k: the learner trains on the whole distribution."""
 
     group_size: int
     max_new_tokens: int
     temperature: float
-    """0: greedy."""
+    """The sampling temperature; 0 is greedy."""
 
 
 OnGroup = Callable[[Group], None]
 
 
 class Engine(Protocol):
+    """An engine that samples completions from the policy's weights."""
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -31,18 +33,18 @@ class Engine(Protocol):
         seeds: Sequence[int],
         on_group: OnGroup | None = None,
     ) -> list[Group]:
-        """One group per prompt; the same seed gives the same group, whatever else is in the batch.
+        """Sample one group per prompt; the same seed gives the same group, whatever else is in the batch.
 
-        on_group: told of each group as soon as it is complete, in any order, while others are still sampled.
+        on_group: called with each group as soon as it is complete, in any order, while others are still sampled.
         """
         ...
 
     def sync(self) -> None:
-        """Take over the policy's weights and forget everything computed with the old ones."""
+        """Load the policy's weights, and drop everything computed with the old ones."""
         ...
 
     def sleep(self) -> None:
-        """Give memory back until `wake`."""
+        """Free the engine's memory until `wake`."""
         ...
 
     def wake(self) -> None: ...
@@ -53,7 +55,7 @@ class Engine(Protocol):
 def as_rollout(
     prompt: Prompt, *, text: str, token_ids: Sequence[int], logprobs: Sequence[float], stopped: bool
 ) -> Rollout:
-    """A rollout of a prompt, with what a reward needs of it."""
+    """Return a rollout of a prompt; raise ValueError if its log-probs are not finite, or not one per token."""
     if len(token_ids) != len(logprobs):
         raise ValueError(f"sample {prompt.sample.id}: {len(logprobs)} log-probs for {len(token_ids)} tokens")
     if not all(map(math.isfinite, logprobs)):

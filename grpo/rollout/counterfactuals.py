@@ -1,5 +1,6 @@
-"""Completions of the same questions about changed frames, sampled beside the groups for the rewards that
-declare them (`rewards.counterfactual`). They hang on the rollouts that they are compared with and are
+"""Counterfactuals: completions of the same questions about changed frames, for the rewards that declare them.
+
+They are sampled beside the groups (`rewards.counterfactual`), stored in the rollouts that they are compared with, and
 never trained on.
 """
 
@@ -17,33 +18,30 @@ from rewards import Counterfactual, Frames
 from rewards.builtin.keyframe import cited_moments, inside_clip
 
 PER_ROLLOUT: frozenset[Frames] = frozenset({"cited", "cited_in_place"})
-"""Frames that differ with what a completion cites."""
+"""The kinds of frames that depend on what a completion cites."""
 
 Plan = Mapping[Frames, Sampling]
-"""How the completions about each kind of changed frames are sampled."""
+"""The sampling of completions about each kind of changed frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A changed prompt, by what makes it differ from the others. Rollouts that cite the same frames share
-    one.
-    """
+    """The key of a changed prompt: what differs from the others. Rollouts that cite the same frames share one."""
 
     group_index: int
     frames: Frames
     patches: tuple[int, ...] = ()
-    """The cited temporal patches, where frames are the cited ones."""
+    """The cited temporal patches; empty unless the frames are the cited ones."""
 
 
 _Asked = Mapping[Frames, _Question | None]
-"""What is asked for the sake of one rollout."""
+"""The questions that one rollout is compared with; None where there is nothing to change."""
 
 
 def make_plan(declared: Iterable[Counterfactual], sampling: Sampling) -> dict[Frames, Sampling]:
-    """One way of sampling for each kind of frames, as in training (`sampling`) but for what the rewards
-    declare.
+    """Return the sampling for each kind of frames: that of training, except for what the rewards declare.
 
-    Rewards that read the same frames share the completions, as many as the one that asks for most. ValueError
+    Rewards that read the same frames share the completions, as many as the one that asks for most. Raises ValueError
     where one wants them greedy and another does not.
     """
     plan: dict[Frames, Sampling] = {}
@@ -61,7 +59,7 @@ def make_plan(declared: Iterable[Counterfactual], sampling: Sampling) -> dict[Fr
 
 
 def num_samples(wanted: Counterfactual, sampling: Sampling) -> int:
-    """How many completions to sample: as declared, else half a group; greedy ones are all alike, so one."""
+    """Return the number of completions to sample: as declared, else half a group; greedy ones are all alike, so one."""
     if wanted.greedy or sampling.temperature == 0:
         return 1
     return max(1, sampling.group_size // 2) if wanted.num_samples is None else wanted.num_samples
@@ -76,7 +74,7 @@ def add_counterfactuals(
     render: Render,
     max_prompt_tokens: int,
 ) -> list[Group]:
-    """The groups, every rollout with `counterfactuals[frames]` for all frames of the plan.
+    """Sample the plan's counterfactuals, and return the groups with `counterfactuals[frames]` in every rollout.
 
     An empty tuple stands for what can't be sampled: a question without a clip, a completion that cites no
     moment inside it, another clip where the batch has none or one too long. The seeds are the groups' own.
@@ -95,12 +93,12 @@ def add_counterfactuals(
 
 
 def _questions(index: int, group: Group, plan: Plan) -> list[_Asked]:
-    """What to ask for the sake of each rollout of group `index`."""
+    """Return the questions that each rollout of group `index` is compared with."""
     return [{frames: _question(index, frames, rollout) for frames in plan} for rollout in group.rollouts]
 
 
 def _question(index: int, frames: Frames, rollout: Rollout) -> _Question | None:
-    """The changed prompt that a rollout is compared with; None if there is nothing to change."""
+    """Return the question that a rollout is compared with; None if there is nothing to change."""
     if rollout.clip is None:
         return None
     if frames not in PER_ROLLOUT:
@@ -111,13 +109,13 @@ def _question(index: int, frames: Frames, rollout: Rollout) -> _Question | None:
 
 
 def _distinct(asked: Iterable[Iterable[_Asked]]) -> list[_Question]:
-    """Each question once, in the order of the groups."""
+    """Return each question once, in the order of the groups."""
     every = [question for of_group in asked for of_one in of_group for question in of_one.values()]
     return [question for question in dict.fromkeys(every) if question is not None]
 
 
 def _changed_clip(question: _Question, groups: Sequence[Group], group_seed: int) -> Clip | None:
-    """The clip to ask about; None if there is no other one."""
+    """Return the changed clip to ask about; None if it is another question's, and there is none."""
     clip = groups[question.group_index].prompt.clip
     assert clip is not None
     match question.frames:
@@ -136,7 +134,7 @@ def _changed_clip(question: _Question, groups: Sequence[Group], group_seed: int)
 
 
 def _other_clip(groups: Sequence[Group], index: int) -> Clip | None:
-    """The clip of the next group, round the end, that is of another video file."""
+    """Return the clip of the next group, wrapping around, that is of another video file."""
     own = groups[index].prompt.clip
     following = [group.prompt.clip for group in (*groups[index + 1 :], *groups[:index])]
     return next((clip for clip in following if clip and own and clip.path != own.path), None)
@@ -145,7 +143,7 @@ def _other_clip(groups: Sequence[Group], index: int) -> Clip | None:
 def _sample(
     prompts: Mapping[_Question, Prompt], seeds: Sequence[int], plan: Plan, engine: Engine
 ) -> dict[_Question | None, tuple[Rollout, ...]]:
-    """The completions of each prompt, with one request to the engine for each way of sampling."""
+    """Sample the completions of each prompt, with one request to the engine for each way of sampling."""
     sampled: dict[_Question | None, tuple[Rollout, ...]] = {}
     for sampling in dict.fromkeys(plan.values()):
         asked = [question for question in prompts if plan[question.frames] == sampling]
@@ -161,7 +159,7 @@ def _sample(
 def _attached(
     group: Group, asked: Sequence[_Asked], sampled: Mapping[_Question | None, tuple[Rollout, ...]]
 ) -> Group:
-    """The group with the completions on each rollout that were asked for its sake."""
+    """Return the group with each rollout's counterfactuals in it."""
     rollouts = [
         replace(rollout, counterfactuals={frames: sampled.get(each, ()) for frames, each in of_one.items()})
         for rollout, of_one in zip(group.rollouts, asked, strict=True)

@@ -1,7 +1,7 @@
-"""Sampling with the policy's own weights through transformers' cache: no vLLM needed, and no second copy unless the
-policy is sharded over processes, which then could not decode independently.
+"""The transformers engine: sampling with the policy's own weights, for machines without vLLM and for debugging.
 
-For machines without vLLM and for debugging. Prompts of equal length are decoded together.
+A second copy of the weights is needed only if the policy is sharded over processes, which then could not decode
+independently. Prompts of equal length are decoded together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
 class TransformersEngine:
+    """The engine that samples through transformers and its key-value cache."""
+
     def __init__(
         self,
         policy: Policy,
@@ -28,12 +30,12 @@ class TransformersEngine:
         dtype: torch.dtype = torch.float32,
         max_sequences: int = 256,
     ) -> None:
-        """own: a whole copy to sample with; None: the policy itself. dtype: what the learner computes in, too."""
+        """Make an engine with the learner's `dtype`; `own` is a copy to sample with, None for the policy itself."""
         self.policy = policy
         self.sampler = own or policy
         self.family, self.dtype = policy.family, dtype
         self.max_sequences = max_sequences
-        """Completions decoded together."""
+        """The most completions that are decoded together."""
 
     def generate(
         self,
@@ -42,7 +44,7 @@ class TransformersEngine:
         seeds: Sequence[int],
         on_group: OnGroup | None = None,
     ) -> list[Group]:
-        """See `Engine.generate`."""
+        """Sample one group per prompt, as `Engine.generate` describes."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             self.family.check_vision_tokens(prompt)
@@ -60,7 +62,7 @@ class TransformersEngine:
         return [groups[index] for index in range(len(prompts))]
 
     def sync(self) -> None:
-        """Nothing to do where these are the policy's weights."""
+        """Copy the policy's weights, unless the engine samples with the policy itself."""
         if self.sampler is self.policy:
             return
         own = dict(self.sampler.model.named_parameters())
@@ -80,7 +82,7 @@ class TransformersEngine:
             return self._decode(prompts, sampling, seeds)
 
     def _decode(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
-        """Groups of prompts of equal length P, with B = prompts * G sequences in one cache."""
+        """Sample groups of P prompts of equal length, with B = P * G sequences in one cache."""
         language_model = self.sampler.model.model.language_model
         was_training = self.sampler.training
         self.sampler.eval()
@@ -112,7 +114,7 @@ class TransformersEngine:
         return self._groups(prompts, tokens_BL, logps_BL)
 
     def _prefill(self, prompts: Sequence[Prompt], cache: DynamicCache) -> tuple[Tensor, Tensor]:
-        """The last hidden state (P, D) and next position (P,) of each prompt."""
+        """Compute the last hidden state (P, D) and next position (P,) of each prompt, and fill the cache."""
         segments = [Segment(prompt=prompt, rollouts=(), advantages=()) for prompt in prompts]
         row = build_row(segments, self.family).to(self.sampler.device)
         count = len(prompts)
@@ -150,7 +152,7 @@ class TransformersEngine:
 
 
 class _Sampler:
-    """Draws tokens with a generator of its own for every prompt."""
+    """A sampler of tokens with a random generator for every prompt."""
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
         self.greedy = sampling.temperature == 0
@@ -158,7 +160,7 @@ class _Sampler:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """A token for each sequence and its log-prob under the sampled distribution."""
+        """Return a token for each sequence, and its log-prob under the sampled distribution."""
         logps_BV = torch.log_softmax(logits_BV, dim=-1)
         tokens_B = logps_BV.argmax(-1) if self.greedy else self._draw(logps_BV)
         return tokens_B, logps_BV.gather(-1, tokens_B[:, None])[:, 0]

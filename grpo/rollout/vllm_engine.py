@@ -1,4 +1,4 @@
-"""vLLM in the trainer's own process, on GPU or CPU: the default engine.
+"""The vLLM engine, the default: vLLM in the trainer's own process, on GPU or CPU.
 
 All G completions of a prompt are one request, so the clip is encoded and the prompt computed once.
 """
@@ -21,6 +21,8 @@ from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
 class VLLMEngine:
+    """The engine that samples through vLLM."""
+
     def __init__(
         self,
         policy: Policy,
@@ -31,10 +33,11 @@ class VLLMEngine:
         dtype: torch.dtype = torch.float32,
         sleep: bool = False,
     ) -> None:
-        """dtype: what the learner computes in, too."""
+        """Load vLLM; `dtype` is the precision that the engine computes in, the learner's too."""
         _set_environment()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of torch
+            # vLLM's own use of torch warns.
+            warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
         self.policy = policy
@@ -62,7 +65,7 @@ class VLLMEngine:
         seeds: Sequence[int],
         on_group: OnGroup | None = None,
     ) -> list[Group]:
-        """See `Engine.generate`. ValueError if vLLM expanded a prompt to other tokens than ours."""
+        """Sample as `Engine.generate` describes; raise ValueError if vLLM has other prompt tokens than the learner."""
         if not prompts:
             return []
         for prompt in prompts:
@@ -72,7 +75,7 @@ class VLLMEngine:
             [self._sampling_params(sampling, seed) for seed in seeds],
             use_tqdm=False,
         )
-        # It gives ids with a random tail and answers under the number before it.
+        # vLLM returns ids with a random tail, and answers under the number before the tail.
         asked = {id.partition("-")[0]: prompt for id, prompt in zip(ids, prompts, strict=True)}
         groups: dict[str, Group] = {}
         for output in self._finished():
@@ -82,7 +85,7 @@ class VLLMEngine:
         return [groups[number] for number in asked]
 
     def _finished(self) -> Iterator[Any]:
-        """Requests as they come to their end: what `LLM.generate` does, without waiting for the last one."""
+        """Yield requests as they finish: `LLM.generate` without waiting for the last one."""
         engine = self.llm.llm_engine
         while engine.has_unfinished_requests():
             yield from (output for output in engine.step() if output.finished)
@@ -101,7 +104,7 @@ class VLLMEngine:
         engine.reset_mm_cache()
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights in the engine's precision, a tied head under its own name too."""
+        """Yield the policy's weights in the engine's precision, a tied head under its own name too."""
         for name, weight in self.policy.named_weights():
             yield name, weight.to(self.dtype)
         if self.policy.has_tied_head:
@@ -135,7 +138,7 @@ class VLLMEngine:
         }
 
     def _request(self, prompt: Prompt) -> Any:
-        """The prompt with its run of pad tokens folded into one, which vLLM expands again."""
+        """Return the prompt with its run of pad tokens folded into one, which vLLM expands again."""
         if prompt.clip is None:
             return {"prompt_token_ids": list(prompt.token_ids)}
         pad = self.family.vision_token_id
@@ -181,13 +184,14 @@ class VLLMEngine:
 
 
 def _set_environment() -> None:
-    """What vLLM reads when it is imported. Values that are already set win."""
+    """Set the environment variables that vLLM reads when it is imported, unless they are set already."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # On CPU it warns, at length, of GPU features that are missing.
+    # On CPU vLLM warns, at length, of GPU features that are missing.
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it takes the learner's threads
+    # Else vLLM takes the learner's threads.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
