@@ -1,1 +1,1 @@
-"""A run's folder and what is written to it: settings, metrics, rollouts, failures, checkpoints, curves."""
+"""The run folder and all that is written to it: settings, metrics, rollouts, failures, checkpoints, curves."""

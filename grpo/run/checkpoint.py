@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the servable model at the end."""
+"""Checkpoints, which are written whole or not at all, and the servable model at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from grpo.policy.sharding import whole
 
 
 def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int) -> None:
-    """Weights, optimizer and random states as `folder/step_N`, written beside it and renamed at the end."""
+    """Save weights, optimizer and random states as `folder/step_N`, under another name until they are complete."""
     partial, finished = folder / f".partial_{step:06d}", folder / f"step_{step:06d}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial), exclude_frozen_parameters=True)  # an argument for DeepSpeed alone
+    # The argument is for DeepSpeed alone.
+    accelerator.save_state(str(partial), exclude_frozen_parameters=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(finished, ignore_errors=True)
@@ -41,12 +42,12 @@ def restore(folder: Path, accelerator: Accelerator) -> int:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the finished checkpoints, ascending."""
+    """Return the steps of the finished checkpoints, ascending."""
     return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
 
 
 def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool = True) -> None:
-    """The model with tokenizer and processor, as `from_pretrained` and vLLM load them.
+    """Save the model with tokenizer and processor, as `from_pretrained` and vLLM load them.
 
     With LoRA its weights are merged, and `folder/adapter` holds the adapters alone, for peft. Where weights are
     sharded, all processes must call it, since they gather them together; one of them writes.
@@ -65,13 +66,14 @@ def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool
     if policy.has_adapters:
         save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
     for file in partial.rglob("*.safetensors"):
-        shutil.copymode(partial / "config.json", file)  # safetensors lets nobody else read what it writes
+        # safetensors writes files that nobody else can read.
+        shutil.copymode(partial / "config.json", file)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
 def _set_dtype(config_file: Path, dtype: torch.dtype) -> None:
-    """Say in a saved config what its weights are: transformers writes what the live model trains in."""
+    """Write the weights' precision into a saved config, where transformers puts that of the live model."""
     config = json.loads(config_file.read_text())
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         if "dtype" in part:

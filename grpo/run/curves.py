@@ -1,4 +1,4 @@
-"""The run in one picture: rewards over steps, and held-out scores over steps."""
+"""The curves of a run in one picture: rewards over steps, and held-out scores over steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from matplotlib.colors import to_hex
 matplotlib.use("Agg")  # no screen needed
 
 MANY_LINES = 8
-"""With more, the legend stands beside the panel."""
+"""The number of lines above which the legend stands beside the panel."""
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Two panels from the rows of `metrics.jsonl`; held-out scores are dashed where sampled, solid where greedy."""
+    """Draw two panels from the rows of `metrics.jsonl`; held-out scores are dashed if sampled, solid if greedy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), constrained_layout=True)
     for axes in (left, right):
         axes.set_prop_cycle(color=[*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors])  # pyright: ignore
@@ -51,7 +51,7 @@ def _line(
     marker: str = "",
     colour: str | None = None,
 ) -> str:
-    """Draw one figure over the steps that have it; returns its colour."""
+    """Draw one figure over the steps that have it, and return its colour."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     steps, values = zip(*points, strict=True)
     (line,) = axes.plot(steps, values, style, marker=marker, markersize=3, label=label, color=colour)

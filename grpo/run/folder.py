@@ -1,4 +1,4 @@
-"""A run's folder: everything about the run, readable without this code.
+"""The run folder: everything about a run, readable without this code.
 
 `config.yaml`, `manifest.json`, `metrics.jsonl`, `failures.jsonl`, `rollouts/`, `checkpoints/`, `final/`,
 `curves.png`. Only the first process writes.
@@ -28,14 +28,16 @@ PACKAGES = (
 
 
 class RunDir:
+    """The run folder with its files."""
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second run; ValueError if another process has it.
+        """Lock the folder against a second run; raise ValueError if another process has it.
 
-        One that is made for this and stays empty is removed again.
+        A folder that is made for the lock and stays empty is removed again.
         """
         is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ class RunDir:
 
     @property
     def bad_rows(self) -> Path:
-        """Rows that could not be trained on, as `guards.py` stores them."""
+        """The folder of rows that could not be trained on, as `guards.py` stores them."""
         return self.path / "bad_rows"
 
     @property
@@ -87,19 +89,21 @@ class RunDir:
         return self.path / "final"
 
     def open(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
-        """Make the folder and write down what runs in it."""
+        """Make the folder, and write the config and the manifest of its run."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, config_yaml)
         write_text(self.manifest_file, json.dumps(manifest, indent=2) + "\n")
 
     def is_finished(self, num_steps: int) -> bool:
-        """A run of so many steps has come to its end here."""
+        """Return whether the folder holds a finished run of at least so many steps."""
         rows = self.metrics()
         return self.final.exists() and bool(rows) and rows[-1]["step"] >= num_steps
 
     def check_goes_on(self, config: Config) -> None:
-        """Raise ValueError if the folder holds another run than the config's, or one that can't be gone on with: a
-        longer run would begin anew, and lose the finished one."""
+        """Raise ValueError if the folder holds another run than the config's, or one that can't be resumed.
+
+        A finished run without a checkpoint can't: a longer run would begin anew, and lose the finished one.
+        """
         if not self.metrics_file.exists():
             return
         check_same_run(self.config_file, config)
@@ -113,7 +117,7 @@ class RunDir:
         )
 
     def check_same_data(self, data_files: Iterable[str]) -> None:
-        """Raise ValueError if a file that the run in this folder has read is another one now."""
+        """Raise ValueError if a data file has changed since the run in this folder read it."""
         if not self.metrics_file.exists():
             return
         before = json.loads(self.manifest_file.read_text())["data"]
@@ -134,7 +138,7 @@ class RunDir:
         return read_rows(self.metrics_file)
 
     def forget_after(self, step: int) -> None:
-        """Take back what was written after a step, before the run goes on from there."""
+        """Remove what was written after a step, before the run resumes from there."""
         for file in (self.metrics_file, self.failures_file):
             rows = [row for row in read_rows(file) if row["step"] <= step]
             if file.exists():
@@ -144,12 +148,12 @@ class RunDir:
                 file.unlink()
 
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of `rollout_rows`, as Parquet."""
+        """Write rows of `rollout_rows` as the step's Parquet file."""
         write_rollouts(self.rollouts, step, rows)
 
 
 def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, code, data and settings that a run depends on."""
+    """Return the versions, code, data and settings that a run depends on."""
     return {
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -167,7 +171,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file; a last line that a kill cut off is left out."""
+    """Read the rows of a JSON Lines file, without a last line that is incomplete since the run was killed."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -190,7 +194,7 @@ def _version(package: str) -> str | None:
 
 
 def _fingerprint(path: str) -> str:
-    """A digest of a file, or of all files of a folder with their names."""
+    """Return a digest of a file, or of all files of a folder with their names."""
     if not os.path.isdir(path):
         return _file_digest(path)
     files = sorted(each for each in Path(path).rglob("*") if each.is_file())
@@ -204,7 +208,7 @@ def _file_digest(path: str | Path) -> str:
 
 
 def _git_state() -> dict[str, Any]:
-    """Commit and whether the tree had changes; empty outside a git checkout."""
+    """Return the commit and whether the tree had changes; empty outside a git checkout."""
     here = Path(__file__).parent
     commands = {"commit": ["rev-parse", "HEAD"], "changes": ["status", "--porcelain"]}
     state: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a scored group adds to its step's figures: rewards, lengths, signal, and what rewards failed or abstained on."""
+"""The figures of a scored group: rewards, lengths, signal, and the shares on which rewards failed or abstained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewards.scoring.specs import RewardSpec
 
 
 def group_metrics(scored: ScoredGroup, specs: Mapping[str, RewardSpec]) -> Metrics:
-    """A group's figures. A total counts once per rollout, the std of the totals and the signal once per group."""
+    """Return a group's figures. Totals count once per rollout, the std of the totals and the signal once per group."""
     table, rollouts = scored.table, scored.group.rollouts
     totals = [total for total in table.totals if total is not None]
     lengths = [len(rollout.token_ids) for rollout in rollouts]
@@ -38,7 +38,7 @@ def group_metrics(scored: ScoredGroup, specs: Mapping[str, RewardSpec]) -> Metri
 
 
 def _of_rewards(table: RewardTable) -> dict[str, Mean]:
-    """Each reward's mean, and on what share of the completions it failed or abstained."""
+    """Return each reward's mean, and the shares of the completions on which it failed or abstained."""
     means: dict[str, Mean] = {}
     failed = Counter(failure.reward for failure in table.failures)
     for name, column in table.columns.items():
@@ -49,7 +49,7 @@ def _of_rewards(table: RewardTable) -> dict[str, Mean]:
 
 
 def _of_gates(table: RewardTable, specs: Mapping[str, RewardSpec]) -> dict[str, Mean]:
-    """On what share of the completions each gated reward counts."""
+    """Return the share of the completions on which each gated reward counts."""
     return {
         f"rewards/{name}/open": Mean.of(gates_open(name, spec, table.columns))
         for name, spec in specs.items()
@@ -58,7 +58,7 @@ def _of_gates(table: RewardTable, specs: Mapping[str, RewardSpec]) -> dict[str, 
 
 
 def _of_counterfactuals(rollouts: Iterable[Rollout]) -> dict[str, int]:
-    """The tokens of completions about changed frames, each counted once; some belong to several rollouts."""
+    """Return the tokens of counterfactuals, each counted once, though some belong to several rollouts."""
     others = {
         id(other): other for each in rollouts for some in each.counterfactuals.values() for other in some
     }

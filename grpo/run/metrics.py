@@ -1,4 +1,4 @@
-"""Figures of a step: whatever measures them returns them; they are added up to one row of `metrics.jsonl`."""
+"""The figures of a step: functions return them, and they are added up to one row of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """An average with the count behind it, by which ragged rows and processes weigh as one large one would."""
+    """A mean as a total and a count, so that ragged rows and processes are weighted as one large row would be."""
 
     total: float
     count: float
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Mean:
-        """The average of all values that are not None."""
+        """Return the mean of all values that are not None."""
         present = [value for value in values if value is not None]
         return cls(sum(present), len(present))
 
@@ -29,13 +29,13 @@ class Mean:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """Figures by their names, of a row, a group, a step or a process; `+` gives those of both together."""
+    """The figures of a row, a group, a step or a process, by their names; `+` joins two sets of them."""
 
     means: Mapping[str, Mean] = field(default_factory=dict)
     sums: Mapping[str, float] = field(default_factory=dict)
     maxima: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """These add up within a process; of several processes the slowest one's count, which the others wait for."""
+    """Durations, which add up within a process; of several processes the slowest counts: the others wait for it."""
 
     def __add__(self, other: Metrics) -> Metrics:
         return Metrics(
@@ -46,7 +46,7 @@ class Metrics:
         )
 
     def reduced(self, gather: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
-        """A number for each name; a mean over nothing is left out. gather: puts lists of all processes together."""
+        """Return a number by name, without means of nothing. gather: puts lists of all processes together."""
         own = replace(self, maxima={**self.maxima, **self.seconds}, seconds={})
         whole = sum(gather([own]), Metrics())
         means = {name: mean.total / mean.count for name, mean in whole.means.items() if mean.count}

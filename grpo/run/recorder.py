@@ -1,4 +1,4 @@
-"""A run's bookkeeping beside its algorithm: figures, rollouts, failures, the progress bar, and limits that stop it."""
+"""The bookkeeping of a run: figures, rollouts, failures, the progress bar, and the limits that stop a run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from grpo.run.rollout_files import rollout_rows
 from rewards.scoring.runner import RewardSet
 
 MAX_LOST_STEPS = 3
-"""Steps in a row without a single usable prompt: something is wrong with all of the data, not with a clip."""
+"""The steps in a row without a usable prompt that stop a run: all of the data is wrong then, not a clip."""
 
 
 class Recorder:
-    """Collects a step's figures and writes down what came of it: in the run's folder and on the screen."""
+    """The recorder of a run: it collects each step's figures, and writes to the run folder and the screen."""
 
     def __init__(
         self,
@@ -42,20 +42,20 @@ class Recorder:
         policy: Policy,
         max_gap: float,
     ) -> None:
-        """max_gap: the mean log-prob difference between engine and learner that stops the run; 0: none does."""
+        """Make a recorder; `max_gap` is the mean log-prob difference to the engine that stops the run, 0 for none."""
         self.config, self.run_dir, self.accelerator = config, run_dir, accelerator
         self.rewards, self.loader, self.policy, self.max_gap = rewards, loader, policy, max_gap
         self.metrics = Metrics()
-        """Those of the step that is under way."""
+        """The figures of the step that is under way."""
         self.counted: dict[str, int] = {}
-        """What counters that only grow had come to when they were last read."""
+        """The values of counters that only grow, as they were last read."""
         self.reward_failures: list[dict[str, Any]] = []
-        """The latest step's, of all processes."""
+        """The latest step's records of rewards that failed, of all processes."""
         self.num_lost_steps = 0
         self.bar: tqdm | None = None
 
     def begin(self, last_step: int) -> None:
-        """Take back what was written after the step that the run goes on from; 0: it begins."""
+        """Remove what was written after the step that the run resumes from; 0: the run begins."""
         if not self.accelerator.is_main_process:
             return
         if last_step:
@@ -71,7 +71,7 @@ class Recorder:
             self.bar.close()
 
     def add(self, metrics: Metrics) -> None:
-        """Count figures among those of the step that is under way."""
+        """Add figures to those of the step that is under way."""
         self.metrics += metrics
 
     @contextmanager
@@ -82,7 +82,7 @@ class Recorder:
         self.add(Metrics(seconds={name: perf_counter() - start}))
 
     def write_groups(self, step: int, scored: Sequence[ScoredGroup], lost: Sequence[LostSample]) -> None:
-        """Take the figures of a step's groups, and write down its rollouts and what went wrong."""
+        """Add the figures of a step's groups, and write its rollouts and failures."""
         self.add(sum((group_metrics(group, self.rewards.specs) for group in scored), Metrics()))
         deaths = self._growth({"rewards/process_deaths": self.rewards.num_deaths})
         seconds = {f"time/rewards/{name}": seconds for name, seconds in self.rewards.seconds.items()}
@@ -98,7 +98,7 @@ class Recorder:
     def write_failures(
         self, step: int, lost: Sequence[LostSample], failures: Sequence[RewardFailure]
     ) -> list[dict[str, Any]]:
-        """Write down what could not be used; what is written of rewards is returned, from all processes."""
+        """Write records of lost samples and failed rewards; return those of rewards, from all processes."""
         rows = [_of_sample(step, each) for each in lost] + [_of_reward(step, each) for each in failures]
         return [row for row in self.append_failures(rows) if row["kind"] == "reward"]
 
@@ -125,7 +125,7 @@ class Recorder:
         self._check_gap(step, row)
 
     def _media_metrics(self) -> Metrics:
-        """What loader and vision tower did since the last row; the first row counts what the start did, too."""
+        """Return the loader's and the vision tower's figures since the last row; the first row includes the start's."""
         counts = {f"media/{name}": count for name, count in asdict(self.loader.counters()).items()}
         if (features := self.policy.feature_cache) is not None:
             counts |= {f"media/features_{name}": n for name, n in asdict(features.counters).items()}
@@ -133,7 +133,7 @@ class Recorder:
         return Metrics(sums=self._growth(counts), maxima={"media/kept_gib": kept_gib})
 
     def _growth(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """How far counters have come since they were last read."""
+        """Return the growth of counters since they were last read."""
         growth = {name: count - self.counted.get(name, 0) for name, count in counts.items()}
         self.counted |= counts
         return growth
@@ -164,7 +164,7 @@ class Recorder:
 
 
 def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Which rewards failed, how often, and why first."""
+    """Return which rewards failed, how often, and each one's first reason."""
     reasons = {row["reward"]: row["reason"] for row in reversed(rows)}
     counts = Counter(row["reward"] for row in rows)
     return ", ".join(
@@ -174,7 +174,7 @@ def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def progress(row: Mapping[str, float]) -> str:
-    """The figures that matter, for the progress bar."""
+    """Return the most important figures in one line, for the progress bar."""
     names = [key for key in row if key.startswith("rewards/") and key.endswith("/mean")]
     shown = {"reward": "reward/mean"} | {key.split("/")[1]: key for key in names}
     shown |= {"length": "completion/length", "gap": "sampler/gap_max"}
@@ -182,7 +182,7 @@ def progress(row: Mapping[str, float]) -> str:
 
 
 def summary(evaluated: Mapping[str, float]) -> str:
-    """Held-out scores in one line."""
+    """Return held-out scores in one line."""
     kept = {
         key.removeprefix("eval/"): value
         for key, value in evaluated.items()

@@ -1,7 +1,7 @@
 """The rollouts of a run on disk: a Parquet file per step, a row per completion, readable without this code.
 
-A row holds all that a reward can read but the frames, which are decoded again from the video when somebody
-looks at them. `rollout_rows` and `read_rollouts` are each other's inverse.
+A row holds all that a reward can read except the frames, which are decoded again from the video when they are first
+used. `rollout_rows` and `read_rollouts` are each other's inverse.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REWARD, PART = "rewards/", "parts/"
-"""What the columns of raw values, and of what each reward adds to the total, begin with."""
+"""The prefixes of the columns of rewards' raw values, and of their parts of the total."""
 SAMPLE = get_type_hints(Sample)
 """The fields of a sample, each a column, with their types."""
 SOURCE = get_type_hints(ClipSource)
 """The fields of a sample's `clip_source`, which are columns beside its others."""
 COMPLETION = {name: get_type_hints(Rollout)[name] for name in ("text", "stopped", "token_ids", "logprobs")}
-"""The fields of a rollout that it does not share with its group."""
+"""The fields of a rollout that it does not share with its group, with their types."""
 RENAMED = {"id": "sample_id", "text": "completion"}
-"""Columns that are not called like the fields that they hold."""
+"""The columns whose names differ from the fields that they hold, by field."""
 
 
 def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
-    """What is kept of each completion of a group."""
+    """Return the row of each completion of a group."""
     sample, table = _sample_row(scored.group.prompt.sample), scored.table
     return [
         {
@@ -60,7 +60,7 @@ def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
 
 
 def write_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of `rollout_rows`, group after group, as the step's file; it is there whole or not at all."""
+    """Write rows of `rollout_rows`, group after group, as the step's file, whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -78,7 +78,7 @@ def write_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -
 
 
 def rollout_files(folder: Path) -> dict[int, Path]:
-    """The files of a run's rollouts by step, in order."""
+    """Return the files of a run's rollouts by step, in order."""
     files = {int(file.stem.removeprefix("step_")): file for file in folder.glob("step_*.parquet")}
     return dict(sorted(files.items()))
 
@@ -86,11 +86,11 @@ def rollout_files(folder: Path) -> dict[int, Path]:
 def read_rollouts(
     file: Path, settings: MediaSettings, *, every: int = 1, first: int = 0
 ) -> Iterator[tuple[int, ScoredGroup]]:
-    """The groups of a file as they were scored, each behind its number among the file's rows; one at a time.
+    """Yield the groups of a file as they were scored, each with the number of its first row in the file.
 
-    settings: the run's, by which frames are decoded again. every, first: only each so-manieth group, from a certain
-    one on. A prompt has no tokens here, and a clip gets its frames when they are looked at; MediaError if the video is
-    gone by then or another one. ValueError names a file that is damaged, or a column that it lacks.
+    settings: the run's media settings, by which frames are decoded again. every, first: yields every n-th group from
+    a certain one on. A prompt has no tokens here, and a clip gets its frames when they are first used: MediaError if
+    the video is gone by then or has changed. Raises ValueError for a damaged file or one that lacks a column.
     """
     table = _read_table(file)
     starts = [row for row, index in enumerate(table.column("rollout").to_pylist()) if index == 0]
@@ -99,18 +99,18 @@ def read_rollouts(
 
 
 def read_texts(file: Path, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """What a reader needs of some rows: the question, its answer, and what was said."""
+    """Return what a person reads of some rows: the question, its answer and the completion."""
     columns = ["sample_id", "question", "options", "answer", "task", "completion"]
     return _read_table(file, columns).take(list(rows)).to_pylist()
 
 
 def num_groups(file: Path) -> int:
-    """How many groups a file holds."""
+    """Return the number of groups in a file."""
     return _read_table(file, ["rollout"]).column("rollout").to_pylist().count(0)
 
 
 def column_types() -> dict[str, pa.DataType]:
-    """The type of every column but the rewards', from the annotations of the fields that they hold."""
+    """Return the type of every column except the rewards', from the annotations of the fields that they hold."""
     import pyarrow as pa
 
     sample = {name: hint for name, hint in SAMPLE.items() if name != "clip_source"} | SOURCE
@@ -131,7 +131,7 @@ def _arrow_columns(hints: Mapping[str, Any]) -> dict[str, pa.DataType]:
 
 
 def _arrow(hint: Any) -> pa.DataType:
-    """The type of values with this annotation; a mapping is kept as JSON."""
+    """Return the Arrow type of values with an annotation; a mapping is stored as JSON."""
     import pyarrow as pa
 
     if is_dataclass(hint):
@@ -146,7 +146,7 @@ def _arrow(hint: Any) -> pa.DataType:
 
 
 def _schema(row: Mapping[str, Any]) -> pa.Schema:
-    """The columns with their types, stated: they can't be told from values that are all missing or empty."""
+    """Return the columns' types, which can't be inferred from values that are all missing or empty."""
     import pyarrow as pa
 
     types = column_types()
@@ -155,7 +155,7 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
 
 
 def _sample_row(sample: Sample) -> dict[str, Any]:
-    """The values of a sample's columns; those of a clip are missing where it has none."""
+    """Return the values of a sample's columns; those of the clip are None if it has none."""
     try:
         columns = json.dumps(dict(sample.columns), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -166,12 +166,12 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
 
 
 def _completion_row(rollout: Rollout) -> dict[str, Any]:
-    """What a rollout has of its own, be it about the clip itself or about changed frames."""
+    """Return the values that a rollout does not share with its group, also of one about changed frames."""
     return {"clip": rollout.clip.facts.as_dict() if rollout.clip else None, **_row(rollout, COMPLETION)}
 
 
 def _row(of: object, names: Iterable[str]) -> dict[str, Any]:
-    """The values of an object's fields, by the columns that hold them."""
+    """Return the values of an object's fields, by the columns that hold them."""
     return {RENAMED.get(name, name): getattr(of, name) for name in names}
 
 
@@ -194,7 +194,7 @@ def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
-    """The group that these rows are."""
+    """Return the scored group that rows hold."""
     first = rows.slice(0, 1).drop_columns(["token_ids", "logprobs", "counterfactuals"]).to_pylist()[0]
     sample = _read_sample(first)
     clip = None
@@ -220,14 +220,15 @@ def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
             columns=_columns_of(rows, REWARD),
             parts=_columns_of(rows, PART),
             totals=tuple(rows.column("total").to_pylist()),
-            failures=(),  # they are in failures.jsonl
+            # failures.jsonl has them.
+            failures=(),
         ),
         advantages=tuple(rows.column("advantage").to_pylist()),
     )
 
 
 def _read_sample(row: Mapping[str, Any]) -> Sample:
-    # Frames of a video are an empty list; only without a clip they are missing.
+    # A video has an empty list of frames; only without a clip the list is missing.
     source = None if row["frames"] is None else ClipSource(**_fields(row, SOURCE))
     own = _fields(row, SAMPLE.keys() - {"clip_source", "columns"})
     return Sample(**own, clip_source=source, columns=json.loads(row["columns"]))
@@ -236,7 +237,7 @@ def _read_sample(row: Mapping[str, Any]) -> Sample:
 def _read_counterfactuals(
     kinds: Sequence[Mapping[str, Any]], prompt: Prompt
 ) -> dict[str, tuple[Rollout, ...]]:
-    """Completions about changed frames, by how these were changed; the changed frames themselves were not kept."""
+    """Return completions about changed frames, by how the frames were changed; the frames were not stored."""
     return {
         kind["frames"]: tuple(_read_changed(each, prompt, kind["frames"]) for each in kind["completions"])
         for kind in kinds
@@ -251,7 +252,7 @@ def _read_changed(row: Mapping[str, Any], prompt: Prompt, kind: str) -> Rollout:
 
 
 def _fields(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The inverse of `_row`, with tuples for Parquet's lists."""
+    """Return the values of an object's fields from a row, with tuples for Parquet's lists: the inverse of `_row`."""
     return {name: _tuples(row[RENAMED.get(name, name)]) for name in names}
 
 
@@ -260,8 +261,8 @@ def _tuples(value: Any) -> Any:
 
 
 def _decode_again(sample: Sample, settings: MediaSettings, facts: ClipFacts) -> np.ndarray:
-    """The frames that the model saw; MediaError if the video is gone or another one now."""
-    # Imported here: PyAV and torch are needed by rewards that look at frames, and by no others.
+    """Decode once more the frames that the model saw; raise MediaError if the video is gone or has changed."""
+    # Imported here, since only rewards that look at frames need PyAV and torch.
     from grpo.media.reading import read_source
 
     assert sample.clip_source is not None
@@ -276,13 +277,13 @@ def _refuse_frames(sample_id: str, kind: str) -> Never:
 
 
 def _columns_of(rows: pa.Table, prefix: str) -> dict[str, tuple[Any, ...]]:
-    """Columns of a kind, by what follows the prefix."""
+    """Return the columns with a prefix, by what follows it."""
     names = [name for name in rows.column_names if name.startswith(prefix)]
     return {name.removeprefix(prefix): tuple(rows.column(name).to_pylist()) for name in names}
 
 
 def _values(rows: pa.Table, name: str) -> list[Any]:
-    """A column's values; lists of numbers by way of numpy, since Arrow takes a hundred times as long for each."""
+    """Return a column's values; lists of numbers through numpy, since Arrow takes a hundred times as long."""
     import pyarrow as pa
 
     column = rows.column(name).chunk(0)
