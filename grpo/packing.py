@@ -113,7 +113,7 @@ def segments_of(
 
 
 def pack(segments: Sequence[Segment], family: Family, *, tokens_per_row: int) -> list[PackedRow]:
-    """Pack segments into rows of at most a number of tokens, first fit by decreasing size."""
+    """Pack segments into rows up to a token budget, first fit by decreasing size."""
     bins: list[list[Segment]] = []
     room: list[int] = []
     for segment in sorted(segments, key=lambda segment: -segment.num_tokens):
@@ -187,7 +187,7 @@ def padding_row(family: Family) -> PackedRow:
 
 
 def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment]:
-    """The group's rollouts with an advantage, in as few segments as the budget allows; each has the prompt again."""
+    """Return a group's rollouts with an advantage in as few segments as the budget allows; each has the prompt again."""
     pairs = [
         (rollout, advantage)
         for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True)
@@ -211,7 +211,7 @@ def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment
 
 
 def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int) -> Layout:
-    """The blocks of segments that are sorted by shape and begin at these flat positions."""
+    """Return the layout of segments that are sorted by shape and begin at given flat positions."""
     pairs = list(zip(segments, starts, strict=True))
     blocks: list[Block] = []
     slots: list[Tensor] = []
@@ -256,7 +256,7 @@ def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
 
 
 def _shape(segment: Segment) -> tuple[int, int]:
-    """The length of its prompt and the number of its completions; segments of one shape make a block."""
+    """Return the length of a segment's prompt and the number of its completions; one shape makes one block."""
     return len(segment.prompt.token_ids), len(segment.rollouts)
 
 

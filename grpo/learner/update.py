@@ -28,7 +28,7 @@ from grpo.run.metrics import Mean, Metrics
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenSelection:
-    """Which tokens the policy loss and the entropy bonus act on; by default all."""
+    """The tokens that the policy loss and the entropy bonus act on; by default all."""
 
     kept_rows: Sequence[Tensor]
     """A mask (T,) for each row: 1 for a token that is acted on, else 0."""
@@ -42,7 +42,7 @@ class UpdateInputs:
 
     rows: Sequence[PackedRow]
     num_passes: int
-    """The number of rows of the process that has most; all make as many passes, since they exchange data in each."""
+    """The rows of the process with most: all make as many passes, since each exchanges weights or gradients."""
     counts: StepCounts
     selection: TokenSelection
     reference_logps: Sequence[Tensor | None]
@@ -148,7 +148,7 @@ class Learner:
     def forward_backward(self, inputs: UpdateInputs, old_logps: Sequence[Tensor] = ()) -> list[RowPass]:
         """Leave the gradient of the step's loss, over all rows of all processes, on the weights.
 
-        old_logps: each row's log-probs before the step's first update; empty in the first update, whose own they are.
+        old_logps: each row's log-probs before the step's first update; empty in the first one, whose own are used.
         """
         passes: list[RowPass] = []
         for index in range(inputs.num_passes):
