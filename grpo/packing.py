@@ -187,7 +187,7 @@ def padding_row(family: Family) -> PackedRow:
 
 
 def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment]:
-    """Return a group's rollouts with an advantage in as few segments as the budget allows; each has the prompt again."""
+    """Return a group's rollouts with an advantage in as few segments as fit a row; each has the prompt again."""
     pairs = [
         (rollout, advantage)
         for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True)
