@@ -86,8 +86,9 @@ class FrameScorer:
             return_tensors="pt",
         )
         frames_FD = _unit(self._model.get_image_features(**images.to(self._device)))
-        texts = _unit(self._model.get_text_features(**tokens.to(self._device)))
-        scores_F = (frames_FD @ texts.T).mean(dim=1).tolist()
+        # One row for each text.
+        of_texts = _unit(self._model.get_text_features(**tokens.to(self._device)))
+        scores_F = (frames_FD @ of_texts.T).mean(dim=1).tolist()
         # A last frame that was repeated to fill a token in time counts once.
         return sorted(dict(zip(clip.times_s, scores_F, strict=True)).items())
 
