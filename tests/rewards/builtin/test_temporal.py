@@ -35,6 +35,7 @@ def answering(content: str, sample: Sample) -> Rollout:
         ("3.0-4.5", (3.0, 4.5)),
         (" 3 - 4.5 ", (3.0, 4.5)),
         ("3.0, 4.5", (3.0, 4.5)),
+        ("3.0 to 4.5", (3.0, 4.5)),
         ("(3.0, 4.5)", (3.0, 4.5)),
         ("(3.0-4.5)", (3.0, 4.5)),
         ("[3.0, 4.5]", (3.0, 4.5)),
@@ -46,7 +47,6 @@ def answering(content: str, sample: Sample) -> Rollout:
         ("1-2, 3-4", None),
         ("((3.0, 4.5))", None),
         ("(3.0, 4.5", None),
-        ("3.0 to 4.5", None),
         ("3.0s-4.5s", None),
         ("from 3.0-4.5", None),
         ("nan-4", None),
@@ -54,7 +54,7 @@ def answering(content: str, sample: Sample) -> Rollout:
         ("()", None),
     ],
 )
-def test_a_span_is_read_in_three_notations_and_never_guessed(
+def test_a_span_is_read_in_four_notations_and_never_guessed(
     content: str, expected: tuple[float, float] | None
 ) -> None:
     assert read_span(content) == expected
