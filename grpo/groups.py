@@ -96,14 +96,11 @@ class RewardFailure:
     sample_id: str
     rollout_index: int
     completion: str
+    kind: Literal["raised", "late", "died"]
+    """Whether the reward raised an exception, took too long, or ended its process."""
+    summary: str
+    """The failure in one line: the exception's type and the first line of its message."""
     traceback: str
-
-    @property
-    def summary(self) -> str:
-        """The failure in one line: the exception's type and the first line of its message."""
-        lines = self.traceback.strip().splitlines()
-        last_frame = max((at for at, line in enumerate(lines) if line.startswith("  ")), default=-1)
-        return next(iter(lines[last_frame + 1 :]), lines[-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

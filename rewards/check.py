@@ -109,7 +109,7 @@ def containment(reward: Reward, groups: Sequence[Group]) -> Finding | None:
         rewards.close()
     for group, table in zip(groups, tables, strict=True):
         for failure in table.failures:
-            if failure.summary.startswith(("TimeoutError: no value", "RewardProcessError")):
+            if failure.kind != "raised":
                 where = describe_rollout(group, failure.rollout_index)
                 return Finding("hangs or dies", False, f"{where}: {failure.summary}")
     return None

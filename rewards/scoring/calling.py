@@ -1,7 +1,7 @@
 """Calling a reward on a group, in this process, and turning whatever happens into data.
 
 A value that a reward returned on purpose is data, None included: "not applicable here". An exception, a
-value that is no finite number, or a list of the wrong length is a *failure*, held as its traceback.
+value that is no finite number, or a list of the wrong length is a *failure*.
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from grpo.groups import Group, RewardFailure, Rollout
 from rewards.scoring.specs import Calling, Outcome, Reward
-
-Result = float | None | str
-"""A value, an abstention, or the traceback of a failure."""
 
 MAX_TRACEBACK_CHARS = 10_000
 
 # A plugin that calls sys.exit() must not end the run, let alone with status 0.
 FAILURES = (Exception, SystemExit)
+
+
+class Failed(NamedTuple):
+    """A failure, with fields as in `RewardFailure`."""
+
+    kind: Literal["raised", "late", "died"]
+    summary: str
+    traceback: str
+
+
+Result = float | None | Failed
+"""A value, an abstention or a failure."""
 
 
 def run(reward: Reward, group: Group) -> list[Outcome]:
@@ -38,9 +47,9 @@ def outcomes_of(name: str, group: Group, results: Sequence[Result]) -> list[Outc
             sample_id=group.prompt.sample.id,
             rollout_index=index,
             completion=group.rollouts[index].text,
-            traceback=result,
+            **result._asdict(),
         )
-        if isinstance(result, str)
+        if isinstance(result, Failed)
         else result
         for index, result in enumerate(results)
     ]
@@ -61,8 +70,8 @@ def call(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
     try:
         values = _call_together(reward, rollouts)
         return checked_values(values, len(rollouts))
-    except FAILURES:
-        return [traceback_text()] * len(rollouts)
+    except FAILURES as error:
+        return [raised(error)] * len(rollouts)
 
 
 async def call_async(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
@@ -71,8 +80,8 @@ async def call_async(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result
         return list(await asyncio.gather(*(_attempt_async(reward, rollout) for rollout in rollouts)))
     try:
         return checked_values(await _call_together(reward, rollouts), len(rollouts))
-    except FAILURES:
-        return [traceback_text()] * len(rollouts)
+    except FAILURES as error:
+        return [raised(error)] * len(rollouts)
 
 
 def _call_together(reward: Reward, rollouts: Sequence[Rollout]) -> Any:
@@ -84,15 +93,15 @@ def _call_together(reward: Reward, rollouts: Sequence[Rollout]) -> Any:
 async def _attempt_async(reward: Reward, rollout: Rollout) -> Result:
     try:
         return as_value(await reward.function(rollout, **reward.knobs))
-    except FAILURES:
-        return traceback_text()
+    except FAILURES as error:
+        return raised(error)
 
 
 def _attempt(make: Callable[[], object]) -> Result:
     try:
         return as_value(make())
-    except FAILURES:
-        return traceback_text()
+    except FAILURES as error:
+        return raised(error)
 
 
 def checked_values(values: object, count: int) -> list[Result]:
@@ -141,9 +150,11 @@ def trl_arguments(rollouts: Sequence[Rollout], calling: Calling) -> dict[str, li
     }
 
 
-def traceback_text() -> str:
-    """Of the exception at hand; the end of it, where the reason stands."""
-    return traceback.format_exc()[-MAX_TRACEBACK_CHARS:]
+def raised(error: BaseException) -> Failed:
+    """The failure of an exception. Of a long traceback the end is kept, where the reason stands."""
+    said = "".join(traceback.format_exception_only(error)).splitlines()
+    summary = next(line for line in said if not line.startswith("  "))  # a SyntaxError's begins with its file
+    return Failed("raised", summary, "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:])
 
 
 def _said(role: str, content: str) -> list[dict[str, str]]:

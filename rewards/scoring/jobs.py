@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from grpo.groups import Group
 from grpo.workers.memory_file import Place
 from grpo.workers.pool import CallFailed, CallFuture, Pool, PoolLost
 from grpo.workers.worker import Function
-from rewards.scoring.calling import Result, call, call_async
+from rewards.scoring.calling import Failed, Result, call, call_async, raised
 from rewards.scoring.loading import load_reward
 from rewards.scoring.payloads import FramesNeeded, Payloads, load_rollouts
 from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
@@ -132,7 +132,7 @@ class Calls:
             parts = [[each] for each in rollouts] if reward.calling == "rollout" else [rollouts]
             places = [job.payloads.place_of(part, with_frames=with_frames) for part in parts]
         except Exception as error:  # a column that can't be sent
-            job.fill(indices, [f"{type(error).__name__}: {error}"] * len(indices))
+            job.fill(indices, [raised(error)] * len(indices))
             return
         limit_s = QUICK_LIMIT_S if is_several else None
         if reward.has_state and not reward.is_async:
@@ -157,7 +157,7 @@ class Calls:
                 for index in indices:
                     self._submit(pool, job, [index])
             else:
-                job.fill(indices, [self._text_of(error)] * len(indices))
+                job.fill(indices, [self._failure_of(error)] * len(indices))
             return
         if scored is None:
             self._read_frames.add(job.reward_index)
@@ -173,18 +173,23 @@ class Calls:
         self.seconds[reward_index] = 0.8 * self.seconds.get(reward_index, seconds) + 0.2 * seconds
         self.valued_at[reward_index] = time.monotonic()
 
-    def _text_of(self, error: CallFailed) -> str:
-        """A failure in place of a traceback."""
+    def _failure_of(self, error: CallFailed) -> Failed:
         match error.kind:
             case "raised":
-                return str(error)
+                return Failed("raised", str(error).strip().splitlines()[-1], str(error))
             case "late":
-                return f"TimeoutError: {error}; an object may take a quarter of timeout_s for each call"
+                return ended("late", f"{error}; an object may take a quarter of timeout_s for each call")
             case "memory":
-                gib = self.settings.memory_gib
-                return f"RewardProcessError: the process of the reward was killed: more than {MEMORY_KEY}={gib:g}"
+                limit = f"{MEMORY_KEY}={self.settings.memory_gib:g}"
+                return ended("died", f"the process of the reward was killed: more than {limit}")
             case _:
-                return f"RewardProcessError: the process of the reward {error}"
+                return ended("died", f"the process of the reward {error}")
+
+
+def ended(kind: Literal["late", "died"], why: str) -> Failed:
+    """The failure of a call that left no traceback."""
+    name = "TimeoutError" if kind == "late" else "RewardProcessError"
+    return Failed(kind, f"{name}: {why}", f"{name}: {why}")
 
 
 Scored = tuple[list[Result], float]

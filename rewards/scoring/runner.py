@@ -22,7 +22,7 @@ from grpo.groups import Group, RewardFailure, RewardTable, Sample
 from rewards import Counterfactual, hostile
 from rewards.scoring.calling import failures_in, outcomes_of
 from rewards.scoring.compose import check_specs, names_that_count, parts_of, totals_of
-from rewards.scoring.jobs import Calls, Job
+from rewards.scoring.jobs import Calls, Job, ended
 from rewards.scoring.loading import load_reward, required_columns
 from rewards.scoring.payloads import Payloads
 from rewards.scoring.specs import Outcome, Reward, RewardSpec, WorkerSettings
@@ -179,7 +179,7 @@ class Scoring:
                 f"{limit_s:g} s after the last rollout was sampled" if self._in_step else f"for {limit_s:g} s"
             )
             late = sorted(job.missing)
-            job.fill(late, [f"TimeoutError: no value {since} (timeout_s)"] * len(late))
+            job.fill(late, [ended("late", f"no value {since} (timeout_s)")] * len(late))
             self._calls.drop(job)
         return left_s
 

@@ -51,7 +51,15 @@ def ids(of: Sampled) -> list[str]:
 def test_a_group_is_flat_if_no_two_totals_differ() -> None:
     assert is_flat(table(1.0, 1.0, None)) and is_flat(table(None, None)) and is_flat(table(0.5, None))
     assert not is_flat(table(1.0, 0.0, None))
-    failure = RewardFailure(reward="judge", sample_id="s", rollout_index=0, completion="", traceback="down")
+    failure = RewardFailure(
+        reward="judge",
+        sample_id="s",
+        rollout_index=0,
+        completion="",
+        kind="died",
+        summary="down",
+        traceback="",
+    )
     assert not is_flat(replace(table(None, None), failures=(failure,)))  # it must be seen
     assert is_flat(replace(table(1.0, 1.0), failures=(failure,)))  # of a reward that is only watched
 

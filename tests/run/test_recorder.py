@@ -59,7 +59,13 @@ def half_failed(name: str = "s") -> ScoredGroup:
     """Two completions, on the second of which the reward `accuracy` failed."""
     group = scored(["right", "wrong"], [1.0, 0.0], tiny.sample(name))
     failure = RewardFailure(
-        reward="accuracy", sample_id=name, rollout_index=1, completion="wrong", traceback="KeyError: 'x'"
+        reward="accuracy",
+        sample_id=name,
+        rollout_index=1,
+        completion="wrong",
+        kind="raised",
+        summary="KeyError: 'x'",
+        traceback="KeyError: 'x'",
     )
     columns = {"accuracy": (1.0, None), "format": (0.5, None), "keyframe": (None, None)}
     table = replace(group.table, columns=columns, totals=(1.0, None), failures=(failure,))
