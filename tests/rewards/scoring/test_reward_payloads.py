@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from grpo.groups import Group
-from grpo.media.clip import Clip, MediaError
+from grpo.media.clip import Clip, ClipSource, MediaError
+from rewards.hostile import make_group
 from rewards.scoring.specs import WorkerSettings
-from tests.rewards.scoring.test_reward_workers import Load, groups, load, spec
+from tests.rewards.scoring.test_reward_workers import SAMPLE, Load, groups, load, spec
+from tests.support import tiny
 from tests.support.clips import facts_of
 
 __all__ = ["load"]  # a fixture
@@ -58,3 +60,21 @@ def test_frames_that_are_decoded_on_demand_are_decoded_once_and_not_by_the_worke
         "grpo.media.clip.MediaError: gone.mp4: no such file"
     ] * 3
     assert [decoded.count(index) for index in range(3)] == [1, 1, 1] and 3 in decoded
+
+
+def test_frames_are_sent_to_those_who_look_at_them(load: Load) -> None:
+    prompts = [
+        tiny.prompt(tiny.sample(f"s{p}", clip_source=ClipSource(video="x.mp4")), tiny.clip(seed=p))
+        for p in range(3)
+    ]
+    many = [make_group(["a", "b"], prompt.sample, clip=prompt.clip) for prompt in prompts]
+    tables = load({"length": spec("length"), "brightness": spec("brightness")}).score(many)
+    for table, prompt in zip(tables, prompts, strict=True):
+        assert prompt.clip is not None
+        assert table.columns["brightness"] == (float(prompt.clip.frames_FHWC.mean()),) * 2
+
+
+def test_a_column_that_can_not_be_sent_is_named(load: Load) -> None:
+    sample = replace(SAMPLE, columns={"broken": lambda: None})
+    (table,) = load({"length": spec("length")}).score([make_group(["a"], sample)])
+    assert "pickle" in table.failures[0].summary

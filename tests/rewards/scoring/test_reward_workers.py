@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from grpo.groups import Group
-from grpo.media.clip import ClipSource
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.scoring.runner import RewardSet, load_rewards
 from rewards.scoring.specs import RewardSpec, WorkerSettings
@@ -175,18 +174,6 @@ def test_no_reward_sees_what_another_one_changed(load: Load) -> None:
     tables = rewards.score(groups())
     assert all(table.columns["counts"] == (2.0,) * 4 for table in tables)
     assert SAMPLE.columns["weights"] == [1, 2]
-
-
-def test_frames_are_sent_to_those_who_look_at_them(load: Load) -> None:
-    prompts = [
-        tiny.prompt(tiny.sample(f"s{p}", clip_source=ClipSource(video="x.mp4")), tiny.clip(seed=p))
-        for p in range(3)
-    ]
-    many = [make_group(["a", "b"], prompt.sample, clip=prompt.clip) for prompt in prompts]
-    tables = load({"length": spec("length"), "brightness": spec("brightness")}).score(many)
-    for table, prompt in zip(tables, prompts, strict=True):
-        assert prompt.clip is not None
-        assert table.columns["brightness"] == (float(prompt.clip.frames_FHWC.mean()),) * 2
 
 
 def test_async_calls_run_at_the_same_time_and_stop_at_their_limit(load: Load) -> None:
@@ -399,9 +386,3 @@ def test_a_file_named_rewards_in_the_working_directory_is_not_the_package(tmp_pa
         check=False,
     )
     assert (done.stdout, done.returncode) == ("(0.0,)\n", 0), done.stderr
-
-
-def test_a_column_that_can_not_be_sent_is_named(load: Load) -> None:
-    sample = replace(SAMPLE, columns={"broken": lambda: None})
-    (table,) = load({"length": spec("length")}).score([make_group(["a"], sample)])
-    assert "pickle" in table.failures[0].summary
