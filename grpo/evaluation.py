@@ -126,7 +126,7 @@ class Evaluator:
     def _blind_metrics(
         self, prefix: str, groups: Sequence[Group], seeds: Sequence[int], engine: Engine
     ) -> Metrics:
-        """Return `<prefix>/<frames>/accuracy`, and `/drop`: its distance below the same questions' greedy answers.
+        """Return `<prefix>/<frames>/accuracy`, and `/drop`: how far that is below the unchanged questions'.
 
         Questions without a clip have nothing to change and are left out, and so are those that the judge abstains on.
         """

@@ -110,7 +110,7 @@ class RewardTable:
     columns: Mapping[str, tuple[float | None, ...]]
     """The raw values of each reward, by its name; None where the reward abstained or failed."""
     parts: Mapping[str, tuple[float, ...]]
-    """What each reward adds to the totals: its gated, clipped and weighted values, 0 where it does not count."""
+    """Each reward's part of the totals: its gated, clipped and weighted values, 0 where it does not count."""
     totals: tuple[float | None, ...]
     """The sums of the parts; None for a rollout on which a reward that counts has failed."""
     failures: tuple[RewardFailure, ...]
@@ -123,7 +123,7 @@ class ScoredGroup:
     group: Group
     table: RewardTable
     advantages: tuple[float | None, ...]
-    """None for a rollout that takes no part in the update: it has no total, or it was cut off and those are masked."""
+    """The rollouts' advantages; None for one that is not trained on: it has no total, or was cut off and is masked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

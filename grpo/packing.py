@@ -58,7 +58,7 @@ class Block:
     """The flat positions of the completions' tokens. Padding repeats a completion's first one; its outputs are
     dropped."""
     mask_LJ: Tensor
-    """True where a completion's token may look: at the prompt, and at what precedes it in the completion."""
+    """The mask, True where a completion's token may look: at the prompt, and at what precedes it in the completion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -28,7 +28,7 @@ class Sampled:
         return [place for place, table in zip(self.batch.places, self.tables, strict=True) if is_flat(table)]
 
     def with_others(self, others: Sampled) -> Sampled:
-        """Put other groups in their places if they have a signal, and add the samples that were lost with them."""
+        """Replace groups by others that have a signal, and add the samples that were lost with those."""
         new = {
             place: index for index, place in enumerate(others.batch.places) if place not in others.flat_places
         }

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from grpo.packing import Segment
 
 MIN_GAIN_FRAC = 0.02
-"""The share of the fullest process's tokens that a move has to save, or it is not worth the way."""
+"""The share of the fullest process's tokens that a move has to save."""
 
 
 class Move(NamedTuple):
@@ -30,7 +30,7 @@ class Move(NamedTuple):
 
 
 def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
-    """Moves from the fullest to the emptiest process while they help. tokens: each process's segments' sizes.
+    """Plan moves from the fullest to the emptiest process while they help. tokens: sizes of each process's segments.
 
     No segment moves twice, so there is an end, and the largest sum never rises.
     """
@@ -70,7 +70,7 @@ def balanced(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segm
 
 
 def _light(segment: Segment) -> Segment:
-    """The segment without completions about changed frames: they have clips of their own, and no one trains on them."""
+    """Return the segment without counterfactuals, which have clips of their own and are not trained on."""
     return replace(
         segment, rollouts=tuple(replace(rollout, counterfactuals={}) for rollout in segment.rollouts)
     )

@@ -50,7 +50,7 @@ class Guard:
     """The memory of how the updates went, which is a part of checkpoints."""
 
     def __init__(self, folder: Path, *, max_skipped: int, spike_factor: float, process: int) -> None:
-        """folder: where rows that can't be trained on are stored. The limits are those of `OptimConfig`."""
+        """Make a guard; `folder` takes the rows that can't be trained on, and the limits are those of `OptimConfig`."""
         self.folder, self.process = folder, process
         self.max_skipped, self.spike_factor = max_skipped, spike_factor
         # Since the last update that was not skipped.
@@ -60,7 +60,7 @@ class Guard:
     def watch(
         self, step: int, result: UpdateResult, rows: Sequence[PackedRow], *, is_blamed: bool = False
     ) -> list[dict[str, Any]]:
-        """This process's rows for `failures.jsonl` about a step. is_blamed: some process has a row with a bad loss."""
+        """Return this process's records of a step for `failures.jsonl`. is_blamed: some process has a bad row."""
         found: list[dict[str, Any]] = []
         for norm in result.norms:
             finite = math.isfinite(norm)

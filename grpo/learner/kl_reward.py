@@ -33,6 +33,7 @@ def subtract_divergences(
         reference_T = reference_T.to(row.sampler_logps_T.device)
         divergence_T = kl_T(row.sampler_logps_T, reference_T, estimator=loss.kl_estimator)
         metrics += Metrics(means={"policy/kl": mean_of(divergence_T)})
+        # One sum over tokens per completion, (G,).
         sums = torch.zeros(len(group.rollouts)).index_add(0, row.completion_T, divergence_T)
         penalised.append(_less(table, (loss.beta * sums).tolist()))
     return penalised, metrics

@@ -69,7 +69,7 @@ def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setti
 
 
 def clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """True for tokens at which the clip is active, which have no gradient."""
+    """Return True for tokens at which the clip is active, which have no gradient."""
     low_T = (ratio_T < 1 - settings.epsilon) & (advantages_T < 0)
     high_T = (ratio_T > 1 + settings.epsilon_high) & (advantages_T > 0)
     if settings.delta is not None:
@@ -86,7 +86,7 @@ def cispo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setting
 
 
 def cispo_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """True for tokens whose weight is at its bound."""
+    """Return True for tokens whose weight is at its bound."""
     return ratio_T > settings.epsilon_high
 
 
@@ -102,7 +102,7 @@ def sapo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings
 
 
 def never_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """False for every token: a loss without a clip."""
+    """Return False for every token: the loss has no clip."""
     return torch.zeros_like(ratio_T, dtype=torch.bool)
 
 

@@ -41,7 +41,7 @@ class Correction(NamedTuple):
     ratio_T: Tensor
     """The learner's probability over the engine's, of each token or of its completion."""
     outside_T: Tensor
-    """True for tokens whose ratio lies beyond a bound."""
+    """The mask, True for tokens whose ratio lies beyond a bound."""
     weight_T: Tensor
     """The weight of each token: its ratio, cut at the bounds, or zero beyond them."""
 

@@ -160,7 +160,7 @@ class Learner:
         return passes
 
     def optimizer_step(self) -> tuple[float, Metrics]:
-        """Move the weights by the gradient that is on them, unless it is not finite; its norm before clipping."""
+        """Move the weights by their gradient, unless it is not finite; return its norm before clipping, and figures."""
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.optim.max_grad_norm)
         norm, metrics = 0.0 if norm is None else float(norm), Metrics()
         # DeepSpeed has made its step by now, or skipped it for the same reason.
@@ -279,7 +279,7 @@ def lr_factor(
 
 
 def sampling_metrics(row: PackedRow, scores: TokenScores) -> Metrics:
-    """A row's entropy, and how far the engine's log-probs are from these: whether it samples from these weights."""
+    """Return a row's entropy and the gap to the engine's log-probs: whether the engine samples from these weights."""
     gap_T = (scores.logps_T.detach() - row.sampler_logps_T).abs()
     return Metrics(
         means={"policy/entropy": mean_of(scores.entropy_T), "sampler/gap_mean": mean_of(gap_T)},

@@ -229,6 +229,7 @@ class Head(nn.Module):
         return (logits_TV + bias_V) / self.temperature
 
     def _chunk(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        # T is the chunk's part of the tokens here.
         logps_TV = torch.log_softmax(self.logits(hidden_TD), dim=-1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
             entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)

@@ -1,7 +1,7 @@
 """Counterfactuals: completions of the same questions about changed frames, for the rewards that declare them.
 
-They are sampled beside the groups (`rewards.counterfactual`), stored in the rollouts that they are compared with, and
-never trained on.
+A reward declares them with `rewards.counterfactual`. They are sampled beside the groups, stored in the rollouts that
+they are compared with, and never trained on.
 """
 
 from __future__ import annotations

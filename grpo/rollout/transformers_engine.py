@@ -88,6 +88,7 @@ class TransformersEngine:
         self.sampler.eval()
         cache = DynamicCache(config=language_model.config)
         hidden_BD, position = self._prefill(prompts, cache)
+        # Each prompt is computed once; its state, (P, D), and its cache are repeated for its G completions.
         hidden_BD = hidden_BD.repeat_interleave(sampling.group_size, dim=0)
         position_B = position.repeat_interleave(sampling.group_size)
         cache.batch_repeat_interleave(sampling.group_size)
@@ -98,6 +99,7 @@ class TransformersEngine:
         for _ in range(sampling.max_new_tokens):
             tokens_B, logps_B = sampler.sample(self.sampler.logits(hidden_BD))
             columns.append((tokens_B, logps_B))
+            # Completions that have ended are sampled on until all have; `_groups` cuts the rest off.
             done_B |= torch.isin(tokens_B, eos)
             if bool(done_B.all()):
                 break
@@ -168,6 +170,7 @@ class _Sampler:
     def _draw(self, logps_BV: Tensor) -> Tensor:
         uniform = [torch.rand(self.group_size, 1, generator=generator) for generator in self.generators]
         uniform_B1 = torch.cat(uniform).to(logps_BV.device)
+        # Inverse transform sampling: the token at which the cumulative probability passes the uniform number.
         cumulative_BV = logps_BV.double().exp().cumsum(-1)
         tokens_B1 = torch.searchsorted(cumulative_BV, uniform_B1.double() * cumulative_BV[:, -1:])
         return tokens_B1[:, 0].clamp(max=logps_BV.shape[-1] - 1)

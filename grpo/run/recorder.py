@@ -76,7 +76,7 @@ class Recorder:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measure the seconds that the block takes."""
+        """Add the seconds that the block takes to the step's figures."""
         start = perf_counter()
         yield
         self.add(Metrics(seconds={name: perf_counter() - start}))

@@ -88,9 +88,9 @@ def read_rollouts(
 ) -> Iterator[tuple[int, ScoredGroup]]:
     """Yield the groups of a file as they were scored, each with the number of its first row in the file.
 
-    settings: the run's media settings, by which frames are decoded again. every, first: yields every n-th group from
-    a certain one on. A prompt has no tokens here, and a clip gets its frames when they are first used: MediaError if
-    the video is gone by then or has changed. Raises ValueError for a damaged file or one that lacks a column.
+    settings: the run's media settings, by which frames are decoded again. Only every `every`-th group is yielded,
+    from group `first` on. A prompt has no tokens here, and a clip gets its frames when they are first used: MediaError
+    if the video is gone by then or has changed. Raises ValueError for a damaged file or one that lacks a column.
     """
     table = _read_table(file)
     starts = [row for row, index in enumerate(table.column("rollout").to_pylist()) if index == 0]

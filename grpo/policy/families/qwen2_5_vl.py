@@ -206,6 +206,7 @@ class Qwen25VL:
         start = prompt.token_ids.index(self.vision_token_id)
         t, h, w = self.grid_thw(prompt.clip)
         merge = self.config.vision_config.spatial_merge_size
+        # The place of each vision token in the grid, (3, M); then the steps of time become positions.
         clip_3M = np.indices((t, h // merge, w // merge)).reshape(3, -1)
         clip_3M[0] = (clip_3M[0] * self._positions_per_patch(prompt.clip)).astype(np.int64)
         clip_3M += start
