@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.data.fields import LETTERED, LETTERS, Record, as_text, shown, text
+from grpo.data.fields import LETTERED, LETTERS, Record, as_text, get_text, shown
 from grpo.data.records import Place
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -80,7 +80,7 @@ def exchanges(turns: Sequence[Record], tags: Tags) -> list[Exchange]:
         wanted = tags.user if number % 2 else tags.assistant
         if turn.get(tags.role) != wanted:
             raise ValueError(f"turn {number} must be from {wanted!r}, not {shown(turn.get(tags.role))}")
-    contents = [text(turn, tags.content) for turn in turns]
+    contents = [get_text(turn, tags.content) for turn in turns]
     return [Exchange(*pair) for pair in zip(contents[::2], contents[1::2], strict=True)]
 
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from grpo.data.fields import (
     ANSWER_WITH_A_SPAN,
     Record,
-    objects,
+    as_seconds,
+    get_objects,
+    get_text,
+    get_value,
     on_clips_clock,
-    present,
-    seconds,
-    text,
     without,
 )
 from grpo.data.records import Place, read_samples
@@ -37,8 +37,8 @@ def read_ego4d_nlq(
     left_out: list[str] = []
 
     def translate(record: Record, place: Place) -> Iterator[Sample]:
-        for clip in objects(record, "clips"):
-            for annotation in objects(clip, "annotations"):
+        for clip in get_objects(record, "clips"):
+            for annotation in get_objects(clip, "annotations"):
                 yield from _queries(clip, annotation, place, left_out)
 
     samples = read_samples(path, media_root, translate, key="videos")
@@ -48,8 +48,8 @@ def read_ego4d_nlq(
 
 
 def _queries(clip: Record, annotation: Record, place: Place, left_out: list[str]) -> Iterator[Sample]:
-    for index, query in enumerate(objects(annotation, "language_queries")):
-        name = f"{text(annotation, 'annotation_uid')}_{index}"  # as QaEgo4D names its samples
+    for index, query in enumerate(get_objects(annotation, "language_queries")):
+        name = f"{get_text(annotation, 'annotation_uid')}_{index}"  # as QaEgo4D names its samples
         if not query.get("query"):
             left_out.append(name)
             continue
@@ -64,15 +64,15 @@ def _queries(clip: Record, annotation: Record, place: Place, left_out: list[str]
 
 
 def _sample(clip: Record, query: Record, name: str, place: Place) -> Sample | None:
-    start_s, end_s = (seconds(present(query, key), key) for key in ("clip_start_sec", "clip_end_sec"))
-    clip_source = ClipSource(video=place.media(f"{text(clip, 'clip_uid')}.mp4"))
+    start_s, end_s = (as_seconds(get_value(query, key), key) for key in ("clip_start_sec", "clip_end_sec"))
+    clip_source = ClipSource(video=place.media(f"{get_text(clip, 'clip_uid')}.mp4"))
     span_s = on_clips_clock([(start_s, end_s)], clip_source, key="clip_start_sec")
     answer = f"{start_s:.3f}-{end_s:.3f}"
     if f"{start_s:.3f}" == f"{end_s:.3f}":
         return None
     return Sample(
         id=place.id(name),
-        question=QUESTION.format(query=text(query, "query").strip()),
+        question=QUESTION.format(query=get_text(query, "query").strip()),
         answer=answer,
         task="span",
         source=place.source,

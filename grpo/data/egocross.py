@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 from grpo.data.fields import (
     Record,
+    as_options,
     as_text,
     check_letter,
-    name,
-    options,
-    present,
+    get_name,
+    get_text,
+    get_value,
     shown,
-    text,
     without,
     without_letters,
 )
@@ -43,11 +43,11 @@ def read_egocross_open(
 
 
 def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
-    choices = without_letters(options(record.get("options")))
+    choices = without_letters(as_options(record.get("options")))
     yield Sample(
-        id=place.id(name(record, "id")),
-        question=text(record, "question_text"),
-        answer=check_letter(text(record, "correct_option_letter"), len(choices)),
+        id=place.id(get_name(record, "id")),
+        question=get_text(record, "question_text"),
+        answer=check_letter(get_text(record, "correct_option_letter"), len(choices)),
         task="choice",
         source=place.source,
         options=choices,
@@ -58,9 +58,9 @@ def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
 
 def translate_open(record: Record, place: Place) -> Iterator[Sample]:
     yield Sample(
-        id=place.id(f"{name(record, 'id')}#open"),  # both sets may be in one mixture
-        question=text(record, "question_text"),
-        answer=text(record, "answer_text"),
+        id=place.id(f"{get_name(record, 'id')}#open"),  # both sets may be in one mixture
+        question=get_text(record, "question_text"),
+        answer=get_text(record, "answer_text"),
         task="open",
         source=place.source,
         clip_source=_clip_source(record, place),
@@ -70,7 +70,7 @@ def translate_open(record: Record, place: Place) -> Iterator[Sample]:
 
 def _clip_source(record: Record, place: Place) -> ClipSource:
     """The frames, whose paths begin with a slash and start from the media root, or the video they were joined into."""
-    frames = present(record, "video_path")
+    frames = get_value(record, "video_path")
     if not isinstance(frames, list) or not frames:
         raise ValueError(f"'video_path' must be a list of frames, not {shown(frames)}")
     paths = [as_text(frame, "video_path").lstrip("/") for frame in frames]

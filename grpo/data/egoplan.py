@@ -25,16 +25,16 @@ from grpo.data.fields import (
     LETTERS,
     Record,
     Span,
+    as_options,
     as_text,
     check_bounds,
     check_letter,
-    name,
-    number,
-    objects,
+    get_name,
+    get_number,
+    get_objects,
+    get_text,
     on_clips_clock,
-    options,
     shown,
-    text,
     without,
 )
 from grpo.data.records import Place, read_samples
@@ -62,16 +62,16 @@ def read_egoplan(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    own_id = name(record, "sample_id")
+    own_id = get_name(record, "sample_id")
     choices, answer = _choices(record, own_id)
     is_cut = record.get("video_basename") is not None
     clip_source, progress_s = (_cut(record, place), []) if is_cut else _clip(record, own_id, place)
     has_question = record.get("question") is not None
     yield Sample(
         id=place.id(own_id),
-        question=text(record, "question")
+        question=get_text(record, "question")
         if has_question
-        else QUESTION.format(goal=text(record, "task_goal")),
+        else QUESTION.format(goal=get_text(record, "task_goal")),
         answer=answer,
         task="choice",
         source=place.source,
@@ -85,9 +85,9 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
 def _choices(record: Record, own_id: str) -> tuple[tuple[str, ...], str]:
     """The options and the right one's letter."""
     if record.get("negative_answers") is None:
-        choices = options([record.get(key) for key in CHOICE_KEYS], "choice_a to choice_d")
-        return choices, check_letter(text(record, "golden_choice_idx"), len(choices))
-    right = text(record, "answer")
+        choices = as_options([record.get(key) for key in CHOICE_KEYS], "choice_a to choice_d")
+        return choices, check_letter(get_text(record, "golden_choice_idx"), len(choices))
+    right = get_text(record, "answer")
     wrong = [other for other in dict.fromkeys(_negatives(record)) if other != right]
     if not wrong:
         raise ValueError(f"'negative_answers' has none that differs from the answer {right!r}")
@@ -107,7 +107,7 @@ def _negatives(record: Record) -> list[str]:
 
 def _video(record: Record, own_id: str) -> tuple[str, float]:
     """Its path, and frames per second as the annotations count them."""
-    video = text(record, "video_id") if record.get("video_id") is not None else own_id.rpartition("_")[0]
+    video = get_text(record, "video_id") if record.get("video_id") is not None else own_id.rpartition("_")[0]
     source = record.get("video_source") or ("Ego4D" if EGO4D_VIDEO.fullmatch(video) else None)
     if source is None:
         raise ValueError(
@@ -124,27 +124,27 @@ def _video(record: Record, own_id: str) -> tuple[str, float]:
 
 
 def _cut(record: Record, place: Place) -> ClipSource:
-    source = text(record, "video_source")
-    if objects(record, "task_progress_metadata"):
-        return ClipSource(video=place.media(f"videos/{source}/{text(record, 'video_basename')}"))
+    source = get_text(record, "video_source")
+    if get_objects(record, "task_progress_metadata"):
+        return ClipSource(video=place.media(f"videos/{source}/{get_text(record, 'video_basename')}"))
     return ClipSource(
-        frames=(place.media(f"images/{source}/{text(record, 'current_observation_basename')}"),)
+        frames=(place.media(f"images/{source}/{get_text(record, 'current_observation_basename')}"),)
     )
 
 
 def _clip(record: Record, own_id: str, place: Place) -> tuple[ClipSource, list[Span]]:
     """The clip and what was done up to its end, on the file's clock."""
     video, fps = _video(record, own_id)
-    end_s = number(record, "current_observation_frame") / fps
+    end_s = get_number(record, "current_observation_frame") / fps
     done = [
-        (number(step, "start_frame") / fps, number(step, "stop_frame") / fps)
-        for step in objects(record, "task_progress_metadata")
+        (get_number(step, "start_frame") / fps, get_number(step, "stop_frame") / fps)
+        for step in get_objects(record, "task_progress_metadata")
     ]
     # The published lists may go on behind the observation: that is the future.
     done = [(first_s, min(last_s, end_s)) for first_s, last_s in done if first_s < end_s]
     starts_s = [first_s for first_s, _ in done]
     if record.get("task_start_frame") is not None:
-        starts_s.append(number(record, "task_start_frame") / fps)
+        starts_s.append(get_number(record, "task_start_frame") / fps)
     start_s = min(starts_s) if done else max(end_s - LAST_S, 0.0)
     check_bounds(start_s, end_s, keys=("task's start", "current_observation_frame"))
     return ClipSource(video=place.media(video), start_s=start_s, end_s=end_s), done

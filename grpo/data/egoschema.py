@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from grpo.data.fields import LETTERS, Record, options, shown, text, without
+from grpo.data.fields import LETTERS, Record, as_options, get_text, shown, without
 from grpo.data.records import Place, load_object, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -37,8 +37,8 @@ def read_egoschema(
 
 
 def translate(record: Record, place: Place, *, answers: Record, ego4d: Record) -> Iterator[Sample]:
-    uid = text(record, "q_uid")
-    choices = options([record.get(key) for key in OPTION_KEYS], "option 0 to 4")
+    uid = get_text(record, "q_uid")
+    choices = as_options([record.get(key) for key in OPTION_KEYS], "option 0 to 4")
     if uid not in answers:
         return
     answer = answers[uid]
@@ -49,7 +49,7 @@ def translate(record: Record, place: Place, *, answers: Record, ego4d: Record) -
     origin = {"ego4d": ego4d[uid]} if uid in ego4d else {}
     yield Sample(
         id=place.id(uid),
-        question=text(record, "question"),
+        question=get_text(record, "question"),
         answer=LETTERS[answer],
         task="choice",
         source=place.source,

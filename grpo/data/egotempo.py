@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from grpo.data.fields import Record, text, without
+from grpo.data.fields import Record, get_text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -21,11 +21,11 @@ def read_egotempo(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    file = f"{text(record, 'clip_id').removesuffix('.mp4')}.mp4"
+    file = f"{get_text(record, 'clip_id').removesuffix('.mp4')}.mp4"
     yield Sample(
-        id=place.id(text(record, "question_id")),
-        question=text(record, "question"),
-        answer=text(record, "answer"),
+        id=place.id(get_text(record, "question_id")),
+        question=get_text(record, "question"),
+        answer=get_text(record, "answer"),
         task="open",
         source=place.source,
         clip_source=ClipSource(video=place.media(file)),

@@ -1,6 +1,7 @@
 """Strict access to the fields of a record: what is not of the expected kind raises ValueError with the key's name.
 
-Nothing is guessed or converted. The readers (`jsonl.py` is the one to read first) are made of these.
+Nothing is guessed or converted. The readers (`jsonl.py` is the one to read first) are made of these: `get_...` takes
+a record and a key, `as_...` a value and the key that messages call it by.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ LETTERED = re.compile(r"\(?([A-Z])[.:)]\)?\s*(.*)", re.DOTALL)
 """An option as data sets write it: `A. text`, `A: text`, `A) text`, `(A) text`."""
 
 
-def text(record: Record, key: str) -> str:
-    return as_text(present(record, key), key)
+def get_text(record: Record, key: str) -> str:
+    return as_text(get_value(record, key), key)
 
 
 def as_text(value: object, key: str) -> str:
@@ -39,25 +40,25 @@ def as_text(value: object, key: str) -> str:
     return value
 
 
-def name(record: Record, key: str) -> str:
+def get_name(record: Record, key: str) -> str:
     """What a record is called: a text, or a whole number as one."""
-    value = present(record, key)
+    value = get_value(record, key)
     return str(value) if type(value) is int else as_text(value, key)
 
 
-def number(record: Record, key: str) -> float:
+def get_number(record: Record, key: str) -> float:
     """A finite number, 0 or more: a frame's, or frames per second."""
-    value = present(record, key)
+    value = get_value(record, key)
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{key!r} must be a number, 0 or more, not {shown(value)}")
     return float(value)
 
 
-def rate(record: Record, key: str) -> float | None:
+def get_rate(record: Record, key: str) -> float | None:
     """Frames per second, above 0; None where the record has none."""
     if record.get(key) is None:
         return None
-    if (fps := number(record, key)) == 0:
+    if (fps := get_number(record, key)) == 0:
         raise ValueError(f"{key!r} must be above 0")
     return fps
 
@@ -68,7 +69,7 @@ def written_out(value: int | float) -> str:
     return str(value) if read_number(digits) is None else digits
 
 
-def seconds(value: object, key: str) -> float:
+def as_seconds(value: object, key: str) -> float:
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{key!r} must be in seconds, 0 or more, not {shown(value)}")
     try:
@@ -77,15 +78,15 @@ def seconds(value: object, key: str) -> float:
         raise ValueError(f"{key!r} is too large: {shown(value)}") from None
 
 
-def objects(record: Record, key: str) -> list[Record]:
+def get_objects(record: Record, key: str) -> list[Record]:
     """A list of objects, maybe empty."""
-    value = present(record, key)
+    value = get_value(record, key)
     if type(value) is not list or not all(type(item) is dict for item in value):
         raise ValueError(f"{key!r} must be a list of objects, not {shown(value)}")
     return value
 
 
-def present(record: Record, key: str) -> object:
+def get_value(record: Record, key: str) -> object:
     """The value; a null counts as missing."""
     if record.get(key) is None:
         raise ValueError(f"{key!r} is missing")
@@ -97,7 +98,7 @@ def without(record: Record, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
 
-def options(value: object, key: str = "options") -> tuple[str, ...]:
+def as_options(value: object, key: str = "options") -> tuple[str, ...]:
     """The texts to choose from, 2 to 26 of them."""
     if not isinstance(value, list | tuple) or not 2 <= len(value) <= len(LETTERS):
         raise ValueError(f"{key!r} must be a list of 2 to {len(LETTERS)} texts, not {shown(value)}")

@@ -22,18 +22,18 @@ from grpo.data.fields import (
     TASKS,
     Record,
     Span,
+    as_options,
+    as_seconds,
     as_text,
     check_bounds,
     check_letter,
+    get_rate,
+    get_text,
     holds_number,
     is_number,
     on_clips_clock,
-    options,
-    rate,
-    seconds,
     shown,
     span_answer,
-    text,
     without,
     written_out,
 )
@@ -68,14 +68,14 @@ def read_huggingface(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    task = text(record, "task")
+    task = get_text(record, "task")
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
     choices = _options(record, task)
     clip_source = _clip_source(record, place)
     yield Sample(
-        id=text(record, "id"),
-        question=text(record, "question"),
+        id=get_text(record, "id"),
+        question=get_text(record, "question"),
         answer=_answer(record, task, choices, clip_source),
         task=task,  # pyright: ignore[reportArgumentType] (it is one of TASKS)
         source=place.source,
@@ -92,7 +92,7 @@ def _options(record: Record, task: str) -> tuple[str, ...]:
         if given:
             raise ValueError(f"'options' belong to the task 'choice', not {task!r}")
         return ()
-    texts = options(given)
+    texts = as_options(given)
     for choice in texts:
         if [other.strip() for other in texts].count(choice.strip()) > 1:
             raise ValueError(f"option {choice!r} is there twice")
@@ -134,9 +134,9 @@ def _media(record: Record, place: Place) -> ClipSource | None:
             if record.get(key) is not None:
                 raise ValueError(f"{key!r} without 'frames'")
     if given == ["video"]:
-        return ClipSource(video=place.media(text(record, "video")))
+        return ClipSource(video=place.media(get_text(record, "video")))
     if given == ["image"]:
-        return ClipSource(frames=(place.media(text(record, "image")),))
+        return ClipSource(frames=(place.media(get_text(record, "image")),))
     if given == ["images"]:
         images = place.images(record["images"], "images")
         if len(images) > 1:
@@ -152,12 +152,12 @@ def _frames(record: Record, place: Place) -> ClipSource:
     frames = place.images([record["frames"]] if is_folder else record["frames"], "frames")
     times = record.get("frame_times_s")
     if times is None:
-        return ClipSource(frames=frames, frame_fps=rate(record, "frame_fps"))
+        return ClipSource(frames=frames, frame_fps=get_rate(record, "frame_fps"))
     if record.get("frame_fps") is not None:
         raise ValueError("'frame_fps' and 'frame_times_s': give one of them")
     if type(times) is not list or not times:
         raise ValueError(f"'frame_times_s' must be a list of times, not {shown(times)}")
-    times_s = tuple(seconds(time, "frame_times_s") for time in times)
+    times_s = tuple(as_seconds(time, "frame_times_s") for time in times)
     if not is_folder and len(times_s) != len(frames):
         raise ValueError(f"'frame_times_s': {len(times_s)} times for {len(frames)} frames")
     if any(later <= earlier for earlier, later in pairwise(times_s)):
@@ -168,10 +168,10 @@ def _frames(record: Record, place: Place) -> ClipSource:
 def _clip_bounds(record: Record, whole: ClipSource) -> tuple[float, float | None]:
     """In seconds of the file, or on the clock of the frames' own times, where a clip starts with its first frame."""
     first_s = whole.frame_times_s[0] if whole.frame_times_s else 0.0
-    start_s = first_s if record.get("start_s") is None else seconds(record["start_s"], "start_s")
+    start_s = first_s if record.get("start_s") is None else as_seconds(record["start_s"], "start_s")
     if record.get("end_s") is None:
         return start_s, None
-    end_s = seconds(record["end_s"], "end_s")
+    end_s = as_seconds(record["end_s"], "end_s")
     check_bounds(start_s, end_s, keys=("start_s", "end_s"))
     return start_s, end_s
 
@@ -190,7 +190,7 @@ def _span(keyframe: object) -> Span:
     ends = keyframe if isinstance(keyframe, list) else [keyframe, keyframe]
     if len(ends) != 2:
         raise ValueError(f"'keyframes_s': a span is [start, end], not {shown(keyframe)}")
-    first_s, last_s = (seconds(end, "keyframes_s") for end in ends)
+    first_s, last_s = (as_seconds(end, "keyframes_s") for end in ends)
     if last_s < first_s:
         raise ValueError(f"'keyframes_s': {shown(keyframe)} ends before it starts")
     return first_s, last_s

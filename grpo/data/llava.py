@@ -22,7 +22,18 @@ from grpo.data.conversations import (
     without_media,
     without_system,
 )
-from grpo.data.fields import Record, check_bounds, name, number, objects, rate, seconds, shown, text, without
+from grpo.data.fields import (
+    Record,
+    as_seconds,
+    check_bounds,
+    get_name,
+    get_number,
+    get_objects,
+    get_rate,
+    get_text,
+    shown,
+    without,
+)
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -40,11 +51,11 @@ def read_llava(
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     video, image = (
-        None if record.get(key) is None else place.media(text(record, key)) for key in ("video", "image")
+        None if record.get(key) is None else place.media(get_text(record, key)) for key in ("video", "image")
     )
     if video and image:
         raise ValueError("a 'video' and an 'image' in a question are not supported")
-    system, spoken = without_system(objects(record, "conversations"), Tags())
+    system, spoken = without_system(get_objects(record, "conversations"), Tags())
     turns, num_media = without_media(exchanges(spoken, Tags()))
     if max(num_media) > bool(video or image):
         several = "several clips in a question are not supported"
@@ -53,7 +64,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     yield from samples_of(
         [Exchange(SPEECH.sub("", turn.question), turn.reply) for turn in turns],
         place,
-        name=name(record, "id"),
+        name=get_name(record, "id"),
         clip_source=_clip_source(record, video, image),
         columns=without(record, "conversations", "video", "image") | system,
     )
@@ -81,12 +92,12 @@ def _seconds(record: Record, time_key: str, frame_key: str) -> float | None:
     """The time, or else the frame's; None where the record has neither."""
     time = record.get(time_key)
     if time is not None:
-        return _clock(time, time_key) if isinstance(time, str) else seconds(time, time_key)
+        return _clock(time, time_key) if isinstance(time, str) else as_seconds(time, time_key)
     if record.get(frame_key) is None:
         return None
-    if (fps := rate(record, "fps")) is None:
+    if (fps := get_rate(record, "fps")) is None:
         raise ValueError("'fps' is missing")
-    return number(record, frame_key) / fps
+    return get_number(record, frame_key) / fps
 
 
 def _clock(time: str, key: str) -> float:
@@ -94,4 +105,4 @@ def _clock(time: str, key: str) -> float:
     if match is None:
         raise ValueError(f"{key!r} must be seconds or hours:minutes:seconds, not {shown(time)}")
     hours, minutes, rest = (float(part or 0) for part in match.groups())
-    return seconds(3600 * hours + 60 * minutes + rest, key)
+    return as_seconds(3600 * hours + 60 * minutes + rest, key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from grpo.data.fields import Record, as_text, shown, text, without
+from grpo.data.fields import Record, as_text, get_text, shown, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -26,12 +26,12 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     columns = without(record, "question", "answer")
     if record.get("extra_answers") is not None:
         columns["extra_answers"] = _extra(record["extra_answers"])
-    episode = text(record, "episode_history")
+    episode = get_text(record, "episode_history")
     video = place.joined_video(episode)
     yield Sample(
-        id=place.id(text(record, "question_id")),
-        question=text(record, "question"),
-        answer=text(record, "answer"),
+        id=place.id(get_text(record, "question_id")),
+        question=get_text(record, "question"),
+        answer=get_text(record, "answer"),
         task="open",
         source=place.source,
         clip_source=ClipSource(video=video) if video else ClipSource(frames=(place.media(episode),)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from grpo.data.fields import Record, number, on_clips_clock, text, without
+from grpo.data.fields import Record, get_number, get_text, on_clips_clock, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -24,12 +24,12 @@ def read_qaego4d(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    moment_s = (number(record, "moment_start_frame") / FPS, number(record, "moment_end_frame") / FPS)
-    clip_source = ClipSource(video=place.media(f"{text(record, 'video_id')}.mp4"))
+    moment_s = (get_number(record, "moment_start_frame") / FPS, get_number(record, "moment_end_frame") / FPS)
+    clip_source = ClipSource(video=place.media(f"{get_text(record, 'video_id')}.mp4"))
     yield Sample(
-        id=place.id(text(record, "sample_id")),
-        question=text(record, "question"),
-        answer=text(record, "answer"),
+        id=place.id(get_text(record, "sample_id")),
+        question=get_text(record, "question"),
+        answer=get_text(record, "answer"),
         task="open",
         source=place.source,
         clip_source=clip_source,

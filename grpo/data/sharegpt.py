@@ -26,7 +26,7 @@ from grpo.data.conversations import (
     without_media,
     without_system,
 )
-from grpo.data.fields import Record, as_text, objects, rate, shown, without
+from grpo.data.fields import Record, as_text, get_objects, get_rate, shown, without
 from grpo.data.records import Place, load_object, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -57,7 +57,7 @@ def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sampl
     if record.get(layout.audios):
         raise ValueError(f"{layout.audios!r} is not supported: {shown(record[layout.audios])}")
     messages = layout.messages or ("messages" if "messages" in record else "conversations")
-    turns = objects(record, messages)
+    turns = get_objects(record, messages)
     tags = layout.tags or (OPENAI if turns and OPENAI.role in turns[0] else Tags())
     system, spoken = without_system(turns, tags)
     plain, num_media = without_media(exchanges(spoken, tags))
@@ -79,7 +79,7 @@ def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sampl
     clip_source = None
     if videos or frames:
         video = place.media(as_text(videos[0], layout.videos)) if videos else None
-        clip_source = ClipSource(video=video, frames=frames, frame_fps=rate(record, "frame_fps"))
+        clip_source = ClipSource(video=video, frames=frames, frame_fps=get_rate(record, "frame_fps"))
     yield from samples_of(
         plain,
         place,

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from grpo.data.fields import (
     ANSWER_WITH_A_SPAN,
     Record,
+    as_options,
     check_letter,
-    name,
-    options,
+    get_name,
+    get_text,
     shown,
     span_answer,
-    text,
     without,
     without_letters,
 )
@@ -48,21 +48,21 @@ def read_video_r1(
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
-    kind = text(record, "data_type")
+    kind = get_text(record, "data_type")
     if kind not in ("video", "image"):
         raise ValueError(f"'data_type' must be video or image, not {shown(kind)}")
-    problem_type = text(record, "problem_type")
+    problem_type = get_text(record, "problem_type")
     if problem_type not in TASK_OF_TYPE:
         raise ValueError(f"unknown 'problem_type' {problem_type!r}; there are {', '.join(TASK_OF_TYPE)}")
     task = TASK_OF_TYPE[problem_type]
-    choices = without_letters(options(record.get("options"))) if task == "choice" else ()
-    path = place.media(text(record, "path"))
+    choices = without_letters(as_options(record.get("options"))) if task == "choice" else ()
+    path = place.media(get_text(record, "path"))
     clip_source = ClipSource(video=path) if kind == "video" else ClipSource(frames=(path,))
-    question = text(record, "problem")
+    question = get_text(record, "problem")
     yield Sample(
-        id=place.id(name(record, "problem_id")),
+        id=place.id(get_name(record, "problem_id")),
         question=f"{question} {ANSWER_WITH_A_SPAN}" if task == "span" else question,
-        answer=_answer(_solution(text(record, "solution")), task, len(choices), clip_source),
+        answer=_answer(_solution(get_text(record, "solution")), task, len(choices), clip_source),
         task=task,
         source=place.source,
         options=choices,
