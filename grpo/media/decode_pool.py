@@ -146,10 +146,11 @@ class DecodeHere:
 
 
 def _take_over(in_file: Read) -> Read:
-    """The clip with its frames mapped, so that they outlive the file."""
+    """The clip with frames of this process's own."""
     clip = in_file.clip
     try:
-        return replace(in_file, clip=Clip(clip.facts, clip.frames_FHWC))
+        # Not mapped: every mapping holds one of the files that a process may have open.
+        return replace(in_file, clip=Clip(clip.facts, clip.frames_FHWC.copy()))
     except Exception as error:  # no memory for it, say
         raise MediaError(f"{clip.path}: its frames could not be taken over: {describe(error)}") from error
 

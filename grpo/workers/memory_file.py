@@ -52,5 +52,5 @@ def read(place: Place) -> bytes:
 
 
 def array_at(place: Place, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes as an array that shares their memory, also after the file's end."""
+    """Bytes as an array that shares their memory, also after the file's end, and holds a file open."""
     return np.asarray(np.memmap(place.path, np.uint8, "r", place.start, shape))

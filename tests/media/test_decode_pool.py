@@ -84,6 +84,14 @@ def test_clips_come_as_they_were_read(make_pool: MakePool, folder: Path, tmp_pat
     assert len(pool.pids) <= 2
 
 
+def test_clips_that_are_kept_hold_no_file_open(make_pool: MakePool, folder: Path) -> None:
+    pool = make_pool(ClipReader(settings=SETTINGS))
+    kept = [pool.submit(source(folder, "a")).result(timeout=60)]
+    before = len(os.listdir("/proc/self/fd"))
+    kept += [pool.submit(source(folder, "a")).result(timeout=60) for _ in range(20)]
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
 def test_a_clip_that_kills_its_process_is_refused_and_others_go_on(
     make_pool: MakePool, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
