@@ -110,7 +110,7 @@ def with_counterfactuals(group: Group, declared: Sequence[Counterfactual]) -> Gr
 
 
 def first_two(group: Group) -> Group:
-    """For a reward whose calls cost something."""
+    """The group with its first two rollouts alone, for a reward whose calls cost something."""
     return replace(group, rollouts=group.rollouts[:2])
 
 

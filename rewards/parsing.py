@@ -153,7 +153,7 @@ def read_span(content: str | None) -> tuple[float, float] | None:
 
 
 def _unbracketed(content: str) -> str:
-    """Without one pair of round or square brackets around the whole."""
+    """The content without one pair of round or square brackets around the whole."""
     content = content.strip()
     return content[1:-1] if (content[:1], content[-1:]) in (("(", ")"), ("[", "]")) else content
 

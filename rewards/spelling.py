@@ -78,7 +78,7 @@ def layers(content: str) -> list[str]:
 
 
 def opened(content: str) -> tuple[str, str] | None:
-    """What the marks that the content begins with enclose, and what follows them; None without such marks."""
+    """The text inside the marks that the content begins with, and the text after them; None without such marks."""
     if content[:1].isalnum():
         return None
     if command := _COMMAND.fullmatch(content):
@@ -95,5 +95,5 @@ def opened(content: str) -> tuple[str, str] | None:
 
 
 def without_stop(text: str) -> str:
-    """Without one full stop at the end."""
+    """The text without one full stop at the end."""
     return text[:-1].rstrip() if text.endswith(tuple(STOPS)) else text

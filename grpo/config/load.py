@@ -61,7 +61,7 @@ def defaults_yaml() -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What OmegaConf and YAML find wrong, as ValueError in one line that names the key."""
+    """Turn the errors of OmegaConf and YAML into a ValueError of one line that names the key."""
     try:
         yield
     except OmegaConfBaseException as error:

@@ -130,7 +130,7 @@ class EvalConfig:
     max_samples: Positive[int | None] = None
     """The first so many of each set; None: all."""
     sampled: bool = True
-    """Beside the greedy answer, score one sampled at the rollout temperature."""
+    """Score an answer sampled at the rollout temperature, beside the greedy one."""
     batch_prompts: Positive[int] = 64
     """Questions per request to the engine, in each process, whose clips and the next so many's are in memory."""
     blind: list[Literal["blank", "shuffled", "reversed"]] = field(default_factory=list)

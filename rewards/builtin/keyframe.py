@@ -249,13 +249,13 @@ def cited_frac(rollout: Rollout) -> float | None:
 
 
 def cited_moments(rollout: Rollout) -> list[Span]:
-    """What the completion's one block of moments cites, as spans; empty if that can't be read."""
+    """The spans that the completion's one block of moments cites; empty if it can't be read."""
     content = only_block(rollout.text, KEYFRAMES)
     return [] if content is None else read_moments(content) or []
 
 
 def inside_clip(spans: Sequence[Span], clip: Clip | None) -> list[Span]:
-    """Those that lie inside the clip as a whole; a question without a clip has no end."""
+    """The spans that lie inside the clip as a whole; a question without a clip has no end."""
     end_s = clip.duration_s + ROUNDING_S if clip else math.inf
     return [span for span in spans if span[0] >= 0 and span[1] <= end_s]
 

@@ -95,7 +95,7 @@ def read_choice(content: str, options: Sequence[str]) -> str | None:
 
 
 def _unmarked(content: str) -> str:
-    """Without marks around it, those too that only open or only close, as in `**Answer:** B`."""
+    """The content without marks around it, even marks that only open or only close, as in `**Answer:** B`."""
     return layers(without_stop(layers(content)[-1].strip("$*_`\"' ")))[-1]
 
 
@@ -169,8 +169,8 @@ def close(got: Quantity, wanted: Quantity, *, abs_tolerance: Fraction, rel_toler
 
 
 def readings(got: Quantity, wanted: Quantity) -> list[tuple[Fraction, Fraction]]:
-    """What is to be compared. Where one of them only has a percent sign, the sign may have been left out (`50` for
-    `50%`) or worked out (`0.5` for `50%`)."""
+    """The pairs of numbers to compare. If only one of the two has a percent sign, the other may have left it out (`50`
+    for `50%`) or worked it out (`0.5` for `50%`)."""
     as_written = (got.value, wanted.value)
     if got.percent == wanted.percent:
         return [as_written]

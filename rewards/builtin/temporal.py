@@ -19,7 +19,7 @@ from rewards.parsing import ANSWER, only_block, read_moments, read_number, read_
 from rewards.spelling import layers
 
 Truth = Literal["answer", "keyframes"]
-"""What is compared with: the sample's answer (tasks "span"), or its annotated key moments (any task)."""
+"""The truth that an answer is compared with: the sample's answer (task "span") or its key moments (any task)."""
 
 
 @reward

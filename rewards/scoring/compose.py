@@ -153,7 +153,7 @@ def gated(name: str, spec: RewardSpec, columns: Mapping[str, Column]) -> list[fl
 
 
 def gates_open(name: str, spec: RewardSpec, columns: Mapping[str, Column]) -> list[bool]:
-    """Of each rollout, whether all the reward's gates are open; always without gates."""
+    """For each rollout, whether all gates of the reward are open; a reward without gates is always open."""
     opens = [True] * len(columns[name])
     for field, gate in conditions_of(name, spec).items():
         holds = [gate.holds(value) for value in columns[gate.reward]]

@@ -42,7 +42,7 @@ class Job:
     lock: threading.Condition
     on_done: Callable[[], None]
     results: list[Result] = field(init=False)
-    """By rollout; what is still missing is in `missing`, since None is a result."""
+    """The results by rollout; `missing` says which are still to come, since None is a result."""
     missing: set[int] = field(init=False)
     calls: list[CallFuture] = field(default_factory=list)
 
@@ -82,7 +82,7 @@ class Calls:
 
     @property
     def num_deaths(self) -> int:
-        """How many reward processes ended by themselves so far."""
+        """The number of reward workers that have ended by themselves so far."""
         return self.pool.num_deaths if self.pool else 0
 
     def close(self) -> None:
@@ -197,7 +197,7 @@ Scored = tuple[list[Result], float]
 
 
 def load_functions(specs: Mapping[str, RewardSpec]) -> list[Function]:
-    """What the workers run: the rewards in their order."""
+    """The functions that the workers run: the rewards in their order."""
     rewards = [load_reward(name, spec) for name, spec in specs.items()]
     return [
         Function(
@@ -209,7 +209,7 @@ def load_functions(specs: Mapping[str, RewardSpec]) -> list[Function]:
 
 
 def _score(reward: Reward, places: Sequence[Place]) -> Scored | None:
-    """None: it needs frames, which it is not known to look at."""
+    """The results of one call; None if the reward looks at frames, which it was not known to do."""
     results, seconds = [], 0.0
     for place in places:
         rollouts, began = load_rollouts(place), time.monotonic()
@@ -222,7 +222,7 @@ def _score(reward: Reward, places: Sequence[Place]) -> Scored | None:
 
 
 async def _score_async(reward: Reward, places: Sequence[Place]) -> Scored | None:
-    """As `_score`, of one place."""
+    """The results of one call of a coroutine, for rollouts in one place; None as for `_score`."""
     [place], began = places, time.monotonic()
     try:
         results = await call_async(reward, load_rollouts(place))

@@ -30,7 +30,7 @@ class Payloads:
         self._frames: dict[int, partial[Any]] = {}
 
     def place_of(self, rollouts: Sequence[Rollout], *, with_frames: bool) -> Place:
-        """Where a worker finds these rollouts. Without frames they are a hundredth of the size."""
+        """The place where a worker finds these rollouts. Without frames they are a hundredth of the size."""
         key = (with_frames, *map(id, rollouts))
         with self._lock:
             if key not in self._places:
@@ -56,7 +56,7 @@ class Payloads:
 
 
 def load_rollouts(place: Place) -> Sequence[Rollout]:
-    """What was put there, made anew, so that no reward sees what another has changed."""
+    """The rollouts in that place, made anew, so that no reward sees what another has changed."""
     return pickle.loads(read(place))
 
 

@@ -56,7 +56,7 @@ class RewardSet:
 
     @property
     def counterfactuals(self) -> tuple[Counterfactual, ...]:
-        """What the engine has to sample beside each group."""
+        """The sets of completions that the engine has to sample beside each group."""
         return tuple(dict.fromkeys(each for reward in self.rewards for each in reward.counterfactuals))
 
     @property
@@ -67,7 +67,7 @@ class RewardSet:
 
     @property
     def num_deaths(self) -> int:
-        """How many reward processes ended by themselves so far."""
+        """The number of reward workers that have ended by themselves so far."""
         return self._calls.num_deaths if self._calls else 0
 
     def scoring(self, step: int = 0, *, in_step: bool = True) -> Scoring:
@@ -155,7 +155,7 @@ class Scoring:
         return self._jobs[self._key(group), reward_index]
 
     def wait(self) -> None:
-        """Until every job is done, or its reward's time limit from now is over."""
+        """Wait until every job is done, or the time limit of its reward, counted from now, is over."""
         began = time.monotonic()
         with self._changed:
             while self._num_left:
@@ -184,7 +184,7 @@ class Scoring:
         return left_s
 
     def _key(self, group: Group) -> int:
-        """What a group goes by: counterfactuals make another one of it, its prompt stays the same object."""
+        """The key of a group: counterfactuals make another object of it, while its prompt stays the same one."""
         return id(group.prompt) if id(group.prompt) in self._early else id(group)
 
     def _start(self, reward_indices: Sequence[int], group: Group) -> None:

@@ -41,8 +41,9 @@ class RewardSpec:
     tasks: list[str] | None = None
     """Tasks of the samples it applies to; it abstains on others. None: all."""
     timeout_s: Annotated[float, "free"] = 60.0
-    """What a step waits for it at most, from the moment that the last rollout is sampled. What is not scored by
-    then has failed. A replay gives it as long from each value to the next. A resumed run may change it."""
+    """The longest that a step waits for the reward, from the moment that the last rollout is sampled. A completion that
+    is not scored by then has failed. A replay gives it as long from each value to the next. A resumed run may change
+    it."""
     counterfactual_samples: int | None = None
     """How many completions are sampled for each set that it declares; None: as it declares."""
 
@@ -52,8 +53,8 @@ class WorkerSettings:
     """The processes that rewards run in."""
 
     max_workers: Annotated[int, Ge(0)] = 64
-    """At most so many at once; more than a few only while they all wait for something. 0: rewards run in the trainer's
-    own process, one after another and without time limits, where a debugger can follow them."""
+    """The most workers at once; there are more than a few only while all wait for something. 0: rewards run in the
+    trainer's own process, one after another and without time limits, where a debugger can follow them."""
     memory_gib: Annotated[float, Gt(0)] = 4.0
     """A worker that holds more, with the processes that its rewards have started, is killed with all of these, and
     what it did counts as failed."""
@@ -70,12 +71,12 @@ class Reward:
     spec: RewardSpec
     counterfactuals: tuple[Counterfactual, ...] = ()
     is_light: bool = False
-    """It is called in the trainer's process (`loading.LIGHT`)."""
+    """Whether the reward is called in the trainer's process (`loading.LIGHT`)."""
 
     @property
     def has_state(self) -> bool:
-        """It is an object, or a class of objects, with a state of its own: made once in each of the trainer's
-        processes. The state is not part of a checkpoint."""
+        """Whether the reward is an object, or a class of objects, with a state of its own: it is made once in each of
+        the trainer's processes. The state is not part of a checkpoint."""
         return not inspect.isroutine(self.fn) and not isinstance(self.fn, partial)
 
     @cached_property
@@ -84,12 +85,13 @@ class Reward:
 
     @property
     def is_expensive(self) -> bool:
-        """It says that its calls cost money or minutes: it is probed with two completions, not with hundreds."""
+        """Whether the reward says that its calls cost money or minutes: then two completions probe it, not hundreds."""
         return getattr(self.fn, "expensive", False)
 
     @cached_property
     def function(self) -> Callable[..., Any]:
-        """What is called. A class is made into an object here, on first use, with the arguments as its knobs."""
+        """The function or object that is called. A class is made into an object here, on first use, with the arguments
+        as its knobs."""
         return cast(Any, self.fn)(**self.spec.args) if inspect.isclass(self.fn) else self.fn
 
     @property

@@ -14,7 +14,7 @@ FROM_0_OR_NONE = ("temperature", "max_requests", "max_tokens_total")
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
-    """What is asked of which model, and within which limits. ValueError for a number out of bounds."""
+    """A judge's endpoint, model, prompt and limits. Making one raises ValueError for a number out of bounds."""
 
     base_url: str
     """The endpoint's address up to `/v1`."""
@@ -27,8 +27,8 @@ class JudgeSettings:
     temperature: float | None = None
     """None: what the prompt states (openeqa: 0.2, with seed 1234), else 0."""
     max_tokens: int | None = None
-    """Of a reply; one that is cut off there is not read, and a model that thinks first needs more. None: what the
-    prompt states, else 32."""
+    """The limit of a reply; one that is cut off there is not read, and a model that thinks first needs more. None: what
+    the prompt states, else 32."""
     max_concurrent: int = 16
     requests_per_minute: float | None = None
     request_timeout_s: float = 20.0
@@ -50,7 +50,7 @@ class JudgeSettings:
     """A completion without an answer block gets 0 and costs no request. False, for a prompt that looks at
     `{completion}`: all are judged."""
     max_chars: int = 4000
-    """Of a completion or an answer: longer ones lose their middle."""
+    """The limit of a completion or an answer in the request: longer ones lose their middle."""
     extra_body: Mapping[str, Any] | None = None
     """More fields of the request, such as vLLM's `structured_outputs: {choice: ["1", "2"]}`. A null takes a field out:
     `{max_tokens: null, max_completion_tokens: 500}`."""
