@@ -13,7 +13,7 @@ from rewards.parsing import read_span
 
 
 def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[str, Any]:
-    """Its fields and columns; a column that is called like a field gets `original_` in front.
+    """The record of a sample; a column that is called like a field gets `original_` in front.
 
     media_root: folder that its media lie under, which paths are made relative to.
     """

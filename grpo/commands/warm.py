@@ -32,11 +32,11 @@ class Outcome:
     """What became of a clip."""
 
     name: str = ""
-    """Of its entry in the cache."""
+    """The name of the clip's entry in the cache."""
     is_new: bool = False
-    """It had to be decoded."""
+    """Whether the clip had to be decoded."""
     failure: str | None = None
-    """Why it can't be read."""
+    """The reason why the clip can't be read, if it can't."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,7 +89,7 @@ def warm(pool: DecodePool, clips: Iterable[ClipSource]) -> Iterator[Outcome]:
 
 
 def report(outcomes: Sequence[Outcome], cache: DiskCache) -> int:
-    """Print the sums; the exit status."""
+    """Print how many clips were decoded, were there and can't be read; the exit status."""
     failed = sum(outcome.failure is not None for outcome in outcomes)
     decoded = sum(outcome.is_new for outcome in outcomes)
     missing = sum(outcome.failure is None and outcome.name not in cache for outcome in outcomes)

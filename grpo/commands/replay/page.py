@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from grpo.commands.replay.sections import number, percent, sections, spelt
 
 MAX_CHARACTERS = 4000
-"""Of a completion on the page."""
+"""The length up to which the page shows a completion."""
 
 
 def page(report: Mapping[str, Any]) -> str:

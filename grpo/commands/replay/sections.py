@@ -41,12 +41,12 @@ class Section:
     title: str
     notes: Sequence[str] = ()
     table: Sequence[Sequence[Cell]] = ()
-    """The first row is the head."""
+    """Rows of cells, of which the first is the head."""
     warnings: Sequence[str] = ()
     examples: Sequence[tuple[str, Mapping[str, Any]]] = ()
-    """Completions, each behind a line about it."""
+    """Completions, each behind a line of its figures."""
     has_questions: bool = True
-    """The examples are shown with their questions."""
+    """Whether the examples are shown with their questions."""
 
 
 def sections(report: Mapping[str, Any]) -> Iterator[Section]:

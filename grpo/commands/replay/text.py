@@ -8,7 +8,7 @@ from typing import Any
 from grpo.commands.replay.sections import Cell, Section, number, sections, shown
 
 CHARACTERS = 160
-"""What is shown of a completion in a line; the page shows more."""
+"""The length up to which a completion is shown in a line; the page shows more."""
 
 
 def markdown(report: Mapping[str, Any], *, num_examples: int) -> str:

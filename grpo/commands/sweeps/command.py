@@ -24,7 +24,7 @@ from grpo.run.folder import RunDir
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0, 1 if a run failed, 130 if stopped."""
+    """Do what the command line asks for; the exit status is 1 if a run failed, 2 for a mistake, 130 if stopped."""
     args = parse(argv)
     try:
         sweep = load_sweep(args.file, args.overrides)
@@ -67,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_runner(args: argparse.Namespace, sweep: Sweep, runs: Sequence[Run]) -> tuple[Runner, int]:
-    """What carries the runs out, and how many at a time."""
+    """The runner that carries the runs out, and how many of them at a time."""
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs: must be above 0, not {args.jobs}")
     if args.slurm:

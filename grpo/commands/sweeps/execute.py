@@ -20,7 +20,7 @@ from grpo.commands.sweeps.plan import LaunchConfig, Run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 PATIENCE_S = 10.0
-"""Between asking a run to stop and killing it."""
+"""The time between asking a run to stop and killing it."""
 
 T = TypeVar("T")
 _ERROR = re.compile(r"(\[rank\d+\]: *)?(error:|[\w.]*(Error|Exception|Exit|Interrupt)\b)")
@@ -221,9 +221,8 @@ def visible_gpus() -> list[str]:
 
 def environment_of(slot: str | None) -> dict[str, str]:
     """The environment of a run in a slot."""
-    if (
-        slot is None
-    ):  # small models on shared cores: with more threads they are slower, often by far (Makefile)
+    if slot is None:
+        # Small models on shared cores are slower with more threads, often by far (Makefile).
         return {"OMP_NUM_THREADS": "1", **os.environ}
     return {**os.environ, "CUDA_VISIBLE_DEVICES": slot}
 

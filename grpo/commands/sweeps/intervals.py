@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
 
 Interval = tuple[float, float]
-Curve = Mapping[int, float]
-"""A figure by step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,39 +104,42 @@ intervals are Student's t, right for normal errors, and neither cut to a metric'
 comparisons."""
 
 
-def draw_arms(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path) -> None:
-    """A panel per metric: per arm the mean over seeds and, behind it, their range. curves: by metric, arm and seed."""
+def draw_arms(points: pd.DataFrame, metrics: Sequence[str], arms: Sequence[str], path: Path) -> None:
+    """A panel per metric: per arm the mean over seeds and, behind it, their range, at the steps that all have.
+
+    points: a row for each arm, seed, metric and step, with the value.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no screen needed
     from matplotlib import pyplot as plt
 
-    num_columns = min(len(curves), 2)
-    num_rows = -(-len(curves) // num_columns)
+    num_columns = min(len(metrics), 2)
+    num_rows = -(-len(metrics) // num_columns)
     size = (6.5 * num_columns, 4.2 * num_rows)
     figure, panels = plt.subplots(num_rows, num_columns, figsize=size, squeeze=False, constrained_layout=True)
-    for panel in panels.flat[len(curves) :]:
+    for panel in panels.flat[len(metrics) :]:
         panel.set_axis_off()
-    for panel, (metric, arms) in zip(panels.flat, curves.items(), strict=False):
-        for arm, runs in arms.items():
-            steps, mean, low, high = mean_and_range(runs)
-            (line,) = panel.plot(steps, mean, marker="o", markersize=3, label=f"{arm} (n = {len(runs)})")
-            panel.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for panel, metric in zip(panels.flat, metrics, strict=False):
+        for arm in arms:
+            curves = curves_of(points, metric, arm)
+            mean, num_seeds = curves.mean(axis=1), curves.shape[1]
+            (line,) = panel.plot(mean, marker="o", markersize=3, label=f"{arm} (n = {num_seeds})")
+            low, high = curves.min(axis=1), curves.max(axis=1)
+            panel.fill_between(curves.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         panel.set(title=metric, xlabel="step", ylabel="mean, and range over seeds")
         panel.grid(alpha=0.3)
-        if arms:
-            panel.legend(fontsize=8)
+        panel.legend(fontsize=8)
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)
     os.replace(partial, path)
 
 
-def mean_and_range(runs: Sequence[Curve]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Steps, mean, minimum and maximum over runs, at the steps that all of them have."""
-    steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-    columns = [[run[step] for run in runs] for step in steps]
-    return steps, [sum(c) / len(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns]
+def curves_of(points: pd.DataFrame, metric: str, arm: str) -> pd.DataFrame:
+    """The curves of an arm: a column for each seed, rows by the steps that all of them have."""
+    own = points[(points["metric"] == metric) & (points["arm"] == arm)]
+    return own.pivot(index="step", columns="seed", values="value").dropna()
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:

@@ -30,7 +30,7 @@ class LaunchConfig:
     config_file: str = "launch/accelerate/single.yaml"
     """The config of `accelerate launch` that every run gets."""
     num_processes: int = 1
-    """Of one run: one GPU each, where there are GPUs."""
+    """Processes of one run, with one GPU each where there are GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class SearchConfig:
     direction: Literal["maximize", "minimize"] = "maximize"
     trials: int = 20
     seed: int = 0
-    """Of the sampler that proposes the trials."""
+    """The seed of the sampler that proposes the trials."""
     space: dict[str, Any] = field(default_factory=dict)
     """Config keys with their range: [low, high], or {low: ..., high: ..., log: true}."""
 
@@ -57,7 +57,7 @@ class Sweep:
     arms: dict[str, Any] = field(default_factory=dict)
     """What each arm changes: a list of key=value, or a mapping of dotted keys. The first is the baseline."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Every arm runs with each of them, so that arms are compared seed by seed."""
+    """Every arm runs with each of these seeds, so that arms are compared seed by seed."""
     metrics: list[str] = field(default_factory=list)
     """Keys of `metrics.jsonl` that are tabled and drawn."""
     last: int = 1

@@ -2,64 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from grpo.commands.sweeps.intervals import FOOTNOTE, ArmSummary, draw_arms, summarise, table
 from grpo.commands.sweeps.plan import Run, Sweep, arm_overrides
 from grpo.run.folder import read_rows, write_text
 from rewards.scoring.loading import did_you_mean
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Value:
-    """A metric of a finished run."""
-
-    value: float
-    step: int
-    """Of the last row that it is taken from."""
+Rows = Mapping[Run, Sequence[Mapping[str, float]]]
+"""The rows of `metrics.jsonl` by finished run."""
+RUN_AND_METRIC = ["arm", "seed", "metric"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A finished run's figures, by metric; one that the run does not have is not there."""
-
-    run: Run
-    values: Mapping[str, Value]
-    """Finite ones only."""
-    curves: Mapping[str, Mapping[int, float]]
-    names: frozenset[str]
-    """Of all that its rows have."""
+def rows_of(runs: Sequence[Run]) -> Rows:
+    """The metrics of the runs that are finished."""
+    return {run: read_rows(run.folder / "metrics.jsonl") for run in runs if run.is_finished()}
 
 
-def read_results(sweep: Sweep, runs: Sequence[Run]) -> list[Result]:
-    return [read_result(run, sweep.metrics, last=sweep.last) for run in runs if run.is_finished()]
-
-
-def read_result(run: Run, metrics: Sequence[str], *, last: int) -> Result:
-    """The figures of a finished run; a value is the mean over the last rows that have the metric.
-
-    There is none where these are not all finite: the rows before them would tell of a run that went well.
-    """
-    rows = read_rows(run.folder / "metrics.jsonl")
-    curves = {
-        metric: curve
+def points_of(rows: Rows, metrics: Sequence[str]) -> pd.DataFrame:
+    """The curves of the metrics, a row for each arm, seed, metric and step."""
+    points = [
+        (run.arm, run.seed, metric, row["step"], row[metric])
+        for run, own in rows.items()
+        for row in own
         for metric in metrics
-        if (curve := {row["step"]: row[metric] for row in rows if metric in row})
-    }
-    values = {
-        metric: Value(value=fmean([*curve.values()][-last:]), step=max(curve))
-        for metric, curve in curves.items()
-        if all(map(math.isfinite, [*curve.values()][-last:]))
-    }
-    return Result(run=run, values=values, curves=curves, names=frozenset().union(*rows))
+        if metric in row
+    ]
+    columns = pd.Index([*RUN_AND_METRIC, "step", "value"])
+    return pd.DataFrame(points, columns=columns).astype({"value": float})
+
+
+def values_of(points: pd.DataFrame, *, last: int) -> pd.DataFrame:
+    """A metric's value in each run, the mean over its last points, with the step of the last one.
+
+    It is NaN where these points are not all finite: the points before them would tell of a run that went well.
+    """
+    tails = points.groupby(RUN_AND_METRIC, sort=False).tail(last)
+    tails = tails.assign(value=tails["value"].where(np.isfinite(tails["value"])))
+    grouped = tails.groupby(RUN_AND_METRIC, sort=False)
+    values = grouped.agg(value=("value", lambda points: points.mean(skipna=False)), step=("step", "max"))
+    return values.reset_index()
 
 
 def check_results(sweep: Sweep) -> None:
@@ -75,97 +64,62 @@ def check_results(sweep: Sweep) -> None:
 
 def write_results(sweep: Sweep, runs: Sequence[Run], failures: Mapping[str, str]) -> None:
     """Write the four files. failures: reasons by the label of the run."""
-    out, results = Path(sweep.out), read_results(sweep, runs)
+    out, rows = Path(sweep.out), rows_of(runs)
     out.mkdir(parents=True, exist_ok=True)
-    summaries = {metric: summarise(values_of(sweep, results, metric)) for metric in sweep.metrics}
+    points = points_of(rows, sweep.metrics)
+    values = values_of(points, last=sweep.last)
+    finite = values.dropna()
+    summaries = {metric: summarise(by_arm(finite, metric, sweep.arms)) for metric in sweep.metrics}
     states = {run.label: state_of(run, failures) for run in runs}
-    write_text(out / "results.csv", as_csv(sweep, results))
-    write_text(
-        out / "results.json",
-        json.dumps(as_json(sweep, results, summaries, states), indent=2, allow_nan=False) + "\n",
-    )
-    write_text(out / "results.md", as_markdown(sweep, results, summaries, states))
-    curves = {metric: curves_of(sweep, results, metric) for metric in sweep.metrics}
-    draw_arms(curves, out / "results.png")
+    report = {
+        "sweep": asdict(sweep),
+        "runs": states,
+        "metrics": {metric: [asdict(each) for each in column] for metric, column in summaries.items()},
+        "values": {run.label: by_metric(finite, run) for run in rows},
+    }
+    columns = ["sweep", *RUN_AND_METRIC, "value", "step"]
+    write_text(out / "results.csv", finite.assign(sweep=sweep.name)[columns].to_csv(index=False))
+    write_text(out / "results.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    known = {name for own in rows.values() for row in own for name in row}
+    write_text(out / "results.md", as_markdown(sweep, values, summaries, states, known))
+    draw_arms(points[np.isfinite(points["value"])], sweep.metrics, list(sweep.arms), out / "results.png")
 
 
 def state_of(run: Run, failures: Mapping[str, str]) -> str:
-    """In one line."""
+    """What became of a run, in one line."""
     if run.is_finished():
         return "finished"
     return f"failed: {failures[run.label]}" if run.label in failures else "not finished"
 
 
-def values_of(sweep: Sweep, results: Sequence[Result], metric: str) -> dict[str, dict[int, float]]:
-    """By arm and seed, of the runs that have the metric."""
-    return {
-        arm: {
-            each.run.seed: each.values[metric].value
-            for each in results
-            if each.run.arm == arm and metric in each.values
-        }
-        for arm in sweep.arms
-    }
+def by_arm(values: pd.DataFrame, metric: str, arms: Iterable[str]) -> dict[str, dict[int, float]]:
+    """The values of a metric by arm and seed."""
+    own = {arm: values[(values["metric"] == metric) & (values["arm"] == arm)] for arm in arms}
+    return {arm: dict(zip(each["seed"], each["value"], strict=True)) for arm, each in own.items()}
 
 
-def curves_of(sweep: Sweep, results: Sequence[Result], metric: str) -> dict[str, list[Mapping[int, float]]]:
-    """By arm, a curve per seed, of its finite points; arms without one are left out."""
-    curves: dict[str, list[Mapping[int, float]]] = {
-        arm: [
-            {step: value for step, value in each.curves[metric].items() if math.isfinite(value)}
-            for each in results
-            if each.run.arm == arm and metric in each.curves
-        ]
-        for arm in sweep.arms
-    }
-    return {arm: runs for arm, runs in curves.items() if runs}
-
-
-def as_csv(sweep: Sweep, results: Sequence[Result]) -> str:
-    """A row per finished run and metric."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sweep", "arm", "seed", "metric", "value", "step"])
-    for each in results:
-        for metric, found in each.values.items():
-            writer.writerow([sweep.name, each.run.arm, each.run.seed, metric, found.value, found.step])
-    return text.getvalue()
-
-
-def as_json(
-    sweep: Sweep,
-    results: Sequence[Result],
-    summaries: Mapping[str, Sequence[ArmSummary]],
-    states: Mapping[str, str],
-) -> dict[str, Any]:
-    return {
-        "sweep": asdict(sweep),
-        "runs": states,
-        "metrics": {metric: [asdict(each) for each in column] for metric, column in summaries.items()},
-        "values": {
-            each.run.label: {metric: asdict(value) for metric, value in each.values.items()}
-            for each in results
-        },
-    }
+def by_metric(values: pd.DataFrame, run: Run) -> dict[str, dict[str, Any]]:
+    """The values of a run, each with its step."""
+    own = values[(values["arm"] == run.arm) & (values["seed"] == run.seed)]
+    return {row["metric"]: {"value": row["value"], "step": row["step"]} for row in own.to_dict("records")}
 
 
 def as_markdown(
     sweep: Sweep,
-    results: Sequence[Result],
+    values: pd.DataFrame,
     summaries: Mapping[str, Sequence[ArmSummary]],
     states: Mapping[str, str],
+    known: Set[str],
 ) -> str:
     """The table of every metric, what the arms are, what is missing, and how to read it."""
     blocks = [f"# {sweep.name}", _arms(sweep)]
     for metric, column in summaries.items():
-        steps = sorted({each.values[metric].step for each in results if metric in each.values})
+        own = values[values["metric"] == metric]
+        steps = sorted(own.dropna()["step"].unique())
         blocks.append(f"## {metric}")
-        known = {name for each in results for name in each.names}
         missing = f"No finished run has it{did_you_mean(metric, known)}."
         blocks.append(table(column, num_seeds=len(sweep.seeds)) if steps else missing)
-        if lost := [
-            each.run.label for each in results if metric in each.curves and metric not in each.values
-        ]:
+        if lost := [f"{run['arm']} seed {run['seed']}" for _, run in own[own["value"].isna()].iterrows()]:
             blocks.append(f"Left out, because it is not finite at their end: {', '.join(lost)}.")
         if len(steps) > 1:
             blocks.append(

@@ -24,7 +24,7 @@ from grpo.commands.sweeps.plan import (
     make_run,
     read_space,
 )
-from grpo.commands.sweeps.results import read_result
+from grpo.commands.sweeps.results import points_of, rows_of, values_of
 from grpo.run.folder import write_text
 
 if TYPE_CHECKING:
@@ -151,12 +151,11 @@ class Search:
         )
 
     def _value_of(self, run: Run) -> float | None:
-        metric = self.search.metric
-        found = read_result(run, [metric], last=self.sweep.last).values.get(metric)
-        return found.value if found and math.isfinite(found.value) else None
+        points = points_of(rows_of([run]), [self.search.metric])
+        return next(iter(values_of(points, last=self.sweep.last)["value"].dropna()), None)
 
     def _check_same(self) -> None:
-        """Trials are comparable only if all else is equal."""
+        """Raise ValueError if all else but the proposals is not as in the trials that are there."""
         now = {
             "config": [*self.sweep.config, *self.sweep.overrides, f"seed={self.sweep.seeds[0]}"],
             "metric": f"{self.search.metric}, last {self.sweep.last}",
@@ -173,7 +172,7 @@ class Search:
 
 
 def was_made(trial: optuna.trial.FrozenTrial, search: SearchConfig) -> bool:
-    """The trial had its run, which ended without a value; one killed while it was proposed lacks parameters."""
+    """Whether a trial had its run, which ended without a value; one killed while it was proposed lacks parameters."""
     return trial.state.name == "FAIL" and trial.params.keys() == search.space.keys()
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import submitit
 
 POLL_S = 2.0
+REFUSALS = (NameError, TypeError, ValueError, AssertionError, RuntimeError)
+"""What submitit raises for a cluster that is not there, and for resources that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainJob:
         return carry_out(run, self.launch, os.environ, start=start)
 
     def checkpoint(self, run: Run) -> submitit.helpers.DelayedSubmission:
-        """Preempted or out of time: queue again. The run resumes from its own last checkpoint."""
+        """The submission that follows a preemption or the end of the time: the run resumes from its last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, run)
@@ -63,13 +65,7 @@ class ClusterRunner:
         try:
             self._executor = AutoExecutor(folder=folder, cluster=cluster)
             self._executor.update_parameters(**resources)
-        except (
-            NameError,
-            TypeError,
-            ValueError,
-            AssertionError,
-            RuntimeError,
-        ) as error:  # its ways to refuse
+        except REFUSALS as error:
             raise ValueError(f"slurm: {str(error).splitlines()[0]}") from error
 
     def run(self, run: Run) -> str | None:
@@ -96,9 +92,8 @@ class ClusterRunner:
 
     def _waiting_job(self, run: Run) -> submitit.Job[str | None] | None:
         """The job of an earlier command for this run, if it is still queued or running."""
-        if (
-            self._cluster != "slurm" or not _job_file(run).exists()
-        ):  # the other clusters end with their command
+        # The other clusters end with their command.
+        if self._cluster != "slurm" or not _job_file(run).exists():
             return None
         from submitit import SlurmJob
 

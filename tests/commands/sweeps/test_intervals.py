@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from grpo.commands.sweeps.intervals import draw_arms, mean_and_range, student_interval, summarise, table
+from grpo.commands.sweeps.intervals import curves_of, draw_arms, student_interval, summarise, table
 
 
 @pytest.mark.parametrize(
@@ -93,9 +95,23 @@ def test_a_clear_difference_is_bold() -> None:
     assert "| **+0.803** |" in table(summarise(VALUES), num_seeds=3)
 
 
+def points_of(curves: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]]) -> pd.DataFrame:
+    """Rows of points from curves by metric, arm and seed."""
+    points = [
+        (arm, seed, metric, step, value)
+        for metric, arms in curves.items()
+        for arm, seeds in arms.items()
+        for seed, curve in enumerate(seeds)
+        for step, value in curve.items()
+    ]
+    return pd.DataFrame(points, columns=pd.Index(["arm", "seed", "metric", "step", "value"]))
+
+
 def test_bands_span_the_seeds_at_the_steps_that_all_have() -> None:
-    runs = [{0: 0.0, 10: 1.0, 20: 5.0}, {0: 0.5, 10: 0.0}]
-    assert mean_and_range(runs) == ([0, 10], [0.25, 0.5], [0.0, 0.0], [0.5, 1.0])
+    points = points_of({"score": {"a": [{0: 0.0, 10: 1.0, 20: 5.0}, {0: 0.5, 10: 0.0}], "b": [{0: 9.0}]}})
+    curves = curves_of(points, "score", "a")
+    assert curves.index.tolist() == [0, 10] and curves.to_numpy().tolist() == [[0.0, 0.5], [1.0, 0.0]]
+    assert curves_of(points, "score", "none").empty and curves_of(points, "none", "a").empty
 
 
 @pytest.mark.parametrize("num_metrics", [1, 2, 3])
@@ -103,8 +119,10 @@ def test_the_picture_has_a_panel_per_metric(num_metrics: int, tmp_path: Path) ->
     from matplotlib.image import imread
 
     arms = {"a": [{0: 0.0, 10: 0.5}, {0: 0.1, 10: 0.9}], "b": [{0: 0.2, 10: 0.1}]}
-    curves = {f"eval/heldout/{index}": arms for index in range(num_metrics)}
-    draw_arms({**curves, "none": {}}, tmp_path / "picture.png")
+    metrics = [f"eval/heldout/{index}" for index in range(num_metrics)]
+    draw_arms(
+        points_of(dict.fromkeys(metrics, arms)), [*metrics, "none"], [*arms, "none"], tmp_path / "picture.png"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
     height_px, width_px, _ = imread(tmp_path / "picture.png").shape
     assert (height_px, width_px) == (504 * -(-(num_metrics + 1) // 2), 1560)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo.commands.sweeps.plan import Run, Sweep
-from grpo.commands.sweeps.results import check_results, read_result, write_results
+from grpo.commands.sweeps.results import check_results, points_of, rows_of, values_of, write_results
 from tests.support import stand_in
 
 
@@ -73,10 +73,16 @@ def test_the_json_holds_runs_values_and_statistics(written: Path) -> None:
 
 def test_a_value_is_the_mean_over_the_last_rows_that_have_the_metric(tmp_path: Path) -> None:
     run = finished(tmp_path, "base", 0, [*rows(0.0, 0.4, 0.8), {"step": 3, "other": 1.0}])
-    assert read_result(run, ["score"], last=1).values["score"].value == 0.8
-    averaged = read_result(run, ["score", "other"], last=2).values
-    assert averaged["score"].value == pytest.approx(0.6) and averaged["score"].step == 2
-    assert averaged["other"].value == 1.0
+    points = points_of(
+        rows_of([run, stand_in.make_run(tmp_path, "unfinished")]), ["score", "other", "nowhere"]
+    )
+
+    def found(last: int) -> list[tuple[str, float, int]]:
+        values = values_of(points, last=last)
+        return [*zip(values["metric"], values["value"], values["step"], strict=True)]
+
+    assert found(1) == [("score", 0.8, 2), ("other", 1.0, 3)]
+    assert found(2) == [("score", pytest.approx(0.6), 2), ("other", 1.0, 3)]
 
 
 def test_a_metric_that_is_not_finite_at_the_end_is_named_and_left_out(tmp_path: Path) -> None:
