@@ -92,7 +92,7 @@ def _model(config: Config) -> Iterator[str]:
 
 
 def _lora(config: Config) -> Iterator[str]:
-    """Reference settings that LoRA rules out: its reference is the model without adapters, without weights of its own."""
+    """Reference settings that LoRA rules out: its reference is the model without adapters, which has no own weights."""
     model, loss = config.model, config.loss
     if not model.lora.is_on:
         return
