@@ -1,1 +1,1 @@
-"""The media contract: one `Clip` for the engine, the learner, the rewards and the evaluation."""
+"""Clips, from videos and images to pixels: one `Clip` for the engine, the learner, the rewards and the evaluation."""

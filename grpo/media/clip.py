@@ -13,41 +13,41 @@ from grpo.media.sampling import PatchShape
 
 
 class MediaError(ValueError):
-    """A clip that cannot be read: one line with the path and the reason."""
+    """The error for a clip that cannot be read: one line with the path and the reason."""
 
 
 class TookTooLong(MediaError):
-    """A clip that was not read in time, which may be another's fault."""
+    """The error for a clip that was not read in time, which may be the fault of a slow file system."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipFacts:
-    """What there is to know of a clip besides its pixels, which are nearly all of its bytes."""
+    """The facts about a clip besides its pixels, which are nearly all of its bytes."""
 
     path: str
     """The file or folder that messages name."""
     times_s: tuple[float, ...]
-    """When each frame is shown, in seconds from the clip's start."""
+    """The time at which each frame is shown, in seconds from the clip's start."""
     sample_fps: float
     """Frames sampled per second of video, as qwen-vl-utils defines it: F / (frames in the clip) * fps."""
     duration_s: float
     height_px: int
     width_px: int
     patches: PatchShape
-    """How the model cuts the frames into tokens."""
+    """The shape in which the model cuts the frames into tokens."""
 
     @property
     def num_frames(self) -> int:
         return len(self.times_s)
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts in plain values, as JSON and Parquet take them."""
+        """Return the facts in plain values, as JSON and Parquet take them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**values, "patches": asdict(self.patches)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClipFacts:
-        """The inverse of `as_dict`, also where tuples have become lists meanwhile."""
+        """Return the facts that `as_dict` gave these values of; tuples may have become lists meanwhile."""
         nested = {"times_s": tuple(values["times_s"]), "patches": PatchShape(**values["patches"])}
         return cls(**{**values, **nested})
 
@@ -62,7 +62,7 @@ class Clip:
 
     facts: ClipFacts
     frames: np.ndarray | Callable[[], np.ndarray]
-    """The frames, or a function that gets them for the first who looks at them, if anybody does."""
+    """The frames, or a function that gets them when they are first looked at."""
 
     def __post_init__(self) -> None:
         if not callable(self.frames):
@@ -70,7 +70,7 @@ class Clip:
 
     @cached_property
     def frames_FHWC(self) -> np.ndarray:
-        """uint8 RGB; F is a multiple of the temporal patch, H and W of the merged spatial patch.
+        """The frames as uint8 RGB; F is a multiple of the temporal patch, H and W of the merged spatial patch.
 
         Raises what the function that gets them raises.
         """
@@ -109,7 +109,7 @@ class Clip:
         return self.facts.patches
 
     def _checked(self, frames_FHWC: np.ndarray) -> np.ndarray:
-        """The frames as the facts have them, which nobody may write to any more."""
+        """Return the frames, read-only from now on, after comparing them with the facts."""
         facts = self.facts
         assert frames_FHWC.dtype == np.uint8 and facts.num_frames > 0
         assert frames_FHWC.shape == (facts.num_frames, facts.height_px, facts.width_px, 3)
@@ -122,17 +122,17 @@ class ClipSource:
     """Where a clip comes from: a part of a video file, or of images that are shown one after another."""
 
     video: str | None = None
-    """Path of the video file; None for images."""
+    """The path of the video file; None for images."""
     frames: tuple[str, ...] = ()
-    """In place of a video: paths of image files in their order, or of the one folder that holds them."""
+    """The paths of image files in their order, or of the one folder that holds them; empty for a video."""
     frame_fps: float | None = None
-    """Images per second, if they are a constant time apart."""
+    """The number of images per second, if they are a constant time apart."""
     frame_times_s: tuple[float, ...] = ()
-    """When each image is shown, on the clock of start_s; neither this nor frame_fps for a single picture."""
+    """The time of each image, on the clock of start_s; a single picture has neither times nor a frame_fps."""
     start_s: float = 0.0
-    """Where the clip starts in the file, or on the clock of its images."""
+    """The second at which the clip starts in the file, or on the clock of its images."""
     end_s: float | None = None
-    """Where the clip ends in the file; None for the file's end."""
+    """The second at which the clip ends in the file; None for the file's end."""
 
     def __post_init__(self) -> None:
         assert (self.video is None) == bool(self.frames), "a clip is of a video or of images"

@@ -1,4 +1,4 @@
-"""From a video file to a `Clip`, with PyAV: the right frames, each decoded and resized once.
+"""Clips read from video files with PyAV: the right frames, each decoded and resized once. Read `read_clip` first.
 
 First the file's packets are listed without decoding them: that gives every frame's time and the keyframes.
 The frames to sample are chosen from these times (`sampling.py`). Then each stretch of the file that holds
@@ -39,29 +39,29 @@ from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, ClipPlan, MediaSetting
 INDEXED_FORMATS = ("mp4", "matroska")
 """Containers with an index, in which a seek lands on the keyframe that was asked for."""
 CODECS_WITH_MARKED_FRAMES = ("h264",)
-"""Codecs whose packets say that no other frame depends on them; in others such a mark may not hold for all."""
+"""Codecs whose packets say if no other frame depends on theirs; in others such a mark may not hold for all."""
 FORMATS_WITHOUT_TIMES = ("avi",)
 """Containers that store an order of decoding, from which a packet's time can only be guessed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FrameTable:
-    """When each frame of a file is shown, in order of presentation."""
+    """The times of a file's frames, in order of presentation."""
 
     pts: tuple[int, ...]
-    """In the stream's ticks."""
+    """The frames' times in the stream's ticks."""
     times_s: np.ndarray
-    """In seconds from the first frame."""
+    """The frames' times in seconds from the first frame."""
     end_s: float
-    """When the last frame stops being shown."""
+    """The second at which the last frame stops being shown."""
     fps: float | None
-    """As the header has it."""
+    """The frame rate as the header has it."""
     size_px: tuple[int, int]
-    """Height and width as the header has them, before any rotation."""
+    """The height and width as the header has them, before any rotation."""
     keyframes: np.ndarray
-    """Indices of the frames that decoding can start from, the first frame always among them."""
+    """The indices of the frames that decoding can start from, the first frame always among them."""
     is_timed: bool
-    """False where frames carry no times: then ticks are their numbers in the order of decoding."""
+    """Whether the frames carry times; if not, ticks are the frames' numbers in the order of decoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,8 @@ def read_clip(
     with blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
         chosen = _choose_frames(table, start_s, end_s, settings, patches)
     with _open_video(path) as (container, stream):
-        to_rgb = VideoReformatter()  # one for all frames: it prepares tables when it meets the first
+        # One reformatter for all frames: it prepares tables when it meets the first.
+        to_rgb = VideoReformatter()
         decoded = _decode(path, container, stream, table, chosen.indices)
         frames = (_upright_rgb(frame, to_rgb) for frame in decoded)
         return make_clip(path, frames, chosen, (start_s, clip_end_s), settings, patches)
@@ -117,7 +118,7 @@ def plan_clip(
     settings: MediaSettings,
     patches: PatchShape = QWEN2_5_VL,
 ) -> ClipPlan:
-    """How many frames of which size `read_clip` gives, without decoding any. Raises MediaError."""
+    """Return the number and the size of the frames that `read_clip` gives, without decoding any. Raises MediaError."""
     table = frame_table(path)
     _check_start(path, start_s, table.end_s)
     with blamed_on(path, ValueError):
@@ -159,7 +160,7 @@ def _frame_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
 
 
 def _list_packets(path: str, container: InputContainer, stream: VideoStream) -> list[_Entry] | None:
-    """One entry for each frame that will be shown, without decoding; None where packets lack times."""
+    """Return an entry for each frame that will be shown, without decoding; None where packets lack times."""
     if container.format.name in FORMATS_WITHOUT_TIMES:
         return None
     entries = []
@@ -175,7 +176,7 @@ def _list_packets(path: str, container: InputContainer, stream: VideoStream) -> 
 
 
 def _count_frames(path: str) -> list[_Entry]:
-    """One entry for each decoded frame, timed by its number: slow, and right where packets don't tell."""
+    """Return an entry for each decoded frame, timed by its number: slow, but right where packets lack times."""
     with _open_video(path) as (container, stream):
         return [_Entry(number, 1, False) for number, _ in enumerate(container.decode(stream))]
 
@@ -227,7 +228,7 @@ def _choose_frames(
 def _decode(
     path: str, container: InputContainer, stream: VideoStream, table: FrameTable, indices: Sequence[int]
 ) -> Iterator[av.VideoFrame]:
-    """The frames at these ascending indices, of a container just opened; an index may come more than once."""
+    """Yield the frames at these ascending indices of a container just opened; an index may come more than once."""
     stretches = np.searchsorted(table.keyframes, indices, side="right") - 1
     for stretch, members in groupby(zip(stretches, indices, strict=True), key=lambda member: member[0]):
         start_pts = table.pts[table.keyframes[stretch]]
@@ -250,7 +251,7 @@ def _decode(
 def _decode_timed(
     container: InputContainer, stream: VideoStream, wanted: Sequence[int]
 ) -> Iterator[tuple[int | None, av.VideoFrame]]:
-    """Frames with their pts: the wanted ones, and those that had to be decoded for them."""
+    """Yield frames with their pts: the wanted ones, and those that had to be decoded for them."""
     decoder = stream.codec_context
     may_skip = decoder.name in CODECS_WITH_MARKED_FRAMES
     missing = set(wanted)
@@ -260,12 +261,12 @@ def _decode_timed(
         missing.discard(packet.pts)
         if not missing:
             break
-    # It holds frames back to put them in order: without being told of the end, it would want more packets.
+    # The decoder holds frames back to put them in order: until it is told of the end, it wants more packets.
     yield from ((frame.pts, frame) for frame in decoder.decode(None))
 
 
 def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames with their number in place of a pts."""
+    """Yield all frames, each with its number in place of a pts."""
     return enumerate(container.decode(stream))
 
 
@@ -276,7 +277,7 @@ def _between(
     start_pts: int,
     end_pts: int,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Those from start_pts to end_pts, both included; MediaError for a damaged one."""
+    """Yield the frames from start_pts to end_pts, both included; MediaError for a damaged one."""
     for pts, frame in decoded:
         # Frames shown before the keyframe may need what lies before it, and come out damaged.
         if pts is None or pts < start_pts:
@@ -292,7 +293,7 @@ def _between(
 
 
 def _upright_rgb(frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
-    """As a player shows it: phones and head cameras store how they were held as a rotation."""
+    """Return a frame as a player shows it: phones and head cameras store how they were held as a rotation."""
     frame_HWC = to_rgb.reformat(frame, format="rgb24").to_ndarray()
     return np.ascontiguousarray(np.rot90(frame_HWC, round(frame.rotation / 90)))
 

@@ -27,18 +27,18 @@ logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """What a worker answers."""
+    """A worker's answer to one job."""
 
     read: Read | str | None
     """The clip, with its frames in a file in memory, or why it can't be read; None if one was to be stored."""
     is_writing: bool
-    """The disk cache still takes clips."""
+    """Whether the disk cache still takes clips."""
     logged: list[tuple[str, int, str]]
-    """What was logged meanwhile, as logger, level and text: the trainer says it, once for all workers."""
+    """The messages logged meanwhile, as logger, level and text: the trainer logs them, once for all workers."""
 
 
 class DecodePool:
-    """Up to num_workers processes that read clips. Any thread may submit."""
+    """A pool of num_workers processes that read clips. Any thread may submit."""
 
     def __init__(self, reader: ClipReader, *, num_workers: int, timeout_s: float) -> None:
         self._timeout_s, self._may_store = timeout_s, reader.disk is not None
@@ -62,13 +62,13 @@ class DecodePool:
         return self._pool.pids
 
     def submit(self, source: ClipSource) -> Future[Read]:
-        """Have a clip read; the future raises MediaError if it can't be."""
+        """Return a future of the clip, which raises MediaError if the clip can't be read."""
         future: Future[Read] = Future()
         self._queue.put((source, future))
         return future
 
     def close(self) -> None:
-        """End the processes, whatever they are at; clips that nobody waits for any more are not read."""
+        """End the processes, also those that are reading; clips still in the queue are not read."""
         self._pool.close()
         for _ in self._threads:
             self._queue.put(None)
@@ -76,7 +76,7 @@ class DecodePool:
             thread.join()
 
     def _serve_all(self) -> None:
-        """As many threads as there are workers wait for what these say to a clip."""
+        """Read clips from the queue until it holds None; one thread per worker runs this."""
         while (asked := self._queue.get()) is not None:
             self._serve(*asked)
 
@@ -126,7 +126,7 @@ class DecodePool:
 
 
 class DecodeHere:
-    """In place of a pool: reads in the caller's own process and thread, at once and without a time limit."""
+    """A stand-in for the pool that reads in the caller's own process and thread, at once and without a time limit."""
 
     def __init__(self, reader: ClipReader) -> None:
         self._reader = reader
@@ -142,11 +142,11 @@ class DecodeHere:
         return future
 
     def close(self) -> None:
-        """Nothing is left to end."""
+        """Do nothing, since no process was started."""
 
 
 def _take_over(in_file: Read) -> Read:
-    """The clip with frames of this process's own."""
+    """Return the clip with frames of this process's own."""
     clip = in_file.clip
     try:
         # Not mapped: every mapping holds one of the files that a process may have open.
@@ -156,8 +156,9 @@ def _take_over(in_file: Read) -> Read:
 
 
 def load_functions(reader: ClipReader) -> list[Function]:
-    """What the workers run."""
-    torch.set_num_threads(1)  # the clips themselves are read at the same time
+    """Return the one function that the workers run."""
+    # Several clips are read at the same time already.
+    torch.set_num_threads(1)
     return [Function(call=partial(_answer, reader, _catch_logs()))]
 
 
@@ -182,7 +183,7 @@ def _read_into(reader: ClipReader, source: ClipSource, path: str) -> Read | str:
 
 
 def _catch_logs() -> list[tuple[str, int, str]]:
-    """What is logged from now on."""
+    """Return a list that everything logged from now on is added to."""
     logged: list[tuple[str, int, str]] = []
 
     class Catch(logging.Handler):

@@ -41,21 +41,21 @@ from grpo.media.images import choose_images
 from grpo.media.sampling import MediaSettings, PatchShape
 
 VERSION = 2
-"""To be raised with every change of what `read_clip` returns, and of how it is stored."""
+"""The version of the entries, raised with every change of what `read_clip` returns and of how it is stored."""
 SUFFIX = ".clip"
 KEPT_FRAC = 0.9
-"""Of the limit, after making room: listing all entries for every single new one would be slow."""
+"""The share of the limit in use after making room: listing all entries for every single new one would be slow."""
 MIN_FREE_GIB = 1.0
-"""Left on the disk: metrics and logs have to go somewhere."""
+"""The space that is left free on the disk, for metrics and logs."""
 ABANDONED_AFTER_S = 3600.0
-"""An unfinished file this old belongs to a writer that was killed."""
+"""The age from which an unfinished file belongs to a writer that was killed."""
 MAX_WAITS = 3
 
 logger = logging.getLogger(__name__)
 
 
 def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape) -> str:
-    """The same for the same clip of the same files, wherever they lie; MediaError if one of them is missing."""
+    """Return a clip's name, the same wherever its files lie; MediaError if one of the files is missing."""
     if source.video is not None:
         identity: dict[str, Any] = {"file": _identity(source.video)}
     else:
@@ -75,32 +75,32 @@ def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape)
 
 
 class DiskCache:
-    """At most max_gib of clips in a folder. Any thread, process or run may use it at once."""
+    """A cache of at most max_gib of clips in a folder. Any thread, process or run may use it at once."""
 
     def __init__(self, folder: str | os.PathLike[str], *, max_gib: float, lock_s: float = 5.0) -> None:
         self.folder = Path(folder)
         self.max_bytes = int(max_gib * 2**30)
         self.lock_s = lock_s
-        """How long a writer waits for the others; one that was stopped holds the lock until it goes on."""
+        """The seconds that a writer waits for the others; one that was stopped holds the lock until it goes on."""
         self.is_writing = True
-        """False after a write that failed, or several in a row that waited in vain."""
+        """Whether clips are still stored; not after a write that failed or several timeouts of the lock in a row."""
         self._waited_in_vain = 0
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).is_file()
 
     def load(self, name: str, path: str) -> Clip | None:
-        """The entry as a clip of the file at path; None if there is none. A damaged one is removed."""
+        """Return the entry as a clip of the file at path; None if there is none. A damaged entry is removed."""
         entry = self.load_arrays(name)
         return None if entry is None else _to_clip(entry, path)
 
     def store(self, name: str, clip: Clip) -> None:
-        """Keep the clip, if it can be. What the disk says against it is said once, as a warning."""
+        """Store the clip, if possible; the first write that fails is logged as a warning."""
         facts = np.frombuffer(json.dumps(clip.facts.as_dict()).encode(), np.uint8)
         self.store_arrays(name, {"frames": clip.frames_FHWC, "facts": facts})
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """An entry's arrays by name; None if there is none. A damaged one is removed."""
+        """Return an entry's arrays by name; None if there is none. A damaged entry is removed."""
         file = self._file(name)
         try:
             # No memory map: the page of an entry that another machine removes would end this process.
@@ -108,7 +108,8 @@ class DiskCache:
             if entry.pop("checksum") != _checksum(entry):
                 raise ValueError("its checksum is another")
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return None  # of a folder that can't be used, the first `store` says so
+            # A folder that can't be used is reported by the first `store`.
+            return None
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             logger.warning("%s: damaged (%s), decoding again", file, error)
             with suppress(OSError):
@@ -119,7 +120,7 @@ class DiskCache:
         return entry
 
     def store_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """As `store`."""
+        """Store arrays as an entry, under the rules of `store`."""
         entry = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         content = save({**entry, "checksum": _checksum(entry)})
         if not self.is_writing or len(content) > KEPT_FRAC * self.max_bytes:
@@ -146,16 +147,15 @@ class DiskCache:
             self.is_writing = False
 
     def num_bytes(self) -> int:
-        """Of all entries, as found on the disk."""
+        """Return the size of all entries, as found on the disk."""
         return sum(size for _, size, _ in self._entries())
 
     def _write(self, file: Path, content: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self.folder).free - len(content) < MIN_FREE_GIB * 2**30:
             raise OSError(errno.ENOSPC, f"less than {MIN_FREE_GIB:g} GiB of the disk are free")
-        unfinished = file.with_name(
-            f".{uuid4().hex}{SUFFIX}"
-        )  # not tempfile's: its files are for one user only
+        # Not tempfile's: its files are for one user only.
+        unfinished = file.with_name(f".{uuid4().hex}{SUFFIX}")
         try:
             unfinished.write_bytes(content)
             self._admit(unfinished, file, len(content))
@@ -163,7 +163,7 @@ class DiskCache:
             unfinished.unlink(missing_ok=True)
 
     def _admit(self, unfinished: Path, file: Path, num_bytes: int) -> None:
-        """Make room and give the entry its name."""
+        """Make room and give the finished file its name."""
         with self._locked_total() as total:
             if file.exists():  # somebody else was faster
                 return
@@ -177,7 +177,7 @@ class DiskCache:
             os.replace(unfinished, file)
 
     def _make_room(self, num_bytes: int) -> int:
-        """Remove entries used longest ago until so many bytes fit; what the rest takes."""
+        """Remove entries used longest ago until so many bytes fit; return the size of the rest."""
         entries = sorted(self._entries())
         kept_bytes = sum(size for _, size, _ in entries)
         limit = self.max_bytes if kept_bytes + num_bytes <= self.max_bytes else KEPT_FRAC * self.max_bytes
@@ -189,7 +189,7 @@ class DiskCache:
         return kept_bytes
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """When each was used last, its size and its file; abandoned files are removed on the way."""
+        """Yield each entry's last use, size and file; files of writers that were killed are removed on the way."""
         for file in self.folder.glob(f"*/*{SUFFIX}"):
             with suppress(FileNotFoundError):  # removed meanwhile
                 stat = file.stat()
@@ -209,7 +209,7 @@ class DiskCache:
 
 
 def _lock(file: BinaryIO, within_s: float) -> None:
-    """Until it is closed, or its process dies. BlockingIOError where others don't let go of it."""
+    """Lock the file until it is closed or the process dies. BlockingIOError where others hold it for too long."""
     give_up_at = time.monotonic() + within_s
     while True:
         try:
@@ -221,7 +221,7 @@ def _lock(file: BinaryIO, within_s: float) -> None:
 
 
 def _identity(path: str) -> list[Any]:
-    """Of a file, whatever it is called."""
+    """Return what tells a file from others, whatever it is called."""
     check_exists(path)
     try:
         stat = os.stat(path)
@@ -243,7 +243,7 @@ def _checksum(entry: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _read_number(file: BinaryIO) -> int | None:
-    """None for a file that is new or damaged."""
+    """Return the number in a file; None for a file that is new or damaged."""
     try:
         return int(file.read(100))
     except ValueError:

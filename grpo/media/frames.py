@@ -1,4 +1,4 @@
-"""What videos and images have in common on their way to a `Clip`: their files and frames are checked, and resized."""
+"""Steps that videos and images share on their way to a `Clip`: their files and frames are checked, and resized."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpo.media.clip import Clip, ClipFacts, MediaError
 from grpo.media.sampling import ChosenFrames, MediaSettings, PatchShape
 
 MAX_SOURCE_PIXELS = 2 * 7680 * 4320
-"""The most that a frame may have as it is stored. While it is resized, it takes 15 bytes per pixel."""
+"""The most pixels of a stored frame, which takes 15 bytes per pixel while it is resized."""
 
 
 def make_clip(
@@ -27,7 +27,7 @@ def make_clip(
     settings: MediaSettings,
     patches: PatchShape,
 ) -> Clip:
-    """The clip of the chosen frames, each resized as it comes: full-size frames would fill the memory.
+    """Return the clip of the chosen frames, each resized as it comes: full-size frames would fill the memory.
 
     part_s: where in the file the clip starts and ends. Raises MediaError.
     """
@@ -48,7 +48,7 @@ def make_clip(
 def resize_all(
     path: str, frames: Iterator[np.ndarray], num_frames: int, settings: MediaSettings, patches: PatchShape
 ) -> np.ndarray:
-    """The clip's frames at the size that the settings give them; MediaError if they are of several sizes."""
+    """Return a clip's frames at the size that the settings give them; MediaError if they are of several sizes."""
     first_HWC = next(frames)
     with blamed_on(path, ValueError):
         full_height, full_width, _ = first_HWC.shape
@@ -62,7 +62,7 @@ def resize_all(
 
 
 def resize(frame_HWC: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
-    """Bicubic with antialiasing, uint8 to uint8, to the same values as torchvision's for tensors."""
+    """Resize a uint8 frame by bicubic with antialiasing, to the same values as torchvision's for tensors."""
     if frame_HWC.shape[:2] == (height_px, width_px):
         return frame_HWC
     frame_1CHW = torch.from_numpy(frame_HWC).permute(2, 0, 1).unsqueeze(0).float()
@@ -73,8 +73,10 @@ def resize(frame_HWC: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
 
 
 def check_size(path: str, width_px: int, height_px: int) -> None:
-    """Raise MediaError for larger frames than any camera's: a file of a few bytes can claim to hold any number of
-    pixels, and memory would be taken for them."""
+    """Raise MediaError for larger frames than any camera's.
+
+    A file of a few bytes can claim to hold any number of pixels, and memory would be taken for them.
+    """
     if width_px * height_px > MAX_SOURCE_PIXELS:
         raise MediaError(
             f"{path}: {width_px}x{height_px} pixels are more than {MAX_SOURCE_PIXELS:,} (two of 8K)"
@@ -95,7 +97,7 @@ def check_exists(path: str) -> None:
 
 @contextmanager
 def blamed_on(where: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn these exceptions into a MediaError that says where."""
+    """Turn exceptions of these kinds into a MediaError that begins with `where`."""
     try:
         yield
     except MediaError:

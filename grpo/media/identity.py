@@ -1,4 +1,4 @@
-"""What tells a file from others, wherever it lies and whatever it is called."""
+"""The digest that tells a video file from others, wherever it lies and whatever it is called."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 from functools import lru_cache
 
 IDENTITY_BYTES = 64 * 1024
-"""Of a video's start and of its end."""
+"""The bytes of a video's start, and as many of its end, that are read."""
 
 
 @lru_cache(maxsize=4096)
 def ends_digest(path: str, mtime_ns: int, size_bytes: int) -> str:
-    """Of the file's first and last bytes: with its size, as good as all of them, and fast for a long video."""
+    """Return a digest of a file's first and last bytes: with the size, as good as one of all, and faster to read."""
     with open(path, "rb") as file:
         digest = hashlib.blake2b(file.read(IDENTITY_BYTES), digest_size=16)
         file.seek(max(0, size_bytes - IDENTITY_BYTES))

@@ -1,4 +1,4 @@
-"""From image files to a `Clip`: the frames of a video one by one, a folder of them, or a single picture.
+"""Clips read from image files: the frames of a video one by one, a folder of them, or a single picture.
 
 They obey the rules of videos (`sampling.py`): a folder of 30 frames per second is sampled, and of frames that were
 sampled already all are taken. A single picture is a clip of one frame, repeated to fill its token in time. To
@@ -26,22 +26,22 @@ from grpo.media.frames import blamed_on, check_exists, check_size, make_clip
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, MediaSettings, PatchShape
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Of the images in a folder; whatever else lies there is passed over."""
+"""The endings of images in a folder; other files there are passed over."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""That are looked for in a file, whatever its name ends in."""
+"""The formats that are looked for in a file, whatever its name ends in."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Of 8 bits per channel; depth maps have 16, and no place in a clip."""
+"""Pillow's modes of 8 bits per channel; depth maps have 16, and no place in a clip."""
 STILL_FPS = 2.0
-"""A single picture is shown for half a second; qwen-vl-utils takes 2 per second for all lists without a rate."""
+"""The rate of a single picture, shown for half a second; qwen-vl-utils takes it for all lists without a rate."""
 PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
     MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What its parsers raise on damaged files."""
+"""The exceptions that Pillow's parsers raise on damaged files."""
 
 
 def read_images(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:
-    """The clip, sampled and resized; only the images that it takes are opened. Raises MediaError."""
+    """Return the clip, sampled and resized; only the images that it takes are opened. Raises MediaError."""
     chosen, files, clip_end_s = choose_images(source, settings, patches)
     frames = (_upright_rgb(file) for file in files)
     return make_clip(source.path, frames, chosen, (source.start_s, clip_end_s), settings, patches)
@@ -50,7 +50,7 @@ def read_images(source: ClipSource, *, settings: MediaSettings, patches: PatchSh
 def choose_images(
     source: ClipSource, settings: MediaSettings, patches: PatchShape
 ) -> tuple[ChosenFrames, list[str], float]:
-    """The images that the clip takes, their files, and when it ends; only a header is read. Raises MediaError."""
+    """Return the chosen images, their files, and the clip's end; only a header is read. Raises MediaError."""
     files = _list_files(source)
     times_s, file_end_s = _times(source, len(files))
     if source.start_s >= file_end_s:
@@ -73,14 +73,14 @@ def choose_images(
 
 
 def probe_images(source: ClipSource) -> None:
-    """Raise MediaError unless the first image opens and there are as many as times; decodes nothing."""
+    """Raise MediaError unless the first image opens and there are as many images as times; decode nothing."""
     files = _list_files(source)
     _times(source, len(files))
     _size_px(files[0])
 
 
 def _list_files(source: ClipSource) -> Sequence[str]:
-    """The images in order: those of a folder by name, numbers in it by their value."""
+    """Return the images' paths in order: those of a folder by name, numbers in it by their value."""
     folder = source.frames[0]
     if len(source.frames) > 1 or not os.path.isdir(folder):
         return source.frames
@@ -100,7 +100,7 @@ def _in_numbers(name: str) -> tuple[list[str | int], str]:
 
 
 def _times(source: ClipSource, num_images: int) -> tuple[np.ndarray, float]:
-    """When each image is shown, and when the last one stops being shown."""
+    """Return the time of each image, and the time at which the last one stops being shown."""
     if source.frame_times_s:
         times_s = np.array(source.frame_times_s)
         if len(times_s) != num_images:
@@ -114,13 +114,13 @@ def _times(source: ClipSource, num_images: int) -> tuple[np.ndarray, float]:
 
 
 def _size_px(file: str) -> tuple[int, int]:
-    """Height and width as the header has them; any turn by a quarter is left aside, as with videos."""
+    """Return the height and width as the header has them, before any rotation, as with videos."""
     with blamed_on(f"{file}: cannot be read as an image", *PILLOW_ERRORS), _open(file) as image:
         return image.height, image.width
 
 
 def _upright_rgb(file: str) -> np.ndarray:
-    """As a viewer shows it: turned as its camera was held, and on white where it is transparent."""
+    """Return an image as a viewer shows it: turned as its camera was held, and on white where it is transparent."""
     with blamed_on(f"{file}: cannot be read as an image", *PILLOW_ERRORS), _open(file) as stored:
         image = ImageOps.exif_transpose(stored)
         if image.has_transparency_data:
@@ -131,7 +131,7 @@ def _upright_rgb(file: str) -> np.ndarray:
 
 
 def _open(file: str) -> Image.Image:
-    """The image's header; its pixels are read later."""
+    """Open an image by its header; the pixels are read later."""
     check_exists(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own limit, above ours

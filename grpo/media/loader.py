@@ -1,4 +1,4 @@
-"""Clips decoded ahead of their use by processes (`decode_pool.py`), and kept.
+"""Clips decoded ahead of their use by processes (`decode_pool.py`), and kept. Read `ClipLoader` first.
 
 A clip comes from memory, else from the disk, else from its video. What happens to the cache in memory, and
 what is counted, depends on the order of `prefetch` and `get` calls alone and never on which process finishes
@@ -20,16 +20,16 @@ from grpo.media.reading import ClipReader, Read
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaCounters:
-    """What the loader has done; every `get` adds one to one of the first three, or raises."""
+    """The loader's counts of clips; every `get` adds one to one of the first three, or raises."""
 
     decoded: int = 0
-    """Clips handed over for the first time after they were decoded."""
+    """The clips handed over for the first time after they were decoded."""
     disk_hits: int = 0
-    """Clips handed over for the first time after they were read from the disk cache."""
+    """The clips handed over for the first time after they were read from the disk cache."""
     cache_hits: int = 0
-    """Clips that were in memory."""
+    """The clips that were in memory."""
     failed: int = 0
-    """Clips that could not be read, each counted once."""
+    """The clips that could not be read, each counted once."""
 
     def __sub__(self, earlier: MediaCounters) -> MediaCounters:
         return MediaCounters(
@@ -41,7 +41,7 @@ class MediaCounters:
 
 
 class ClipLoader:
-    """Gives clips, each read at most once while it stays in memory.
+    """The home of the clips in use, each read at most once while it stays in memory.
 
     A clip is *pending* from the first time that it is asked for until `get` hands it over; then it counts
     against the limit of `memory`, and what was used longest ago makes room. Pending clips don't count: their
@@ -56,7 +56,7 @@ class ClipLoader:
         num_workers: int,
         timeout_s: float,
     ) -> None:
-        """num_workers: processes; with 0, clips are read in this one, when they are asked for, with no time limit."""
+        """Start num_workers processes; with 0, clips are read in this one when asked for, without a time limit."""
         self.memory = MemoryCache(max_gib=cache_gib)
         self._pool = (
             DecodePool(reader, num_workers=num_workers, timeout_s=timeout_s)
@@ -67,16 +67,16 @@ class ClipLoader:
         self._pending: dict[ClipSource, Future[Read]] = {}
         self._failures: dict[ClipSource, str] = {}
         self._failed: set[ClipSource] = set()
-        """All that ever did."""
+        """The clips that have ever failed, also those that were read later."""
         self._late: set[ClipSource] = set()
-        """Those that took too long when they were last tried."""
+        """The clips that took too long when they were last tried."""
         self._to_retry: set[ClipSource] = set()
         self._decoded = 0
         self._disk_hits = 0
         self._cache_hits = 0
 
     def prefetch(self, sources: Iterable[ClipSource | None]) -> None:
-        """Start to decode these clips in the background, in this order; None, of a question without one, is skipped."""
+        """Start to decode clips in the background, in this order; None, for a question without a clip, is skipped."""
         for source in sources:
             if source is None:
                 continue
@@ -88,13 +88,13 @@ class ClipLoader:
                     self._request(source)
 
     def forget_all_but(self, sources: Iterable[ClipSource | None]) -> None:
-        """Drop the clips that were asked for ahead, but for these: the others won't be used."""
+        """Drop the clips that were prefetched and not handed over yet, except for these."""
         wanted = {*sources}
         with self._lock:
             self._pending = {key: future for key, future in self._pending.items() if key in wanted}
 
     def get(self, source: ClipSource) -> Clip:
-        """The clip, waiting for it if need be. Raises MediaError, the same one every time.
+        """Return the clip, waiting for it if need be. Raises MediaError, with the same message every time.
 
         A clip that took too long is tried once more from the next `prefetch` on: a file system may hang for a while.
         """
@@ -105,12 +105,13 @@ class ClipLoader:
                 self._cache_hits += 1
                 return clip
             future = self._request(source)
-        future.exception()  # waits; outside the lock, for the others
+        # This waits, outside the lock so that others can go on.
+        future.exception()
         with self._lock:
             return self._hand_over(source, future)
 
     def counters(self) -> MediaCounters:
-        """Totals so far; a step's share is the difference of two of them."""
+        """Return the totals so far; a step's share is the difference of two of them."""
         with self._lock:
             return MediaCounters(
                 decoded=self._decoded,
@@ -120,7 +121,7 @@ class ClipLoader:
             )
 
     def close(self) -> None:
-        """Drop what has not been read."""
+        """End the workers; clips that have not been read are dropped."""
         self._pool.close()
 
     def _request(self, key: ClipSource) -> Future[Read]:

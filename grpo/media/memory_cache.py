@@ -1,4 +1,4 @@
-"""What a process keeps in memory of its clips, frames and features alike, under one limit."""
+"""The cache of a process's clips in memory, their frames and features alike, under one limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class MemoryCache:
-    """At most max_gib of values; the ones used longest ago make room. Any thread may call."""
+    """A cache of at most max_gib of values; those used longest ago make room. Any thread may call."""
 
     def __init__(self, *, max_gib: float) -> None:
         self._max_bytes = int(max_gib * 2**30)
@@ -25,7 +25,7 @@ class MemoryCache:
         return self._num_bytes
 
     def get(self, key: Hashable) -> Any | None:
-        """A value that is kept, which is the last one now to make room; else None."""
+        """Return a value that is kept, and mark it as used last; None if it is not kept."""
         with self._lock:
             if key not in self._entries:
                 return None
@@ -33,7 +33,7 @@ class MemoryCache:
             return self._entries[key][0]
 
     def put(self, key: Hashable, value: Any, num_bytes: int) -> None:
-        """Keep a value, unless it is larger than all the room there is."""
+        """Keep a value, unless it is larger than the whole cache."""
         with self._lock:
             if num_bytes > self._max_bytes or key in self._entries:
                 return

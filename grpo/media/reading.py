@@ -1,4 +1,4 @@
-"""A clip from wherever it is: the disk cache, else its video or its images."""
+"""Clips read from wherever they are: the disk cache, else their video or their images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_source(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:
-    """The clip, of a video or of images, sampled and resized. Raises MediaError."""
+    """Return the clip, of a video or of images, sampled and resized. Raises MediaError."""
     if source.video is None:
         return read_images(source, settings=settings, patches=patches)
     return read_clip(
@@ -25,7 +25,7 @@ def read_source(source: ClipSource, *, settings: MediaSettings, patches: PatchSh
 
 
 def plan_source(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> ClipPlan:
-    """How many frames of which size `read_source` gives, without decoding any. Raises MediaError."""
+    """Return the number and size of the frames that `read_source` gives, without decoding any. Raises MediaError."""
     if source.video is None:
         return choose_images(source, settings, patches)[0].plan
     return plan_clip(
@@ -34,7 +34,7 @@ def plan_source(source: ClipSource, *, settings: MediaSettings, patches: PatchSh
 
 
 def probe_source(source: ClipSource) -> None:
-    """Raise MediaError unless the video, or the first image, opens; decodes nothing."""
+    """Raise MediaError unless the video, or the first image, opens; decode nothing."""
     if source.video is None:
         probe_images(source)
     else:
@@ -45,14 +45,14 @@ def probe_source(source: ClipSource) -> None:
 class Read:
     clip: Clip
     is_decoded: bool
-    """Otherwise it comes from the disk cache."""
+    """Whether the clip was decoded; if not, it comes from the disk cache."""
     name: str | None
-    """Of its entry there; None without a disk cache."""
+    """The name of the clip's entry in the disk cache; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipReader:
-    """Reads clips, wherever it is sent to: it travels to the processes that decode."""
+    """A reader of clips, small enough to be sent to the processes that decode."""
 
     settings: MediaSettings
     patches: PatchShape = QWEN2_5_VL
@@ -64,7 +64,7 @@ class ClipReader:
         object.__setattr__(self, "settings", MediaSettings(**plain))
 
     def read(self, source: ClipSource) -> Read:
-        """Raises MediaError, and nothing else: no file is worth the run, whatever reading it brings up."""
+        """Read a clip. Raises MediaError and nothing else, so that no damaged file ends the run."""
         try:
             return self._read(source)
         except MediaError:
@@ -93,7 +93,7 @@ class ClipReader:
 
 @dataclass(frozen=True, kw_only=True)
 class StoringReader(ClipReader):
-    """Stores a clip before it hands it over, and hands over one pixel: for those who only want it in the cache."""
+    """A reader that stores a clip and hands over one pixel of it, to fill the disk cache."""
 
     def read(self, source: ClipSource) -> Read:
         read = super().read(source)
@@ -102,10 +102,10 @@ class StoringReader(ClipReader):
         return replace(read, clip=Clip(facts, read.clip.frames_FHWC[:1, :1, :1]))
 
     def keep(self, read: Read) -> None:
-        """It has been."""
+        """Do nothing, since `read` has stored the clip."""
 
 
 def describe(error: Exception) -> str:
-    """In one line; many exceptions say little without their kind."""
+    """Return an exception as one line, with its kind, since many messages say little without."""
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

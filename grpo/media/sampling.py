@@ -1,4 +1,4 @@
-"""Which frames of a video the model sees, and how large: numbers in, numbers out, no video.
+"""The rules by which a clip's frames are chosen and sized: numbers in, numbers out. Read `choose_frames` first.
 
 The rules are those of qwen-vl-utils 0.0.14 (`smart_nframes`, `calculate_video_frame_range`, `smart_resize`,
 `fetch_video`), which the models were trained with. Three things differ. A range is found by the frames' own
@@ -17,22 +17,22 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 MAX_ASPECT_RATIO = 200
-"""The longer side over the shorter; qwen-vl-utils refuses what lies beyond."""
+"""The largest ratio of the longer side to the shorter; qwen-vl-utils refuses frames beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchShape:
-    """How a model family cuts video into tokens."""
+    """The shape in which a model family cuts video into tokens."""
 
     patch_px: int = 14
     merge: int = 2
-    """Patches along each side that become one token."""
+    """The patches along each side that become one token."""
     temporal_frames: int = 2
-    """Frames that become one token in time."""
+    """The frames that become one token in time."""
 
     @property
     def token_px(self) -> int:
-        """Side of the square that one token covers."""
+        """The side of the square that one token covers."""
         return self.patch_px * self.merge
 
 
@@ -41,56 +41,56 @@ QWEN2_5_VL = PatchShape()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaSettings:
-    """How clips are sampled and resized; the defaults are qwen-vl-utils' own, for tokens of 28x28 pixels."""
+    """The settings of sampling and resizing; the defaults are qwen-vl-utils' own, for tokens of 28x28 pixels."""
 
     fps: Annotated[float, Gt(0), Lt(math.inf)] = 2.0
-    """Frames sampled per second of video, within min_frames and max_frames."""
+    """The frames sampled per second of video, within min_frames and max_frames."""
     min_frames: Annotated[int, Ge(1)] = 4
     max_frames: Annotated[int, Ge(2)] = 768
     min_pixels: Annotated[int, Ge(1)] = 128 * 28 * 28
-    """Of one frame after resizing."""
+    """The fewest pixels of one frame after resizing."""
     max_pixels: Annotated[int, Ge(1)] = 768 * 28 * 28
-    """Of one frame after resizing."""
+    """The most pixels of one frame after resizing."""
     total_pixels: Annotated[int, Ge(1)] = 90_316_800
-    """Of a clip: two frames, which share their tokens, may have this much, divided by half the frames.
+    """The pixels of a clip: two frames, which share their tokens, may have this many, divided by half the frames.
 
     90 % of 128,000 tokens of 28x28. It never presses a frame below 1.05 x min_pixels.
     """
     max_tokens: Annotated[int | None, Ge(1)] = None
-    """Vision tokens of a clip. Where it has more, its frames become smaller, down to min_pixels, and then fewer, down
-    to min_frames, still spread over the whole clip. None: what the other limits allow.
+    """The most vision tokens of a clip. Where it has more, its frames become smaller, down to min_pixels, and then
+    fewer, down to min_frames, still spread over the whole clip. None: what the other limits allow.
     """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipPlan:
-    """How much of a clip the model sees."""
+    """The number and the size of the frames that the model sees of a clip."""
 
     num_frames: int
     height_px: int
     width_px: int
 
     def num_tokens(self, patches: PatchShape) -> int:
-        """Vision tokens."""
+        """Return the number of vision tokens."""
         per_patch = self.height_px * self.width_px // patches.token_px**2
         return self.num_frames // patches.temporal_frames * per_patch
 
     @property
     def num_bytes(self) -> int:
-        """Of the frames in memory."""
+        """The bytes that the frames take in memory."""
         return self.num_frames * self.height_px * self.width_px * 3
 
 
 class TooManyTokens(ValueError):
-    """A clip that can't be shown within media.max_tokens."""
+    """The error for a clip that can't be shown within media.max_tokens."""
 
 
 class TooShort(ValueError):
-    """A clip with too few frames to show."""
+    """The error for a clip with too few frames to show."""
 
 
 def frame_range(times_s: np.ndarray, start_s: float, end_s: float | None) -> tuple[int, int]:
-    """First and last index of the frames that are shown from start_s up to and including end_s.
+    """Return the first and last index of the frames that are shown from start_s up to and including end_s.
 
     times_s: ascending times of a file's frames. A start behind the last frame or an end before the
     start gives last < first.
@@ -101,7 +101,7 @@ def frame_range(times_s: np.ndarray, start_s: float, end_s: float | None) -> tup
 
 
 def clip_fps(num_frames: int, span_s: float, file_fps: float | None) -> float:
-    """Frames per second of a clip: the file's rate, unless the clip's own frames contradict it.
+    """Return a clip's frames per second: the file's rate, unless the clip's own frames contradict it.
 
     span_s: from the first frame's start to the last frame's end. Containers round times (Matroska to the
     millisecond), and the file's rate doesn't, so it is better by default. With a variable frame rate it
@@ -122,7 +122,7 @@ def num_sampled_frames(
     temporal_frames: int = 2,
     may_repeat: bool = False,
 ) -> int:
-    """How many of a clip's frames are sampled: a multiple of temporal_frames.
+    """Return how many of a clip's frames are sampled: a multiple of temporal_frames.
 
     may_repeat: where all frames are wanted, it may be more than there are.
     Raises TooShort where the clip, or max_frames, has too few frames for a single token in time.
@@ -143,7 +143,7 @@ def num_sampled_frames(
 
 
 def frame_indices(first: int, last: int, num_sampled: int) -> list[int]:
-    """Indices spread evenly from first to last, both included, each rounded to the nearest frame."""
+    """Return indices spread evenly from first to last, both included, each rounded to the nearest frame."""
     # torch's float32, because where an index falls halfway between two frames its rounding decides. Imported
     # here, so that settings can be read without it.
     import torch
@@ -152,7 +152,7 @@ def frame_indices(first: int, last: int, num_sampled: int) -> list[int]:
 
 
 def is_evenly_timed(times_s: np.ndarray) -> bool:
-    """No frame is off by more than half a frame's duration: numbers and times choose the same frames."""
+    """Whether each frame is off by at most half a frame's duration: then numbers and times choose the same frames."""
     if len(times_s) < 3:
         return True
     even_s, period_s = np.linspace(times_s[0], times_s[-1], len(times_s), retstep=True)
@@ -173,7 +173,7 @@ def frames_on_display(
 
 
 def sampled_fps(num_sampled: int, num_frames: int, video_fps: float) -> float:
-    """Frames sampled per second of video."""
+    """Return the frames sampled per second of video."""
     return num_sampled / num_frames * video_fps
 
 
@@ -186,7 +186,7 @@ def frame_max_pixels(num_sampled: int, settings: MediaSettings) -> float:
 def resize_target(
     height_px: int, width_px: int, *, factor_px: int, min_pixels: float, max_pixels: float
 ) -> tuple[int, int]:
-    """Height and width, multiples of factor_px, with about the same shape and an area within the limits.
+    """Return a height and width, multiples of factor_px, with about the same shape and an area within the limits.
 
     Raises ValueError where one side is more than 200 times the other.
     """
@@ -209,7 +209,7 @@ def resize_target(
 def clip_frame_size(
     height_px: int, width_px: int, num_sampled: int, settings: MediaSettings, patches: PatchShape
 ) -> tuple[int, int]:
-    """Height and width that every frame of a clip is resized to.
+    """Return the height and width that every frame of a clip is resized to.
 
     Raises ValueError where a side would vanish: a frame too long and narrow for max_pixels, and TooManyTokens where
     so many frames of min_pixels exceed max_tokens.
@@ -248,7 +248,7 @@ def plan_clip(
     *,
     may_repeat: bool = False,
 ) -> ClipPlan:
-    """As many frames as fps asks for, as large as fits; fewer where even the smallest would exceed max_tokens.
+    """Plan as many frames as fps asks for, as large as fits; fewer where even the smallest would exceed max_tokens.
 
     num_frames, height_px, width_px: of the clip in its file. may_repeat: as for `num_sampled_frames`. Raises what
     that and `clip_frame_size` raise.
@@ -268,10 +268,10 @@ def plan_clip(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChosenFrames:
-    """Which frames are sampled, when they are shown, and how many that is per second."""
+    """The frames that are sampled, with their times and their rate."""
 
     indices: tuple[int, ...]
-    """Ascending; one may come more than once."""
+    """The frames' ascending indices; one may come more than once."""
     shown_s: tuple[float, ...]
     sample_fps: float
     plan: ClipPlan
@@ -322,7 +322,7 @@ def choose_frames(
 
 
 def most_tokens(num_sampled: int, settings: MediaSettings, patches: PatchShape) -> int:
-    """No clip of so many frames has more tokens, whatever its shape; max_tokens left aside.
+    """Return the most tokens that a clip of so many frames can have, whatever its shape; max_tokens left aside.
 
     Small frames grow to min_pixels, each side rounded up to a token: in tokens the area is below
     min + (height + width) + 1, where the sides of a shape of ratio r sum up to sqrt(min) * (sqrt(r) + 1 / sqrt(r)).

@@ -1,4 +1,4 @@
-"""Changed clips, for completions that rewards and evaluation compare with: a clip in, a clip of its own out.
+"""Changed clips, for completions that rewards and evaluation compare with: each function returns a new clip.
 
 A changed clip obeys the same contract as any other: its times, rate and length are what the model is told
 about it, not where its frames came from.
@@ -17,7 +17,7 @@ Span = tuple[float, float]
 
 
 def shuffled(clip: Clip, *, seed: int) -> Clip:
-    """The frames in random order, one by one as Video-R1 shuffles them; the times stay where they are.
+    """Return the clip with its frames in random order, one by one as Video-R1 shuffles them; the times stay.
 
     At least one frame leaves its temporal patch, if there is more than one patch: the vision tower merges a
     patch's frames, so that an order that changes inside patches only would hardly be seen.
@@ -31,17 +31,17 @@ def shuffled(clip: Clip, *, seed: int) -> Clip:
 
 
 def backwards(clip: Clip) -> Clip:
-    """The frames from last to first; the times stay where they are."""
+    """Return the clip with its frames from last to first; the times stay."""
     return Clip(clip.facts, np.ascontiguousarray(clip.frames_FHWC[::-1]))
 
 
 def blank(clip: Clip) -> Clip:
-    """Black frames, as many, as large and at the same times."""
+    """Return a clip of black frames, as many, as large and at the same times."""
     return Clip(clip.facts, np.zeros_like(clip.frames_FHWC))
 
 
 def cited_patches(clip: Clip, cited: Sequence[Span]) -> tuple[int, ...]:
-    """Indices of the clip's temporal patches that cited moments and spans fall into, ascending, each once.
+    """Return the indices of the clip's temporal patches that cited moments and spans fall into, ascending, each once.
 
     A moment falls into the patch of the frame that is nearest in time (the earlier of two), a span into all
     from its start's to its end's. Moments outside the clip have no frame and are to be left out before.
@@ -58,7 +58,7 @@ def cited_patches(clip: Clip, cited: Sequence[Span]) -> tuple[int, ...]:
 
 
 def cut_to(clip: Clip, patches: Sequence[int]) -> Clip:
-    """The frames of these temporal patches alone, in their order, as a clip that runs through without gaps.
+    """Return the frames of these temporal patches alone, in their order, as a clip that runs through without gaps.
 
     It keeps the sampling rate, and a model's positions are an even number of seconds apart. So the patches
     move together in time: where on the original's clock they were is lost, to the model and in `times_s`
@@ -71,7 +71,7 @@ def cut_to(clip: Clip, patches: Sequence[int]) -> Clip:
 
 
 def black_but(clip: Clip, patches: Sequence[int]) -> Clip:
-    """All frames black but those of these temporal patches; timing and number of tokens stay."""
+    """Return the clip with all frames black but those of these temporal patches; times and number of tokens stay."""
     kept = frames_of(clip, patches)
     frames_FHWC = np.zeros_like(clip.frames_FHWC)
     frames_FHWC[kept] = clip.frames_FHWC[kept]
@@ -79,6 +79,6 @@ def black_but(clip: Clip, patches: Sequence[int]) -> Clip:
 
 
 def frames_of(clip: Clip, patches: Sequence[int]) -> list[int]:
-    """Indices of the frames of some of the clip's temporal patches."""
+    """Return the indices of the frames of some of the clip's temporal patches."""
     per_patch = clip.patches.temporal_frames
     return [patch * per_patch + frame for patch in patches for frame in range(per_patch)]
