@@ -1,1 +1,1 @@
-"""Processes that run other people's code for the trainer: rewards and video decoders, which hang, crash and leak."""
+"""Workers, the processes for rewards and video decoders, which may hang, crash and leak without harm to the trainer."""

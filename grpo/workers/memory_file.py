@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Place(NamedTuple):
-    """Some of the bytes of such a file."""
+    """A stretch of the bytes of a file in memory."""
 
     path: str
     start: int
@@ -20,14 +20,14 @@ class Place(NamedTuple):
 
 
 class MemoryFile:
-    """A file that lives as long as this object, or as somebody has mapped it."""
+    """A file in memory that lives as long as this object, or as long as a process has mapped it."""
 
     def __init__(self) -> None:
         self._file = os.fdopen(os.memfd_create("egogrpo"), "wb")
         self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
     def append(self, data: Any) -> Place:
-        """Put bytes, or a contiguous array's, at the end."""
+        """Append bytes, or a contiguous array's, and return where they are."""
         start, size = self._file.tell(), self._file.write(data)
         self._file.flush()
         return Place(self.path, start, size)
@@ -40,7 +40,7 @@ class MemoryFile:
 
 
 def write(path: str, data: Any) -> Place:
-    """Make bytes, or a contiguous array's, the content of another process's file."""
+    """Write bytes, or a contiguous array's, as the content of another process's file."""
     with open(path, "wb") as file:
         return Place(path, 0, file.write(data))
 
@@ -52,5 +52,5 @@ def read(place: Place) -> bytes:
 
 
 def array_at(place: Place, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes as an array that shares their memory, also after the file's end, and holds a file open."""
+    """Return bytes as an array that shares their memory, also after the file's end, and holds a file open."""
     return np.asarray(np.memmap(place.path, np.uint8, "r", place.start, shape))

@@ -1,7 +1,7 @@
 """Calls that run in supervised worker processes, for the trainer: `Pool.submit` gives a future.
 
-Its process is `supervisor.py`, which forks the workers (`worker.py`). A thread of the trainer takes what that says; it
-is replaced if it dies or falls silent, and the calls that it had are made again.
+A pool starts a supervisor process (`supervisor.py`), which forks the workers (`worker.py`). A thread of the trainer
+reads the supervisor's messages. A supervisor that dies or falls silent is replaced, and its calls are made again.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from grpo.workers.worker import Call, Function
 
 CODE = "from grpo.workers.supervisor import main; main()"
 START_S = 120.0
-"""How long the imports of all functions may take, from a slow disk."""
+"""The seconds that the imports of all functions may take, from a slow disk."""
 SILENCE_S = 12 * HEARTBEAT_S
 MAX_RESTARTS = 3
-"""How often the supervisor may be lost before another call has got its value."""
+"""The number of times that the supervisor may be lost in a row, without a call's value in between."""
 MAX_PRINTED_CHARS = 20_000
-"""How much of what calls print is shown in a run."""
+"""The most that is shown in a run of what calls print."""
 
 logger = logging.getLogger(__name__)
 
 
 class CallFailed(Exception):
-    """A call that gave no value, and why: a traceback, how its worker ended, or after which time."""
+    """The error of a call without a value, and its reason: a traceback, how its worker ended, or the time it took."""
 
     def __init__(self, kind: str, why: str) -> None:
-        """kind: as in `News`: "raised", "late", "died" (its worker ended, twice) or "memory" (it held too much)."""
+        """Keep the kind: "raised", "late", "died" (the call's worker ended, twice) or "memory" (it held too much)."""
         super().__init__(why)
         self.kind = kind
 
 
 class PoolLost(RuntimeError):
-    """The pool is closed, or its processes can't be started."""
+    """The error of a pool that is closed, or whose processes can't be started."""
 
 
 class CallFuture(Future[Any]):
-    """A call's value to be. It raises CallFailed, or PoolLost."""
+    """The future of a call's value, which raises CallFailed or PoolLost."""
 
     def __init__(self, call: Call, label: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class CallFuture(Future[Any]):
 
 
 class Pool:
-    """Worker processes for some functions. Any thread may submit. Close it, or they live as long as this process."""
+    """A pool of workers for some functions. Any thread may submit. Unless closed, it lives as long as this process."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class Pool:
         max_workers: int,
         memory_gib: float = float("inf"),
     ) -> None:
-        """name: what messages call its processes. load: makes the functions, in a process to which it is sent."""
+        """Start the supervisor. name: of the processes, in messages. load: makes the functions, in the supervisor."""
         self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
         self.num_deaths = 0
-        """How many workers have ended otherwise than by a time limit or at this pool's wish."""
+        """The number of workers that ended neither by a time limit nor at this pool's wish."""
         self._name, self._load = name, load
         self._limits = Limits(base_workers, max_workers, memory_gib * 2**30)
         self._print_room = MAX_PRINTED_CHARS
@@ -98,13 +98,13 @@ class Pool:
         return children(self.pid)
 
     def wait_until_ready(self) -> None:
-        """Wait until the functions are loaded; PoolLost if that does not work in their own process."""
+        """Wait until the functions are loaded; PoolLost if they can't be loaded in the supervisor."""
         self._was_ready.result()
 
     def submit(
         self, function: int, args: Any, *, limit_s: float | None = None, label: str = ""
     ) -> CallFuture:
-        """Have a function called, by its place among those that were loaded.
+        """Have a function called in a worker. function: its place among those that were loaded.
 
         limit_s: what the call may take from its start. label: what messages call it.
         """
@@ -118,7 +118,7 @@ class Pool:
         return future
 
     def cancel(self, futures: Iterable[CallFuture]) -> None:
-        """Drop calls that have no value yet, and end those under way."""
+        """Drop the calls that have no value yet, and end those under way."""
         futures = [*futures]
         with self._lock:
             dropped = {each.call.id for each in futures if self._underway.pop(each.call.id, None)}
@@ -128,7 +128,7 @@ class Pool:
             future.cancel()
 
     def close(self) -> None:
-        """End the processes, whatever they are at."""
+        """End the processes, also those with calls under way."""
         if self._is_closing:
             return
         self._is_closing = True
@@ -156,7 +156,7 @@ class Pool:
                     continue
                 for each in news:
                     self._take(each)
-        except BaseException as error:  # a bug of ours: who waits gets it
+        except BaseException as error:  # a fault in this module reaches those who wait for calls
             self._give_up(error)
 
     def _take(self, news: News) -> None:
@@ -179,7 +179,7 @@ class Pool:
         self.num_deaths += news.kind in ("died", "memory")
         with self._lock:
             future = self._underway.pop(news.call_id, None)
-        if future is None:  # cancelled meanwhile
+        if future is None:  # the call was cancelled meanwhile
             return
         if news.kind == "value":
             self._num_restarts = 0
@@ -195,7 +195,7 @@ class Pool:
                 self.printed("\n(what is printed from here on is dropped)\n")
 
     def _replace_supervisor(self) -> None:
-        """Start another one in its place, which has the calls under way made again."""
+        """Start another supervisor, and send it the calls that have no value yet."""
         self._end_supervisor()
         self._num_restarts += 1
         if self._is_closing:
@@ -214,9 +214,10 @@ class Pool:
                     self._send(future.call)
 
     def _end_supervisor(self) -> None:
-        """The kernel ends its workers with it."""
+        """Kill the supervisor; the kernel ends its workers with it."""
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # it waits for a disk: left behind
+        # A process that waits for a disk can't be killed, and is left.
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
 
     def _give_up(self, error: BaseException) -> None:
@@ -235,16 +236,17 @@ def _start_supervisor(load: Callable[[], Sequence[Function]], limits: Limits) ->
     with theirs:
         paths = [path or os.getcwd() for path in sys.path]
         process = subprocess.Popen(
-            # Not -m: a module that runs as __main__ is another one than what pickles refer to.
+            # Not -m: a module that runs as __main__ is not the module that pickles refer to.
             # -P: the working directory may hold modules of any name.
             [sys.executable, "-P", "-c", CODE, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the trainer, which then ends them
+            start_new_session=True,  # Ctrl-C is for the trainer, which then ends the supervisor
         )
     connection = Connection(ours.detach())
-    with suppress(BrokenPipeError, ConnectionResetError):  # it has ended already, which the thread notices
+    # A supervisor that has ended already is noticed by the thread.
+    with suppress(BrokenPipeError, ConnectionResetError):
         connection.send(paths)
         connection.send((load, limits))
     return process, connection

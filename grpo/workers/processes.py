@@ -1,4 +1,4 @@
-"""Process trees on Linux: who belongs to one, how much memory it holds, and an end to all of it."""
+"""Process trees on Linux: which processes belong to one, how much memory they hold, and how to kill them all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def children(pid: int) -> list[int]:
-    """The live processes that a process has started."""
+    """Return the ids of the live processes that a process has started."""
     found: list[int] = []
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -26,15 +26,15 @@ def children(pid: int) -> list[int]:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """Return the ids of a process and of all below it."""
     found = [pid]
-    for each in found:  # and those that are found meanwhile
+    for each in found:  # the loop goes on over what it appends
         found += children(each)
     return found
 
 
 def is_above(limit_bytes: float, pids: Sequence[int]) -> bool:
-    """Whether processes hold more memory than that together; what they share, as forks do, counts once."""
+    """Whether processes together hold more memory than the limit; what they share, as forks do, counts once."""
     if sum(map(rss_bytes, pids)) <= limit_bytes:
         return False
     # The shares are slower to find out.
@@ -42,7 +42,7 @@ def is_above(limit_bytes: float, pids: Sequence[int]) -> bool:
 
 
 def rss_bytes(pid: int) -> int:
-    """The memory that a process holds, without its children's; 0 for one that is gone."""
+    """Return the memory that a process holds, without its children's; 0 for a process that is gone."""
     try:
         with open(f"/proc/{pid}/statm") as file:  # a tenth of psutil's time
             return int(file.read().split()[1]) * PAGE_BYTES
@@ -51,7 +51,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def _pss_bytes(pid: int) -> int:
-    """What a process holds alone, and its share of what it has in common with others."""
+    """Return the memory that a process holds alone, and its share of what it has in common with others."""
     try:
         return psutil.Process(pid).memory_full_info().pss
     except psutil.Error:
@@ -59,7 +59,7 @@ def _pss_bytes(pid: int) -> int:
 
 
 def are_sleeping(pids: Sequence[int]) -> bool:
-    """Whether most of these processes wait for something else than a core."""
+    """Whether most of these processes sleep, waiting for something other than a core."""
     num_sleeping = 0
     for pid in pids:
         with suppress(psutil.Error):
@@ -80,7 +80,7 @@ def kill_all(pids: Iterable[int]) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """Kill what a process leads, itself included, if it leads something."""
+    """Kill a process with the group that it leads, if it leads one."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -98,5 +98,5 @@ def adopt_orphans() -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill the caller when its parent ends, whatever it is at."""
+    """Have the kernel kill the caller as soon as its parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The process that forks workers and watches over them: time limits, deaths, memory, and what calls leave behind.
+"""The supervisor process, which forks workers and enforces time and memory limits. Read `Supervisor.run` first.
 
 It is a small process of its own, never the trainer, whose GPU and threads would not survive a fork. It loads the
 functions once, and a fork takes milliseconds where a new process would import their libraries for seconds: one that
@@ -40,30 +40,30 @@ from grpo.workers.processes import (
 from grpo.workers.worker import Call, Function, Said, work
 
 TICK_S = 0.04
-"""Seconds between two looks at the workers while calls are under way."""
+"""The seconds between two checks of the workers while calls are under way."""
 IDLE_TICK_S = 1.0
-"""Seconds between two looks otherwise: what calls have started may still grow."""
+"""The seconds between two checks of the workers while no call is: what calls have started may still grow."""
 MEMORY_TICK_S = 0.25
 HEARTBEAT_S = 5.0
-"""Seconds after which the trainer is told something, if there is nothing to tell."""
+"""The seconds after which the trainer is sent an empty message, if there is no news."""
 GRACE_S = 1.0
-"""Seconds that an event loop has to say that it has cancelled calls."""
+"""The seconds within which an event loop has to answer that it has cancelled calls."""
 STUCK_S = 0.5
-"""Seconds without a free worker after which a function that none runs gets a new one."""
+"""The seconds without a free worker after which a function with no call under way gets a new worker."""
 IDLE_S = 600.0
-"""Seconds after which a worker that is one too many ends."""
+"""The seconds without a call after which a worker above base_workers is ended."""
 MAX_ASYNC_CALLS = 64
-"""The calls of a coroutine function that run at a time; the function may set itself a lower limit."""
+"""The most calls of a coroutine function that run at a time; the function may set itself a lower limit."""
 
 
 class Limits(NamedTuple):
-    """How many workers there may be, and how large."""
+    """The limits on the number and the size of workers."""
 
     base_workers: int
-    """More than these there are only while all of them wait for something."""
+    """The number of workers that is exceeded only while all of them wait for something."""
     max_workers: int
     memory_bytes: float
-    """A worker that holds more together with what its calls have started is killed with it."""
+    """The memory that a worker and what its calls have started may hold; above it, all of these are killed."""
 
 
 class News(NamedTuple):
@@ -95,7 +95,7 @@ class Worker:
 
 
 def main() -> None:
-    """Run in a process of its own, whose argument is the number of its end of a socket to the trainer."""
+    """Run the supervisor in its own process, whose argument is the descriptor of its socket to the trainer."""
     trainer = Connection(int(sys.argv[1]))
     sys.path[:] = trainer.recv()
     load, limits = trainer.recv()
@@ -125,7 +125,7 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
 
     def run(self) -> None:
-        gc.freeze()  # no worker looks for garbage among what it shares with this process
+        gc.freeze()  # no worker looks for garbage in the memory that it shares with this process
         adopt_orphans()
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
@@ -133,7 +133,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.selector.register(self.trainer, selectors.EVENT_READ, self._hear_trainer)
         self.selector.register(woken, selectors.EVENT_READ, lambda: self._reap(os.read(woken, 4096)))
-        with suppress(EOFError, ConnectionError):  # the trainer is gone, or has closed
+        # These errors mean that the trainer is gone, or has closed the pool.
+        with suppress(EOFError, ConnectionError):
             while os.getppid() == self.trainer_pid:
                 for key, _ in self.selector.select(TICK_S if self._is_busy() else IDLE_TICK_S):
                     key.data()
@@ -142,7 +143,7 @@ class Supervisor:
                 self._tell(time.monotonic())
         for pid in self.workers:
             kill_tree(pid)
-        kill_all(tree(os.getpid())[1:])  # those that left their group
+        kill_all(tree(os.getpid())[1:])  # those that left their worker's group
 
     def _is_busy(self) -> bool:
         return any(self.queues) or any(each.calls or each.asked_at for each in self.workers.values())
@@ -170,7 +171,7 @@ class Supervisor:
             late = call_ids & worker.calls.keys()
             if late and worker.home is not None and self.functions[worker.home].is_async:
                 worker.asked_at = worker.asked_at or time.monotonic()
-                with suppress(OSError):  # its end is noticed elsewhere
+                with suppress(OSError):  # a worker that has ended is noticed when it is reaped
                     worker.connection.send(late)
                 for call_id in late:
                     self._forget(worker, call_id)
@@ -182,13 +183,13 @@ class Supervisor:
         try:
             said: Said = worker.connection.recv()
         except (EOFError, OSError):
-            self._kill(worker)  # how it ended is known when it is reaped
+            self._kill(worker)  # how the worker ended is known when it is reaped
             return
         if said.printed:
             self.news.append(News("printed", content=said.printed))
         if said.kind == "cancelled":
             worker.asked_at = None
-        elif said.call_id in worker.calls:  # otherwise it was cancelled meanwhile
+        elif said.call_id in worker.calls:  # otherwise the call was cancelled meanwhile
             self._forget(worker, said.call_id)
             self.news.append(News(said.kind, said.call_id, said.content))
         if not said.stays:
@@ -200,20 +201,20 @@ class Supervisor:
         self.retried.discard(call_id)
 
     def _reap(self, _: bytes) -> None:
-        with suppress(ChildProcessError):  # there are none
+        with suppress(ChildProcessError):  # the error means that there are no children
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
                 if pid in self.unreaped:
                     self.unreaped.discard(pid)
-                    kill_group(pid)  # what it started may have outlived it
+                    kill_group(pid)  # processes that the worker started may have outlived it
                 worker = self.workers.get(pid)
                 while worker and not worker.connection.closed and worker.connection.poll():
-                    self._hear(worker)  # its last words
+                    self._hear(worker)  # messages that the worker sent before it ended
                 if worker and pid in self.workers:
                     self._lose(worker, _how_it_ended(os.waitstatus_to_exitcode(status)))
 
     def _lose(self, worker: Worker, why: str, kind: Literal["died", "memory"] = "died") -> None:
-        """Take out a worker that did not end well. Its calls are made once more; one that comes back has failed."""
+        """Remove a worker that did not end well, and retry its calls; those that were retried already have failed."""
         self._end(worker)
         for call, _ in reversed(worker.calls.values()):
             if call.id in self.retried:
@@ -231,7 +232,7 @@ class Supervisor:
         self._kill(worker)
 
     def _kill(self, worker: Worker) -> None:
-        """Kill a worker with all that it has started. One that can't be killed, since it waits for a disk, is left."""
+        """Kill a worker with all that it has started; one that waits for a disk can't be killed, and is left."""
         if worker.pid in self.unreaped:
             kill_tree(worker.pid)
         if not worker.connection.closed:
@@ -239,7 +240,7 @@ class Supervisor:
             worker.connection.close()
 
     def _look_after(self, now: float) -> None:
-        """Time limits, event loops that hang, memory, and how many workers are wanted."""
+        """Check the time limits, event loops that hang, memory, and how many workers are wanted."""
         if now - self.looked_at < TICK_S:
             return
         self.looked_at = now
@@ -268,7 +269,7 @@ class Supervisor:
         return has_idled and self.num_wanted > self.limits.base_workers
 
     def _weigh(self, limit_bytes: float) -> None:
-        """Kill workers that are too large, and what ended ones have left behind if that is."""
+        """Kill workers that are too large, and what ended workers have left behind if that is too large."""
         for worker in [*self.workers.values()]:
             if is_above(limit_bytes, tree(worker.pid)):
                 self._lose(worker, "was killed: too large", "memory")
@@ -278,7 +279,7 @@ class Supervisor:
             kill_all(left)
 
     def _grow(self, now: float) -> None:
-        """Want more workers where calls wait while all workers sleep, or while none becomes free."""
+        """Raise the number of workers where calls wait while all workers sleep, or while none becomes free."""
         shared, running = self._shared(), self._running()
         is_short = self._next(running) is not None and not any(worker.is_free for worker in shared)
         if not is_short or len(shared) < self.num_wanted or len(shared) >= self.limits.max_workers:
@@ -296,16 +297,18 @@ class Supervisor:
         return [worker for worker in self.workers.values() if worker.home is None]
 
     def _running(self) -> Counter[int]:
-        """How many workers without a home are at each function."""
+        """Count the workers without a home that run each function."""
         return Counter(call.function for worker in self._shared() for call, _ in worker.calls.values())
 
     def _waiting(self) -> list[int]:
-        """The functions without a home whose calls wait."""
+        """Return the places of the functions without a home that have calls waiting."""
         return [i for i, each in enumerate(self.functions) if self.queues[i] and not each.is_resident]
 
     def _next(self, running: Counter[int]) -> int | None:
-        """The function whose turn it is: the one with the fewest calls under way. None has all workers, so that others
-        have some where it hangs in each."""
+        """Return the place of the function whose turn it is: the one with the fewest calls under way.
+
+        No function gets all workers, so that the others still run where one hangs in each of its workers.
+        """
         is_alone = sum(not function.is_resident for function in self.functions) == 1
         most = self.limits.max_workers if is_alone else max(1, 3 * self.limits.max_workers // 4)
         allowed = [index for index in self._waiting() if running[index] < most]
@@ -322,11 +325,11 @@ class Supervisor:
             running[index] += 1
 
     def _home_of(self, index: int, call: Call) -> Worker | None:
-        """The worker that a function lives in, if it takes one more call."""
+        """Return the worker that a function lives in, if it takes one more call."""
         worker = next((each for each in self.workers.values() if each.home == index), None)
         if worker is None:
             return self._fork(index)
-        # A call that may have ended a worker is let down with no other.
+        # A call that may have ended a worker runs alone, so that no other call fails with it.
         is_alone = call.id in self.retried or not self.retried.isdisjoint(worker.calls)
         room = MAX_ASYNC_CALLS if self.functions[index].is_async and not is_alone else 1
         return worker if len(worker.calls) < room and not worker.connection.closed else None
@@ -339,7 +342,7 @@ class Supervisor:
     def _fork(self, home: int | None) -> Worker | None:
         try:
             (ours, theirs), pid = Pipe(), os.fork()
-        except OSError:  # there is no process to be had just now: the call waits
+        except OSError:  # the machine has no room for a process at the moment: the call waits
             return None
         if pid == 0:
             for each in (
@@ -359,10 +362,10 @@ class Supervisor:
         return worker
 
     def _send(self, worker: Worker, queue: deque[Call]) -> None:
-        """Have a worker run the first call of a queue."""
+        """Send the first call of a queue to a worker."""
         try:
             worker.connection.send(queue[0])
-        except OSError:  # it has died while it had nothing to do
+        except OSError:  # the worker has died while it had nothing to do
             self._kill(worker)
             return
         call, worker.changed_at = queue.popleft(), time.monotonic()

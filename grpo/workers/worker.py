@@ -1,4 +1,4 @@
-"""The life of a worker: it runs calls of functions that were loaded before it was forked."""
+"""The loop of a worker, which runs calls of functions that were loaded before it was forked. Read `work` first."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from grpo.workers.processes import end_with_parent, rss_bytes
 
 MAX_CALLS = 20_000
-"""The calls after which a fresh fork takes a worker's place: with it go small leaks, and zombies of what was forked."""
+"""The calls after which a worker is replaced by a fresh fork, without the small leaks and zombies of the old one."""
 MAX_PRINTED_CHARS = 4_000
-"""How much of what a call prints is kept."""
+"""The most that is kept of what a call prints."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +27,9 @@ class Function:
     """A function that workers run."""
 
     call: Callable[[Any], Any]
-    """It takes the arguments of a call and gives its value. A coroutine function's calls run at the same time."""
+    """The function from a call's arguments to its value. A coroutine function's calls run at the same time."""
     is_resident: bool = False
-    """All its calls run in one worker, since it has a state or is a coroutine function."""
+    """Whether all calls of the function run in one worker, since it has a state or is a coroutine function."""
 
     @property
     def is_async(self) -> bool:
@@ -43,22 +43,22 @@ class Call(NamedTuple):
     function: int
     """The function's place among those that were loaded."""
     args: bytes
-    """Its pickled arguments, which are small: what is large lies in a file in memory (`memory_file.py`), since a worker
-    that is stopped takes only so much."""
+    """The call's pickled arguments, which must be small: a stopped worker's socket takes only so much. Large data lies
+    in a file in memory (`memory_file.py`)."""
     limit_s: float | None = None
-    """How long it may take from its start."""
+    """The seconds that the call may take from its start; None without a limit."""
 
 
 class Said(NamedTuple):
-    """A worker's word on a call."""
+    """A worker's message about a call."""
 
     kind: Literal["value", "raised", "cancelled"]
     call_id: int = -1
     content: bytes | str = ""
-    """The pickled value, or the traceback."""
+    """The call's pickled value, or its traceback."""
     printed: str = ""
     stays: bool = True
-    """The worker takes more calls."""
+    """Whether the worker takes more calls."""
 
 
 def work(
@@ -77,7 +77,7 @@ def work(
             _serve(connection, functions, printed, max_calls, memory_bytes)
         status = 0
     except (EOFError, ConnectionError):
-        status = 0  # the supervisor is gone, or has done with this worker
+        status = 0  # the supervisor is gone, or has no more use for this worker
     finally:
         os._exit(status)
 
@@ -108,7 +108,7 @@ def _outcome(function: Callable[[Any], Any], args: bytes) -> tuple[Literal["valu
 
 
 class _AsyncWorker:
-    """Runs many calls of one coroutine function at once, in one event loop."""
+    """A worker that runs many calls of one coroutine function at once, in one event loop."""
 
     def __init__(self, connection: Connection, function: Function, printed: PrintedText) -> None:
         self.connection, self.function, self.printed = connection, function, printed
@@ -141,7 +141,8 @@ class _AsyncWorker:
             if task := self.tasks.get(call_id):
                 self.cancelled.add(call_id)
                 task.cancel()
-        self.connection.send(Said("cancelled"))  # in answer: this loop is alive
+        # The answer tells the supervisor that this event loop is alive.
+        self.connection.send(Said("cancelled"))
 
     async def _run(self, call: Call) -> None:
         kind, content = "value", b""
@@ -158,17 +159,17 @@ class _AsyncWorker:
 
 
 class PrintedText(io.StringIO):
-    """What a call prints, up to a limit: megabytes of it cost nothing."""
+    """A text stream that keeps what a call prints up to a limit, so that megabytes of it cost nothing."""
 
     def fileno(self) -> int:
-        return 1  # nowhere: for those who hand it on to a process
+        return 1  # /dev/null, for code that hands the descriptor on to a process
 
     def write(self, text: str, /) -> int:
         super().write(text[: max(0, MAX_PRINTED_CHARS - self.tell())])
         return len(text)
 
     def take(self) -> str:
-        """What was printed since the last time."""
+        """Return what was printed since the last call of `take`."""
         text = self.getvalue()
         self.seek(0)
         self.truncate()
@@ -176,7 +177,7 @@ class PrintedText(io.StringIO):
 
 
 def _catch_output() -> PrintedText:
-    """Python's output is kept, up to a limit; what goes past Python is dropped."""
+    """Redirect Python's output into a stream that is returned; what is printed by other code is dropped."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
