@@ -145,15 +145,7 @@ def moving_clip() -> Clip:
     frames_FHWC = np.zeros((16, 28, 28, 3), np.uint8)
     for index, frame_HWC in enumerate(frames_FHWC):
         frame_HWC[:, index : index + 4 + index // 2] = 255
-    facts = ClipFacts(
-        path="probe.mp4",
-        times_s=tuple(index / 2 for index in range(16)),
-        sample_fps=2.0,
-        duration_s=8.0,
-        height_px=28,
-        width_px=28,
-        patches=QWEN2_5_VL,
-    )
+    facts = ClipFacts.at_fps(frames_FHWC.shape, 2.0, path="probe.mp4", patches=QWEN2_5_VL)
     return Clip(facts, frames_FHWC)
 
 

@@ -92,15 +92,7 @@ def scene_at(stream: Stream, index: int, *, seed: int) -> Scene:
 
 def clip_of(frames_FHWC: np.ndarray, patches: PatchShape) -> Clip:
     """The frames of a whole clip as a policy gets them."""
-    facts = ClipFacts(
-        path="",
-        times_s=tuple(frame / FPS for frame in range(NUM_FRAMES)),
-        sample_fps=FPS,
-        duration_s=NUM_SECONDS,
-        height_px=SIZE_PX,
-        width_px=SIZE_PX,
-        patches=patches,
-    )
+    facts = ClipFacts.at_fps(frames_FHWC.shape, FPS, path="", patches=patches)
     return Clip(facts, frames_FHWC)
 
 

@@ -40,6 +40,20 @@ class ClipFacts:
     def num_frames(self) -> int:
         return len(self.times_s)
 
+    @classmethod
+    def at_fps(cls, shape_FHWC: tuple[int, ...], fps: float, *, path: str, patches: PatchShape) -> ClipFacts:
+        """The facts of frames that are a constant time apart and were not sampled from others."""
+        num_frames, height_px, width_px, _ = shape_FHWC
+        return cls(
+            path=path,
+            times_s=tuple(index / fps for index in range(num_frames)),
+            sample_fps=fps,
+            duration_s=num_frames / fps,
+            height_px=height_px,
+            width_px=width_px,
+            patches=patches,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the facts in plain values, as JSON and Parquet take them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -193,12 +193,14 @@ def self_evidence(
     others show the answer too (before and after). And the policy is its own judge: how many frames are left,
     and where, tells the second answer something, and could become a code for the first.
     """
-    share = cited_frac(rollout)
-    own, held = (
-        mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
-        for some in ([rollout], rollout.counterfactuals["cited_in_place"])
+    return evidence(
+        rollout,
+        rollout.counterfactuals["cited_in_place"],
+        max_frac=max_frac,
+        tolerance=tolerance,
+        right_by=right_by,
+        right_above=right_above,
     )
-    return evidence(own, held, share, max_frac=max_frac, right_above=right_above)
 
 
 @counterfactual("cited", num_samples=1, greedy=True)
@@ -217,35 +219,35 @@ def self_evidence_cut(
     cited moments move together in time, so that questions about when and how long can't hold; and the policy
     has to read clips of any length.
     """
-    share = cited_frac(rollout)
-    own, held = (
-        mean_of([rightness(each, right_by, tolerance=tolerance) for each in some])
-        for some in ([rollout], rollout.counterfactuals["cited"])
+    return evidence(
+        rollout,
+        rollout.counterfactuals["cited"],
+        max_frac=max_frac,
+        tolerance=tolerance,
+        right_by=right_by,
+        right_above=right_above,
     )
-    return evidence(own, held, share, max_frac=max_frac, right_above=right_above)
 
 
 def evidence(
-    own: float | None, held: float | None, share: float | None, *, max_frac: float, right_above: float
+    rollout: Rollout,
+    again: Sequence[Rollout],
+    *,
+    max_frac: float,
+    tolerance: float,
+    right_by: str,
+    right_above: float,
 ) -> float | None:
-    """What the answers from the cited frames are worth, times the share of the limit that is not used; 0 where
-    the rollout's own answer is wrong or the limit is used up, None where there is no clip or no judgement.
-    """
-    if share is None or own is None:
+    """What the answers given again from the cited frames are worth, times the share of the limit that is not used."""
+    own = rightness(rollout, right_by, tolerance=tolerance)
+    held = mean_of([rightness(each, right_by, tolerance=tolerance) for each in again])
+    if rollout.clip is None or own is None:
         return None
+    cited = cited_patches(rollout.clip, inside_clip(cited_moments(rollout), rollout.clip))
+    share = len(frames_of(rollout.clip, cited)) / rollout.clip.num_frames
     if not 0 < share < max_frac or own <= right_above:
         return 0.0
     return None if held is None else held * (1 - share / max_frac)
-
-
-def cited_frac(rollout: Rollout) -> float | None:
-    """Share of the clip's frames that is cited, with the frames that they are merged with; None without a
-    clip.
-    """
-    if rollout.clip is None:
-        return None
-    inside = inside_clip(cited_moments(rollout), rollout.clip)
-    return len(frames_of(rollout.clip, cited_patches(rollout.clip, inside))) / rollout.clip.num_frames
 
 
 def cited_moments(rollout: Rollout) -> list[Span]:

@@ -74,7 +74,7 @@ def make_group(number: int, group_size: int, num_tokens: int, rng: random.Random
         keyframes_s=((6.0, 7.5), (20.0, 20.0)),
         columns={"split": "train", "scene": number % 17},
     )
-    clip = Clip(facts_of(60, 224, 308, path=f"clips/{number}.mp4"), _no_frames)
+    clip = Clip(facts_of(60, 224, 308, 3, path=f"clips/{number}.mp4"), _no_frames)
     prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=TAGS)
     return Group(
         prompt=prompt, rollouts=tuple(make_rollout(prompt, num_tokens, rng) for _ in range(group_size))

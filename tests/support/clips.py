@@ -12,24 +12,14 @@ from grpo.media.clip import Clip, ClipFacts, ClipSource
 from grpo.media.sampling import QWEN2_5_VL
 
 
-def facts_of(num_frames: int, height_px: int, width_px: int, *, fps: float = 2.0, **others: Any) -> ClipFacts:
-    """Facts of frames that are a constant time apart, but for the others."""
-    facts = ClipFacts(
-        path="noise",
-        times_s=tuple(index / fps for index in range(num_frames)),
-        sample_fps=fps,
-        duration_s=num_frames / fps,
-        height_px=height_px,
-        width_px=width_px,
-        patches=QWEN2_5_VL,
-    )
-    return replace(facts, **others)
+def facts_of(*shape_FHWC: int, fps: float = 2.0, path: str = "noise", **others: Any) -> ClipFacts:
+    """Facts of frames of Qwen2.5-VL that are a constant time apart, but for the others."""
+    return replace(ClipFacts.at_fps(shape_FHWC, fps, path=path, patches=QWEN2_5_VL), **others)
 
 
-def clip_of(frames_FHWC: np.ndarray, *, fps: float = 2.0, **others: Any) -> Clip:
-    """A clip of these frames; the facts as `facts_of` makes them."""
-    num_frames, height_px, width_px, _ = frames_FHWC.shape
-    return Clip(facts_of(num_frames, height_px, width_px, fps=fps, **others), frames_FHWC)
+def clip_of(frames_FHWC: np.ndarray, **facts: Any) -> Clip:
+    """A clip of these frames; its facts as `facts_of` makes them."""
+    return Clip(facts_of(*frames_FHWC.shape, **facts), frames_FHWC)
 
 
 def with_facts(clip: Clip, **others: Any) -> Clip:

@@ -47,7 +47,7 @@ def test_frames_that_are_decoded_on_demand_are_decoded_once_and_not_by_the_worke
                 raise MediaError("gone.mp4: no such file")
             return np.full((2, 28, 28, 3), brightness, np.uint8)
 
-        return Clip(facts_of(2, 28, 28, fps=1.0, path="v.mp4"), load_frames)
+        return Clip(facts_of(2, 28, 28, 3, fps=1.0, path="v.mp4"), load_frames)
 
     def with_clip(group: Group, clip: Clip) -> Group:
         rollouts = tuple(replace(rollout, clip=clip) for rollout in group.rollouts)
