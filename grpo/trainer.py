@@ -11,7 +11,8 @@ What this GRPO is, unless a config says otherwise; each choice is said again at 
 - The loss is DAPO's: the mean over all completion tokens of the step, in all processes, with the ratio clipped to
   1 +- 0.2.
 - There is one update per batch. Completions are of the weights that they train, so all ratios are 1, nothing is
-  clipped, and the logged loss is about 0 by construction; its gradient is not.
+  clipped, and the logged loss says nothing of progress: it only tells whether longer completions have the lower
+  advantages. Its gradient is what moves the weights.
 - There is no KL term and so no reference, and no entropy bonus.
 - Engine and learner compute slightly different probabilities. A completion is weighted by the ratio of the two, and
   left out if it is above 3.
@@ -72,7 +73,7 @@ class GRPOTrainer:
         self.counterfactual_plan = make_plan(rewards.counterfactuals, sampling)
 
     def step(self, step: int) -> None:
-        """Sample a group per question, score it, and move the policy towards its better half."""
+        """Sample a group per question, score it, and make the completions above their group's mean more likely."""
         config, recorder = self.config, self.recorder
         with recorder.timed("time/data"):
             batch = self.feed.batch(step)

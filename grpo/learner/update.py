@@ -225,7 +225,7 @@ class Learner:
             self._backward(loss * torch.nan)
             return RowPass(old_logps_T=before_T, is_finite=False, metrics=Metrics())
         self._backward(loss)
-        # About 0 if the step has one update: the ratios are 1, and a group's advantages add up to 0.
+        # With one update all ratios are 1, and this is the mean of minus the advantages: it says nothing of progress.
         metrics += Metrics(sums={"loss": loss.item() / self.optim.num_iterations})
         if old_logps_T is None:
             metrics += sampling_metrics(row, scores)
