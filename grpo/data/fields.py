@@ -22,7 +22,7 @@ Span = tuple[float, float]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TASKS: tuple[str, ...] = get_args(Task)
 ANSWER_WITH_A_SPAN = "Answer with a span in seconds, such as 3.0-4.5."
-"""What questions of data sets that ask for a time don't say."""
+"""The answer's format, which is appended to questions that ask for a time without saying it."""
 LETTERED = re.compile(r"\(?([A-Z])[.:)]\)?\s*(.*)", re.DOTALL)
 """An option as data sets write it: `A. text`, `A: text`, `A) text`, `(A) text`."""
 

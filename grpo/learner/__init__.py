@@ -1,1 +1,1 @@
-"""From advantages to new weights: losses, ratios, the update, optimizers, and the launch on one process or many."""
+"""From totals to new weights: advantages, losses, the update, optimizers, and the launch on one process or many."""
