@@ -77,7 +77,7 @@ def test_the_trainer_alone_accumulates(path):
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_two_processes_sum_the_gradients_of_their_rows_in_fp32(name):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tests" / "launch" / "deepspeed_worker.py")]
+    command += [str(ROOT / "tests" / "support" / "deepspeed_worker.py")]
     command.append(str(ROOT / "launch" / "deepspeed" / f"{name}.json"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

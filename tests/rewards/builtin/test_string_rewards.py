@@ -84,9 +84,9 @@ def test_100_000_characters_take_no_longer_than_their_length_explains(name: str)
     for sample in one_sample_of_each_task():
         for label, text in LONG.items():
             rollout = make_group([text], sample).rollouts[0]
-            start_s = time.perf_counter()
+            start_s = time.process_time()
             fn([rollout] if fn.reward_calling == "group" else rollout, **KNOBS[name])  # pyright: ignore[reportFunctionMemberAccess]
-            assert time.perf_counter() - start_s < 2, (label, sample.id)
+            assert time.process_time() - start_s < 2, (label, sample.id)
 
 
 def test_rewards_load_their_libraries_only_when_called() -> None:
