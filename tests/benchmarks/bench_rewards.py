@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_rewards
 
-Prints JSON, in milliseconds: 512 completions (64 groups of 8, each with a clip) with the three default rewards, in
-worker processes and in this one; eight rewards that sleep 100 ms for each of 64 completions, the first time and later;
-what a reward that hangs on one completion in eight, with a time limit of 1 s, adds to each step; and what `import
-rewards` takes, beside an interpreter that imports nothing.
+Prints JSON, in milliseconds: 512 completions (64 groups of 8, each with a clip) with the three default rewards, which
+are called in this process, and with three of a plugin, which are called in workers; eight rewards that sleep 100 ms for
+each of 64 completions, the first time and later; what a reward that hangs on one completion in eight, with a time limit
+of 1 s, adds to each step; and what `import rewards` takes, beside an interpreter that imports nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ COMPLETION = (
     "<keyframes>3.5, {moment}</keyframes><answer>{letter}</answer>"
 )
 DEFAULTS = {name: RewardSpec() for name in ("accuracy", "format", "keyframe")}
+LENGTH = """
+from rewards import reward
+
+@reward
+def length(rollout):
+    return float(len(rollout.text))
+"""
 SLEEPER = """
 import time
 from rewards import reward
@@ -63,12 +70,15 @@ def milliseconds(rewards: RewardSet, many: list[Group]) -> float:
     return round(1000 * (perf_counter() - start), 1)
 
 
-def default_rewards() -> Mapping[str, float]:
+def quick_rewards(folder: Path) -> Mapping[str, float]:
     """The median and the least of twenty steps, after one to start the processes."""
+    plugin = folder / "length.py"
+    plugin.write_text(LENGTH)
+    plugins = {f"length_{n}": RewardSpec(fn=f"{plugin}:length") for n in range(3)}
     many = groups(64, 8)
     result = {}
-    for name, settings in (("workers", WorkerSettings()), ("own process", WorkerSettings(max_workers=0))):
-        rewards = load_rewards(DEFAULTS, settings)
+    for name, specs in (("default", DEFAULTS), ("of a plugin", plugins)):
+        rewards = load_rewards(specs, WorkerSettings())
         milliseconds(rewards, many)
         times = [milliseconds(rewards, many) for _ in range(20)]
         result |= {name: round(median(times), 1), f"{name}, least": min(times)}
@@ -113,7 +123,7 @@ def start_ms(code: str) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = {
-            "512 completions, 3 default rewards, ms": default_rewards(),
+            "512 completions, 3 rewards, ms": quick_rewards(Path(folder)),
             "64 completions, 8 rewards of 100 ms each, ms": sleeping_rewards(Path(folder)),
             "64 completions, a reward that hangs (limit 1000 ms), ms": hanging_reward(Path(folder)),
             "import rewards, ms": round(start_ms("import rewards") - start_ms("pass"), 1),
