@@ -59,7 +59,7 @@ READERS: dict[str, Reader] = {
 
 
 class Dataset(Protocol):
-    """What a dataset's entry in the config says."""
+    """A data set's entry in the config, as far as readers need it."""
 
     @property
     def reader(self) -> str: ...
@@ -95,7 +95,7 @@ def read_records(dataset: Dataset) -> list[Sample]:
 
 
 def timed(sample: Sample, frame_fps: float | None) -> Sample:
-    """With the data set's frame rate, where a record of several images states none of its own."""
+    """The sample with the data set's frame rate, if its record has several images and states no rate of its own."""
     source = sample.clip_source
     if source is None or source.frame_fps is not None or source.frame_times_s:
         return sample

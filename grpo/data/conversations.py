@@ -21,7 +21,7 @@ from grpo.media.clip import ClipSource
 from rewards.parsing import read_letter
 
 MEDIA = re.compile(r"<(?:video|image)>\s*")
-"""Where in a question the clip stands. It always comes first in our prompts."""
+"""A token that marks where in a question the clip stands. The clip always comes first in our prompts."""
 INSTRUCTION = re.compile(
     r"\s*(?=.*\b(?:answer|letter|option|choice)s?\b)(?:please|answer|respond|reply|select|choose|pick|give|provide|output"
     r"|return|write|state|only|just|use|your|the answer|(?:the )?best)\b",
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """What the parts of a turn and those who speak are called."""
+    """The names of a turn's parts and of those who speak."""
 
     role: str = "from"
     content: str = "value"
@@ -73,7 +73,7 @@ def said_system(path: str | os.PathLike[str], samples: list[Sample]) -> list[Sam
 
 
 def exchanges(turns: Sequence[Record], tags: Tags) -> list[Exchange]:
-    """Question and reply, question and reply: any other order is refused."""
+    """The turns as pairs of question and reply; any other order is refused."""
     if not turns or len(turns) % 2:
         raise ValueError(f"a conversation is pairs of question and reply, not {len(turns)} turns")
     for number, turn in enumerate(turns, start=1):

@@ -41,7 +41,7 @@ def read_ego4d_nlq(
             for annotation in get_objects(clip, "annotations"):
                 yield from _queries(clip, annotation, place, left_out)
 
-    samples = read_samples(path, media_root, translate, key="videos")
+    samples = read_samples(path, media_root, translate=translate, key="videos")
     if left_out:
         logger.info("%s: %d entries are no questions, e.g. %s", path, len(left_out), left_out[0])
     return samples

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from grpo.data.fields import (
     Record,
@@ -30,18 +31,6 @@ from grpo.media.clip import ClipSource
 OWN_KEYS = ("question_text", "video_path", "options", "correct_option_letter")
 
 
-def read_egocross(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate_closed)
-
-
-def read_egocross_open(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate_open)
-
-
 def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
     choices = without_letters(as_options(record.get("options")))
     yield Sample(
@@ -56,6 +45,9 @@ def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
+read_egocross = partial(read_samples, translate=translate_closed)
+
+
 def translate_open(record: Record, place: Place) -> Iterator[Sample]:
     yield Sample(
         id=place.id(f"{get_name(record, 'id')}#open"),  # both sets may be in one mixture
@@ -66,6 +58,9 @@ def translate_open(record: Record, place: Place) -> Iterator[Sample]:
         clip_source=_clip_source(record, place),
         columns=without(record, *OWN_KEYS),
     )
+
+
+read_egocross_open = partial(read_samples, translate=translate_open)
 
 
 def _clip_source(record: Record, place: Place) -> ClipSource:

@@ -16,10 +16,10 @@ cut from. With nothing done before it, the clip is the picture.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from grpo.data.fields import (
     LETTERS,
@@ -55,12 +55,6 @@ CHOICE_KEYS = ("choice_a", "choice_b", "choice_c", "choice_d")
 OWN_KEYS = ("question", *CHOICE_KEYS, "golden_choice_idx", "answer", "negative_answers")
 
 
-def read_egoplan(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate)
-
-
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     own_id = get_name(record, "sample_id")
     choices, answer = _choices(record, own_id)
@@ -80,6 +74,9 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         keyframes_s=on_clips_clock(progress_s, clip_source, key="task_progress_metadata"),
         columns=without(record, *OWN_KEYS),
     )
+
+
+read_egoplan = partial(read_samples, translate=translate)
 
 
 def _choices(record: Record, own_id: str) -> tuple[tuple[str, ...], str]:
@@ -106,7 +103,7 @@ def _negatives(record: Record) -> list[str]:
 
 
 def _video(record: Record, own_id: str) -> tuple[str, float]:
-    """Its path, and frames per second as the annotations count them."""
+    """The path of the record's video, and its frames per second as the annotations count them."""
     video = get_text(record, "video_id") if record.get("video_id") is not None else own_id.rpartition("_")[0]
     source = record.get("video_source") or ("Ego4D" if EGO4D_VIDEO.fullmatch(video) else None)
     if source is None:

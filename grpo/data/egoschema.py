@@ -31,7 +31,7 @@ def read_egoschema(
     answers = load_object(folder / "subset_answers.json")
     origins = folder / "uid_to_ego4d.json"
     ego4d = load_object(origins) if origins.is_file() else {}
-    samples = read_samples(path, media_root, partial(translate, answers=answers, ego4d=ego4d))
+    samples = read_samples(path, media_root, translate=partial(translate, answers=answers, ego4d=ego4d))
     logger.info("%s: %d questions have a published answer", path, len(samples))
     return samples
 

@@ -5,19 +5,13 @@ Videos are the clips that its notebook cuts out of Ego4D, `<clip_id>.mp4`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from functools import partial
 
 from grpo.data.fields import Record, get_text, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
-
-
-def read_egotempo(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate, key="annotations")
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
@@ -31,3 +25,6 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         clip_source=ClipSource(video=place.media(file)),
         columns=without(record, "question", "answer"),
     )
+
+
+read_egotempo = partial(read_samples, translate=translate, key="annotations")

@@ -41,7 +41,7 @@ def as_text(value: object, key: str) -> str:
 
 
 def get_name(record: Record, key: str) -> str:
-    """What a record is called: a text, or a whole number as one."""
+    """The name of a record: a text, or a whole number as one."""
     value = get_value(record, key)
     return str(value) if type(value) is int else as_text(value, key)
 

@@ -13,9 +13,9 @@ for rewards. Nothing is guessed or dropped: a record that is not right raises wi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 from grpo.data.fields import (
@@ -49,24 +49,6 @@ OWN_KEYS = (
 CLIP_KEYS = ("start_s", "end_s", "keyframes_s")
 
 
-def read_jsonl(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    """The file's samples, in order; empty lines are skipped.
-
-    media_root: folder that the records' media paths start from; None is the folder of the file. Raises
-    FileNotFoundError, and ValueError as `file:line: what`.
-    """
-    return read_samples(path, media_root, translate, lines=True)
-
-
-def read_huggingface(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    """The same records as rows of a table, in any form that `hf_datasets.py` reads."""
-    return read_samples(path, media_root, translate)
-
-
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     task = get_text(record, "task")
     if task not in TASKS:
@@ -84,6 +66,12 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         keyframes_s=_keyframes(record, clip_source),
         columns=without(record, *OWN_KEYS),
     )
+
+
+read_jsonl = partial(read_samples, translate=translate, lines=True)
+"""The samples of a file with a record a line; empty lines are skipped."""
+read_huggingface = partial(read_samples, translate=translate)
+"""The samples of the same records as rows of a table, in any form that `hf_datasets.py` reads."""
 
 
 def _options(record: Record, task: str) -> tuple[str, ...]:
@@ -166,7 +154,7 @@ def _frames(record: Record, place: Place) -> ClipSource:
 
 
 def _clip_bounds(record: Record, whole: ClipSource) -> tuple[float, float | None]:
-    """In seconds of the file, or on the clock of the frames' own times, where a clip starts with its first frame."""
+    """The clip's bounds in seconds of the file, or on the clock of the frames' own times, from the first of these."""
     first_s = whole.frame_times_s[0] if whole.frame_times_s else 0.0
     start_s = first_s if record.get("start_s") is None else as_seconds(record["start_s"], "start_s")
     if record.get("end_s") is None:

@@ -46,7 +46,7 @@ CLOCK = re.compile(r"(?:(?:([0-9]+):)?([0-9]+):)?([0-9]+(?:\.[0-9]*)?)")
 def read_llava(
     path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
 ) -> list[Sample]:
-    return said_system(path, read_samples(path, media_root, translate))
+    return said_system(path, read_samples(path, media_root, translate=translate))
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:

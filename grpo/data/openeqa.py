@@ -7,19 +7,13 @@ config; or the video beside the folder that they were joined into.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from functools import partial
 
 from grpo.data.fields import Record, as_text, get_text, shown, without
 from grpo.data.records import Place, read_samples
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
-
-
-def read_openeqa(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate)
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
@@ -37,6 +31,9 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         clip_source=ClipSource(video=video) if video else ClipSource(frames=(place.media(episode),)),
         columns=columns,
     )
+
+
+read_openeqa = partial(read_samples, translate=translate)
 
 
 def _extra(answers: object) -> list[str]:

@@ -76,7 +76,7 @@ class _Index:
         )
 
     def _shown(self, sample: Sample) -> _Shown:
-        """Of a video its file, of images their folder and names, of no clip the question."""
+        """The keys of a sample: a video's file, the folder and names of images, or the question if there is no clip."""
         source = sample.clip_source
         if source is None:
             return _Shown([question_key(sample)], [question_key(sample)])
@@ -101,12 +101,12 @@ def _named(sample: Sample, video: str) -> Hashable:
 
 
 def question_key(sample: Sample) -> QuestionKey:
-    """What makes two questions about a clip the same one: their words and their options' words."""
+    """The words of a question and of its options, by which two questions about a clip are the same one."""
     return _words(sample.question), frozenset(map(_words, sample.options))
 
 
 def _meet(some: ClipSource | None, other: ClipSource | None) -> bool:
-    """They show the same at some time, given that they share a file."""
+    """Whether two clips that share a file show the same at some time; questions about no clip always meet."""
     if some is None or other is None:
         return True
     if (some.frames, some.frame_fps, some.frame_times_s) != (
@@ -120,7 +120,7 @@ def _meet(some: ClipSource | None, other: ClipSource | None) -> bool:
 
 
 class _Shown(NamedTuple):
-    """Under which keys a sample is found, and under which it finds others."""
+    """The keys under which a sample is found, and those under which it finds others."""
 
     own: list[Hashable]
     met: list[Hashable]

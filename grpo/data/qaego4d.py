@@ -5,8 +5,8 @@ Videos are Ego4D's canonical clips, `<video_id>.mp4`. The moment that shows the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from functools import partial
 
 from grpo.data.fields import Record, get_number, get_text, on_clips_clock, without
 from grpo.data.records import Place, read_samples
@@ -14,13 +14,7 @@ from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
 FPS = 30
-"""Of all canonical clips; the data set counts the moments in these frames, and parts of them."""
-
-
-def read_qaego4d(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate)
+"""Frames per second of all canonical clips; the data set counts its moments in these, and in parts of them."""
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
@@ -36,3 +30,6 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         keyframes_s=on_clips_clock([moment_s], clip_source, key="moment_start_frame"),
         columns=without(record, "question", "answer", "moment_start_frame", "moment_end_frame"),
     )
+
+
+read_qaego4d = partial(read_samples, translate=translate)

@@ -26,15 +26,15 @@ SPACE = re.compile(r"[ \t\n\r]*")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record comes from and what its names are relative to."""
+    """The place of a record: where it comes from, and what its paths and names are relative to."""
 
     source: str
-    """File and line or record, for messages."""
+    """The file and its line or record, for messages."""
     file: Path
     root: Path
     """The folder that media paths start from."""
     number: int
-    """Of the line or record, from 1."""
+    """The number of the line or record, from 1."""
 
     def id(self, own: str) -> str:
         """The record's name, under the file's: data sets count from 0, and several are mixed."""
@@ -69,9 +69,9 @@ Translate = Callable[[Record, Place], Iterable[Sample]]
 
 def read_samples(
     path: str | os.PathLike[str],
-    media_root: str | os.PathLike[str] | None,
-    translate: Translate,
+    media_root: str | os.PathLike[str] | None = None,
     *,
+    translate: Translate,
     key: str | None = None,
     lines: bool = False,
 ) -> list[Sample]:
@@ -140,7 +140,7 @@ def parse(content: bytes) -> Any:
 
 
 def _records(file: Path, *, key: str | None, lines: bool) -> Iterator[Callable[[], Any] | None]:
-    """What gives each record's value, or raises what is wrong with that record alone; None for an empty line."""
+    """A function for each record that gives its value or raises what is wrong with it alone; None for an empty line."""
     if lines:
         with open(
             file, "rb"
@@ -178,7 +178,7 @@ def _listed(file: Path, key: str) -> list[Any]:
 
 
 def _of_list(content: str) -> Iterator[Callable[[], Any]]:
-    """Record by record, so that what is wrong with one is said with its number."""
+    """The records of a JSON list one by one, so that an error of one is said with its number."""
     at = _after(content, 0, "[")
     is_over = content[at : at + 1] == "]"
     while not is_over:

@@ -37,7 +37,7 @@ OPENAI = Tags(role="role", content="content", user="user", assistant="assistant"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a file's columns and the parts of its turns are called; None: the usual names, by what is there."""
+    """The names of a file's columns and of the parts of its turns; None: the usual names, by what is there."""
 
     messages: str | None = None
     images: str = "images"
@@ -50,7 +50,9 @@ class Layout:
 def read_sharegpt(
     path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
 ) -> list[Sample]:
-    return said_system(path, read_samples(path, media_root, partial(translate, layout=_layout(Path(path)))))
+    return said_system(
+        path, read_samples(path, media_root, translate=partial(translate, layout=_layout(Path(path))))
+    )
 
 
 def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sample]:
@@ -93,7 +95,7 @@ def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sampl
 
 
 def _layout(file: Path) -> Layout:
-    """What a `dataset_info.json` beside the file, or one folder above, says of it."""
+    """The layout that a `dataset_info.json` beside the file, or one folder above, states for it."""
     for folder in (file.parent, file.parent.parent):
         info = folder / INFO_FILE
         if info.is_file():

@@ -7,9 +7,9 @@ spans (`{"time": [3.0, 4.5]}`, `3.0 to 4.5`), are OneThinker's (https://github.c
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from grpo.data.fields import (
     ANSWER_WITH_A_SPAN,
@@ -41,12 +41,6 @@ SOLUTION = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 OWN_KEYS = ("problem", "problem_type", "data_type", "options", "solution", "path")
 
 
-def read_video_r1(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    return read_samples(path, media_root, translate)
-
-
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     kind = get_text(record, "data_type")
     if kind not in ("video", "image"):
@@ -69,6 +63,9 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         clip_source=clip_source,
         columns=without(record, *OWN_KEYS),
     )
+
+
+read_video_r1 = partial(read_samples, translate=translate)
 
 
 def _answer(solution: str, task: Task, num_options: int, clip_source: ClipSource) -> str:

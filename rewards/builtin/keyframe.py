@@ -299,7 +299,7 @@ def hits(cited: Span, annotated: Span, tolerance_s: float) -> bool:
 
 
 def overhang_s(cited: Span, annotated: Span) -> float:
-    """By how much a cited span sticks out of the annotated one; 0 inside."""
+    """The seconds by which a cited span sticks out of the annotated one; 0 inside."""
     return max(annotated[0] - cited[0], cited[1] - annotated[1], 0.0)
 
 
@@ -349,7 +349,7 @@ def _is_finite(number: Any) -> bool:
 def selected_frames(
     span: Span, times_s: Sequence[float], scores: Sequence[float], tolerance_s: float
 ) -> tuple[int, int]:
-    """What a citation selects of the frames at ascending times: from the first index to before the second."""
+    """The frames, at ascending times, that a citation selects: from the first index to before the second."""
     start, end = span
     reach_s = ROUNDING_S + (tolerance_s if start == end else 0.0)
     first, stop = bisect_left(times_s, start - reach_s), bisect_right(times_s, end + reach_s)

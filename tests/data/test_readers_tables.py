@@ -98,7 +98,7 @@ def test_a_table_that_is_none_or_holds_what_json_cannot_is_refused(tmp_path: Pat
     for value in (b"raw", datetime.date(2024, 1, 1), float("nan")):
         path = write_parquet(tmp_path, NATIVE | {"extra": None}, NATIVE | {"id": "k-2", "extra": value})
         with pytest.raises(ValueError, match=f"^{path}: record 2: holds what JSON cannot: "):
-            read_samples(path, None, lambda record, place: [])
+            read_samples(path, translate=lambda record, place: [])
     path = write_parquet(tmp_path, NATIVE | {"start_s": float("inf")})
     with pytest.raises(ValueError, match="record 1: holds what JSON cannot"):
         read_huggingface(path)
