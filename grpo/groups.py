@@ -22,7 +22,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from grpo.media.clip import Clip, ClipSource
+
+ROUNDING = 1e-12
+"""The most that equal values may be apart, as a share of their size, or of 1 if they are smaller: 0.1 + 0.2 and 0.3
+differ by 6e-17."""
 
 Task = Literal["choice", "number", "text", "ocr", "regression", "span", "open"]
 
@@ -112,7 +118,8 @@ class RewardTable:
     parts: Mapping[str, tuple[float, ...]]
     """Each reward's part of the totals: its gated, clipped and weighted values, 0 where it does not count."""
     totals: tuple[float | None, ...]
-    """The sums of the parts; None for a rollout on which a reward that counts has failed."""
+    """The sums of the parts; None for a rollout on which a reward that counts failed, or all that have a weight
+    abstained."""
     failures: tuple[RewardFailure, ...]
 
 
@@ -124,6 +131,11 @@ class ScoredGroup:
     table: RewardTable
     advantages: tuple[float | None, ...]
     """The rollouts' advantages; None for one that is not trained on: it has no total, or was cut off and is masked."""
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether some completion has an advantage other than 0; without one, the policy loss has no gradient."""
+        return any(self.advantages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,3 +155,8 @@ class Batch:
     places: tuple[int, ...]
     """The index of each prompt's sample among the samples that the batch was made of."""
     lost: tuple[LostSample, ...]
+
+
+def differ(low: Any, high: Any) -> Any:
+    """Return whether values differ from lower ones by more than rounding: a bool for two numbers, else an array."""
+    return high - low > ROUNDING * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))

@@ -193,7 +193,7 @@ def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment
         for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True)
         if advantage is not None
     ]
-    if not pairs or (drop_flat and all(advantage == 0.0 for _, advantage in pairs)):
+    if not pairs or (drop_flat and not scored.has_signal):
         return []
     prompt = scored.group.prompt
     parts: list[list[tuple[Rollout, float]]] = [[]]

@@ -3,8 +3,9 @@
 What this GRPO is, unless a config says otherwise; each choice is said again at its line:
 
 - A question is answered G times, and an answer is compared with its siblings alone: there is no value model.
-- A completion's total is the plain weighted sum of its rewards. A completion on which a reward failed has no total,
-  and takes no part in the update.
+- A completion's total is the plain weighted sum of its rewards, of which one that abstains adds nothing. A completion
+  on which a reward that counts failed, or on which all abstained, has no total: it takes no part in its group's mean
+  and std, nor in the update.
 - Its advantage is its total less the group's mean, over the group's (population) std.
 - A group whose totals are all equal teaches nothing: its advantages are exactly 0, it is left out of the passes, and no
   other question takes its place. It counts in what the loss is divided by.
@@ -22,6 +23,7 @@ What this GRPO is, unless a config says otherwise; each choice is said again at 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -71,6 +73,14 @@ class GRPOTrainer:
         self.rewards, self.learner, self.evaluator = rewards, learner, evaluator
         self.guard, self.recorder = guard, recorder
         self.counterfactual_plan = make_plan(rewards.counterfactuals, sampling)
+        self.score = partial(
+            score_groups,
+            scale=config.advantages.scale,
+            baseline=config.advantages.baseline,
+            min_std=config.advantages.min_std,
+            normalised=rewards.normalise,
+            mask_truncated=config.loss.mask_truncated_completions,
+        )
 
     def step(self, step: int) -> None:
         """Sample a group per question, score it, and make the completions above their group's mean more likely."""
@@ -84,15 +94,7 @@ class GRPOTrainer:
         # The divergence from a reference may be a part of the totals; by default there is no reference.
         tables = self._less_kl(sampled) if config.loss.kl_in_reward else sampled.tables
         # (total - mean) / (std + 1e-4) in each group; 0 where all of its totals are equal, None without a total.
-        scored = score_groups(
-            sampled.groups,
-            tables,
-            scale=config.advantages.scale,
-            baseline=config.advantages.baseline,
-            normalised=self.rewards.normalise,
-            mask_truncated=config.loss.mask_truncated_completions,
-            gather=gather_object,
-        )
+        scored = self.score(sampled.groups, tables, gather=gather_object)
         # What the loss is divided by: the tokens of the whole step, over all processes, flat groups included.
         counts = step_counts(scored, max_new_tokens=self.sampling.max_new_tokens, gather=gather_object)
         # Flat groups are left out: they have no gradient, unless a KL or entropy term gives them one.
@@ -132,7 +134,7 @@ class GRPOTrainer:
             for part in gather_object([means_of(groups, tables, memory.config.reward)]):
                 memory.record(step, part)
             self.recorder.add(Metrics(maxima={"groups/left_out": memory.num_left_out(step)}))
-        return Sampled(batch, groups, tables)
+        return Sampled(batch, groups, tables, [each.has_signal for each in self.score(groups, tables)])
 
     def _resample_flat(self, sampled: Sampled, step: int) -> Sampled:
         """Replace questions whose groups have no signal by others, as often as allowed (`dynamic_sampling.py`)."""

@@ -77,6 +77,8 @@ def _aggregation(config: Config) -> Iterator[str]:
     if config.advantages.multi_objective_aggregation == "normalize_then_sum":
         if config.loss.kl_in_reward:
             yield "loss.kl_in_reward does not go with advantages.multi_objective_aggregation"
+        if config.advantages.min_std:
+            yield "advantages.min_std does not go with advantages.multi_objective_aggregation"
         if config.advantages.baseline == "loo":
             yield "advantages.baseline=loo does not go with advantages.multi_objective_aggregation"
 

@@ -118,6 +118,9 @@ class AdvantageConfig:
     """What a total is compared with: the mean of its group, or of the group's other totals (leave-one-out, RLOO)."""
     scale: Literal["group_std", "batch", "none"] = "group_std"
     """What a total's distance from its baseline is divided by: its group's std, the whole batch's, or nothing."""
+    min_std: NotNegative[float] = 0.0
+    """The smallest std of a group's totals that counts: a group below it is flat, as one of equal totals is. What is
+    left of a judge's noise (0.001, say) has advantages as large as any otherwise, since they are divided by it."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """normalize_then_sum (GDPO): each reward is normalised within its group before the weighted sum, and the sums by
     the batch; `scale` has no effect then."""

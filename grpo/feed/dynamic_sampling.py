@@ -21,11 +21,17 @@ class Sampled:
     batch: Batch
     groups: Sequence[Group]
     tables: Sequence[RewardTable]
+    has_signal: Sequence[bool]
+    """Whether each group has a signal (`ScoredGroup.has_signal`)."""
 
     @property
     def flat_places(self) -> list[int]:
-        """The places in the batch of groups without signal."""
-        return [place for place, table in zip(self.batch.places, self.tables, strict=True) if is_flat(table)]
+        """The places in the batch of groups without signal.
+
+        One in which a failed reward cost a total is never among them: the failure must not be lost with the group.
+        """
+        each = zip(self.batch.places, self.tables, self.has_signal, strict=True)
+        return [place for place, table, signal in each if not (signal or _has_lost_totals(table))]
 
     def with_others(self, others: Sampled) -> Sampled:
         """Replace groups by others that have a signal, and add the samples that were lost with those."""
@@ -43,16 +49,12 @@ class Sampled:
             lost=self.batch.lost + others.batch.lost,
         )
         groups = [one.groups[index] for one, index in chosen]
-        return Sampled(batch, groups, [one.tables[index] for one, index in chosen])
+        tables = [one.tables[index] for one, index in chosen]
+        return Sampled(batch, groups, tables, [one.has_signal[index] for one, index in chosen])
 
 
-def is_flat(table: RewardTable) -> bool:
-    """Return whether all totals of a group are the same, or there is at most one.
-
-    A group in which a failed reward cost a total is never flat: the failure must not be lost with the group.
-    """
-    has_lost_totals = any(table.totals[failure.rollout_index] is None for failure in table.failures)
-    return not has_lost_totals and len({total for total in table.totals if total is not None}) <= 1
+def _has_lost_totals(table: RewardTable) -> bool:
+    return any(table.totals[failure.rollout_index] is None for failure in table.failures)
 
 
 class DifficultyMemory:

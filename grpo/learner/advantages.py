@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.ma import MaskedArray
 
-from grpo.groups import Group, RewardTable, ScoredGroup
+from grpo.groups import Group, RewardTable, ScoredGroup, differ
 
 Scale = Literal["group_std", "batch", "none"]
 Baseline = Literal["mean", "loo"]
@@ -26,15 +26,21 @@ class Moments(NamedTuple):
 
 
 def group_advantages(
-    totals_PG: MaskedArray, *, scale: Scale, batch: Moments, baseline: Baseline = "mean", eps: float = 1e-4
+    totals_PG: MaskedArray,
+    *,
+    scale: Scale,
+    batch: Moments,
+    baseline: Baseline = "mean",
+    min_std: float = 0.0,
+    eps: float = 1e-4,
 ) -> MaskedArray:
     """Return each total less the group's mean, over the group's (population) std, the batch's, or nothing.
 
     baseline: "loo" compares with the mean of the *other* totals (RLOO, arXiv 2402.14740), which is
     n / (n - 1) times as far away.
 
-    A flat group (all totals equal) teaches nothing and gets exact zeros: its rounding errors would not cancel,
-    the mean of three 0.1s is not 0.1. DeepSeekMath, arXiv 2402.03300, eq. 3; without the division it is
+    A flat group teaches nothing and gets exact zeros (`flat_groups`, which min_std is for): its rounding errors would
+    not cancel, the mean of three 0.1s is not 0.1. DeepSeekMath, arXiv 2402.03300, eq. 3; without the division it is
     Dr. GRPO, arXiv 2503.20783.
     """
     advantages_PG = totals_PG - totals_PG.mean(axis=1, keepdims=True)
@@ -45,7 +51,7 @@ def group_advantages(
         advantages_PG = advantages_PG / (totals_PG.std(axis=1, keepdims=True) + eps)
     elif scale == "batch":
         advantages_PG = advantages_PG / (batch.std + eps)
-    return _flat_to_zero(advantages_PG, totals_PG)
+    return _flat_to_zero(advantages_PG, totals_PG, min_std)
 
 
 def batch_advantages(totals_PG: MaskedArray, *, batch: Moments, eps: float = 1e-4) -> MaskedArray:
@@ -54,7 +60,7 @@ def batch_advantages(totals_PG: MaskedArray, *, batch: Moments, eps: float = 1e-
     The second half of GDPO (arXiv 2601.05242), after `compose.parts_of(normalise=True)`, and of trl's
     `normalize_then_sum`, whose stds divide by n - 1. Flat groups get exact zeros, as in `group_advantages`.
     """
-    return _flat_to_zero((totals_PG - batch.mean) / (batch.std + eps), totals_PG)
+    return _flat_to_zero((totals_PG - batch.mean) / (batch.std + eps), totals_PG, min_std=0.0)
 
 
 def advantages_of(
@@ -64,6 +70,7 @@ def advantages_of(
     batch: Moments,
     scale: Scale,
     baseline: Baseline = "mean",
+    min_std: float = 0.0,
     normalised: bool = False,
     mask_truncated: bool = False,
 ) -> MaskedArray:
@@ -74,7 +81,9 @@ def advantages_of(
     if normalised:
         advantages_PG = batch_advantages(totals_PG, batch=batch)
     else:
-        advantages_PG = group_advantages(totals_PG, scale=scale, baseline=baseline, batch=batch)
+        advantages_PG = group_advantages(
+            totals_PG, scale=scale, baseline=baseline, batch=batch, min_std=min_std
+        )
     return np.ma.masked_where(mask_truncated & ~stopped_PG, advantages_PG)
 
 
@@ -84,13 +93,15 @@ def score_groups(
     *,
     scale: Scale,
     baseline: Baseline = "mean",
+    min_std: float = 0.0,
     normalised: bool = False,
     mask_truncated: bool = False,
     gather: Callable[[list[float | None]], list[float | None]] = list,
 ) -> list[ScoredGroup]:
     """Return the groups with their rewards and advantages; a rollout without a total has no advantage.
 
-    normalised: the tables' totals are sums of normalised rewards. mask_truncated: completions that hit the token
+    min_std: groups whose std is below it are flat. normalised: the tables' totals are sums of normalised rewards.
+    mask_truncated: completions that hit the token
     limit have no advantage, but count in those of their group. gather: puts the totals of all processes together.
     """
     all_totals_B = as_totals(gather([total for table in tables for total in table.totals]))
@@ -102,6 +113,7 @@ def score_groups(
         batch=Moments(all_totals_B.mean(), all_totals_B.std()),
         scale=scale,
         baseline=baseline,
+        min_std=min_std,
         normalised=normalised,
         mask_truncated=mask_truncated,
     )
@@ -117,7 +129,19 @@ def as_totals(values: Any) -> MaskedArray:
     return MaskedArray(array, mask=np.isnan(array))
 
 
-def _flat_to_zero(advantages_PG: MaskedArray, totals_PG: MaskedArray) -> MaskedArray:
-    """Set the advantages of groups whose totals are all equal to exactly 0."""
-    is_flat_P1 = totals_PG.max(axis=1, keepdims=True) == totals_PG.min(axis=1, keepdims=True)
+def flat_groups(totals_PG: MaskedArray, *, min_std: float = 0.0) -> np.ndarray:
+    """Return which groups are flat, (P,): all totals are equal but for rounding, or their std is below `min_std`.
+
+    A group with one total or none is flat too.
+    """
+    low_P, high_P, std_P = (
+        np.ma.filled(of_group, 0.0)
+        for of_group in (totals_PG.min(axis=1), totals_PG.max(axis=1), totals_PG.std(axis=1))
+    )
+    return ~differ(low_P, high_P) | (std_P < min_std)
+
+
+def _flat_to_zero(advantages_PG: MaskedArray, totals_PG: MaskedArray, min_std: float) -> MaskedArray:
+    """Set the advantages of flat groups to exactly 0."""
+    is_flat_P1 = flat_groups(totals_PG, min_std=min_std)[:, None]
     return MaskedArray(np.where(is_flat_P1, 0.0, advantages_PG), mask=totals_PG.mask | advantages_PG.mask)

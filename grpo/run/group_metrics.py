@@ -7,25 +7,31 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from grpo.groups import RewardTable, Rollout, ScoredGroup
+from grpo.groups import RewardTable, Rollout, ScoredGroup, differ
 from grpo.run.metrics import Mean, Metrics
-from rewards.scoring.compose import gates_open
+from rewards.scoring.compose import gates_open, names_that_count
 from rewards.scoring.specs import RewardSpec
 
 
-def group_metrics(scored: ScoredGroup, specs: Mapping[str, RewardSpec]) -> Metrics:
-    """Return a group's figures. Totals count once per rollout, the std of the totals and the signal once per group."""
+def group_metrics(scored: ScoredGroup, specs: Mapping[str, RewardSpec], *, min_std: float) -> Metrics:
+    """Return a group's figures. Totals count once per rollout, the std of the totals and the signal once per group.
+
+    min_std: the std below which groups were made flat.
+    """
     table, rollouts = scored.table, scored.group.rollouts
     totals = [total for total in table.totals if total is not None]
+    stds = [float(np.std(totals))] if totals else []
+    is_small = [std < min_std and bool(differ(min(totals), max(totals))) for std in stds]
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     return Metrics(
         means={
             "reward/mean": Mean.of(totals),
-            "reward/std": Mean.of([float(np.std(totals))] if totals else []),
+            "reward/std": Mean.of(stds),
             "completion/length": Mean.of(lengths),
             "completion/stopped": Mean.of(rollout.stopped for rollout in rollouts),
-            "groups/no_signal": Mean.of([not any(scored.advantages)]),
-            "rewards/error_frac": Mean.of(total is None for total in table.totals),
+            "groups/no_signal": Mean.of([not scored.has_signal]),
+            "groups/below_min_std": Mean.of(is_small or [False]),
+            **_of_totals(table, specs),
             **_of_rewards(table),
             **_of_gates(table, specs),
         },
@@ -35,6 +41,17 @@ def group_metrics(scored: ScoredGroup, specs: Mapping[str, RewardSpec]) -> Metri
             **_of_counterfactuals(rollouts),
         },
     )
+
+
+def _of_totals(table: RewardTable, specs: Mapping[str, RewardSpec]) -> dict[str, Mean]:
+    """Return the shares of the completions without a total, by the reason for it."""
+    counting = names_that_count(specs)
+    failed = {failure.rollout_index for failure in table.failures if failure.reward in counting}
+    lacking = {index for index, total in enumerate(table.totals) if total is None}
+    return {
+        "rewards/error_frac": Mean(len(failed), len(table.totals)),
+        "rewards/all_abstained": Mean(len(lacking - failed), len(table.totals)),
+    }
 
 
 def _of_rewards(table: RewardTable) -> dict[str, Mean]:

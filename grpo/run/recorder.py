@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ class Recorder:
 
     def write_groups(self, step: int, scored: Sequence[ScoredGroup], lost: Sequence[LostSample]) -> None:
         """Add the figures of a step's groups, and write its rollouts and failures."""
-        self.add(sum((group_metrics(group, self.rewards.specs) for group in scored), Metrics()))
+        specs, min_std = self.rewards.specs, self.config.advantages.min_std
+        self.add(sum((group_metrics(group, specs, min_std=min_std) for group in scored), Metrics()))
         deaths = self._growth({"rewards/process_deaths": self.rewards.num_deaths})
         seconds = {f"time/rewards/{name}": seconds for name, seconds in self.rewards.seconds.items()}
         self.add(Metrics(sums={"groups/lost": len(lost), **deaths}, maxima=seconds))
@@ -114,7 +116,7 @@ class Recorder:
         self.add(self._media_metrics())
         row, self.metrics = self.metrics.reduced(gather_object), Metrics()
         if self.accelerator.is_main_process:
-            self.run_dir.append_metrics({"step": step, **row})
+            self._write_row(step, row)
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix_str(progress(row))
@@ -123,6 +125,15 @@ class Recorder:
         self._check_prompts(step, row)
         self._check_rewards(step, row)
         self._check_gap(step, row)
+
+    def _write_row(self, step: int, row: Mapping[str, float]) -> None:
+        """Write a step's figures. JSON has no infinity and no NaN: such figures are named in `failures.jsonl`."""
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}
+        self.run_dir.append_metrics({"step": step, **finite})
+        if others := {name: str(row[name]) for name in row.keys() - finite.keys()}:
+            self.run_dir.append_failures(
+                [{"step": step, "kind": "figures", "figures": dict(sorted(others.items()))}]
+            )
 
     def _media_metrics(self) -> Metrics:
         """Return the loader's and the vision tower's figures since the last row; the first row includes the start's."""
@@ -156,7 +167,8 @@ class Recorder:
 
     def _check_gap(self, step: int, row: Mapping[str, float]) -> None:
         limit = self.max_gap
-        if limit and row.get("sampler/gap_mean", 0.0) > limit:
+        # A gap of NaN is beyond any limit.
+        if limit and not row.get("sampler/gap_mean", 0.0) <= limit:
             raise RuntimeError(
                 f"step {step}: the engine's log-probs differ from the learner's by {row['sampler/gap_mean']:.2g} on "
                 f"average, more than rollout.max_gap={limit:g}: it does not sample from the trained weights"

@@ -1,7 +1,7 @@
 """Calling a reward on a group, in this process, and turning whatever happens into data.
 
 A value that a reward returned on purpose is data, None included: "not applicable here". An exception, a
-value that is no finite number, or a list of the wrong length is a *failure*.
+value that is no number or a huge one, or a list of the wrong length is a *failure*.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 from grpo.groups import Group, RewardFailure, Rollout
-from rewards.scoring.specs import Calling, Outcome, Reward
+from rewards.scoring.specs import MAX_SIZE, Calling, Outcome, Reward
 
 MAX_TRACEBACK_CHARS = 10_000
 
@@ -115,7 +115,7 @@ def checked_values(values: object, count: int) -> list[Result]:
 
 
 def as_value(raw: object) -> float | None:
-    """A returned value as a float, None as None; raises if it is no finite number."""
+    """A returned value as a float, None as None; raises if it is no number, or a huge one."""
     if raw is None:
         return None
     if not isinstance(raw, Real):
@@ -125,6 +125,8 @@ def as_value(raw: object) -> float | None:
     value = float(raw)
     if not math.isfinite(value):
         raise ValueError(f"returned {value}, not a finite number")
+    if abs(value) > MAX_SIZE:
+        raise ValueError(f"returned {value:g}, beyond {MAX_SIZE:g}")
     return value
 
 

@@ -15,9 +15,9 @@ from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import get_args
 
-from grpo.groups import Task
+from grpo.groups import Task, differ
 from rewards.scoring.loading import did_you_mean
-from rewards.scoring.specs import RewardSpec
+from rewards.scoring.specs import MAX_SIZE, RewardSpec
 
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq,
@@ -75,6 +75,8 @@ def check_specs(specs: Mapping[str, RewardSpec]) -> None:
         key = f"rewards.{name}"
         if not math.isfinite(spec.weight):
             raise ValueError(f"{key}.weight: {spec.weight} is no finite number")
+        if abs(spec.weight) > MAX_SIZE:
+            raise ValueError(f"{key}.weight: {spec.weight} is beyond {MAX_SIZE:g}")
         if spec.clip is not None and not spec.clip[0] <= spec.clip[1]:
             raise ValueError(f"{key}.clip: {list(spec.clip)} is no [lower, upper]")
         if not 0 < spec.timeout_s < math.inf:
@@ -108,7 +110,7 @@ def _check_gates(name: str, specs: Mapping[str, RewardSpec]) -> None:
 
 
 def names_that_count(specs: Mapping[str, RewardSpec]) -> frozenset[str]:
-    """Rewards without which there is no total: those with a weight, and those that gate them."""
+    """Rewards whose failure leaves no total: those with a weight, and those that gate them."""
     weighted = [name for name, spec in specs.items() if spec.weight]
     gates = [gate.reward for name in weighted for gate in conditions_of(name, specs[name]).values()]
     return frozenset([*weighted, *gates])
@@ -161,11 +163,20 @@ def gates_open(name: str, spec: RewardSpec, columns: Mapping[str, Column]) -> li
     return opens
 
 
-def totals_of(parts: Mapping[str, Sequence[float]], failed: Sequence[bool]) -> tuple[float | None, ...]:
-    """Sums of the parts; None for a rollout on which some reward failed."""
+def all_abstain(specs: Mapping[str, RewardSpec], columns: Mapping[str, Column]) -> list[bool]:
+    """For each rollout, whether no reward with a weight (of any, if none has one) has a raw value.
+
+    A shut gate is no abstention: it says that the value is worth nothing.
+    """
+    weighted = [columns[name] for name, spec in specs.items() if spec.weight] or [*columns.values()]
+    return [all(value is None for value in values) for values in zip(*weighted, strict=True)]
+
+
+def totals_of(parts: Mapping[str, Sequence[float]], lacking: Sequence[bool]) -> tuple[float | None, ...]:
+    """Sums of the parts; None for a rollout that has no total."""
     return tuple(
-        None if is_failed else sum((column[index] for column in parts.values()), start=0.0)
-        for index, is_failed in enumerate(failed)
+        None if lacks else sum((column[index] for column in parts.values()), start=0.0)
+        for index, lacks in enumerate(lacking)
     )
 
 
@@ -177,7 +188,7 @@ def _clipped(value: float | None, spec: RewardSpec) -> float | None:
 
 def _normalised(column: Column) -> list[float | None]:
     present = [value for value in column if value is not None]
-    if not present or min(present) == max(present):
+    if not present or not differ(min(present), max(present)):
         return [None if value is None else 0.0 for value in column]
     mean, std = fmean(present), pstdev(present)
     return [None if value is None else (value - mean) / (std + NORMALISE_EPS) for value in column]

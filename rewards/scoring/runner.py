@@ -5,10 +5,11 @@ meanwhile in worker processes (`grpo/workers/`), but for built-ins that take mic
 `rewards_workers.max_workers=0` runs all of them here.
 
 A value that a reward returned on purpose is data, None included: "not applicable here", which adds
-nothing to the rollout's total. An exception, a value that is no finite number, a list of the
+nothing to the rollout's total. An exception, a value that is no number or a huge one, a list of the
 wrong length, a time-out or a crash is a *failure*: never a 0, but a rollout without a total, which takes no part in
-the update. So a total is None exactly where a reward that counts failed: one with a weight, or one that gates such
-a reward. One that is only watched (weight 0) costs no completion.
+its group's mean and std, nor in the update. So a total is None where a reward that counts failed (one with a weight,
+or one that gates such a reward), and where all with a weight abstained. One that is only watched (weight 0) costs no
+completion.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from grpo.groups import Group, RewardFailure, RewardTable, Sample
 from rewards import Counterfactual, hostile
 from rewards.scoring.calling import failures_in, outcomes_of
-from rewards.scoring.compose import check_specs, names_that_count, parts_of, totals_of
+from rewards.scoring.compose import all_abstain, check_specs, names_that_count, parts_of, totals_of
 from rewards.scoring.jobs import Calls, Job, ended
 from rewards.scoring.loading import load_reward, required_columns
 from rewards.scoring.payloads import Payloads
@@ -235,7 +236,8 @@ def make_table(
     counting = names_that_count(specs)
     failed = {failure.rollout_index for failure in failures if failure.reward in counting}
     parts = parts_of(specs, columns, step, normalise=normalise)
-    totals = totals_of(parts, [index in failed for index in range(len(next(iter(columns.values()))))])
+    lacking = [index in failed or abstained for index, abstained in enumerate(all_abstain(specs, columns))]
+    totals = totals_of(parts, lacking)
     return RewardTable(columns=columns, parts=parts, totals=totals, failures=tuple(failures))
 
 

@@ -13,6 +13,10 @@ from annotated_types import Ge, Gt
 from grpo.groups import RewardFailure
 from rewards import Counterfactual
 
+MAX_SIZE = 1e9
+"""The largest value of a reward, and the largest weight, of either sign: means and stds of sums of their products are
+far from the limits of a float then."""
+
 Calling = Literal["rollout", "group", "columns", "messages"]
 """How a reward is called: with one rollout, with a sample's rollouts, or as TRL does, with columns, its completions
 as plain texts or as chat messages."""

@@ -6,20 +6,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from grpo.config.load import load_config
 from grpo.config.schema import DynamicSamplingConfig
-from grpo.feed.dynamic_sampling import DifficultyMemory, Sampled, is_flat, means_of
+from grpo.feed.dynamic_sampling import DifficultyMemory, Sampled, means_of
 from grpo.feed.mixture import Part
 from grpo.feed.prompts import Feed
 from grpo.groups import Batch, Group, LostSample, RewardFailure, RewardTable
+from grpo.learner.advantages import score_groups
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.run.folder import read_rows
+from rewards.hostile import make_group
 from tests.config.test_config import DEMO
 from tests.support import runs, tiny
 
@@ -40,7 +43,20 @@ def sampled(
         places=tuple(places),
         lost=(LostSample(sample_id=lost, reason="gone"),) if lost else (),
     )
-    return Sampled(batch, [Group(prompt=prompt, rollouts=()) for prompt in prompts], tables)
+    groups = [Group(prompt=prompt, rollouts=()) for prompt in prompts]
+    return Sampled(batch, groups, tables, [has_signal(each) for each in tables])
+
+
+def has_signal(of: RewardTable, *, stopped: bool = True, **settings: Any) -> bool:
+    """Whether a group with these totals has a signal."""
+    group = make_group(["x"] * len(of.totals), tiny.sample())
+    group = replace(group, rollouts=tuple(replace(each, stopped=stopped) for each in group.rollouts))
+    (scored,) = score_groups([group], [of], scale="group_std", **settings)
+    return scored.has_signal
+
+
+def is_flat(of: RewardTable) -> bool:
+    return sampled([0], [of], "a").flat_places == [0]
 
 
 def ids(of: Sampled) -> list[str]:
@@ -62,6 +78,12 @@ def test_a_group_is_flat_if_no_two_totals_differ() -> None:
     )
     assert not is_flat(replace(table(None, None), failures=(failure,)))  # it must be seen
     assert is_flat(replace(table(1.0, 1.0), failures=(failure,)))  # of a reward that is only watched
+
+
+def test_what_is_replaced_is_what_teaches_nothing() -> None:
+    assert not has_signal(table(0.1 + 0.2, 0.3)) and has_signal(table(0.0, 0.001))
+    assert not has_signal(table(0.0, 0.001), min_std=0.01)
+    assert not has_signal(table(0.0, 1.0), stopped=False, mask_truncated=True)
 
 
 def test_others_take_the_places_of_flat_groups_if_they_have_a_signal() -> None:

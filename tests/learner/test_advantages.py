@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.learner.advantages import Moments, as_totals, batch_advantages, group_advantages
+from grpo.learner.advantages import Moments, as_totals, batch_advantages, group_advantages, score_groups
+from rewards.hostile import make_group
 from rewards.scoring.compose import parts_of
 from rewards.scoring.specs import RewardSpec
+from tests.support import tiny
 
 
 def in_groups(values: Any, **settings: Any) -> np.ndarray:
@@ -42,6 +44,53 @@ def test_without_scaling_an_advantage_is_the_distance_from_the_mean() -> None:
 def test_a_flat_group_gets_exact_zeros(total: float, size: int, missing: int) -> None:
     found = in_groups([[total] * size + [None] * missing], scale="group_std")
     assert found[0, :size].tolist() == [0.0] * size and np.isnan(found[0, size:]).all()
+
+
+@pytest.mark.parametrize("scale", ["none", "group_std", "batch"])
+@pytest.mark.parametrize("baseline", ["mean", "loo"])
+def test_a_group_that_differs_by_rounding_is_flat(scale: Any, baseline: Any) -> None:
+    # 0.1 + 0.2 is 0.30000000000000004; the other group is really apart, if little.
+    found = in_groups(
+        [[0.1 + 0.2, 0.3, 0.3, None], [1.0, 1.0, 1.0 + 1e-9, None]], scale=scale, baseline=baseline
+    )
+    assert found[0, :3].tolist() == [0.0] * 3
+    assert found[1, 2] > 0 > found[1, 0]
+
+
+def test_a_group_below_the_smallest_std_that_counts_is_flat() -> None:
+    # Stds 0.0005 and 0.0015; 0.0005 / (0.0005 + 1e-4) = 0.8333, 0.0015 / (0.0015 + 1e-4) = 0.9375
+    totals = [[0.5 - std, 0.5 + std] for std in (0.0005, 0.0015)]
+    assert in_groups(totals, scale="group_std").round(4).tolist() == [[-0.8333, 0.8333], [-0.9375, 0.9375]]
+    found = in_groups(totals, scale="group_std", min_std=0.001)
+    assert found.round(4).tolist() == [[0.0, 0.0], [-0.9375, 0.9375]]
+
+
+def test_one_that_abstains_leaves_the_others_to_themselves() -> None:
+    # -1, -1, -0.9: mean -0.96667, std 0.04714; (0.06667) / (0.04714 + 1e-4) = 1.41121
+    found = in_groups([[-1.0, -1.0, -0.9, None]], scale="group_std")[0]
+    assert found[:3].tolist() == pytest.approx([-0.70561, -0.70561, 1.41121], abs=1e-5)
+    assert np.isnan(found[3])
+
+
+def test_totals_keep_what_a_float32_would_lose() -> None:
+    totals = as_totals([[1.0, 1.0 + 1e-9]])
+    assert totals.dtype == np.float64 and totals[0, 1] > totals[0, 0]
+
+
+def test_the_stds_of_a_batch_are_those_of_all_processes() -> None:
+    # This process's group has a std of 0.5, the other one's 2; all four totals: mean 1.25, std 1.63936.
+    group = make_group(["x"] * 2, tiny.sample())
+    gathered: list[list[float | None]] = []
+
+    def gather(own: list[float | None]) -> list[float | None]:
+        gathered.append(own)
+        return [*own, 0.0, 4.0]
+
+    (by_std,) = score_groups([group], [tiny.table((0.0, 1.0))], scale="batch", gather=gather)
+    assert by_std.advantages == pytest.approx((-0.5 / (1.63936 + 1e-4), 0.5 / (1.63936 + 1e-4)), rel=1e-4)
+    (gdpo,) = score_groups([group], [tiny.table((0.0, 1.0))], scale="none", normalised=True, gather=gather)
+    assert gdpo.advantages == pytest.approx((-1.25 / (1.63936 + 1e-4), -0.25 / (1.63936 + 1e-4)), rel=1e-4)
+    assert gathered == [[0.0, 1.0]] * 2
 
 
 def test_an_abstention_has_no_advantage_and_is_not_counted() -> None:

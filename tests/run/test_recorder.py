@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +18,7 @@ from grpo.media.clip import ClipSource
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.run.folder import RunDir, read_rows
+from grpo.run.group_metrics import group_metrics
 from grpo.run.metrics import Mean, Metrics
 from grpo.run.recorder import Recorder
 from grpo.run.rollout_files import rollout_files
@@ -119,6 +122,43 @@ def test_groups_leave_rollouts_failures_and_figures(make: Make) -> None:
     assert (found["rewards/keyframe/abstained"], found["rewards/keyframe/failed"]) == (1.0, 0.0)
 
 
+def test_a_completion_on_which_all_abstain_is_no_error(make: Make) -> None:
+    recorder = make()
+    silent = half_failed("silent")
+    columns = {"accuracy": (1.0, None), "format": (0.5, None), "keyframe": (None, None)}
+    table = replace(silent.table, columns=columns, failures=())
+    recorder.write_groups(1, [replace(silent, table=table)], [])
+    found = recorder.metrics.reduced()
+    assert (found["rewards/all_abstained"], found["rewards/error_frac"]) == (0.5, 0.0)
+    assert [found[f"rewards/{name}/abstained"] for name in columns] == [0.5, 0.5, 1.0]
+    assert (found["reward/mean"], found["reward/std"]) == (1.0, 0.0)
+    recorder.finish_step(1)
+
+
+def test_groups_below_the_smallest_std_are_counted() -> None:
+    near, far, flat = ([1.0, 1.001], [1.0, 0.0], [0.1 + 0.2, 0.3])  # stds 0.0005, 0.5 and 0
+    groups = [scored(["a", "b"], totals) for totals in (near, far, flat)]
+    found = sum((group_metrics(group, {}, min_std=0.01) for group in groups), Metrics()).reduced()
+    assert found["groups/below_min_std"] == pytest.approx(1 / 3)
+    assert found["reward/std"] == pytest.approx((0.0005 + 0.5) / 3)  # those of populations
+    none = [group_metrics(group, {}, min_std=0.0).reduced()["groups/below_min_std"] for group in groups]
+    assert none == [0.0] * 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_figures_that_json_does_not_have_are_named_in_the_failures(make: Make, value: float) -> None:
+    recorder = make()
+    recorder.add(Metrics(means={"reward/std": Mean(value, 1), "reward/mean": Mean(1.0, 1)}))
+    recorder.finish_step(1)
+    lines = [
+        json.loads(line, parse_constant=pytest.fail)
+        for file in (recorder.run_dir.metrics_file, recorder.run_dir.failures_file)
+        for line in file.read_text().splitlines()
+    ]
+    assert lines[0]["reward/mean"] == 1.0 and "reward/std" not in lines[0]
+    assert lines[1:] == [{"step": 1, "kind": "figures", "figures": {"reward/std": str(value)}}]
+
+
 def test_too_many_failures_stop_the_run_and_name_the_reward(make: Make) -> None:
     recorder = make()
     recorder.write_groups(3, [half_failed()], [])
@@ -142,15 +182,18 @@ def test_three_steps_in_a_row_without_a_prompt_stop_the_run(make: Make) -> None:
         recorder.finish_step(6)
 
 
-@pytest.mark.parametrize(("max_gap", "stops"), [(0.1, True), (0.3, False), (0.0, False)])
+@pytest.mark.parametrize(
+    ("gap", "max_gap", "stops"),
+    [(0.2, 0.1, True), (0.2, 0.3, False), (0.2, 0.0, False), (math.nan, 9.0, True)],
+)
 def test_an_engine_that_samples_from_other_weights_stops_the_run(
-    make: Make, max_gap: float, stops: bool
+    make: Make, gap: float, max_gap: float, stops: bool
 ) -> None:
     recorder = make(max_gap=max_gap)
-    recorder.add(Metrics(means={"sampler/gap_mean": Mean(2.0, 10)}))
+    recorder.add(Metrics(means={"sampler/gap_mean": Mean(gap * 10, 10)}))
     if not stops:
         return recorder.finish_step(1)
     with pytest.raises(
-        RuntimeError, match=r"differ from the learner's by 0.2 .* more than rollout.max_gap=0.1"
+        RuntimeError, match=rf"differ from the learner's by {gap} .* more than rollout.max_gap={max_gap:g}"
     ):
         recorder.finish_step(1)

@@ -91,6 +91,7 @@ def score(config: Config, own: Config, files: Mapping[int, Path], *, limit: int 
         advantages_of,
         scale=config.advantages.scale,
         baseline=config.advantages.baseline,
+        min_std=config.advantages.min_std,
         normalised=normalised,
         mask_truncated=own.loss.mask_truncated_completions,
     )

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from grpo.groups import differ
+
 NUM_BINS = 20
 
 
@@ -28,9 +30,9 @@ def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def is_flat(values: pd.Series, groups: pd.Series) -> pd.Series:
-    """Whether a group teaches nothing, by group: all its values are equal, or it has none."""
+    """Whether a group teaches nothing, by group: all its values are equal but for rounding, or it has none."""
     of_group = values.groupby(groups)
-    return ~(of_group.max() > of_group.min())
+    return ~differ(of_group.min(), of_group.max())
 
 
 def correlations(columns: pd.DataFrame, groups: pd.Series | None = None) -> list[list[float | None]]:

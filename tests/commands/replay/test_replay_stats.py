@@ -93,7 +93,7 @@ def trained(totals_PG: np.ndarray, stopped_PG: np.ndarray, settings: dict[str, A
 
 
 def test_a_group_is_flat_if_its_values_are_equal_or_missing() -> None:
-    groups = [1, 1, NAN], [NAN, NAN, NAN], [0.2, 0.2, 0.2], [1, 1, 1.1]
+    groups = [1, 1, NAN], [NAN, NAN, NAN], [0.3, 0.3, 0.1 + 0.2], [1, 1, 1.1]
     assert stats.is_flat(column(*groups), groups_of(*groups)).tolist() == [True, True, True, False]
 
 

@@ -13,6 +13,7 @@ from grpo.run.group_metrics import group_metrics
 from rewards.hostile import make_group, synthetic_samples
 from rewards.scoring.compose import (
     Condition,
+    all_abstain,
     check_specs,
     parts_of,
     read_condition,
@@ -41,6 +42,19 @@ def test_a_part_is_the_weighted_value_and_an_abstention_adds_nothing() -> None:
 def test_the_total_is_the_sum_of_the_parts_and_none_where_a_reward_failed() -> None:
     found = parts(right={"weight": 1.0}, graded={"weight": 0.5})
     assert totals_of(found, [False, False, True, False]) == pytest.approx((1.45, 0.2, None, 0.3))
+
+
+def test_all_abstain_where_no_reward_with_a_weight_has_a_value() -> None:
+    columns = {
+        "right": (1.0, None, None, None),
+        "graded": (None, 0.0, None, None),
+        "seen": (1.0, 1.0, 1.0, None),
+    }
+    plain = {name: RewardSpec(weight=float(name != "seen")) for name in columns}
+    assert all_abstain(plain, columns) == [False, False, True, True]
+    # A shut gate makes 0 of a value; it takes away no knowledge of it.
+    assert all_abstain(plain | {"graded": RewardSpec(only_if="right")}, columns) == [False, False, True, True]
+    assert all_abstain({name: RewardSpec(weight=0.0) for name in columns}, columns) == [False] * 3 + [True]
 
 
 @pytest.mark.parametrize(
@@ -86,9 +100,8 @@ def test_the_share_of_rollouts_whose_gates_are_open_is_logged() -> None:
     none = (0.0,) * 4
     table = RewardTable(columns=columns, parts={}, totals=none, failures=())
     scored = ScoredGroup(group=group, table=table, advantages=none)
-    opened = {
-        key: value for key, value in group_metrics(scored, specs).reduced().items() if key.endswith("/open")
-    }
+    figures = group_metrics(scored, specs, min_std=0.0).reduced()
+    opened = {key: value for key, value in figures.items() if key.endswith("/open")}
     assert opened == {"rewards/graded/open": 0.5, "rewards/other/open": 0.25, "rewards/never/open": 0.0}
 
 
@@ -134,15 +147,17 @@ def test_normalised_rewards_have_mean_0_and_std_1_where_they_count() -> None:
     assert parts(normalise=True, graded={"only_if": "right"})["graded"] == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_a_flat_reward_adds_exactly_nothing_when_normalised() -> None:
+@pytest.mark.parametrize("values", [(0.2,) * 16, (0.1 + 0.2, 0.3), (3.0, 3.0 + 4e-16)])
+def test_a_flat_reward_adds_exactly_nothing_when_normalised(values: tuple[float, ...]) -> None:
     specs = {"flat": RewardSpec()}
-    assert parts_of(specs, {"flat": (0.2,) * 16}, 0, normalise=True)["flat"] == (0.0,) * 16
+    assert parts_of(specs, {"flat": values}, 0, normalise=True)["flat"] == (0.0,) * len(values)
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ({"weight": math.nan}, r"rewards\.a\.weight: nan is no finite number"),
+        ({"weight": -1e300}, r"rewards\.a\.weight: -1e\+300 is beyond 1e\+09"),
         ({"clip": (1.0, 0.0)}, r"rewards\.a\.clip: \[1\.0, 0\.0\] is no \[lower, upper\]"),
         ({"timeout_s": 0.0}, r"rewards\.a\.timeout_s: must be above 0"),
         ({"schedule": [[0]]}, r"rewards\.a\.schedule: .* is no list of \[step, factor\]"),

@@ -95,6 +95,27 @@ def test_an_abstention_adds_nothing_and_a_failure_leaves_no_total() -> None:
     assert "in moody" in failure.traceback and failure.summary == "KeyError: 'gaze'"
 
 
+def test_a_completion_on_which_all_rewards_abstain_has_no_total() -> None:
+    @reward
+    def few_words(rollout: Rollout) -> float | None:
+        return None if rollout.text == COMPLETIONS["wrong"] else 0.0
+
+    table = set_of(few_words).score([GROUP])[0]
+    assert (table.totals, table.failures) == ((0.0, None, 0.0), ())
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 2e9])
+def test_a_huge_value_is_a_failure_that_names_its_reward(value: float) -> None:
+    @reward
+    def huge(rollout: Rollout) -> float:
+        return value if rollout.text == COMPLETIONS["right"] else -1e9
+
+    (table,) = set_of(huge).score([GROUP])
+    assert table.totals == (None, -1e9, -1e9)
+    (failure,) = table.failures
+    assert failure.reward == "huge" and failure.summary == f"ValueError: returned {value:g}, beyond 1e+09"
+
+
 def test_a_failure_leaves_no_total_unless_the_reward_is_only_watched(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(
@@ -216,7 +237,7 @@ def test_an_undecorated_function_is_called_as_trl_calls_it() -> None:
 
     table = set_of(trl_style, bonus=0.25).score([GROUP])[0]
     assert table.columns["trl_style"] == (0.25, None, 1.0)
-    assert table.totals == (0.25, 0.0, 1.0)
+    assert table.totals == (0.25, None, 1.0)
     assert seen == {
         "prompts": [SAMPLE.question] * 3,
         "completions": [rollout.text for rollout in GROUP.rollouts],
