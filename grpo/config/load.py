@@ -60,16 +60,16 @@ def defaults_yaml() -> str:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn the errors of OmegaConf and YAML into a ValueError of one line that names the key."""
+def one_line_errors(place: str = "config") -> Iterator[None]:
+    """Turn the errors of OmegaConf and YAML into a ValueError of one line that names the place and the key."""
     try:
         yield
     except OmegaConfBaseException as error:
-        raise ValueError(f"config: {_one_line(error)}") from error
+        raise ValueError(f"{place}: {_one_line(error)}") from error
     except TypeError as error:  # a list met something else; OmegaConf does not say which
-        raise ValueError(f"config: {error}; lists are set whole: data.train=[{{path: FILE}}]") from error
+        raise ValueError(f"{place}: {error}; lists are set whole: data.train=[{{path: FILE}}]") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"config: no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{place}: no YAML: {' '.join(str(error).split())}") from error
 
 
 def _read_file(file: Path) -> DictConfig:

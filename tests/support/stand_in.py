@@ -11,21 +11,25 @@ from pathlib import Path
 import pytest
 
 from grpo.commands.sweeps import execute
-from grpo.commands.sweeps.plan import Run
+from grpo.commands.sweeps.plan import LaunchConfig, Run
+from grpo.config.load import load_config, to_yaml
 
 SCRIPT = """
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 given = dict(text.split("=", 1) for text in sys.argv[1:] if "=" in text)
 folder, behaviour = Path(given["run_dir"].strip(chr(34))), given.get("behaviour", given.get("model.path"))
 attempts = folder / "attempts"
 attempts.write_text((attempts.read_text() if attempts.exists() else "") + "x")
 (folder / "environment.json").write_text(json.dumps(dict(os.environ)))
+(folder / "pid").write_text(str(os.getpid()))
+if behaviour == "does not listen":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 (folder / "started").write_text(str(time.time()))
 if behaviour == "leaves a child":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (folder / "child").write_text(str(child.pid))
-if behaviour == "hangs":
+if behaviour in ("hangs", "does not listen"):
     time.sleep(600)
 if behaviour == "sleeps":
     time.sleep(1.0)
@@ -45,7 +49,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs be this script from now on."""
     script = tmp_path / "stand_in.py"
     script.write_text(SCRIPT)
-    monkeypatch.setattr(execute, "command_of", lambda run, launch: [sys.executable, str(script), *run.argv])
+
+    def command_of(run: Run, launch: LaunchConfig) -> list[str]:
+        if any(
+            each.endswith(".yaml") for each in run.argv
+        ):  # here, since the script would import for too long
+            (run.folder / "config.yaml").write_text(to_yaml(load_config(run.argv)))
+        return [sys.executable, str(script), *run.argv]
+
+    monkeypatch.setattr(execute, "command_of", command_of)
 
 
 def make_run(tmp_path: Path, arm: str, seed: int = 0, **given: object) -> Run:

@@ -13,11 +13,12 @@ holds: `plan.py`. The results are in the sweep's folder: results.md, .csv, .json
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo.commands.sweeps.execute import LocalRunner, Runner, run_all, slots_of_machine
+from grpo.commands.sweeps.execute import Runner, Slot, carry_out, environment_of, run_all, slots_of_machine
 from grpo.commands.sweeps.plan import Run, Sweep, load_sweep, plan_runs
 from grpo.commands.sweeps.results import check_results, write_results
 from grpo.run.folder import RunDir
@@ -35,8 +36,9 @@ def main(argv: Sequence[str]) -> int:
             write_results(sweep, runs, {})
             return show(Path(sweep.out) / "results.md", {})
         with RunDir(sweep.out).locked():
-            runner, jobs = make_runner(args, sweep, runs)
-            return search(sweep, runner, jobs) if args.search else ablate(sweep, runs, runner, jobs)
+            runner, slots = make_runner(args, sweep, runs)
+            work = search(sweep, runner, slots) if args.search else ablate(sweep, runs, runner, slots)
+            return asyncio.run(work)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", flush=True)
         return 130
@@ -66,34 +68,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def make_runner(args: argparse.Namespace, sweep: Sweep, runs: Sequence[Run]) -> tuple[Runner, int]:
-    """The runner that carries the runs out, and how many of them at a time."""
+def make_runner(args: argparse.Namespace, sweep: Sweep, runs: Sequence[Run]) -> tuple[Runner, list[Slot]]:
+    """The runner that carries the runs out, and a slot for each that it has at a time."""
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs: must be above 0, not {args.jobs}")
     if args.slurm:
         from grpo.commands.sweeps.slurm import ClusterRunner
 
         jobs = args.jobs or (1 if args.search else len(runs))  # a search learns from the trials before
-        return ClusterRunner(args.slurm, Path(sweep.out) / "slurm", sweep.launch, sweep.slurm), jobs
+        return ClusterRunner(args.slurm, Path(sweep.out) / "slurm", sweep.launch, sweep.slurm), [None] * jobs
     slots = slots_of_machine(args.jobs, sweep.launch.num_processes)
-    return LocalRunner(sweep.launch, slots), len(slots)
+    return lambda run, slot: carry_out(run, sweep.launch, environment_of(slot)), slots
 
 
-def ablate(sweep: Sweep, runs: Sequence[Run], runner: Runner, jobs: int) -> int:
+async def ablate(sweep: Sweep, runs: Sequence[Run], runner: Runner, slots: Sequence[Slot]) -> int:
     """Carry the runs out; the files of the results are up to date after each of them."""
-    say(f"{sweep.name}: {len(sweep.arms)} arms x {len(sweep.seeds)} seeds, {jobs} at a time, in {sweep.out}")
-    failures = run_all(
-        runs, runner, jobs=jobs, say=say, after_each=lambda failed: write_results(sweep, runs, failed)
+    arms_and_seeds = f"{len(sweep.arms)} arms x {len(sweep.seeds)} seeds"
+    say(f"{sweep.name}: {arms_and_seeds}, {len(slots)} at a time, in {sweep.out}")
+    failures = await run_all(
+        runs, runner, slots, say=say, after_each=lambda failed: write_results(sweep, runs, failed)
     )
     write_results(sweep, runs, failures)  # also where there was nothing left to run
     return show(Path(sweep.out) / "results.md", failures)
 
 
-def search(sweep: Sweep, runner: Runner, jobs: int) -> int:
+async def search(sweep: Sweep, runner: Runner, slots: Sequence[Slot]) -> int:
     """Try weights out; search.md is up to date after each trial."""
     from grpo.commands.sweeps.search import run_search
 
-    failures = run_search(sweep, runner, jobs=jobs, say=say)
+    failures = await run_search(sweep, runner, slots, say=say)
     return show(Path(sweep.out) / "search" / "search.md", failures)
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from grpo.config.load import load_config
+from grpo.config.limits import NotNegative, Positive, refusals
+from grpo.config.load import load_config, one_line_errors
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir
 from rewards.scoring.runner import load_rewards
@@ -29,7 +27,7 @@ SET_BY_THE_SWEEP = ("run_dir", "seed")
 class LaunchConfig:
     config_file: str = "launch/accelerate/single.yaml"
     """The config of `accelerate launch` that every run gets."""
-    num_processes: int = 1
+    num_processes: Positive[int] = 1
     """Processes of one run, with one GPU each where there are GPUs."""
 
 
@@ -39,7 +37,7 @@ class SearchConfig:
 
     metric: str = MISSING
     direction: Literal["maximize", "minimize"] = "maximize"
-    trials: int = 20
+    trials: Positive[int] = 20
     seed: int = 0
     """The seed of the sampler that proposes the trials."""
     space: dict[str, Any] = field(default_factory=dict)
@@ -56,11 +54,11 @@ class Sweep:
     """key=value for every run, over the files."""
     arms: dict[str, Any] = field(default_factory=dict)
     """What each arm changes: a list of key=value, or a mapping of dotted keys. The first is the baseline."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: NotNegative[list[int]] = field(default_factory=lambda: [0, 1, 2])
     """Every arm runs with each of these seeds, so that arms are compared seed by seed."""
     metrics: list[str] = field(default_factory=list)
     """Keys of `metrics.jsonl` that are tabled and drawn."""
-    last: int = 1
+    last: Positive[int] = 1
     """A run's value of a metric is the mean over so many of the last rows that have it; 1: the last evaluation."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     slurm: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +98,8 @@ def load_sweep(file: str, overrides: Sequence[str] = ()) -> Sweep:
         raise ValueError(f"sweep: no file {file}")
     names = {each.name for each in dataclasses.fields(Sweep)}
     own = [text for text in overrides if re.split(r"[.=\[]", text)[0] in names]
-    try:
+    others = [text for text in overrides if text not in own]
+    with one_line_errors(file):
         layers = OmegaConf.load(file), OmegaConf.from_dotlist(own)
         merged = OmegaConf.merge(OmegaConf.structured(Sweep), *layers)
         # What ${...} stands for in them is for each run to say, which has other keys, and a run_dir of its own.
@@ -110,14 +109,7 @@ def load_sweep(file: str, overrides: Sequence[str] = ()) -> Sweep:
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{file}: {missing[0]} is not set")
         sweep = cast(Sweep, OmegaConf.to_object(merged))
-        sweep = dataclasses.replace(sweep, arms=raw["arms"], overrides=raw["overrides"])
-    except (OmegaConfBaseException, TypeError, yaml.YAMLError) as error:
-        # OmegaConf adds lines on the type behind the first, yaml says where on the ones that follow.
-        text = str(error) if isinstance(error, yaml.YAMLError) else str(error).splitlines()[0]
-        raise ValueError(f"{file}: {' '.join(text.split())}") from error
-    sweep = dataclasses.replace(
-        sweep, overrides=[*sweep.overrides, *(text for text in overrides if text not in own)]
-    )
+    sweep = dataclasses.replace(sweep, arms=raw["arms"], overrides=[*raw["overrides"], *others])
     _check(sweep, file)
     return sweep
 
@@ -242,18 +234,13 @@ def _check(sweep: Sweep, file: str) -> None:
             raise ValueError(f"{file}: {key} is empty")
     if repeated := {seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1}:
         raise ValueError(f"{file}: seeds: {min(repeated)} is there twice")
-    if min(sweep.seeds) < 0:
-        raise ValueError(f"{file}: seeds: {min(sweep.seeds)} is below 0")
     for arm in sweep.arms:
         _check_name(arm, file)
-    for key, value in {"last": sweep.last, "launch.num_processes": sweep.launch.num_processes}.items():
-        if value < 1:
-            raise ValueError(f"{file}: {key} must be above 0, not {value}")
+    for problem in refusals(sweep):
+        raise ValueError(f"{file}: {problem}")
     if not Path(sweep.launch.config_file).is_file():
         raise ValueError(f"{file}: launch.config_file: no file {sweep.launch.config_file}")
     check_overrides(sweep.overrides, key="overrides")
-    if sweep.search:
-        read_space(sweep.search)
 
 
 def _check_name(arm: str, file: str) -> None:
@@ -261,34 +248,3 @@ def _check_name(arm: str, file: str) -> None:
         raise ValueError(f"{file}: arms: {arm!r} can't name a folder: letters, digits and + - _ . only")
     if arm in NOT_ARMS or arm.startswith("results."):
         raise ValueError(f"{file}: arms: {arm!r} can't name a folder: the sweep has one of that name itself")
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    low: float
-    high: float
-    log: bool = False
-
-
-def read_space(search: SearchConfig) -> dict[str, Range]:
-    """The ranges of a search by config key; ValueError names the key."""
-    if not search.space or search.trials < 1:
-        raise ValueError("search: space is empty" if not search.space else "search: trials must be above 0")
-    return {name: _read_range(value, key=f"search.space.{name}") for name, value in search.space.items()}
-
-
-def _read_range(value: object, *, key: str) -> Range:
-    try:
-        if isinstance(value, Mapping):
-            found = Range(**value)
-        else:
-            low, high = cast(Sequence[float], value)
-            found = Range(low, high)
-        # `log: no` of a YAML file is False, but in quotes it is a text
-        if not (math.isfinite(found.low) and math.isfinite(found.high) and isinstance(found.log, bool)):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise ValueError(f"{key}: {value} is neither [low, high] nor {{low, high, log}}") from None
-    if found.low >= found.high or (found.log and found.low <= 0):
-        raise ValueError(f"{key}: {value} is no range{', and log needs one above 0' if found.log else ''}")
-    return found

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.commands.sweeps.execute import carry_out, last_words, start_group
+from grpo.commands.sweeps.execute import Slot, carry_out, last_words
 from grpo.commands.sweeps.plan import LaunchConfig, Run
 
 if TYPE_CHECKING:
@@ -32,8 +30,7 @@ class TrainJob:
     def __call__(self, run: Run) -> str | None:
         """Carry the run out; why it failed, or None."""
         # SLURM ends a job's processes itself, some installations by their group: the run stays in the job's.
-        start = subprocess.Popen if self.is_slurm else start_group
-        return carry_out(run, self.launch, os.environ, start=start)
+        return asyncio.run(carry_out(run, self.launch, os.environ, in_own_group=not self.is_slurm))
 
     def checkpoint(self, run: Run) -> submitit.helpers.DelayedSubmission:
         """The submission that follows a preemption or the end of the time: the run resumes from its last checkpoint."""
@@ -43,8 +40,8 @@ class TrainJob:
 
 
 class ClusterRunner:
-    """Carries runs out as jobs and waits for them. A job that an earlier sweep command left behind is waited for,
-    not doubled."""
+    """Carries a run out as a job and waits for it. A job that an earlier sweep command left behind is waited for, not
+    doubled."""
 
     def __init__(
         self, cluster: str, folder: Path, launch: LaunchConfig, resources: Mapping[str, Any]
@@ -53,11 +50,8 @@ class ClusterRunner:
 
         Raises ValueError if submitit refuses the cluster or a resource.
         """
-        self.is_stopped = False
         self._cluster = cluster
         self._job = TrainJob(launch, is_slurm=cluster == "slurm")
-        self._jobs: dict[str, submitit.Job[str | None]] = {}
-        self._lock = threading.Lock()  # submitit's objects are not made for threads
         if "timeout_min" not in resources:
             raise ValueError("slurm.timeout_min is not set: submitit would give a run five minutes")
         from submitit import AutoExecutor
@@ -68,27 +62,18 @@ class ClusterRunner:
         except REFUSALS as error:
             raise ValueError(f"slurm: {str(error).splitlines()[0]}") from error
 
-    def run(self, run: Run) -> str | None:
-        with self._lock:
-            if self.is_stopped:
-                return "stopped"
-            job = self._waiting_job(run) or self._executor.submit(self._job, run)
-            self._jobs[run.label] = job
-            run.folder.mkdir(parents=True, exist_ok=True)
-            _job_file(run).write_text(job.job_id)
-        while not self._is_done(job):
-            if self.is_stopped:
-                return "stopped"
-            time.sleep(POLL_S)
-        outcome = self._outcome(job)
+    async def __call__(self, run: Run, slot: Slot = None) -> str | None:
+        """Why the run's job failed, or None; a slot means nothing here, where the cluster deals out the GPUs."""
+        job = self._waiting_job(run) or self._executor.submit(self._job, run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        _job_file(run).write_text(job.job_id)
+        try:
+            await job.awaitable().wait(POLL_S)
+        except asyncio.CancelledError:
+            job.cancel(check=False)
+            raise
         _job_file(run).unlink(missing_ok=True)  # another command may have waited for the same job
-        return outcome
-
-    def stop(self) -> None:
-        with self._lock:
-            self.is_stopped = True
-            for job in self._jobs.values():
-                job.cancel(check=False)
+        return _outcome(job)
 
     def _waiting_job(self, run: Run) -> submitit.Job[str | None] | None:
         """The job of an earlier command for this run, if it is still queued or running."""
@@ -101,18 +86,14 @@ class ClusterRunner:
         # UNKNOWN: SLURM has forgotten it. For submitit that is not done.
         return None if job.state == "UNKNOWN" or job.done(force_check=True) else job
 
-    def _is_done(self, job: submitit.Job[str | None]) -> bool:
-        with self._lock:
-            return job.done()
 
-    def _outcome(self, job: submitit.Job[str | None]) -> str | None:
-        from submitit.core.utils import UncompletedJobError
+def _outcome(job: submitit.Job[str | None]) -> str | None:
+    from submitit.core.utils import UncompletedJobError
 
-        try:
-            with self._lock:
-                return job.result()
-        except UncompletedJobError as error:  # killed, out of time, or failed outside our code
-            return f"job {job.job_id}, {job.state}: {last_words(str(error))}"
+    try:
+        return job.result()
+    except UncompletedJobError as error:  # killed, out of time, or failed outside our code
+        return f"job {job.job_id}, {job.state}: {last_words(str(error))}"
 
 
 def _job_file(run: Run) -> Path:

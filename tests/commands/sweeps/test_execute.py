@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from grpo.commands.sweeps.execute import LocalRunner, last_words, run_all, slots_of_machine
+from grpo.commands.sweeps import execute
+from grpo.commands.sweeps.execute import (
+    Slot,
+    carry_out,
+    environment_of,
+    last_words,
+    run_all,
+    slots_of_machine,
+)
 from grpo.commands.sweeps.plan import LaunchConfig, Run
 from tests.support import stand_in
 
@@ -22,30 +31,42 @@ def quick_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.install(tmp_path, monkeypatch)
 
 
-def carry_out_all(runs: list[Run], *slots: str | None) -> tuple[dict[str, str], list[str]]:
+async def here(run: Run, slot: Slot) -> str | None:
+    """The runner of this machine, as the command makes it."""
+    return await carry_out(run, LAUNCH, environment_of(slot))
+
+
+def carry_out_all(runs: list[Run], *slots: Slot) -> tuple[dict[str, str], list[str]]:
     """The failures, and what was said."""
     said: list[str] = []
-    slots = slots or (None,)
-    runner = LocalRunner(LAUNCH, slots)
-    failures = run_all(runs, runner, jobs=len(slots), say=said.append, after_each=lambda failures: None)
-    return failures, said
+    running = run_all(runs, here, slots or [None], say=said.append, after_each=lambda failures: None)
+    return asyncio.run(running), said
+
+
+async def stop(
+    runs: Sequence[Run], num_slots: int, once: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Carry runs out until something is so, and stop then as Ctrl-C does."""
+    slots = [None] * num_slots
+    task = asyncio.create_task(run_all(runs, here, slots, say=say, after_each=lambda failures: None))
+    deadline = time.monotonic() + 20
+    while not once():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def attempts(run: Run) -> int:
-    return len((run.folder / "attempts").read_text())
+    file = run.folder / "attempts"
+    return len(file.read_text()) if file.exists() else 0
 
 
 def is_alive(pid: int) -> bool:
     """A zombie, which nobody in a container may come to collect, is dead."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(") ")[2][0] != "Z"
-
-
-def wait_for(path: Path, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline, path
-        time.sleep(0.02)
 
 
 def test_a_failed_run_is_tried_twice_and_named_and_stops_no_other(tmp_path: Path) -> None:
@@ -73,7 +94,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     run = stand_in.make_run(tmp_path, "arm")
     carry_out_all([run])
     failures, said = carry_out_all([run])
-    assert failures == {} and attempts(run) == 1 and said == ["1 of 1 runs are finished already"]
+    assert failures == {} and attempts(run) == 1 and said == ["arm seed 0: is finished already"]
 
 
 def test_what_a_run_leaves_running_is_killed(tmp_path: Path) -> None:
@@ -102,35 +123,32 @@ def test_runs_share_the_slots_and_each_has_its_gpus_to_itself(tmp_path: Path) ->
 
 def test_a_sweep_that_is_stopped_ends_its_runs_and_starts_no_more(tmp_path: Path) -> None:
     hanging = [stand_in.make_run(tmp_path, "arm", seed, behaviour="hangs") for seed in range(3)]
-    runner = LocalRunner(LAUNCH, [None, None])
-    ended: list[str | None] = []
-    threads = [threading.Thread(target=lambda run=run: ended.append(runner.run(run))) for run in hanging]
-    for thread in threads[:2]:
-        thread.start()
-    for run in hanging[:2]:
-        wait_for(run.folder / "started")
-    threads[2].start()  # waits for a slot
+    started = [run.folder / "started" for run in hanging]
+    said: list[str] = []
     start = time.monotonic()
-    runner.stop()
-    for thread in threads:
-        thread.join(20)
-    assert time.monotonic() - start < 15 and len(ended) == 3 and all(ended)
-    assert not (hanging[2].folder / "started").exists()
+    asyncio.run(stop(hanging, 2, lambda: started[0].exists() and started[1].exists(), said.append))
+    assert time.monotonic() - start < 30 and not started[2].exists()
+    for run in hanging[:2]:
+        assert attempts(run) == 1 and not is_alive(int((run.folder / "pid").read_text()))
 
 
-def test_ctrl_c_in_the_middle_stops_the_pool(tmp_path: Path) -> None:
+def test_a_run_that_does_not_stop_when_it_is_asked_to_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "PATIENCE_S", 0.1)
+    deaf = stand_in.make_run(tmp_path, "arm", behaviour="does not listen")
+    asyncio.run(stop([deaf], 1, (deaf.folder / "started").exists, lambda text: None))
+    assert not is_alive(int((deaf.folder / "pid").read_text()))
+
+
+def test_ctrl_c_in_the_middle_stops_what_runs(tmp_path: Path) -> None:
     quick = stand_in.make_run(tmp_path, "quick")
     hanging = stand_in.make_run(tmp_path, "hanging", behaviour="hangs")
-    runner = LocalRunner(LAUNCH, [None, None])
-
-    def interrupt(failures: dict[str, str]) -> None:
-        wait_for(hanging.folder / "started")
-        raise KeyboardInterrupt
-
     said: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        run_all([quick, hanging], runner, jobs=2, say=said.append, after_each=interrupt)
-    assert quick.is_finished() and attempts(hanging) == 1
+    asyncio.run(
+        stop([quick, hanging], 2, lambda: quick.is_finished() and attempts(hanging) == 1, said.append)
+    )
+    assert not is_alive(int((hanging.folder / "pid").read_text()))
     assert not any("failed" in text.lower() for text in said)  # it was stopped: not tried again, not named
 
 
@@ -177,8 +195,6 @@ def test_runs_are_started_by_accelerate_on_a_free_port(monkeypatch: pytest.Monke
 
     monkeypatch.undo()  # the real command
     run = Run(arm="a", seed=0, folder=Path("x"), argv=("configs/demo.yaml", "seed=0"), num_steps=1)
-    from grpo.commands.sweeps import execute
-
     command = execute.command_of(
         run, LaunchConfig(config_file="launch/accelerate/zero2.yaml", num_processes=4)
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -78,8 +78,9 @@ def runner(tmp_path: Path, cluster: str, **resources: object) -> slurm.ClusterRu
 
 
 def carry_out_all(tmp_path: Path, cluster: str, *runs: Run) -> dict[str, str]:
-    on = runner(tmp_path, cluster)
-    return run_all(runs, on, jobs=len(runs), say=lambda text: None, after_each=lambda failures: None)
+    on, slots = runner(tmp_path, cluster), [None] * len(runs)
+    running = run_all(runs, on, slots, say=lambda text: None, after_each=lambda failures: None)
+    return asyncio.run(running)
 
 
 @pytest.mark.slow
@@ -99,12 +100,11 @@ def test_each_run_is_a_job_and_a_failed_one_is_queued_again_and_named(cluster: s
 @pytest.mark.usefixtures("train_script")
 def test_a_job_that_was_left_behind_is_waited_for_and_not_doubled(tmp_path: Path, scheduler: Path) -> None:
     run = stand_in.make_run(tmp_path, "arm", behaviour="sleeps")
-    left = threading.Thread(target=runner(tmp_path, "slurm").run, args=[run])
-    left.start()
-    while not (run.folder / "job_id.txt").exists():
-        time.sleep(0.01)
-    assert runner(tmp_path, "slurm").run(run) is None  # another command, while the first one's job runs
-    left.join()
+
+    async def two_commands() -> list[str | None]:
+        return await asyncio.gather(*(runner(tmp_path, "slurm")(run) for _ in range(2)))
+
+    assert asyncio.run(two_commands()) == [None, None]
     assert len([*(scheduler / "jobs").iterdir()]) == 1 and (run.folder / "attempts").read_text() == "x"
 
 
@@ -112,14 +112,16 @@ def test_a_job_that_was_left_behind_is_waited_for_and_not_doubled(tmp_path: Path
 @pytest.mark.usefixtures("train_script")
 def test_stopping_cancels_the_jobs(tmp_path: Path, scheduler: Path) -> None:
     run, on = stand_in.make_run(tmp_path, "arm", behaviour="hangs"), runner(tmp_path, "slurm")
-    outcomes: list[str | None] = []
-    thread = threading.Thread(target=lambda: outcomes.append(on.run(run)))
-    thread.start()
-    while not (run.folder / "started").exists():
-        time.sleep(0.05)
-    on.stop()
-    thread.join(10)
-    assert outcomes == ["stopped"]
+
+    async def stop_it() -> None:
+        task = asyncio.ensure_future(on(run))
+        while not (run.folder / "started").exists():
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(stop_it())
     deadline = time.monotonic() + 10
     while is_alive(int((scheduler / "jobs" / "1").read_text())):
         assert time.monotonic() < deadline
