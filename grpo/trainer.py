@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -37,16 +38,16 @@ from grpo.learner.advantages import score_groups
 from grpo.learner.balance import balanced
 from grpo.learner.guards import Guard
 from grpo.learner.kl_reward import subtract_divergences
-from grpo.learner.launching import compute_dtype
 from grpo.learner.losses import step_counts
 from grpo.learner.update import Learner, UpdateResult
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.counterfactuals import add_counterfactuals, make_plan
 from grpo.run import checkpoint
+from grpo.run.final_model import save_final
 from grpo.run.folder import RunDir
 from grpo.run.metrics import Metrics
-from grpo.run.recorder import Recorder
+from grpo.run.recorder import Recorder, held_out_score
 from rewards.scoring.runner import RewardSet
 
 
@@ -176,26 +177,31 @@ class GRPOTrainer:
         for step in range(last_step + 1, self.config.num_steps + 1):
             with self.recorder.timed("time/step"):
                 self.step(step)
-            self._finish_step(step)
+            score = self._finish_step(step)
             if self._is_due(step, settings.every_steps):
-                checkpoint.save(folder, step, self.accelerator, keep=settings.keep)
-        checkpoint.save_final(
+                checkpoint.save(folder, step, self.accelerator, keep=settings.keep, score=score)
+        save_final(
             self.run_dir.final,
             self.learner.policy,
-            dtype=compute_dtype(),
+            dtype=getattr(torch, settings.final_dtype),
+            step=max(last_step, self.config.num_steps),
             writes=self.accelerator.is_main_process,
         )
         self.recorder.end()
 
-    def _finish_step(self, step: int) -> None:
-        """Evaluate where it is due, write the step's row of metrics, and stop the run if a figure is wrong."""
+    def _finish_step(self, step: int) -> float | None:
+        """Evaluate where it is due, write the step's row of metrics, and stop the run if a figure is wrong.
+
+        Returns the held-out score; None where it was not measured.
+        """
         if self.evaluator.sets and self._is_due(step, self.config.eval.every_steps):
             with self.recorder.timed("time/eval"):
                 found = self.evaluator.run(self.engine)
             self.recorder.add(found.metrics)
             self.recorder.write_failures(step, found.lost, found.failures)
-        self.recorder.finish_step(step)
+        row = self.recorder.finish_step(step)
         self.guard.check(step)
+        return held_out_score(row, self.config)
 
     def _is_due(self, step: int, every_steps: int) -> bool:
         """Return whether what is due every so many steps, and after the last step, is due now; 0 means never."""

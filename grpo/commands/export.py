@@ -18,7 +18,7 @@ from torch import nn
 
 from grpo.policy.families import load_family
 from grpo.policy.model import Policy
-from grpo.run import checkpoint
+from grpo.run.final_model import save_final
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def interpolate(base_path: str, tuned_path: str, *, alpha: float, out: Path) -> 
     dtype = tuned.config.dtype or torch.float32
     model = tuned.load_model(dtype)
     mix_into(model, base.load_model(base.config.dtype or torch.float32), alpha=alpha)
-    checkpoint.save_final(out, Policy(model, tuned, temperature=1.0), dtype=dtype)
+    save_final(out, Policy(model, tuned, temperature=1.0), dtype=dtype)
 
 
 @torch.no_grad()

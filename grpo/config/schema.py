@@ -148,6 +148,9 @@ class CheckpointConfig:
     every_steps: NotNegative[int] = 50
     """0: only the final model."""
     keep: Positive[int] = 2
+    """The newest so many stay, and beside them the one with the best held-out score."""
+    final_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """The precision of the weights in `final/`."""
 
 
 @dataclass(frozen=True, kw_only=True)

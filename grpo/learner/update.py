@@ -23,6 +23,7 @@ from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, padding_row
 from grpo.policy.model import Policy, TokenScores, store_trained_only
 from grpo.policy.sharding import share_head
+from grpo.run.checkpoint import keep_weights
 from grpo.run.metrics import Mean, Metrics
 
 
@@ -111,7 +112,7 @@ class Learner:
         reference = SecondCopy(own, self.accelerator.device, offload=self.loss.reference_offload)
         # A reference that moves is part of a checkpoint.
         if self.loss.sync_ref_model:
-            self.accelerator.register_for_checkpointing(reference.policy)
+            keep_weights(self.accelerator, "reference", reference.policy)
         return reference
 
     def update(self, rows: Sequence[PackedRow], counts: StepCounts, step: int) -> UpdateResult:

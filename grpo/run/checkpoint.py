@@ -1,81 +1,178 @@
-"""Checkpoints, which are written whole or not at all, and the servable model at the end of a run."""
+"""Checkpoints: written whole or not at all, compared with their checksums before they are loaded, and never run.
+
+`step_000050/` holds what accelerate saves, the states that are kept by name (`keep_json`, `keep_weights`), and
+`manifest.json`, which is written last: the step, its held-out score, and the size and SHA-256 of every file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_model, save_model
+from torch import nn
 
-from grpo.policy.adapters import is_adapter, save_adapters
-from grpo.policy.model import Policy
-from grpo.policy.sharding import whole
+from grpo.run.disk import disk_errors, put_in_place, write_text
+from grpo.run.folder import checkpoint_steps
+
+MANIFEST = "manifest.json"
 
 
-def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int) -> None:
-    """Save weights, optimizer and random states as `folder/step_N`, under another name until they are complete."""
-    partial, finished = folder / f".partial_{step:06d}", folder / f"step_{step:06d}"
+class Stateful(Protocol):
+    """An object whose state JSON can hold; it is the same in all processes."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state: Any) -> object: ...
+
+
+def keep_json(accelerator: Accelerator, name: str, owner: Stateful) -> None:
+    """Make an object's state a part of checkpoints, as `NAME.json`.
+
+    accelerate's own way (`register_for_checkpointing`) stores a pickle, and runs what is in it.
+    """
+
+    def save(models: object, weights: object, folder: str) -> None:
+        if accelerator.is_main_process:
+            (Path(folder) / f"{name}.json").write_text(json.dumps(dict(owner.state_dict())), encoding="utf-8")
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(
+        lambda models, folder: owner.load_state_dict(json.loads((Path(folder) / f"{name}.json").read_bytes()))
+    )
+
+
+def keep_weights(accelerator: Accelerator, name: str, module: nn.Module) -> None:
+    """Make the weights of a module that does not train a part of checkpoints, as `NAME.safetensors`."""
+
+    def save(models: object, weights: object, folder: str) -> None:
+        if accelerator.is_main_process:
+            save_model(module, str(Path(folder) / f"{name}.safetensors"))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(
+        lambda models, folder: load_model(module, str(Path(folder) / f"{name}.safetensors"))
+    )
+
+
+def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score: float | None = None) -> None:
+    """Save weights, optimizer and random states as `folder/step_N`; only then remove what is kept no longer.
+
+    keep: how many of the newest stay. The one with the best held-out score stays beside them.
+    """
+    partial, finished = folder / f".partial_{step:06d}", _path(folder, step)
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    # The argument is for DeepSpeed alone.
-    accelerator.save_state(str(partial), exclude_frozen_parameters=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(finished, ignore_errors=True)
-        partial.rename(finished)
-        for old in steps(folder)[:-keep]:
-            shutil.rmtree(folder / f"step_{old:06d}")
+    with disk_errors(partial):
+        # The argument is for DeepSpeed alone.
+        accelerator.save_state(str(partial), exclude_frozen_parameters=True)
+        accelerator.wait_for_everyone()
+        files = dict(sorted(gather_object(_checksums(partial, _own_share(partial, accelerator)))))
+        if accelerator.is_main_process:
+            manifest = {"step": step, "score": score, "files": files}
+            write_text(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            put_in_place(partial, finished)
+            _remove_old(folder, step, keep)
     accelerator.wait_for_everyone()
 
 
 def restore(folder: Path, accelerator: Accelerator) -> int:
-    """Load the latest checkpoint and return its step; 0 if there is none."""
-    found = steps(folder)
-    if not found:
-        return 0
-    accelerator.load_state(str(folder / f"step_{found[-1]:06d}"))
-    return found[-1]
+    """Load the latest checkpoint that is whole and return its step; 0 if there is none at all.
 
-
-def steps(folder: Path) -> list[int]:
-    """Return the steps of the finished checkpoints, ascending."""
-    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
-
-
-def save_final(folder: Path, policy: Policy, *, dtype: torch.dtype, writes: bool = True) -> None:
-    """Save the model with tokenizer and processor, as `from_pretrained` and vLLM load them.
-
-    With LoRA its weights are merged, and `folder/adapter` holds the adapters alone, for peft. Where weights are
-    sharded, all processes must call it, since they gather them together; one of them writes.
+    Raises ValueError if there are checkpoints and all are damaged: a run that begins anew would lose what it has done.
     """
-    weights: dict[str, torch.Tensor] = {}
-    for name, weight in policy.named_weights():
-        if writes:
-            weights[name] = weight.to("cpu", dtype)
-    adapters = {n: whole(w) for n, w in policy.model.named_parameters() if is_adapter(n)}
-    if not writes:
-        return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    policy.family.save_model(partial, weights)
-    _set_dtype(partial / "config.json", dtype)
-    if policy.has_adapters:
-        save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
-    for file in partial.rglob("*.safetensors"):
-        # safetensors writes files that nobody else can read.
-        shutil.copymode(partial / "config.json", file)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    found = checkpoint_steps(folder)
+    for step in reversed(found):
+        path = _path(folder, step)
+        damage = gather_object(_damage(path, _own_share(path, accelerator)))
+        if not damage:
+            with _tensors_only():
+                accelerator.load_state(str(path))
+            return step
+        accelerator.print(f"note: {path} is damaged and left out: {damage[0]}", flush=True)
+    if found:
+        raise ValueError(
+            f"{folder}: no checkpoint is whole; put one back, or remove the run's folder to begin anew"
+        )
+    return 0
 
 
-def _set_dtype(config_file: Path, dtype: torch.dtype) -> None:
-    """Write the weights' precision into a saved config, where transformers puts that of the live model."""
-    config = json.loads(config_file.read_text())
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if "dtype" in part:
-            part["dtype"] = str(dtype).removeprefix("torch.")
-    config_file.write_text(json.dumps(config, indent=2) + "\n")
+def best(folder: Path) -> int | None:
+    """Return the step of the checkpoint with the highest held-out score, the earliest of equals; None without one."""
+    scores = {
+        step: score for step in checkpoint_steps(folder) if (score := _score(_path(folder, step))) is not None
+    }
+    return max(scores, key=lambda step: (scores[step], -step), default=None)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:06d}"
+
+
+def _score(path: Path) -> float | None:
+    try:
+        return json.loads((path / MANIFEST).read_bytes())["score"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _remove_old(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest up to a step and the best one. Later ones are damaged: the run began before them."""
+    earlier = [each for each in checkpoint_steps(folder) if each <= step]
+    for old in {*checkpoint_steps(folder)} - {*earlier[-keep:], best(folder)}:
+        shutil.rmtree(_path(folder, old))
+
+
+def _own_share(folder: Path, accelerator: Accelerator) -> list[Path]:
+    """Return the files of a folder, below it too, that this process reads: all together read each once."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return files[accelerator.process_index :: accelerator.num_processes]
+
+
+def _checksums(folder: Path, files: list[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the names of files in a folder with their sizes and digests."""
+    return [(str(path.relative_to(folder)), _checksum(path)) for path in files]
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _damage(folder: Path, files: list[Path]) -> list[str]:
+    """Return what is wrong with a checkpoint: its manifest, files that are missing, and those among the given ones."""
+    try:
+        stored = json.loads((folder / MANIFEST).read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST} cannot be read: {' '.join(str(error).split())}"]
+    missing = [f"{name} is missing" for name in stored if not (folder / name).is_file()]
+    changed = [name for name, found in _checksums(folder, files) if stored.get(name) != found]
+    return missing + [f"{name} is not as it was written" for name in changed]
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Let `torch.load` rebuild tensors and plain values alone, whatever its caller asks for: DeepSpeed asks for all."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals(_deepspeed_globals()):
+            yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _deepspeed_globals() -> list[Any]:
+    return []

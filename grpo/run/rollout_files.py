@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
@@ -79,8 +80,8 @@ def write_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -
 
 def rollout_files(folder: Path) -> dict[int, Path]:
     """Return the files of a run's rollouts by step, in order."""
-    files = {int(file.stem.removeprefix("step_")): file for file in folder.glob("step_*.parquet")}
-    return dict(sorted(files.items()))
+    names = {file: re.fullmatch(r"step_(\d+)\.parquet", file.name) for file in folder.glob("step_*")}
+    return dict(sorted((int(name[1]), file) for file, name in names.items() if name))
 
 
 def read_rollouts(

@@ -29,6 +29,7 @@ from grpo.policy.families import Qwen25VL
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
+from grpo.run.checkpoint import keep_json
 from grpo.run.folder import RunDir
 from grpo.run.recorder import Recorder
 from grpo.trainer import GRPOTrainer
@@ -90,7 +91,7 @@ def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Gu
         spike_factor=config.optim.spike_factor,
         process=accelerator.process_index,
     )
-    accelerator.register_for_checkpointing(guard)
+    keep_json(accelerator, "guard", guard)
     return guard
 
 
@@ -253,7 +254,7 @@ def difficulty_memory(
     memory = DifficultyMemory(
         config.dynamic_sampling, steps_per_epoch=num_samples / config.optim.prompts_per_step
     )
-    accelerator.register_for_checkpointing(memory)
+    keep_json(accelerator, "difficulty", memory)
     return memory
 
 

@@ -247,6 +247,7 @@ def test_a_longer_run_in_a_finished_one_without_checkpoints_is_named(
     finished.open(to_yaml(load_config(own[:-2])), {"data": {}})
     finished.append_metrics({"step": 4})
     finished.final.mkdir()
+    (finished.final / "training.json").write_text('{"step": 4}')
     assert examined(own, capsys)[0] == 0
     status, report = examined([*own, "num_steps=8"], capsys)
     [finding] = report["findings"]

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.commands.export import interpolate, main
-from grpo.run import checkpoint
+from grpo.run.final_model import save_final
 from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned") / "final"
-    checkpoint.save_final(folder, tiny.policy(seed=4), dtype=torch.bfloat16)
+    save_final(folder, tiny.policy(seed=4), dtype=torch.bfloat16)
     return folder
 
 

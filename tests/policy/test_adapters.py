@@ -19,7 +19,7 @@ from grpo.config.learner import LossConfig, OptimConfig
 from grpo.config.model import LoraConfig, LoraTargets
 from grpo.policy.adapters import is_adapter
 from grpo.policy.model import Policy
-from grpo.run import checkpoint
+from grpo.run.final_model import save_final
 from tests.rollout.test_rollout import SAMPLING, SEEDS, TEMPERATURE, gap, prompts
 from tests.support import tiny
 from tests.support.learners import counts_of, make_learner, packed, text_groups
@@ -41,7 +41,7 @@ def stirred() -> Policy:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
     policy = stirred()
     folder = tmp_path_factory.mktemp("lora") / "final"
-    checkpoint.save_final(folder, policy, dtype=torch.float32)
+    save_final(folder, policy, dtype=torch.float32)
     return policy, folder
 
 

@@ -15,7 +15,7 @@ from grpo.config.learner import OptimConfig
 from grpo.learner.optimizers import make_optimizer
 from grpo.policy.adapters import is_adapter
 from grpo.policy.model import Policy
-from grpo.run import checkpoint
+from grpo.run.final_model import save_final
 from tests.support import tiny
 from tests.support.learners import packed
 from tests.support.runs import repeatable, run, weights
@@ -80,7 +80,7 @@ def test_what_is_sent_and_stored_is_the_policy_that_trains(policy: Policy, tmp_p
     start = dict(tiny.policy().named_weights())
     name = "model.language_model.layers.0.mlp.up_proj.weight"
     assert not torch.allclose(dict(policy.named_weights())[name], start[name], atol=1e-3)  # rounded to 4 bits
-    checkpoint.save_final(tmp_path / "final", policy, dtype=torch.float32)
+    save_final(tmp_path / "final", policy, dtype=torch.float32)
     assert "quantization_config" not in (tmp_path / "final" / "config.json").read_text()
     family = replace(tiny.family(), path=str(tmp_path / "final"))
     stored = Policy(family.load_model(torch.float32), family, temperature=1.0)

@@ -1,34 +1,221 @@
-"""Models that are saved for others."""
+"""Checkpoints: whole or not there, compared with what was written, and loaded without running code."""
+
+from __future__ import annotations
 
 import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from accelerate import Accelerator
+from torch import nn
 
 from grpo.run import checkpoint
+from grpo.run.checkpoint import keep_json, keep_weights, restore, save
+from grpo.run.folder import checkpoint_steps
 from tests.support import tiny
+from tests.support.runs import reset_process_state
 
 
-def test_the_final_model_is_whole_and_says_its_dtype(tmp_path: Path) -> None:
-    policy = tiny.policy(seed=4)
-    checkpoint.save_final(tmp_path / "final", policy, dtype=torch.bfloat16)
-    assert json.loads((tmp_path / "final" / "config.json").read_text())["dtype"] == "bfloat16"
-    stored = load_file(tmp_path / "final" / "model.safetensors")
-    assert "lm_head.weight" not in stored  # tied: stored once
-    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "final", dtype="auto")
-    assert loaded.dtype == torch.bfloat16
-    for name, weight in policy.model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], weight.bfloat16()), name
-    assert AutoProcessor.from_pretrained(tmp_path / "final").video_token == "<|video_pad|>"
-    assert not list(tmp_path.glob(".*"))  # nothing half-written beside it
-    modes = {file.stat().st_mode for file in (tmp_path / "final").iterdir()}
-    assert len(modes) == 1  # who reads the config reads the weights
+class Counter:
+    """A state that JSON can hold."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+class Parts:
+    """What a run keeps, small."""
+
+    def __init__(self, seed: int) -> None:
+        reset_process_state()
+        torch.manual_seed(seed)
+        self.accelerator = Accelerator(cpu=True)
+        model = nn.Linear(64, 64)
+        self.reference, self.counter = nn.Linear(2, 3), Counter(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        keep_json(self.accelerator, "counter", self.counter)
+        keep_weights(self.accelerator, "reference", self.reference)
+
+    def train(self) -> None:
+        self.model(torch.ones(64)).sum().backward()
+        self.optimizer.step()
+        self.counter.count += 1
+
+    def state(self) -> list[Any]:
+        moments = self.optimizer.state_dict()["state"]
+        return [
+            *(weight.tolist() for weight in (*self.model.parameters(), *self.reference.parameters())),
+            *(moments[index]["exp_avg_sq"].tolist() for index in moments),
+            self.counter.count,
+        ]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> dict[int, list[Any]]:
+    """The states of steps 2 and 4, whose checkpoints lie in the folder."""
+    parts, states = Parts(seed=1), {}
+    for step in (2, 4):
+        parts.train()
+        save(tmp_path, step, parts.accelerator, keep=2)
+        states[step] = parts.state()
+    return states
+
+
+def test_a_checkpoint_gives_back_weights_moments_and_states(tmp_path: Path, saved: dict[int, Any]) -> None:
+    resumed = Parts(seed=2)
+    assert restore(tmp_path, resumed.accelerator) == 4 and resumed.state() == saved[4] != saved[2]
+    assert restore(tmp_path / "none", resumed.accelerator) == 0
+    assert not list(tmp_path.glob(".*"))
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def put_zeros(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[1000:5096] = bytes(4096)
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": Path.unlink,
+    "one bit": flip_a_bit,
+    "zeros": put_zeros,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_loaded(
+    name: str, damage: str, tmp_path: Path, saved: dict[int, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    DAMAGES[damage](tmp_path / "step_000004" / name)
+    resumed = Parts(seed=2)
+    assert restore(tmp_path, resumed.accelerator) == 2 and resumed.state() == saved[2]
+    [line] = capsys.readouterr().out.splitlines()
+    assert f"{tmp_path}/step_000004 is damaged" in line and name in line
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "counter.json", "reference.safetensors", "random_states_0.pkl"]
+)
+def test_every_file_counts(name: str, tmp_path: Path, saved: dict[int, Any]) -> None:
+    (tmp_path / "step_000004" / name).write_bytes(b"{")
+    assert restore(tmp_path, Parts(seed=2).accelerator) == 2
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
+    tmp_path: Path, saved: dict[int, Any]
+) -> None:
+    for step in saved:
+        (tmp_path / f"step_{step:06d}" / "optimizer.bin").unlink()
+    with pytest.raises(ValueError, match="no checkpoint is whole"):
+        restore(tmp_path, Parts(seed=2).accelerator)
+
+
+def test_a_damaged_checkpoint_does_not_count_among_the_newest(tmp_path: Path, saved: dict[int, Any]) -> None:
+    (tmp_path / "step_000004" / "optimizer.bin").unlink()
+    resumed = Parts(seed=2)
+    restore(tmp_path, resumed.accelerator)
+    save(tmp_path, 3, resumed.accelerator, keep=2)
+    assert checkpoint_steps(tmp_path) == [2, 3]
 
 
 def test_only_finished_checkpoints_count(tmp_path: Path) -> None:
-    for name in ("step_000002", "step_000010", ".partial_000012"):
+    strange = (".partial_000012", "step_000006.bak", "step_best", "step_6")
+    for name in ("step_000002", "step_000010", "step_1234567", *strange):
         (tmp_path / name).mkdir()
-    assert checkpoint.steps(tmp_path) == [2, 10]
-    assert checkpoint.steps(tmp_path / "none") == []
+    (tmp_path / "step_000008").write_text("no folder")
+    assert checkpoint_steps(tmp_path) == [2, 10, 1234567]
+    assert checkpoint_steps(tmp_path / "none") == []
+
+
+def test_the_best_held_out_score_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    parts = Parts(seed=1)
+    for step, score in ((1, 0.2), (2, 0.9), (3, None), (4, 0.9), (5, 0.0), (6, 0.0)):
+        save(tmp_path, step, parts.accelerator, keep=2, score=score)
+    # Of equals the earlier one: what follows may be ruined.
+    assert checkpoint_steps(tmp_path) == [2, 5, 6] and checkpoint.best(tmp_path) == 2
+
+
+class Planted:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl", "counter.json"]
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_nothing_in_a_checkpoint_is_run(
+    name: str, is_zip: bool, tmp_path: Path, saved: dict[int, Any]
+) -> None:
+    """Not even where the manifest says that this was written."""
+    folder, mark = tmp_path / "step_000004", tmp_path / "mark"
+    torch.save(Planted(mark), folder / name, _use_new_zipfile_serialization=is_zip)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = checkpoint._checksum(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    resumed = Parts(seed=2)
+    try:
+        restore(tmp_path, resumed.accelerator)
+    except (pickle.UnpicklingError, RuntimeError, ValueError):
+        pass
+    assert not mark.exists()
+    torch.load(folder / name, weights_only=False)
+    assert mark.exists()  # the trap works
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from torch import nn
+from grpo.run.checkpoint import save
+accelerator = Accelerator(cpu=True)
+accelerator.prepare(nn.Linear(*map(int, sys.argv[2:])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # as if the disk had no more room
+try:
+    save(Path(sys.argv[1]), 2, accelerator, keep=1)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_named_with_the_path(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), "1000", "1000"],
+        capture_output=True,
+        text=True,
+        cwd=tiny.ROOT,
+        check=True,
+    )
+    assert said.stdout == f"[Errno 27] {os.strerror(27)}: '{tmp_path}/.partial_000002'\n"
+    assert not list(tmp_path.iterdir())  # what was written of it would fill the disk

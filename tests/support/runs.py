@@ -24,6 +24,7 @@ SMALL = [
     "eval.every_steps=2",
     "eval.max_samples=4",
     "checkpoint.every_steps=2",
+    "checkpoint.final_dtype=float32",
     "media.num_workers=1",
 ]
 NOT_REPEATED = ("time/", "media/")

@@ -34,7 +34,8 @@ from grpo.config.schema import Config
 from grpo.groups import Rollout
 from grpo.learner.advantages import advantages_of
 from grpo.media.sampling import MediaSettings
-from grpo.run.folder import RunDir, write_text
+from grpo.run.disk import write_text
+from grpo.run.folder import RunDir
 from grpo.run.rollout_files import num_groups, read_rollouts, rollout_files
 from rewards.scoring.runner import RewardSet, Scoring, load_rewards
 

@@ -13,7 +13,8 @@ import pandas as pd
 
 from grpo.commands.sweeps.intervals import FOOTNOTE, ArmSummary, draw_arms, summarise, table
 from grpo.commands.sweeps.plan import Run, Sweep, arm_overrides
-from grpo.run.folder import read_rows, write_text
+from grpo.run.disk import write_text
+from grpo.run.folder import read_rows
 from rewards.scoring.loading import did_you_mean
 
 Rows = Mapping[Run, Sequence[Mapping[str, float]]]

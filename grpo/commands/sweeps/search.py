@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from grpo.commands.sweeps.execute import Runner, Slot, run_all
 from grpo.commands.sweeps.plan import Run, SearchConfig, Sweep, load_run_config, make_run
 from grpo.commands.sweeps.results import points_of, rows_of, values_of
-from grpo.run.folder import write_text
+from grpo.run.disk import write_text
 
 if TYPE_CHECKING:
     from optuna.distributions import FloatDistribution, IntDistribution

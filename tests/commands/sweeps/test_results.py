@@ -17,6 +17,7 @@ def finished(tmp_path: Path, arm: str, seed: int, rows: list[dict[str, float]]) 
     """A run of two steps with these rows."""
     run = stand_in.make_run(tmp_path, arm, seed)
     (run.folder / "final").mkdir(parents=True)
+    (run.folder / "final" / "training.json").write_text('{"step": 2}')
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
 

@@ -1,0 +1,79 @@
+"""Files and folders that are whole on the disk or not there, also after a power failure, and errors that name the disk.
+
+A reader never meets a half-written file: everything is written under another name, flushed, and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+PROBE_BYTES = 1 << 20
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush(partial)
+    partial.replace(path)
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Rename a folder that is complete to its name, in the place of an older one, after all of it is on the disk.
+
+    Its files become as readable as the folder: safetensors writes files that nobody else can read.
+    """
+    for each in partial.rglob("*"):
+        if each.is_file():
+            each.chmod(partial.stat().st_mode & 0o666)
+        flush(each)
+    flush(partial)
+    older = folder.with_name(f".{folder.name}.older")
+    shutil.rmtree(older, ignore_errors=True)
+    if folder.exists():
+        folder.rename(older)
+    partial.rename(folder)
+    flush(folder.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn libraries' words for a disk that takes no more ("basic_ios::clear") into the OSError behind them.
+
+    What was written to the folder is removed, since it is of no use and fills the disk.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            if isinstance(error, RuntimeError | SafetensorError):
+                _probe(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _probe(folder: Path) -> None:
+    """Raise OSError with the path if a small file can't be written to a folder."""
+    probe = folder / ".probe"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+        flush(probe)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from error
