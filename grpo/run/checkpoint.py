@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -96,7 +96,7 @@ def restore(folder: Path, accelerator: Accelerator) -> int:
         path = _path(folder, step)
         damage = gather_object(_damage(path, _own_share(path, accelerator)))
         if not damage:
-            with _tensors_only():
+            with _tensors_only(accelerator):
                 accelerator.load_state(str(path))
             return step
         accelerator.print(f"note: {path} is damaged and left out: {damage[0]}", flush=True)
@@ -161,12 +161,13 @@ def _damage(folder: Path, files: list[Path]) -> list[str]:
 
 
 @contextmanager
-def _tensors_only() -> Iterator[None]:
+def _tensors_only(accelerator: Accelerator) -> Iterator[None]:
     """Let `torch.load` rebuild tensors and plain values alone, whatever its caller asks for: DeepSpeed asks for all."""
+    allowed = _deepspeed_values() if accelerator.distributed_type == DistributedType.DEEPSPEED else []
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals(_deepspeed_globals()):
+        with torch.serialization.safe_globals(allowed):
             yield
     finally:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
@@ -174,5 +175,10 @@ def _tensors_only() -> Iterator[None]:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
-def _deepspeed_globals() -> list[Any]:
-    return []
+def _deepspeed_values() -> list[Any]:
+    """Return the classes of plain values that DeepSpeed stores beside tensors."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]

@@ -136,6 +136,7 @@ DEMO = [
     "optim.tokens_per_row=200",
     "eval.every_steps=6",
     "checkpoint.every_steps=0",
+    "checkpoint.final_dtype=float32",
     "media.num_workers=1",
     "rewards_workers.max_workers=2",
 ]
