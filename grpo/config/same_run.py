@@ -16,8 +16,7 @@ def check_same_run(old: Path, config: Config) -> None:
         before, now = _fixed(read_config(old)), _fixed(config)
     except ValueError as error:
         raise ValueError(
-            f"run_dir: {old} cannot be read, so that nobody knows whether its run is this one: {error}; put it back, "
-            "or choose another run_dir"
+            f"run_dir: {old}: {error}; it says what run the folder holds: put it back, or choose another run_dir"
         ) from error
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):

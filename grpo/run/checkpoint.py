@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,28 +39,38 @@ def keep_json(accelerator: Accelerator, name: str, owner: Stateful) -> None:
 
     accelerate's own way (`register_for_checkpointing`) stores a pickle, and runs what is in it.
     """
-
-    def save(models: object, weights: object, folder: str) -> None:
-        if accelerator.is_main_process:
-            (Path(folder) / f"{name}.json").write_text(json.dumps(dict(owner.state_dict())), encoding="utf-8")
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(
-        lambda models, folder: owner.load_state_dict(json.loads((Path(folder) / f"{name}.json").read_bytes()))
+    _keep(
+        accelerator,
+        f"{name}.json",
+        lambda file: file.write_text(json.dumps(dict(owner.state_dict())), encoding="utf-8"),
+        lambda file: owner.load_state_dict(json.loads(file.read_bytes())),
     )
 
 
 def keep_weights(accelerator: Accelerator, name: str, module: nn.Module) -> None:
     """Make the weights of a module that does not train a part of checkpoints, as `NAME.safetensors`."""
-
-    def save(models: object, weights: object, folder: str) -> None:
-        if accelerator.is_main_process:
-            save_model(module, str(Path(folder) / f"{name}.safetensors"))
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(
-        lambda models, folder: load_model(module, str(Path(folder) / f"{name}.safetensors"))
+    _keep(
+        accelerator,
+        f"{name}.safetensors",
+        lambda file: save_model(module, str(file)),
+        lambda file: load_model(module, file),
     )
+
+
+def _keep(
+    accelerator: Accelerator, name: str, write: Callable[[Path], object], read: Callable[[Path], object]
+) -> None:
+    """Have the first process write a file of that name into checkpoints, and all processes read it from there."""
+
+    def on_save(models: object, weights: object, folder: str) -> None:
+        if accelerator.is_main_process:
+            write(Path(folder) / name)
+
+    def on_load(models: object, folder: str) -> None:
+        read(Path(folder) / name)
+
+    accelerator.register_save_state_pre_hook(on_save)
+    accelerator.register_load_state_pre_hook(on_load)
 
 
 def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score: float | None = None) -> None:

@@ -149,8 +149,8 @@ class RunDir:
             before = dict(json.loads(self.manifest_file.read_bytes())["data"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"run_dir: {self.manifest_file} cannot be read ({' '.join(str(error).split())}), so that nobody "
-                f"knows whether the data has changed; put it back, or choose another run_dir"
+                f"run_dir: {self.manifest_file}: {' '.join(str(error).split())}; it says what data the run has read: "
+                "put it back, or choose another run_dir"
             ) from error
         for path in data_files:
             if path in before and before[path] != _fingerprint(path):

@@ -192,7 +192,8 @@ def test_an_engine_that_samples_from_other_weights_stops_the_run(
     recorder = make(max_gap=max_gap)
     recorder.add(Metrics(means={"sampler/gap_mean": Mean(gap * 10, 10)}))
     if not stops:
-        return recorder.finish_step(1)
+        assert recorder.finish_step(1)["sampler/gap_mean"] == 0.2
+        return
     with pytest.raises(
         RuntimeError, match=rf"differ from the learner's by {gap} .* more than rollout.max_gap={max_gap:g}"
     ):
