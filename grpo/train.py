@@ -15,7 +15,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from grpo.config.load import defaults_yaml, load_config, to_yaml
+from grpo.config.explained import explained
+from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir, make_manifest
 
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
-        print(
-            f"{__doc__}\nEvery setting, with its default (grpo/config/ says what they mean):\n\n{defaults_yaml()}"
-        )
+        print(__doc__, "Every setting, with its default (??? where there is none):", sep="\n", end="\n\n")
+        print(*explained(), sep="\n")
         return
     is_first = os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:

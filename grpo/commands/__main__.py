@@ -21,6 +21,8 @@ COMMANDS = {
 OPTIONAL = {"pandas", "scipy", "jinja2", "optuna", "submitit"}
 """Packages that commands import when they need them: those of the extra `commands`."""
 
+TRAIN = ": training is `accelerate launch grpo/train.py CONFIG.yaml ...`, see egogrpo --help"
+
 HELP = """\
 egogrpo: GRPO for video vision-language models. What one can do:
 
@@ -49,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         from rewards.scoring.loading import did_you_mean
 
-        known = ", ".join(COMMANDS)
-        print(f"error: no command {name!r}{did_you_mean(name, COMMANDS)}; there are {known}", file=sys.stderr)
+        known = f"; there are {', '.join(COMMANDS)}"
+        says = did_you_mean(name, COMMANDS) + (TRAIN if name == "train" else known)
+        print(f"error: no command {name!r}{says}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -26,6 +26,10 @@ Free = Annotated[T, FREE]
 """A setting, or a section of them, that a resumed run may change: how it is run and watched, and how long. Another
 value of any other setting makes it another run."""
 
+PATH = "path"
+FilePath = Annotated[T, PATH]
+"""A path, in which `~` and variables of the environment are filled in."""
+
 LIMITS: dict[type, tuple[Any, str]] = {
     Gt: (operator.gt, "above"), Ge: (operator.ge, "at least"), Lt: (operator.lt, "below"), Le: (operator.le, "at most"),
 }  # fmt: skip

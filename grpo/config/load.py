@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from grpo.config.limits import refusals
 from grpo.config.rules import contradictions
 from grpo.config.schema import Config
+from grpo.config.texts import TextLoader, typed
 
 
 def load_config(argv: Sequence[str]) -> Config:
@@ -32,9 +36,10 @@ def read_config(file: Path) -> Config:
 
 def read_layers(argv: Sequence[str]) -> list[DictConfig]:
     """The settings of each file, and behind them those of the overrides."""
-    files = [_read_file(Path(arg)) for arg in argv if "=" not in arg]
+    files = [_read_file(Path(arg)) for arg in argv if not _is_override(arg)]
     with one_line_errors():
-        return [*files, OmegaConf.from_dotlist([arg for arg in argv if "=" in arg])]
+        overrides = [_layer(_nested(arg)) for arg in argv if _is_override(arg)]
+        return [*files, cast(DictConfig, OmegaConf.merge({}, *overrides))]
 
 
 def to_config(layers: Sequence[DictConfig]) -> Config:
@@ -49,14 +54,14 @@ def to_config(layers: Sequence[DictConfig]) -> Config:
     return config
 
 
+def to_layer(config: Config) -> DictConfig:
+    """All settings of a config, in which what it says literally is not filled in once more."""
+    return cast(DictConfig, OmegaConf.create(_escaped(asdict(config))))
+
+
 def to_yaml(config: Config) -> str:
     """The resolved config, as a file that reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def defaults_yaml() -> str:
-    """Every setting with its default; ??? where there is none."""
-    return OmegaConf.to_yaml(OmegaConf.structured(Config))
+    return OmegaConf.to_yaml(to_layer(config))
 
 
 @contextmanager
@@ -64,6 +69,9 @@ def one_line_errors(place: str = "config") -> Iterator[None]:
     """Turn the errors of OmegaConf and YAML into a ValueError of one line that names the place and the key."""
     try:
         yield
+    except GrammarParseError as error:
+        literally = "a ${ that is meant literally is written \\${"
+        raise ValueError(f"{place}: {_one_line(error)}; {literally}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{place}: {_one_line(error)}") from error
     except TypeError as error:  # a list met something else; OmegaConf does not say which
@@ -72,14 +80,50 @@ def one_line_errors(place: str = "config") -> Iterator[None]:
         raise ValueError(f"{place}: no YAML: {' '.join(str(error).split())}") from error
 
 
+def _is_override(arg: str) -> bool:
+    """Whether an argument is `key=value`, and not a file in whose path there is a `=`."""
+    key, equals, _ = arg.partition("=")
+    is_file = os.path.isfile(arg) or ("/" in key and arg.endswith((".yaml", ".yml")))
+    return bool(equals) and not is_file
+
+
+def _nested(arg: str) -> Any:
+    key, _, text = arg.partition("=")
+    value = yaml.load(text, TextLoader)
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def _layer(read: Any) -> DictConfig:
+    return OmegaConf.create(typed(read))
+
+
 def _read_file(file: Path) -> DictConfig:
+    if str(file).startswith("-"):
+        raise ValueError(
+            f"config: no option {file}: a setting is key=value (grpo/train.py --help lists them)"
+        )
     if not file.is_file():
         raise ValueError(f"config: no file {file}")
-    with one_line_errors():
-        layer = OmegaConf.load(file)
-    if not isinstance(layer, DictConfig):
-        raise ValueError(f"config: {file} holds no settings by name")
-    return layer
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config: {file} is not UTF-8: {error}") from error
+    with one_line_errors(f"config: {file}"):
+        read = yaml.load(text, TextLoader)
+        if not isinstance(read, dict | None):
+            raise ValueError(f"config: {file} holds no settings by name")
+        return _layer(read or {})
+
+
+def _escaped(value: Any) -> Any:
+    """The value with OmegaConf's escape before each `${`, and before the backslashes in front of it."""
+    if isinstance(value, dict):
+        return {name: _escaped(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(each) for each in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _one_line(error: OmegaConfBaseException) -> str:

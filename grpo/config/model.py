@@ -7,7 +7,7 @@ from typing import Literal
 
 from omegaconf import MISSING
 
-from grpo.config.limits import Free, NotNegative, Positive
+from grpo.config.limits import FilePath, Free, NotNegative, Positive
 
 Part = Literal["language", "vision", "merger"]
 """The language model with embeddings and head; the vision tower; the layers that lead from it to the language model."""
@@ -45,7 +45,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    path: str = MISSING
+    path: FilePath[str] = MISSING
     """A Hugging Face model folder, or a hub name that is in the local cache."""
     freeze: list[Part] = field(default_factory=list)
     """Parts that keep their weights. With LoRA everything but the adapters does anyway."""

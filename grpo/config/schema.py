@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from omegaconf import MISSING
 
 from grpo.config.learner import LossConfig, OptimConfig
-from grpo.config.limits import Frac, Free, NotNegative, Positive, PositiveFrac
+from grpo.config.limits import FilePath, Frac, Free, NotNegative, Positive, PositiveFrac
 from grpo.config.model import ModelConfig
 from grpo.media.sampling import MediaSettings
 from rewards.scoring.loading import reads_cited_moments
@@ -26,6 +26,8 @@ SHARE_UNITS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
+    system: str | None = None
+    """The system's turn before the user's; None: the model's own, as its chat template has it."""
     template: str = "{question}\n{options}\n{instruction}"
     """The user's turn after the clip."""
     option: str = "{letter}. {text}"
@@ -37,8 +39,8 @@ class PromptConfig:
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     reader: str = "jsonl"
-    path: str = MISSING
-    media_root: str | None = None
+    path: FilePath[str] = MISSING
+    media_root: FilePath[str | None] = None
     """Folder that the records' media paths start from, and that they can't leave; None: the folder of `path`."""
     frame_fps: float | None = None
     """How many of the frames that a record lists are shown per second, where the record does not say it."""
@@ -75,7 +77,7 @@ class DataConfig:
 class MediaConfig(MediaSettings):
     cache_gib: Free[NotNegative[float]] = 4.0
     """Decoded frames and features of a frozen vision tower that are kept in memory, per process."""
-    cache_dir: Free[str | None] = None
+    cache_dir: Free[FilePath[str | None]] = None
     """Folder of decoded frames on disk, shared by processes and runs. None: `clip_cache` beside the run's folder, on
     the disk that was chosen for checkpoints, so that all runs there share it. A node's own disk is faster."""
     cache_disk_gib: Free[NotNegative[float]] = 16.0
@@ -175,7 +177,7 @@ class DynamicSamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    run_dir: Free[str] = MISSING
+    run_dir: Free[FilePath[str]] = MISSING
     """Everything about the run goes here. The same command with the same folder resumes."""
     seed: int = 0
     num_steps: Free[Positive[int]] = MISSING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -259,20 +260,27 @@ def difficulty_memory(
 
 
 def make_planner(config: Config, family: Qwen25VL) -> Planner:
-    prompt = config.prompt
     return Planner(
         family=family,
         settings=config.media,
-        count_text=partial(
-            family.num_text_tokens, template=prompt.template, option=prompt.option, tags=config.tags
-        ),
+        count_text=partial(family.num_text_tokens, **wording(config)),
         max_prompt_tokens=config.rollout.max_prompt_tokens,
     )
 
 
 def prompt_renderer(config: Config, family: Qwen25VL) -> Render:
+    return partial(family.render, **wording(config))
+
+
+def wording(config: Config) -> dict[str, Any]:
+    """Return the settings of a prompt's text, as a family takes them."""
     prompt = config.prompt
-    return partial(family.render, template=prompt.template, option=prompt.option, tags=config.tags)
+    return {
+        "system": prompt.system,
+        "template": prompt.template,
+        "option": prompt.option,
+        "tags": config.tags,
+    }
 
 
 def sampling_of(config: Config) -> Sampling:

@@ -26,7 +26,7 @@ as plain texts or as chat messages."""
 class RewardSpec:
     """A reward as configured, under its name."""
 
-    fn: str | None = None
+    fn: Annotated[str | None, "path"] = None
     """A built-in's name, `package.module:function`, `path/to/file.py:function` or an entry point of the group
     `grpo.rewards`; None: the built-in or entry point of the reward's own name."""
     weight: float = 1.0

@@ -55,6 +55,8 @@ def test_an_unknown_command_is_told_the_one_that_was_meant(capsys: pytest.Captur
     error = capsys.readouterr().err
     assert error.startswith("error: no command 'docter' (did you mean 'doctor'?); there are doctor, ")
     assert error.count("\n") == 1
+    assert main(["train", "configs/demo.yaml"]) == 2
+    assert "training is `accelerate launch grpo/train.py CONFIG.yaml ...`" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # the doctor and the annotator import torch and transformers

@@ -10,7 +10,7 @@ from typing import get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from grpo.config.limits import FREE, LIMITS, single_settings
+from grpo.config.limits import FREE, LIMITS, PATH, single_settings
 from grpo.config.load import load_config, to_yaml
 from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config, DataConfig
@@ -129,7 +129,23 @@ def test_a_config_survives_its_own_yaml(tmp_path: Path) -> None:
         ("prompt.option='{'", "prompt.option: "),
         ("rewards={accuracy: [}", "no YAML"),
         ("data.train.0.path=mine.jsonl", "lists are set whole"),
-        ("data.train=mine.jsonl", "data.train: "),
+        ("data.train={path: mine.jsonl}", r"data.train: lists are set whole: data.train=\[{path: FILE}\]"),
+        ("optim.betas=0.9", "optim.betas: lists are set whole"),
+        ("optim.robust=spd", "optim.robust is a section; did you mean optim.robust.method=spd?"),
+        ("loss=grpo", "did you mean loss.type=grpo?"),
+        ("rollout=4", "rollout is a section; its settings are engine, group_size, "),
+        ("rewards=accuracy", "rewards is a mapping, whose entries have names"),
+        ("rewards.keyframe.args={tolerance_s: .nan}", "rewards.keyframe.args.tolerance_s must be a number"),
+        ("optim.learning_rate=1e-6", "no setting optim.learning_rate; here it is optim.lr"),
+        ("--learning_rate=1e-6", "no setting --learning_rate; here it is optim.lr"),
+        ("--learning_rate", "no option --learning_rate: a setting is key=value"),
+        ("optim.beta=0.1", "no setting optim.beta; here it is loss.beta"),
+        (
+            "actor_rollout_ref.rollout.n=4",
+            "no setting actor_rollout_ref.rollout.n; here it is rollout.group_size",
+        ),
+        ("prompt.template='{question} ${{x}}'", r"prompt.template: .* literally is written \\\${"),
+        ("run_dir=$NOT_SET/x", r"run_dir: \$NOT_SET is not set in the environment"),
         ("data.train=[{path: x, share: 0}]", r"data.train.0.share must be at least 0.0001, not 0"),
         ("optim.betas=[0.9, 1.0]", "optim.betas.1 must be below 1, not 1.0"),
         ("loss.entropy_coef=nan", "loss.entropy_coef must be a number, not nan"),
@@ -209,7 +225,7 @@ def test_a_config_that_no_run_has_written_is_named(tmp_path: Path) -> None:
 def test_every_word_beside_a_field_is_one_that_is_looked_at() -> None:
     words = {word for setting in single_settings(load_config([DEMO])) for word in setting.words}
     assert {type(word) for word in words} - {str} <= LIMITS.keys()
-    assert {word for word in words if isinstance(word, str)} == {FREE}
+    assert {word for word in words if isinstance(word, str)} == {FREE, PATH}
 
 
 def test_a_missing_setting_is_named(tmp_path: Path) -> None:

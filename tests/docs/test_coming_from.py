@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -11,7 +12,9 @@ from omegaconf import OmegaConf
 from transformers import TrainingArguments
 from trl import GRPOConfig
 
+from grpo.config.foreign import our_name
 from grpo.config.load import Config
+from grpo.config.texts import keys_of
 from tests.support import pages, tiny
 
 PAGE = tiny.ROOT / "docs" / "coming_from.md"
@@ -51,3 +54,40 @@ def test_a_row_without_a_note_has_trls_default(left: list[str], right: list[str]
     ours = [OmegaConf.select(config, key) for key in right]
     ours = [*ours[0]] if len(ours) < len(left) else ours  # `betas` are two numbers
     assert ours == [defaults[name] for name in left]
+
+
+def renamed() -> Iterator[tuple[str, str, set[str]]]:
+    """Each name on the page that is no section here, with its project and what the project's rows have beside it."""
+    for section in PAGE.read_text().split("\n## ")[1:]:
+        ours: dict[str, set[str]] = {}
+        for line in section.splitlines():
+            if line.startswith("| `"):
+                left, right = (re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")[:2])
+                for name in {each.split()[0].strip("-") for each in left} - {
+                    each.name for each in fields(Config)
+                }:
+                    ours.setdefault(name, set()).update(key.partition("=")[0] for key in right)
+        yield from ((section.split("\n")[0], name, keys) for name, keys in ours.items())
+
+
+@pytest.mark.parametrize(("project", "name", "ours"), renamed(), ids=str)
+def test_a_name_of_the_page_is_answered_with_ours(project: str, name: str, ours: set[str]) -> None:
+    answer = our_name(name, keys_of(Config)) or name
+    assert answer.partition("=")[0].replace("NAME", "accuracy") in ours
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("worker.actor.optim.lr", "optim.lr"),
+        ("worker.rollout.n", "rollout.group_size"),
+        ("worker.actor.model.model_path", "model.path"),
+        ("data.rollout_batch_size", "optim.prompts_per_step"),
+        ("algorithm.kl_coef", "loss.beta"),
+        ("trainer.total_epochs", "num_steps"),
+        ("batch_size", "optim.prompts_per_step"),
+        ("nothing.of_the_kind", None),
+    ],
+)
+def test_names_of_easyr1_and_common_ones_are_answered_with_ours(name: str, ours: str | None) -> None:
+    assert our_name(name, keys_of(Config)) == ours

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from grpo.commands.__main__ import COMMANDS
-from grpo.config.load import Config
+from grpo.config.load import Config, read_layers
 from grpo.data import READERS
 from rewards.scoring.loading import BUILTINS
 from rewards.scoring.specs import RewardSpec
@@ -87,7 +87,7 @@ def test_every_setting_that_a_page_names_exists() -> None:
         section, *parts = key.split(".")
         assert key in known or (section == "rewards" and parts[1] in of_a_reward), f"{page}: {text}"
         if equals:
-            OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([text]))
+            OmegaConf.merge(OmegaConf.structured(Config), *read_layers([text]))
 
 
 def options_of(command: str) -> set[str]:

@@ -106,6 +106,17 @@ def test_the_default_prompt_asks_for_the_tags_and_nothing_else() -> None:
     assert "<think>" in text and "only the letter" in text and "keyframes" not in text
 
 
+def test_a_system_prompt_stands_before_the_users_turn() -> None:
+    family, wording = tiny.family(), {"template": "{question}", "option": "", "tags": ()}
+    sample = tiny.sample(question="Which one?")
+    plain = family.render(sample, None, **wording).token_ids
+    prompt = family.render(sample, None, **wording, system="Answer briefly.")
+    text = family.processor.tokenizer.decode(prompt.token_ids)
+    assert text.startswith("<|im_start|>system\nAnswer briefly.<|im_end|>\n<|im_start|>user\nWhich one?")
+    assert prompt.token_ids[-len(plain) :] == plain
+    assert family.num_text_tokens(sample, **wording, system="Answer briefly.") == len(prompt.token_ids)
+
+
 @pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "some/hub-model-that-is-not-here"])
 def test_a_model_path_that_does_not_exist_is_named_at_once(path: str) -> None:
     with pytest.raises(ValueError, match=f"model.path: .*{path}"):

@@ -29,7 +29,7 @@ from grpo.commands.replay.page import page
 from grpo.commands.replay.report import make_report
 from grpo.commands.replay.table import Batch, Groups, Replayed, collect
 from grpo.commands.replay.text import markdown
-from grpo.config.load import one_line_errors, read_config, read_layers, to_config
+from grpo.config.load import one_line_errors, read_config, read_layers, to_config, to_layer
 from grpo.config.schema import Config
 from grpo.groups import Rollout
 from grpo.learner.advantages import advantages_of
@@ -116,7 +116,7 @@ def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:
         raise ValueError(
             f"config: {other[0]}: a replay takes only {', '.join(REPLAYED_KEYS)}; the rest is the run's"
         )
-    base = OmegaConf.structured(own)
+    base = to_layer(own)
     if any("rewards" in file for file in files):
         base = OmegaConf.masked_copy(base, [str(key) for key in base if key != "rewards"])
     chosen = [

@@ -140,28 +140,36 @@ class Qwen25VL:
         return t * h * w // self.config.vision_config.spatial_merge_size**2
 
     def render(
-        self, sample: Sample, clip: Clip | None, *, template: str, option: str, tags: Sequence[str]
+        self,
+        sample: Sample,
+        clip: Clip | None,
+        *,
+        template: str,
+        option: str,
+        tags: Sequence[str],
+        system: str | None = None,
     ) -> Prompt:
         """Return the sample's prompt, its clip first, with one pad token per vision feature."""
-        rendered = self._rendered(sample, clip is not None, template=template, option=option, tags=tags)
+        text = user_text(sample, template=template, option=option, tags=tags)
+        rendered = padded = self._in_chat(text, system, has_clip=clip is not None)
         if clip is not None:
             pads = self.processor.video_token * self.num_vision_tokens(clip)
-            rendered = rendered.replace(self.processor.video_token, pads)
-        return Prompt(sample=sample, clip=clip, token_ids=tuple(self._token_ids(rendered)), tags=tuple(tags))
+            padded = rendered.replace(self.processor.video_token, pads)
+        return Prompt(sample=sample, clip=clip, token_ids=tuple(self._token_ids(padded)), tags=tuple(tags))
 
-    def num_text_tokens(self, sample: Sample, *, template: str, option: str, tags: Sequence[str]) -> int:
+    def num_text_tokens(
+        self, sample: Sample, *, template: str, option: str, tags: Sequence[str], system: str | None = None
+    ) -> int:
         """Return the number of tokens of the sample's prompt beside its clip's."""
         has_clip = sample.clip_source is not None
-        rendered = self._rendered(sample, has_clip, template=template, option=option, tags=tags)
-        return len(self._token_ids(rendered)) - has_clip
-
-    def _rendered(
-        self, sample: Sample, has_clip: bool, *, template: str, option: str, tags: Sequence[str]
-    ) -> str:
-        """Return the prompt's text, with a single pad token for the clip."""
         text = user_text(sample, template=template, option=option, tags=tags)
+        return len(self._token_ids(self._in_chat(text, system, has_clip=has_clip))) - has_clip
+
+    def _in_chat(self, text: str, system: str | None, *, has_clip: bool) -> str:
+        """Return the user's turn in the model's chat format, with a single pad token for the clip."""
         content = [{"type": "video"}] if has_clip else []
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if rendered.count(self.processor.video_token) != len(content):
             raise ValueError(f"its text has {self.processor.video_token}, which stands for a clip")

@@ -1,0 +1,149 @@
+"""Settings as they are written, made ready for the schema: what a text means depends on the setting that it is for.
+
+YAML 1.1 takes `20260801_120000` and `010` for numbers and `no` for a boolean. Here every scalar is read as a text, and
+stays one where the schema wants a text; OmegaConf makes numbers of the others. Only where the schema says nothing (the
+arguments of rewards) does a text count as what YAML 1.2 takes it for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import MISSING
+
+from grpo.config.foreign import our_name
+from grpo.config.limits import PATH
+from grpo.config.schema import Config
+
+VALUES: dict[str, Callable[[str], object]] = {
+    # With a zero in front it is a name.
+    r"[-+]?(0|[1-9]\d*)": int,
+    r"[-+]?(\.\d+|\d+\.\d*|(\d+\.?|\d*\.\d+)[eE][-+]?\d+)": float,
+    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)": lambda text: float(text.replace(".", "")),
+    r"true|True|TRUE|false|False|FALSE": lambda text: text.lower() == "true",
+}
+"""What a text without quotes means where no type says it."""
+
+
+class Plain(str):
+    """A text without quotes, which may mean a number."""
+
+
+class TextLoader(yaml.SafeLoader):
+    """A loader of YAML that leaves all scalars texts, apart from `null`, and refuses a key that comes twice."""
+
+    yaml_implicit_resolvers = {
+        first: [each for each in resolvers if each[0].endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"{min(twice)} is set twice", node.start_mark)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+def _text(_: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return node.value if node.style else Plain(node.value)
+
+
+TextLoader.add_constructor("tag:yaml.org,2002:str", _text)
+
+
+def typed(value: Any, hint: Any = Config, key: str = "") -> Any:
+    """What `TextLoader` has read, as OmegaConf takes it for a setting, or a section, of that type.
+
+    A single text for a list is a list of it, and one for a section that has to have a `path` is that path. Raises
+    ValueError that names the key, and the key that is meant.
+    """
+    words = getattr(hint, "__metadata__", ())
+    hint = hint.__origin__ if get_origin(hint) is Annotated else hint
+    hint = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+    if isinstance(value, str) and PATH in words:
+        value = _filled_in(value, key)
+    if isinstance(value, str) and value.startswith("${"):
+        return value
+    if is_dataclass(hint):
+        return _section({} if value is None else value, hint, key)
+    if get_origin(hint) is dict:
+        return _mapping({} if value is None else value, get_args(hint)[1], key)
+    if get_origin(hint) is list and isinstance(value, str):
+        value = [value]
+    if get_origin(hint) in (list, tuple) and value is not None:
+        return _list(value, get_args(hint)[0], key)
+    is_text = hint is str or get_origin(hint) is Literal
+    return str(value) if is_text and isinstance(value, Plain) else _value(value)
+
+
+def _section(value: Any, cls: Any, key: str) -> dict[str, Any]:
+    required = [each.name for each in fields(cls) if each.default == MISSING]
+    if isinstance(value, str) and len(required) == 1:
+        value = {required[0]: value}
+    hints = get_type_hints(cls, include_extras=True)
+    if not isinstance(value, dict):
+        meant = [f"{key}.{name}={value}" for name, hint in hints.items() if value in get_args(hint)]
+        says = f"did you mean {meant[0]}?" if meant else f"its settings are {', '.join(hints)}"
+        raise ValueError(f"config: {key} is a section; {says}")
+    inner = {name: f"{key}.{name}" if key else str(name) for name in value}
+    for name, each in value.items():
+        for leaf in _leaves(each, inner[name]) if name not in hints else ():
+            if ours := our_name(leaf, keys_of(Config)):
+                raise ValueError(f"config: no setting {leaf}; here it is {ours} (docs/coming_from.md)")
+    return {name: typed(each, hints.get(name, Any), inner[name]) for name, each in value.items()}
+
+
+def _list(value: Any, hint: Any, key: str) -> list[Any]:
+    if not isinstance(value, list):
+        example = "[{path: FILE}]" if is_dataclass(hint) else "[...]"
+        raise ValueError(f"config: {key}: lists are set whole: {key}={example}")
+    return [typed(each, hint, f"{key}.{index}") for index, each in enumerate(value)]
+
+
+def _mapping(value: Any, hint: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"config: {key} is a mapping, whose entries have names: {key}={{NAME: ...}}")
+    return {name: typed(each, hint, f"{key}.{name}") for name, each in value.items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _value(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_value(each) for each in value]
+    if not isinstance(value, Plain):
+        return value
+    meant = (make for pattern, make in VALUES.items() if re.fullmatch(pattern, value))
+    return next(meant, str)(value)
+
+
+def _filled_in(path: str, key: str) -> str:
+    """The path with the home folder for `~` and its value for each variable of the environment."""
+    path = os.path.expanduser(os.path.expandvars(path))
+    if unset := re.search(r"\$\w+", path):
+        raise ValueError(f"config: {key}: {unset[0]} is not set in the environment")
+    return path
+
+
+def _leaves(value: Any, key: str) -> Iterator[str]:
+    """The dotted keys of all single values."""
+    if not isinstance(value, dict):
+        yield key
+        return
+    for name, each in value.items():
+        yield from _leaves(each, f"{key}.{name}")
+
+
+def keys_of(cls: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all settings that are no part of a list or of a mapping."""
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            yield from keys_of(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name
