@@ -123,6 +123,7 @@ def test_a_config_survives_its_own_yaml(tmp_path: Path) -> None:
         ("rollout.gpu_memory_frac=1.5", "rollout.gpu_memory_frac"),
         ("no-such-file.yaml", "no file no-such-file.yaml"),
         ("optim.lr=-1", "optim.lr must be above 0, not -1"),
+        ("advantages.min_std=-1", "advantages.min_std must be at least 0"),
         ("loss.beta=-1", "loss.beta must be at least 0, not -1"),
         ("rollout.max_new_tokens=256", "rollout.max_new_tokens leaves no room"),
         ("prompt.template='{questoin}'", "prompt.template: 'questoin' in"),
