@@ -10,6 +10,7 @@ attention needs a rectangle: `Layout` says which flat positions to gather for it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -42,6 +43,7 @@ class Segment:
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     advantages: tuple[float, ...]
+    """The rollouts' advantages; NaN for one that has none, which is only among those that nothing trains on."""
 
     @property
     def num_tokens(self) -> int:
@@ -103,13 +105,14 @@ class PackedRow:
 
 
 def segments_of(
-    scored: Sequence[ScoredGroup], *, tokens_per_row: int, drop_flat: bool = True
+    scored: Sequence[ScoredGroup], *, tokens_per_row: int, drop_flat: bool = True, trained: bool = True
 ) -> list[Segment]:
     """Split each group's rollouts that have an advantage into as few segments as the budget of a row allows.
 
-    drop_flat: leave out flat groups, which have no gradient unless a KL or an entropy term is used.
+    drop_flat: leave out groups without signal, which have no gradient unless a KL or an entropy term is used.
+    trained: False for the other rollouts, all that are not trained on.
     """
-    return [part for group in scored for part in _segments(group, tokens_per_row, drop_flat)]
+    return [part for group in scored for part in _segments(group, tokens_per_row, drop_flat, trained)]
 
 
 def pack(segments: Sequence[Segment], family: Family, *, tokens_per_row: int) -> list[PackedRow]:
@@ -186,14 +189,17 @@ def padding_row(family: Family) -> PackedRow:
     return build_row([segment], family)
 
 
-def _segments(scored: ScoredGroup, budget: int, drop_flat: bool) -> list[Segment]:
-    """Return a group's rollouts with an advantage in as few segments as fit a row; each has the prompt again."""
+def _segments(scored: ScoredGroup, budget: int, drop_flat: bool, trained: bool) -> list[Segment]:
+    """Return a group's rollouts, those that are trained on or the others, in as few segments as fit a row; each has
+    the prompt again.
+    """
+    is_dropped = drop_flat and not scored.has_signal
     pairs = [
-        (rollout, advantage)
+        (rollout, math.nan if advantage is None else advantage)
         for rollout, advantage in zip(scored.group.rollouts, scored.advantages, strict=True)
-        if advantage is not None
+        if trained == (advantage is not None and not is_dropped)
     ]
-    if not pairs or (drop_flat and not scored.has_signal):
+    if not pairs:
         return []
     prompt = scored.group.prompt
     parts: list[list[tuple[Rollout, float]]] = [[]]

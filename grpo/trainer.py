@@ -7,8 +7,9 @@ What this GRPO is, unless a config says otherwise; each choice is said again at 
   on which a reward that counts failed, or on which all abstained, has no total: it takes no part in its group's mean
   and std, nor in the update.
 - Its advantage is its total less the group's mean, over the group's (population) std.
-- A group whose totals are all equal teaches nothing: its advantages are exactly 0, it is left out of the passes, and no
-  other question takes its place. It counts in what the loss is divided by.
+- A group whose totals are all equal teaches nothing: its advantages are exactly 0, it is left out of the passes but for
+  one without gradient, which the policy's figures need, and no other question takes its place. It counts in what the
+  loss is divided by.
 - The loss is DAPO's: the mean over all completion tokens of the step, in all processes, with the ratio clipped to
   1 +- 0.2.
 - There is one update per batch. Completions are of the weights that they train, so all ratios are 1, nothing is
@@ -33,7 +34,7 @@ from grpo.config.schema import Config
 from grpo.evaluation import Evaluator
 from grpo.feed.dynamic_sampling import Sampled, means_of
 from grpo.feed.prompts import Feed
-from grpo.groups import Batch, RewardTable
+from grpo.groups import Batch, RewardTable, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.balance import balanced
 from grpo.learner.guards import Guard
@@ -99,21 +100,30 @@ class GRPOTrainer:
         # What the loss is divided by: the tokens of the whole step, over all processes, flat groups included.
         counts = step_counts(scored, max_new_tokens=self.sampling.max_new_tokens, gather=gather_object)
         # Flat groups are left out: they have no gradient, unless a KL or entropy term gives them one.
-        tokens_per_row, drop_flat = config.optim.tokens_per_row, not config.loss.needs_flat_groups
-        segments = segments_of(scored, tokens_per_row=tokens_per_row, drop_flat=drop_flat)
-        # Processes exchange work until all have about as many tokens.
-        segments = balanced(segments, self.accelerator)
-        rows = pack(segments, self.learner.policy.family, tokens_per_row=tokens_per_row)
+        drop_flat = not config.loss.needs_flat_groups
+        rows = self._rows(scored, drop_flat=drop_flat)
+        # All that is not trained on is read without a gradient: the policy's figures are those of all completions.
+        watched = self._rows(scored, drop_flat=drop_flat, trained=False)
         with recorder.timed("time/update"):
             self.engine.sleep()
             # One update (`num_iterations`), by the clipped loss with importance weights (`losses.row_loss`).
-            result = self.learner.update(rows, counts, step)
+            result = self.learner.update(rows, counts, step, watched=watched)
             self.engine.wake()
         # The next step samples from the weights that were just trained.
         with recorder.timed("time/sync"):
             self.engine.sync()
         self._watch(step, result, rows)
         recorder.write_groups(step, scored, sampled.batch.lost)
+
+    def _rows(
+        self, scored: Sequence[ScoredGroup], *, drop_flat: bool, trained: bool = True
+    ) -> list[PackedRow]:
+        """Pack the completions that are trained on, or the others."""
+        tokens_per_row = self.config.optim.tokens_per_row
+        segments = segments_of(scored, tokens_per_row=tokens_per_row, drop_flat=drop_flat, trained=trained)
+        # Processes exchange work until all have about as many tokens.
+        segments = balanced(segments, self.accelerator)
+        return pack(segments, self.learner.policy.family, tokens_per_row=tokens_per_row)
 
     def _sample(self, batch: Batch, step: int) -> Sampled:
         """Sample a group of completions for each question of a batch, and score it."""

@@ -183,6 +183,19 @@ def test_flat_groups_and_abstentions_are_left_out() -> None:
     assert len(packed([flat, mixed], drop_flat=False)[0].prompts) == 2
 
 
+def test_what_is_not_trained_on_is_packed_by_itself() -> None:
+    flat, mixed = tiny.ragged_groups()[:2]
+    flat = replace(flat, advantages=(0.0, None, 0.0, 0.0))
+    mixed = replace(mixed, advantages=(1.0, None, -1.0))
+    (row,) = packed([flat, mixed], drop_flat=True, trained=False)
+    # All of the flat group, 5 + 12 + 1 + 9 tokens, and the 3 of the one without an advantage.
+    assert sorted(row.lengths_T.unique().tolist()) == [1, 3, 5, 9, 12] and len(row.target_T) == 30
+    assert sorted(row.lengths_T[row.advantages_T.isnan()].unique().tolist()) == [3, 12]
+    (row,) = packed([flat, mixed], drop_flat=False, trained=False)
+    assert sorted(row.lengths_T.unique().tolist()) == [3, 12]
+    assert packed([tiny.ragged_groups()[0]], drop_flat=True, trained=False) == []
+
+
 def test_a_row_whose_features_and_pads_disagree_is_refused() -> None:
     (row,) = packed(tiny.ragged_groups()[:1], tokens_per_row=1000)
     broken = PackedRow(

@@ -9,6 +9,8 @@ from annotated_types import Ge, Lt
 
 from grpo.config.limits import Frac, Free, NotNegative, Positive, PositiveFrac
 
+Level = Literal["token", "sequence"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -17,7 +19,7 @@ class LossConfig:
     their token means; `gspo`: grpo with the ratio of whole completions; `dr_grpo`: the sum over tokens by
     `rollout.max_new_tokens` and the number of completions; `cispo`: dapo, but the ratio is clipped as a constant
     weight; `sapo`: grpo with a soft gate in place of the clip."""
-    importance_sampling_level: Literal["token", "sequence"] | None = None
+    importance_sampling_level: Level | None = None
     """Whose probability ratio a token gets: its own, or its completion's geometric mean. None: sequence for gspo,
     token for the others."""
     epsilon: NotNegative[float] = 0.2
@@ -61,12 +63,17 @@ class LossConfig:
     """Weight of the mean token entropy, which is added to the objective."""
     top_entropy_quantile: Frac[float] = 1.0
     """Share of the step's tokens, those of highest entropy, that the policy loss and the entropy bonus act on. Below
-    1 it costs one more forward pass. The paper recommends 0.2 (arXiv 2506.01939)."""
+    1 each update costs one more forward pass over all completions. The paper recommends 0.2 (arXiv 2506.01939)."""
 
     @property
-    def level(self) -> Literal["token", "sequence"]:
+    def level(self) -> Level:
         """Whose probability ratio a token gets."""
         return self.importance_sampling_level or ("sequence" if self.type == "gspo" else "token")
+
+    @property
+    def engine_level(self) -> Level:
+        """Whose probability ratio to the engine a token gets."""
+        return "sequence" if self.vllm_importance_sampling_mode.startswith("sequence") else "token"
 
     @property
     def needs_flat_groups(self) -> bool:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from grpo.config.learner import LossConfig
+from grpo.config.learner import Level, LossConfig
 from grpo.groups import ScoredGroup
-from grpo.learner.ratios import importance_ratio_T, sampler_correction
+from grpo.learner.ratios import Correction, importance_ratio_T, sampler_correction
 from grpo.run.metrics import Mean, Metrics
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class StepCounts:
     """The counts over all processes that the loss is divided by, groups without signal included."""
 
     num_completions: int
-    """Completions that have a total, those included that are masked because they were cut off."""
+    """Completions that have a total. One that was cut off and is masked is among them, and its tokens are not among the
+    others, as in trl: a mean over completions has 0 for it, a mean over tokens is of those that are trained on."""
     num_tokens: int
     """Tokens of the completions that have an advantage."""
     max_new_tokens: int
@@ -86,8 +87,8 @@ def cispo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setting
 
 
 def cispo_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
-    """Return True for tokens whose weight is at its bound."""
-    return ratio_T > settings.epsilon_high
+    """Return True for tokens whose weight is cut at its bound, whichever way their advantage points."""
+    return (ratio_T > settings.epsilon_high) & (advantages_T != 0)
 
 
 def sapo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
@@ -195,9 +196,10 @@ def row_loss(
         lengths_T=row.lengths_T,
         level=settings.level,
     )
-    engine_weight_T, metrics = _engine_weight_T(row, old_logps_T, settings)
-    policy_loss_T = kind.token_T(ratio_T, scores.logps_T, row.advantages_T, settings)
-    loss_T = policy_loss_T * (kept_T * engine_weight_T)
+    loss_T = kind.token_T(ratio_T, scores.logps_T, row.advantages_T, settings) * kept_T
+    # The engine's probabilities differ slightly from the learner's.
+    if (correction := engine_correction(row, old_logps_T, settings)) is not None:
+        loss_T = loss_T * correction.weight_T
     if reference_logps_T is not None:
         divergence_T = kl_T(
             scores.logps_T,
@@ -211,15 +213,16 @@ def row_loss(
     loss = (kind.weights_T(row.lengths_T, counts) * loss_T).sum()
     if settings.entropy_coef:
         loss = loss - settings.entropy_coef * (scores.entropy_T * kept_T).sum() / num_kept_tokens
-    means["policy/clip_fraction"] = mean_of(kind.clipped_T(ratio_T, row.advantages_T, settings))
-    return loss, metrics + Metrics(means=means)
+    clipped_T = kind.clipped_T(ratio_T, row.advantages_T, settings)
+    means["policy/clip_fraction"] = mean_at(settings.level, clipped_T, row.lengths_T)
+    return loss, Metrics(means=means)
 
 
-def _engine_weight_T(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) -> tuple[Tensor, Metrics]:
-    """Importance weights of the tokens: the engine's probabilities differ slightly from the learner's."""
+def engine_correction(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) -> Correction | None:
+    """Return the importance weights of a row's tokens against the engine that sampled them; None: they have none."""
     if not settings.vllm_importance_sampling_correction:
-        return torch.ones_like(old_logps_T), Metrics()
-    correction = sampler_correction(
+        return None
+    return sampler_correction(
         old_logps_T,
         row.sampler_logps_T,
         row.completion_T,
@@ -227,9 +230,25 @@ def _engine_weight_T(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) 
         clip_min=settings.vllm_importance_sampling_clip_min,
         clip_max=settings.vllm_importance_sampling_clip_max,
     )
-    return correction.weight_T, Metrics(
+
+
+def sampling_metrics(row: PackedRow, scores: TokenScores, settings: LossConfig) -> Metrics:
+    """Return a row's entropy, and its distance from the engine's log-probs: whether it samples from these weights.
+
+    scores: those of the weights before the step's first update.
+    """
+    logps_T = scores.logps_T.detach()
+    gap_T = (logps_T - row.sampler_logps_T).abs()
+    figures = Metrics(
+        means={"policy/entropy": mean_of(scores.entropy_T), "sampler/gap_mean": mean_of(gap_T)},
+        maxima={"sampler/gap_max": gap_T.max().item()},
+        sums={"tokens/computed": len(row.input_ids_N)},
+    )
+    if (correction := engine_correction(row, logps_T, settings)) is None:
+        return figures
+    return figures + Metrics(
         means={
-            "sampler/ratio_mean": mean_of(correction.ratio_T),
+            "sampler/ratio_mean": mean_at(settings.engine_level, correction.ratio_T, row.lengths_T),
             "sampler/outside_frac": mean_of(correction.outside_T),
         },
         maxima={"sampler/ratio_max": correction.ratio_T.max().item()},
@@ -239,3 +258,11 @@ def _engine_weight_T(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) 
 def mean_of(values_T: Tensor) -> Mean:
     """Return the mean over a row's tokens, with its count."""
     return Mean(values_T.sum().item(), len(values_T))
+
+
+def mean_at(level: Level, values_T: Tensor, lengths_T: Tensor) -> Mean:
+    """Return the mean over a row's tokens, or over its completions where values are those of whole completions."""
+    if level == "token":
+        return mean_of(values_T)
+    # Each token has its share of its completion.
+    return Mean((values_T / lengths_T).sum().item(), (1 / lengths_T).sum().item())

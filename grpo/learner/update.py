@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.learner.launching import pass_dtype, set_up_sharding
-from grpo.learner.losses import StepCounts, mean_of, row_loss
+from grpo.learner.losses import StepCounts, mean_at, row_loss, sampling_metrics
 from grpo.learner.optimizers import SPD, make_optimizer, take_start
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, padding_row
@@ -45,7 +45,8 @@ class UpdateInputs:
     num_passes: int
     """The rows of the process with most: all make as many passes, since each exchanges weights or gradients."""
     counts: StepCounts
-    selection: TokenSelection
+    watched: Sequence[PackedRow]
+    """The rows of completions that are not trained on."""
     reference_logps: Sequence[Tensor | None]
     """The reference's log-probs of each row, (T,); None without a KL term in the loss."""
 
@@ -115,10 +116,20 @@ class Learner:
             keep_weights(self.accelerator, "reference", reference.policy)
         return reference
 
-    def update(self, rows: Sequence[PackedRow], counts: StepCounts, step: int) -> UpdateResult:
-        """Move the weights `num_iterations` times, each time by the gradient of all rows."""
-        metrics = self._set_lr(step)
-        inputs = self.prepare(rows, counts)
+    def update(
+        self,
+        rows: Sequence[PackedRow],
+        counts: StepCounts,
+        step: int,
+        *,
+        watched: Sequence[PackedRow] = (),
+    ) -> UpdateResult:
+        """Move the weights `num_iterations` times, each time by the gradient of all rows.
+
+        watched: the rows of the step's other completions, which count in what is said about the policy.
+        """
+        metrics = self._set_lr(step) + self._watch(watched)
+        inputs = self.prepare(rows, counts, watched)
         passes, norms, bad_rows = [], [], []
         for _ in range(self.optim.num_iterations if inputs.num_passes else 0):
             # From the second iteration on, ratios are to the log-probs of the first one.
@@ -134,15 +145,16 @@ class Learner:
         skipped = Metrics(maxima={"optim/skipped_updates": result.num_skipped})
         return replace(result, metrics=metrics + skipped)
 
-    def prepare(self, rows: Sequence[PackedRow], counts: StepCounts) -> UpdateInputs:
+    def prepare(
+        self, rows: Sequence[PackedRow], counts: StepCounts, watched: Sequence[PackedRow] = ()
+    ) -> UpdateInputs:
         """Return the rows with what stays the same in all updates of a step."""
-        padded = self._padded(rows)
         has_kl_term = self.loss.beta > 0 and not self.loss.kl_in_reward
         return UpdateInputs(
             rows=rows,
-            num_passes=len(padded),
+            num_passes=len(self._padded(rows)),
             counts=counts,
-            selection=self._select_tokens(padded, len(rows), counts),
+            watched=watched,
             reference_logps=self.reference_logps(rows) if has_kl_term else [None] * len(rows),
         )
 
@@ -152,10 +164,12 @@ class Learner:
         old_logps: each row's log-probs before the step's first update; empty in the first one, whose own are used.
         """
         passes: list[RowPass] = []
+        selection = self._select_tokens(inputs)
         for index in range(inputs.num_passes):
             with self._exchange(last=index == inputs.num_passes - 1):
                 if index < len(inputs.rows):
-                    passes.append(self._row_pass(inputs, index, old_logps[index] if old_logps else None))
+                    before_T = old_logps[index] if old_logps else None
+                    passes.append(self._row_pass(inputs, index, selection, before_T))
                 else:
                     self._padding_pass()
         return passes
@@ -186,18 +200,40 @@ class Learner:
         most = int(counts.max())  # pyright: ignore[reportAttributeAccessIssue]
         return [*rows, *[self.padding_row] * (most - len(rows))]
 
-    def _select_tokens(
-        self, padded: Sequence[PackedRow], num_rows: int, counts: StepCounts
-    ) -> TokenSelection:
-        """Select all tokens of the rows, or those of highest entropy among the tokens of all rows of all processes."""
-        quantile, device = self.loss.top_entropy_quantile, self.accelerator.device
-        if quantile == 1 or not padded:
-            ones = [torch.ones(len(row.target_T), device=device) for row in padded[:num_rows]]
-            return TokenSelection(kept_rows=ones, num_tokens=counts.num_tokens)
-        # One pass over all rows first: the threshold must not depend on how they are packed.
+    def _watch(self, rows: Sequence[PackedRow]) -> Metrics:
+        """Return the figures of rows that are not trained on. Their ratios are clipped in no update."""
+        level, found = self.loss.level, Metrics()
+        for row, scores in zip(rows, self._scores_only(rows), strict=True):
+            nothing = mean_at(
+                level, torch.zeros_like(scores.logps_T), row.lengths_T.to(scores.logps_T.device)
+            )
+            clipped = Mean(0.0, nothing.count * self.optim.num_iterations)
+            found += Metrics(means={"policy/clip_fraction": clipped})
+            found += sampling_metrics(row.to(self.accelerator.device), scores, self.loss)
+        return found
+
+    def _scores_only(self, rows: Sequence[PackedRow]) -> list[TokenScores]:
+        """Return the scores of rows without a gradient, in as many passes as the process with most rows makes."""
         with torch.no_grad():
-            entropies = [self._scores(row.to(device)).entropy_T for row in padded][:num_rows]
-        own = torch.cat([torch.zeros(0, device=device), *entropies])
+            return [self._scores(row.to(self.accelerator.device)) for row in self._padded(rows)][: len(rows)]
+
+    def _select_tokens(self, inputs: UpdateInputs) -> TokenSelection:
+        """Select all tokens of the rows, or those of highest entropy among the step's, flat groups included.
+
+        The entropies are those of the current weights, as in trl: each update selects anew.
+        """
+        quantile, device = self.loss.top_entropy_quantile, self.accelerator.device
+        if quantile == 1 or not inputs.num_passes:
+            ones = [torch.ones(len(row.target_T), device=device) for row in inputs.rows]
+            return TokenSelection(kept_rows=ones, num_tokens=inputs.counts.num_tokens)
+        # One pass over all rows first: the threshold must not depend on how they are packed.
+        entropies = [scores.entropy_T for scores in self._scores_only(inputs.rows)]
+        # Completions without an advantage count nowhere in the loss.
+        others = [
+            scores.entropy_T[~row.advantages_T.isnan().to(device)]
+            for row, scores in zip(inputs.watched, self._scores_only(inputs.watched), strict=True)
+        ]
+        own = torch.cat([torch.zeros(0, device=device), *entropies, *others])
         # Processes have different numbers of tokens; -1 fills up, since no entropy is negative.
         everyone = self.accelerator.gather(self.accelerator.pad_across_processes(own, pad_index=-1))
         everyone = everyone[everyone >= 0]  # pyright: ignore
@@ -205,7 +241,9 @@ class Learner:
         kept = [(entropy_T >= threshold).float() for entropy_T in entropies]
         return TokenSelection(kept_rows=kept, num_tokens=float((everyone >= threshold).sum()))
 
-    def _row_pass(self, inputs: UpdateInputs, index: int, old_logps_T: Tensor | None) -> RowPass:
+    def _row_pass(
+        self, inputs: UpdateInputs, index: int, selection: TokenSelection, old_logps_T: Tensor | None
+    ) -> RowPass:
         """Leave a row's gradient on the weights. old_logps_T: None in the step's first update."""
         row = inputs.rows[index].to(self.accelerator.device)
         scores = self._scores(row)
@@ -216,8 +254,8 @@ class Learner:
             self.loss,
             inputs.counts,
             old_logps_T=before_T,
-            kept_T=inputs.selection.kept_rows[index],
-            num_kept_tokens=inputs.selection.num_tokens,
+            kept_T=selection.kept_rows[index],
+            num_kept_tokens=selection.num_tokens,
             reference_logps_T=inputs.reference_logps[index],
         )
         if not loss.isfinite():
@@ -229,7 +267,7 @@ class Learner:
         # With one update all ratios are 1, and this is the mean of minus the advantages: it says nothing of progress.
         metrics += Metrics(sums={"loss": loss.item() / self.optim.num_iterations})
         if old_logps_T is None:
-            metrics += sampling_metrics(row, scores)
+            metrics += sampling_metrics(row, scores, self.loss)
         return RowPass(old_logps_T=before_T, is_finite=True, metrics=metrics)
 
     def _padding_pass(self) -> None:
@@ -277,13 +315,3 @@ def lr_factor(
         return 1.0
     progress = (step - 1 - warmup_steps) / max(1, num_steps - warmup_steps)
     return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def sampling_metrics(row: PackedRow, scores: TokenScores) -> Metrics:
-    """Return a row's entropy and the gap to the engine's log-probs: whether the engine samples from these weights."""
-    gap_T = (scores.logps_T.detach() - row.sampler_logps_T).abs()
-    return Metrics(
-        means={"policy/entropy": mean_of(scores.entropy_T), "sampler/gap_mean": mean_of(gap_T)},
-        maxima={"sampler/gap_max": gap_T.max().item()},
-        sums={"tokens/computed": len(row.input_ids_N)},
-    )

@@ -14,10 +14,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo.config.learner import LossConfig
 from grpo.groups import Rollout, ScoredGroup
-from grpo.learner.losses import LOSSES, StepCounts, kl_T
+from grpo.learner.losses import LOSSES, StepCounts, kl_T, mean_at
 from grpo.learner.ratios import completion_sums_T, importance_ratio_T, sampler_correction
 from grpo.packing import PackedRow
 from grpo.policy.model import Policy
+from grpo.run.metrics import Mean
 from tests.support import tiny
 from tests.support.learners import packed as rows_of
 from tests.support.learners import updated
@@ -66,7 +67,9 @@ def test_cispo_bounds_the_weight_and_keeps_the_gradient() -> None:
     settings = LossConfig(type="cispo", epsilon_high=5.0)
     LOSSES["cispo"].token_T(logps.exp(), logps, torch.tensor([1.0, -2.0]), settings).sum().backward()
     assert logps.grad is not None and logps.grad.tolist() == pytest.approx([-1.5, 10.0])
-    assert clipped_in("cispo", [1.5, 9.0], [1.0, -2.0], epsilon_high=5.0) == [False, True]
+    # Not where the advantage is 0, and the weight of nothing is cut.
+    found = clipped_in("cispo", [1.5, 9.0, 9.0, 9.0], [1.0, -2.0, 2.0, 0.0], epsilon_high=5.0)
+    assert found == [False, True, True, False]
 
 
 def test_sapo_has_the_plain_gradient_on_policy_and_less_far_from_it() -> None:
@@ -84,6 +87,13 @@ def test_weights_divide_by_the_steps_counts() -> None:
     assert LOSSES["grpo"].weights_T(lengths, counts).sum().item() == pytest.approx(2 / 4)
     assert LOSSES["dapo"].weights_T(lengths, counts).tolist() == pytest.approx([1 / 20] * 7)
     assert LOSSES["dr_grpo"].weights_T(lengths, counts).tolist() == pytest.approx([1 / 40] * 7)
+
+
+def test_a_mean_at_the_level_of_completions_counts_each_once() -> None:
+    values_T, lengths_T = torch.tensor([2.0, 2.0, 2.0, 5.0]), torch.tensor([3, 3, 3, 1])
+    assert mean_at("token", values_T, lengths_T) == Mean(11.0, 4)
+    found = mean_at("sequence", values_T, lengths_T)
+    assert (found.total, found.count) == pytest.approx((7.0, 2.0))
 
 
 def test_divergences_by_hand() -> None:

@@ -80,9 +80,13 @@ def text_groups(seed: int = 0) -> list[ScoredGroup]:
 
 
 def packed(
-    groups: Sequence[ScoredGroup], *, tokens_per_row: int = 10_000, drop_flat: bool = False
+    groups: Sequence[ScoredGroup],
+    *,
+    tokens_per_row: int = 10_000,
+    drop_flat: bool = False,
+    trained: bool = True,
 ) -> list[PackedRow]:
-    segments = segments_of(groups, tokens_per_row=tokens_per_row, drop_flat=drop_flat)
+    segments = segments_of(groups, tokens_per_row=tokens_per_row, drop_flat=drop_flat, trained=trained)
     return pack(segments, tiny.family(), tokens_per_row=tokens_per_row)
 
 
