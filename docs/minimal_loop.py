@@ -26,7 +26,7 @@ from grpo.learner.ratios import importance_ratio_T
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from grpo.packing import PackedRow, Segment, pack
-from grpo.policy.families import Qwen25VL, load_family
+from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from grpo.rollout import Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
@@ -42,7 +42,7 @@ MEDIA = MediaSettings(fps=2.0, max_frames=16, min_pixels=784, max_pixels=3136)
 LOSS = LossConfig()
 
 
-def prompt_of(sample: Sample, family: Qwen25VL) -> Prompt:
+def prompt_of(sample: Sample, family: ModelFamily) -> Prompt:
     """The question with its clip: frames and tokens are made here once, and everything after takes them from here."""
     assert sample.clip_source is not None
     clip = read_source(sample.clip_source, settings=MEDIA, patches=family.patches)

@@ -39,7 +39,7 @@ from grpo.learner.launching import make_accelerator, quiet_libraries
 from grpo.media.clip import MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
-from grpo.policy.families import Qwen25VL, load_family
+from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from grpo.run.folder import RunDir
 from grpo.startup.assembly import make_planner
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def examine_run(
-    config: Config, family: Qwen25VL, *, num_clips: int | None = None, num_decoded: int = 8
+    config: Config, family: ModelFamily, *, num_clips: int | None = None, num_decoded: int = 8
 ) -> dict[str, Any]:
     """What a run with this config would meet, as plain data for `as_text` and JSON."""
     train = {f"data.train.{i}": read_set(dataset) for i, dataset in enumerate(config.data.train)}
@@ -143,7 +143,7 @@ def _plan(
     clips = {sample.clip_source: plan.clip for sample, plan in examined.plans if plan.clip is not None}
     sizes = [clip.num_bytes for clip in clips.values()] or [0]
     family = outline.family
-    patches, width = family.patches, family.config.vision_config.out_hidden_size
+    patches, width = family.patches, family.feature_width
     model = memory_of(config, outline)
     bf16 = 0 if model["trains_vision"] else 2  # features are kept of a frozen tower alone
     features = [clip.num_tokens(patches) * width * bf16 for clip in clips.values()] or [0]
@@ -208,7 +208,7 @@ def memory_of(config: Config, policy: Policy) -> dict[str, float]:
 
 
 def _decoding(
-    config: Config, family: Qwen25VL, plans: Plans, num_decoded: int
+    config: Config, family: ModelFamily, plans: Plans, num_decoded: int
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Clips that turn out damaged, how fast the run's own workers decode, and how long they need for a step."""
     some = spread_clips([sample for sample, plan in plans if plan.clip is not None], num_decoded)

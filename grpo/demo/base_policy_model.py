@@ -31,7 +31,6 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Policy:
         processor=build_processor(tokenizer),
         config=model.config,
         eos_ids=tuple(model.generation_config.eos_token_id),  # pyright: ignore[reportArgumentType]
-        seconds_dtype=torch.float32,
     )
     return Policy(model, family, temperature=1.0)
 

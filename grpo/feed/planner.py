@@ -18,7 +18,7 @@ from grpo.groups import Sample
 from grpo.media.clip import MediaError
 from grpo.media.reading import describe, plan_source
 from grpo.media.sampling import ClipPlan, MediaSettings, PatchShape, TooManyTokens, most_tokens
-from grpo.policy.families import Qwen25VL
+from grpo.policy.families import ModelFamily
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class PromptPlan:
 class Planner:
     """The planner of a run's prompts."""
 
-    family: Qwen25VL
+    family: ModelFamily
     settings: MediaSettings
     count_text: Callable[[Sample], int]
     """Returns the number of tokens of a sample's prompt beside its clip's."""

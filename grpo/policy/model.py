@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from grpo.config.model import LoraConfig, Part
 from grpo.media.clip import Clip
@@ -29,7 +29,7 @@ from grpo.policy.adapters import (
     unquantized,
 )
 from grpo.policy.attention import VISION_CHUNKS, implementation
-from grpo.policy.families.qwen2_5_vl import Qwen25VL
+from grpo.policy.families.family import ModelFamily
 from grpo.policy.sharding import whole
 from grpo.policy.vision_features import FeatureCache
 
@@ -53,8 +53,8 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
-        family: Qwen25VL,
+        model: PreTrainedModel,
+        family: ModelFamily,
         *,
         temperature: float,
         frozen: Collection[Part] = (),
@@ -105,13 +105,11 @@ class Policy(nn.Module):
 
     def hidden(self, row: PackedRow) -> Tensor:
         """Return the last hidden states that the row's completion tokens are predicted from, (T, D)."""
-        # The layout has the attention mask.
-        no_masks = dict.fromkeys(("full_attention", "sliding_attention"))
         with self._offloading():
+            # The layout has the attention mask.
             hidden_ND = self.model.model.language_model(
-                inputs_embeds=self.embed(row.input_ids_N, row)[None],
+                **self.inputs(row),
                 position_ids=row.positions_3N[:, None],
-                attention_mask=no_masks,
                 use_cache=False,
                 layout=row.layout,
             ).last_hidden_state[0]
@@ -123,19 +121,23 @@ class Policy(nn.Module):
             return nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
-    def embed(self, input_ids_N: Tensor, row: PackedRow) -> Tensor:
-        """Return token embeddings with the clips' vision features in the place of their pad tokens, (N, D)."""
-        embeds_ND = self.model.get_input_embeddings()(input_ids_N)
+    def inputs(self, row: PackedRow, *, num_texts: int = 1) -> dict[str, Any]:
+        """Return the language model's inputs: token embeddings with the clips' features in the place of their pads.
+
+        num_texts: the texts of equal length, one after another, that the row is cut into; they become a batch.
+        """
+        embeds_ND = self.model.get_input_embeddings()(row.input_ids_N)
         clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
         if not clips:
-            return embeds_ND + self._blank_vision_term()
+            return {"inputs_embeds": (embeds_ND + self._blank_vision_term()).unflatten(0, (num_texts, -1))}
         features_MD = self._features_of(clips)
         if len(features_MD) != len(row.vision_index_M):
             ids = ", ".join(prompt.sample.id for prompt in row.prompts)
             raise ValueError(
                 f"{len(row.vision_index_M)} vision tokens for {len(features_MD)} features in: {ids}"
             )
-        return embeds_ND.index_copy(0, row.vision_index_M, features_MD.to(embeds_ND.dtype))
+        embeds_ND = embeds_ND.index_copy(0, row.vision_index_M, features_MD.to(embeds_ND.dtype))
+        return {"inputs_embeds": embeds_ND.unflatten(0, (num_texts, -1))}
 
     def _features_of(self, clips: Sequence[Clip]) -> Tensor:
         """Return the clips' features, one clip after another: fresh, or those that a frozen tower gave before."""
@@ -153,7 +155,7 @@ class Policy(nn.Module):
         """Return the vision tower's output for each clip, (M, D)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
             features = self.model.model.get_video_features(pixels.to(self.device), grid_thw.to(self.device))
-        return tuple(features.pooler_output)
+        return self.family.features(features)
 
     def _blank_vision_term(self) -> Tensor:
         """Return zero, computed through the tower if that trains or is sharded.

@@ -106,7 +106,6 @@ class TransformersEngine:
             hidden_BD = language_model(
                 inputs_embeds=self.sampler.model.get_input_embeddings()(tokens_B)[:, None],
                 position_ids=position_B[None, :, None].expand(3, -1, -1),
-                attention_mask={"full_attention": None},
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, -1]
@@ -120,12 +119,10 @@ class TransformersEngine:
         segments = [Segment(prompt=prompt, rollouts=(), advantages=()) for prompt in prompts]
         row = build_row(segments, self.family).to(self.sampler.device)
         count = len(prompts)
-        embeds_ND = self.sampler.embed(row.input_ids_N, row)
         positions_3PS = row.positions_3N.view(3, count, -1)
         hidden_PSD = self.sampler.model.model.language_model(
-            inputs_embeds=embeds_ND.view(count, -1, embeds_ND.shape[-1]),
+            **self.sampler.inputs(row, num_texts=count),
             position_ids=positions_3PS,
-            attention_mask={"full_attention": None},
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state

@@ -138,16 +138,10 @@ class VLLMEngine:
         }
 
     def _request(self, prompt: Prompt) -> Any:
-        """Return the prompt with its run of pad tokens folded into one, which vLLM expands again."""
-        if prompt.clip is None:
-            return {"prompt_token_ids": list(prompt.token_ids)}
-        pad = self.family.vision_token_id
-        start, count = prompt.token_ids.index(pad), prompt.token_ids.count(pad)
-        folded = [*prompt.token_ids[: start + 1], *prompt.token_ids[start + count :]]
-        return {
-            "prompt_token_ids": folded,
-            "multi_modal_data": {"video": [self.family.engine_video(prompt.clip)]},
-        }
+        request: dict[str, Any] = {"prompt_token_ids": self.family.folded_ids(prompt)}
+        if prompt.clip is not None:
+            request["multi_modal_data"] = {"video": [self.family.engine_video(prompt.clip)]}
+        return request
 
     def _sampling_params(self, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams

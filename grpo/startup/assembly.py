@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.config.model import PARTS
 from grpo.config.schema import Config
@@ -26,7 +24,7 @@ from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
 from grpo.media.memory_cache import MemoryCache
 from grpo.media.reading import ClipReader
-from grpo.policy.families import Qwen25VL
+from grpo.policy.families import ModelFamily
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
@@ -109,7 +107,7 @@ def build_evaluator(
     feed: Feed,
     rewards: RewardSet,
     held_out: dict[str, list[Sample]],
-    family: Qwen25VL,
+    family: ModelFamily,
 ) -> Evaluator:
     """Build the evaluator of this process's share of the held-out samples; it decodes and renders as the feed does."""
     rank, num_processes = accelerator.process_index, accelerator.num_processes
@@ -135,7 +133,9 @@ def build_evaluator(
     )
 
 
-def build_learner(config: Config, family: Qwen25VL, accelerator: Accelerator, memory: MemoryCache) -> Learner:
+def build_learner(
+    config: Config, family: ModelFamily, accelerator: Accelerator, memory: MemoryCache
+) -> Learner:
     policy = load_policy(config, family, accelerator, memory)
     return Learner(
         policy,
@@ -152,7 +152,7 @@ def build_rewards(config: Config) -> RewardSet:
     return load_rewards(config.rewards, config.rewards_workers, normalise=normalise)
 
 
-def build_loader(config: Config, family: Qwen25VL) -> ClipLoader:
+def build_loader(config: Config, family: ModelFamily) -> ClipLoader:
     return ClipLoader(
         ClipReader(settings=config.media, patches=family.patches, disk=clip_cache(config)),
         cache_gib=config.media.cache_gib,
@@ -182,7 +182,7 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
     )
 
 
-def load_policy(config: Config, family: Qwen25VL, accelerator: Accelerator, memory: MemoryCache) -> Policy:
+def load_policy(config: Config, family: ModelFamily, accelerator: Accelerator, memory: MemoryCache) -> Policy:
     """Load the model that trains.
 
     Trained weights are fp32: on a GPU the passes run in bf16, and small updates are not rounded away. Under adapters,
@@ -215,11 +215,11 @@ def load_policy(config: Config, family: Qwen25VL, accelerator: Accelerator, memo
     ).train()
 
 
-def build_outline(config: Config, family: Qwen25VL) -> Policy:
+def build_outline(config: Config, family: ModelFamily) -> Policy:
     """Build the policy without its weights; raise ValueError for adapters of layers that don't exist."""
     with torch.device("meta"):
         return Policy(
-            Qwen2_5_VLForConditionalGeneration(copy.deepcopy(family.config)),
+            family.outline(),
             family,
             temperature=config.rollout.temperature,
             frozen=config.model.frozen,
@@ -259,7 +259,7 @@ def difficulty_memory(
     return memory
 
 
-def make_planner(config: Config, family: Qwen25VL) -> Planner:
+def make_planner(config: Config, family: ModelFamily) -> Planner:
     return Planner(
         family=family,
         settings=config.media,
@@ -268,7 +268,7 @@ def make_planner(config: Config, family: Qwen25VL) -> Planner:
     )
 
 
-def prompt_renderer(config: Config, family: Qwen25VL) -> Render:
+def prompt_renderer(config: Config, family: ModelFamily) -> Render:
     return partial(family.render, **wording(config))
 
 

@@ -28,7 +28,7 @@ from grpo.groups import Sample
 from grpo.learner.launching import check_launch
 from grpo.media.loader import ClipLoader
 from grpo.policy.attention_backends import check_backend
-from grpo.policy.families import Qwen25VL
+from grpo.policy.families import ModelFamily
 from grpo.policy.model import Policy
 from grpo.rollout.counterfactuals import make_plan
 from grpo.run.folder import RunDir
@@ -57,7 +57,7 @@ class Start:
 
     config: Config
     run_dir: RunDir
-    family: Qwen25VL
+    family: ModelFamily
     accelerator: Accelerator
     opened: ExitStack
     """The stack that closes the processes of rewards and loader, unless a run takes them over."""
@@ -115,7 +115,7 @@ def check_engine(start: Start) -> None:
     engine = start.config.rollout.engine
     if engine == "vllm" and find_spec("vllm") is None:
         raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
-    if engine == "transformers" and "sliding_attention" in start.family.config.text_config.layer_types:
+    if engine == "transformers" and start.family.has_sliding_windows:
         raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from grpo.media.clip import Clip
 from grpo.policy.families import load_family
-from grpo.policy.families.qwen2_5_vl import user_text
+from grpo.policy.families.prompt_text import user_text
 from tests.support import tiny
 
 CLIPS = [

@@ -66,8 +66,7 @@ def test_questions_about_one_clip_in_a_row_share_one_pass_of_the_tower() -> None
     logps_T = policy(row).logps_T
     expected_T = torch.cat([alone[prompt.sample.id] for prompt in row.prompts])
     torch.testing.assert_close(logps_T, expected_T, atol=1e-5, rtol=0)
-    patches = [np.prod(policy.family.grid_thw(each)) for each in (clip, tiny.clip())]
-    assert seen == [sum(patches)]
+    assert seen == [sum(4 * policy.family.num_vision_tokens(each) for each in (clip, tiny.clip()))]
 
 
 def test_the_same_moments_with_other_pixels_have_other_features() -> None:

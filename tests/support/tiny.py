@@ -14,7 +14,7 @@ from grpo.config.model import LoraConfig, LoraTargets
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip
 from grpo.policy.adapters import is_adapter
-from grpo.policy.families import Qwen25VL, load_family
+from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from tests.support.clips import clip_of
 
@@ -25,7 +25,7 @@ TAGS = ("think", "keyframes", "answer")
 
 
 @lru_cache
-def family() -> Qwen25VL:
+def family() -> ModelFamily:
     return load_family(str(BASE_POLICY))
 
 

@@ -1,4 +1,4 @@
-"""The model families, with all that differs between them: prompt, vision features, positions, special ids."""
+"""The model families: what they share is in `family.py`, and each other file is what one of them does otherwise."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
+from grpo.policy.families.family import ModelFamily
 from grpo.policy.families.qwen2_5_vl import Qwen25VL
 
-FAMILIES = {"qwen2_5_vl": Qwen25VL}
+FAMILIES: dict[str, type[ModelFamily]] = {"qwen2_5_vl": Qwen25VL}
 
 
-def load_family(model_path: str, *, seconds_dtype: torch.dtype = torch.float32) -> Qwen25VL:
+def load_family(model_path: str, *, seconds_dtype: torch.dtype = torch.float32) -> ModelFamily:
     """Load the family of a model folder, with its tokenizer and processor.
 
     seconds_dtype: as the family's field of that name. Raises ValueError if the folder or its config is

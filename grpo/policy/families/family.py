@@ -1,0 +1,275 @@
+"""What a model family is to the rest of the program, and the rules that the families share.
+
+How a sample becomes tokens, pixels and positions, and how the model is loaded, divided into parts and saved: engines
+and learner both take these facts from here. The rules are those of the simplest family, whose clip is one run of pad
+tokens; a family is a subclass that states what it does otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+
+from grpo.config.model import Part
+from grpo.groups import Prompt, Sample
+from grpo.media.clip import Clip
+from grpo.media.sampling import PatchShape
+from grpo.policy.families.prompt_text import user_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFamily:
+    """The family's facts as a model folder states them."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    merger_names: ClassVar[tuple[str, ...]] = ("model.visual.merger",)
+    """How the names of modules and weights begin that lead from the vision tower to the language model."""
+
+    path: str
+    processor: Any
+    config: Any
+    """The model's config, whose parts transformers types as optional dicts."""
+    eos_ids: tuple[int, ...]
+    """The tokens that end a completion, as the model's generation config lists them: vLLM stops there too."""
+    seconds_dtype: torch.dtype = torch.float32
+    """The precision that vLLM computes in, in which it also holds the seconds of a temporal patch."""
+
+    @classmethod
+    def load(cls, path: str, *, seconds_dtype: torch.dtype) -> Self:
+        processor = AutoProcessor.from_pretrained(path)
+        eos = GenerationConfig.from_pretrained(path).eos_token_id or processor.tokenizer.eos_token_id
+        return cls(
+            path=path,
+            processor=processor,
+            config=AutoConfig.from_pretrained(path),
+            eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            seconds_dtype=seconds_dtype,
+        )
+
+    # What a family may do otherwise.
+
+    def clip_ids(self, clip: Clip) -> list[int]:
+        """Return the tokens that stand for a clip in a prompt, with one pad token per vision feature."""
+        return [self.vision_token_id] * self.num_vision_tokens(clip)
+
+    def most_clip_text_tokens(self, num_frames: int) -> int:
+        """Return the most tokens that a clip of so many frames has beside its pads."""
+        return 0
+
+    def metadata(self, clip: Clip) -> dict[str, Any]:
+        """Return what the processor and the engine are told about a clip that is sampled already."""
+        return {
+            "fps": clip.sample_fps,
+            "duration": clip.num_frames / clip.sample_fps,
+            "total_num_frames": clip.num_frames,
+            "frames_indices": list(range(clip.num_frames)),
+            "video_backend": "pyav",
+        }
+
+    def time_step(self, clip: Clip) -> float:
+        """Return by how many positions the temporal patches of a run of pad tokens are apart."""
+        return 1.0
+
+    @property
+    def feature_width(self) -> int:
+        """The length of one vision token's features."""
+        return self.config.text_config.hidden_size
+
+    def features(self, output: Any) -> tuple[Tensor, ...]:
+        """Return each clip's features, (M, feature_width), from what the model's `get_video_features` returns."""
+        return tuple(output.pooler_output)
+
+    # What all share: the model.
+
+    def load_model(self, dtype: torch.dtype, *, in_4bit_on: torch.device | None = None) -> PreTrainedModel:
+        """Load the model. in_4bit_on: a device, for the language model's linear layers in NF4; None: no NF4."""
+        options: dict[str, Any] = {}
+        if in_4bit_on is not None:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=["lm_head", "model.visual"],
+            )
+            options["device_map"] = {"": in_4bit_on}
+        model = self.model_class.from_pretrained(self.path, dtype=dtype, **options)
+        for module in model.modules() if in_4bit_on is not None else ():
+            # In evaluation mode on some CPUs, bitsandbytes repacks weights for kernels that have no gradient.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
+        return model
+
+    def outline(self) -> PreTrainedModel:
+        """Return the model without its weights."""
+        with torch.device("meta"):
+            return self.model_class(copy.deepcopy(self.config))
+
+    def save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write weights as a model folder, whatever form they are trained in."""
+        model = self.outline()
+        model.generation_config = GenerationConfig.from_pretrained(self.path)
+        model.save_pretrained(folder, state_dict=weights)
+        self.processor.save_pretrained(folder)
+
+    def part_of(self, name: str) -> Part:
+        """Return the part of the model that a module or weight belongs to."""
+        if name.startswith(self.merger_names):
+            return "merger"
+        return "vision" if name.startswith("model.visual") else "language"
+
+    @property
+    def has_sliding_windows(self) -> bool:
+        """Whether layers of the language model attend to the latest tokens alone."""
+        return "sliding_attention" in (self.config.text_config.to_dict().get("layer_types") or ())
+
+    # What all share: tokens.
+
+    @property
+    def patches(self) -> PatchShape:
+        """The shape of a vision token, whose multiples frames are sampled and resized to."""
+        vision = self.config.vision_config
+        return PatchShape(
+            patch_px=vision.patch_size,
+            merge=vision.spatial_merge_size,
+            temporal_frames=vision.temporal_patch_size,
+        )
+
+    @property
+    def vision_token_id(self) -> int:
+        return self.config.video_token_id
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """The tokens that are never sampled: a vision pad token in a completion would have no feature."""
+        return (self.config.image_token_id, self.config.video_token_id)
+
+    def tokens_thw(self, clip: Clip) -> tuple[int, int, int]:
+        """Return the clip's vision tokens along time, height and width."""
+        shape = self.patches
+        return (
+            clip.num_frames // shape.temporal_frames,
+            clip.height_px // shape.token_px,
+            clip.width_px // shape.token_px,
+        )
+
+    def num_vision_tokens(self, clip: Clip) -> int:
+        t, h, w = self.tokens_thw(clip)
+        return t * h * w
+
+    def render(
+        self,
+        sample: Sample,
+        clip: Clip | None,
+        *,
+        template: str,
+        option: str,
+        tags: Sequence[str],
+        system: str | None = None,
+    ) -> Prompt:
+        """Return the sample's prompt, its clip first, with one pad token per vision feature."""
+        text = user_text(sample, template=template, option=option, tags=tags)
+        token_ids = self._token_ids(self._in_chat(text, system, has_clip=clip is not None))
+        if clip is not None:
+            start = token_ids.index(self.vision_token_id)
+            token_ids[start : start + 1] = self.clip_ids(clip)
+        return Prompt(sample=sample, clip=clip, token_ids=tuple(token_ids), tags=tuple(tags))
+
+    def folded_ids(self, prompt: Prompt) -> list[int]:
+        """Return the prompt's tokens with a single pad token for its clip, which the engine expands again."""
+        token_ids = list(prompt.token_ids)
+        if prompt.clip is not None:
+            clip_ids = self.clip_ids(prompt.clip)
+            start = token_ids.index(self.vision_token_id) - clip_ids.index(self.vision_token_id)
+            token_ids[start : start + len(clip_ids)] = [self.vision_token_id]
+        return token_ids
+
+    def num_text_tokens(
+        self, sample: Sample, *, template: str, option: str, tags: Sequence[str], system: str | None = None
+    ) -> int:
+        """Return the number of tokens of the sample's prompt beside its clip's."""
+        has_clip = sample.clip_source is not None
+        text = user_text(sample, template=template, option=option, tags=tags)
+        return len(self._token_ids(self._in_chat(text, system, has_clip=has_clip))) - has_clip
+
+    def _in_chat(self, text: str, system: str | None, *, has_clip: bool) -> str:
+        """Return the user's turn in the model's chat format, with a single pad token for the clip."""
+        content = [{"type": "video"}] if has_clip else []
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
+        rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if rendered.count(self.processor.video_token) != len(content):
+            raise ValueError(f"its text has {self.processor.video_token}, which stands for a clip")
+        return rendered
+
+    def _token_ids(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return a completion's text, special tokens visible, without the token that ended it."""
+        if token_ids and token_ids[-1] in self.eos_ids:
+            token_ids = token_ids[:-1]
+        return self.processor.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def check_vision_tokens(self, prompt: Prompt) -> None:
+        """Raise ValueError unless the prompt has one pad token per vision feature of its clip."""
+        expected = self.num_vision_tokens(prompt.clip) if prompt.clip is not None else 0
+        found = prompt.token_ids.count(self.vision_token_id)
+        if found != expected:
+            raise ValueError(
+                f"sample {prompt.sample.id} ({prompt.sample.source}): {found} vision tokens for {expected} features"
+            )
+
+    # What all share: pixels and positions.
+
+    def engine_video(self, clip: Clip) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the clip as vLLM and transformers take it: frames, and metadata that says they are sampled already."""
+        return clip.frames_FHWC.copy(), {**self.metadata(clip), "do_sample_frames": False}
+
+    def pixels(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        """Return the inputs of the vision tower: patches (M * merge**2, patch features) and grids (clips, 3)."""
+        features = self.processor.video_processor(
+            # A copy, since torch warns of read-only arrays.
+            videos=[clip.frames_FHWC.copy() for clip in clips],
+            video_metadata=[self.metadata(clip) for clip in clips],
+            do_sample_frames=False,
+            do_resize=False,
+            cap_pixels_per_frame=False,
+            return_tensors="pt",
+        )
+        return features["pixel_values_videos"], features["video_grid_thw"]
+
+    def positions(self, prompt: Prompt) -> Tensor:
+        """Return the mRoPE positions of a prompt, (3, S): rows time, height, width.
+
+        Text counts up by one in all rows. A run of pad tokens is a grid of whole temporal patches, `time_step` apart,
+        rounded down; what comes after it goes on from the highest position of all three rows, plus one. transformers
+        itself (5.17 to 5.23) goes on after the larger *spatial* side, and cuts the seconds of a temporal patch to
+        whole ones: with a long clip those differ from the positions in sampling.
+        Source: get_rope_index of the reference implementations; vLLM's get_mrope_input_positions.
+        """
+        num_tokens = len(prompt.token_ids)
+        if prompt.clip is None:
+            return torch.arange(num_tokens).expand(3, -1)
+        _, h, w = self.tokens_thw(prompt.clip)
+        step, start, parts = self.time_step(prompt.clip), 0, []
+        for is_clip, run in groupby(prompt.token_ids, key=lambda token: token == self.vision_token_id):
+            count = len(list(run))
+            if is_clip:
+                # The place of each vision token in the grid, (3, M); then the steps of time become positions.
+                part = np.indices((count // (h * w), h, w)).reshape(3, -1)
+                part[0] = (part[0] * step).astype(np.int64)
+            else:
+                part = np.broadcast_to(np.arange(count), (3, count))
+            parts.append(part + start)
+            start = parts[-1].max() + 1
+        return torch.from_numpy(np.concatenate(parts, axis=1))
