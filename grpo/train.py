@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from grpo.config.explained import explained
 from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir, make_manifest
+from grpo.run.stopping import EXIT_CODE, Stopped, StopRequest, end_with_launcher, failure_line
+from grpo.startup.ranks import launched_rank
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,33 +33,58 @@ def main(argv: Sequence[str]) -> None:
         print(__doc__, "Every setting, with its default (??? where there is none):", sep="\n", end="\n\n")
         print(*explained(), sep="\n")
         return
-    is_first = os.environ.get("RANK", "0") == "0"
-    with ExitStack() as stack:
+    end_with_launcher()
+    with StopRequest() as stop, ExitStack() as stack:
         try:
+            rank = launched_rank(os.environ)
             config = load_config(argv)
             run_dir = RunDir(config.run_dir)
-            if is_first:
+            if rank == 0:
                 stack.enter_context(run_dir.locked())
             # The first of all checks: another run that is finished is not this one.
             run_dir.check_goes_on(config)
             if run_dir.is_finished(config.num_steps):
                 print(f"nothing left to do: {run_dir.path}/ holds a finished run")
                 return
-            trainer = prepare(config, run_dir)
+            train(config, run_dir, rank, stop)
         except (ValueError, OSError) as error:
-            if os.environ.get("LOCAL_RANK", "0") != "0":
-                # Mostly all processes find the same mistake. Then one on each machine reports it, and its launcher ends
-                # the others meanwhile.
-                time.sleep(3)
-            sys.exit(f"error: {error}".splitlines()[0])
-        try:
-            trainer.run()
-        finally:
+            leave(f"error: {error}".splitlines()[0])
+        except Stopped as stopped:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{stopped}; the same command goes on", file=sys.stderr, flush=True)
+            sys.exit(EXIT_CODE)
+
+
+def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest) -> None:
+    """Prepare a run and train; a failure beyond a user's mistake at the start ends it in one line too."""
+    trainer = None
+    try:
+        trainer = prepare(config, run_dir)
+        stop.training_begins(config.checkpoint.stop_within_s)
+        trainer.run(stop.is_asked)
+    except Exception as error:
+        if trainer is None and isinstance(error, ValueError | OSError):
+            raise
+        leave(failure_line(error, run_dir, rank))
+    finally:
+        if trainer is not None:
+            trainer.recorder.close()
             trainer.engine.close()
             trainer.feed.loader.close()
             trainer.rewards.close()
     trainer.accelerator.print(f"done: {run_dir.path}/ (metrics.jsonl, curves.png, rollouts/, final/)")
     trainer.accelerator.end_training()
+
+
+def leave(why: str) -> Never:
+    """End this process with a line on the error stream.
+
+    Mostly all processes find the same mistake. Then one on each machine reports it, and its launcher ends the others
+    meanwhile.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(3)
+    sys.exit(why)
 
 
 def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:

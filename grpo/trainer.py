@@ -23,7 +23,7 @@ What this GRPO is, unless a config says otherwise; each choice is said again at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -49,6 +49,7 @@ from grpo.run.final_model import save_final
 from grpo.run.folder import RunDir
 from grpo.run.metrics import Metrics
 from grpo.run.recorder import Recorder, held_out_score
+from grpo.run.stopping import Stopped
 from rewards.scoring.runner import RewardSet
 
 
@@ -175,35 +176,36 @@ class GRPOTrainer:
         is_blamed = any(gather_object([len(result.bad_rows)]))
         self.recorder.append_failures(self.guard.watch(step, result, rows, is_blamed=is_blamed))
 
-    def run(self) -> None:
-        """Train from the latest checkpoint, or from the start, to the last step; then save the model."""
-        folder, settings = self.run_dir.checkpoints, self.config.checkpoint
-        last_step = checkpoint.restore(folder, self.accelerator)
+    def run(self, is_asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+        """Train from the latest checkpoint, or from the start, to the last step; then save the model.
+
+        A run that is asked to stop raises Stopped after a step, with a checkpoint.
+        """
+        last_step = checkpoint.restore(self.run_dir.checkpoints, self.accelerator)
         self.recorder.begin(last_step)
         # The engine has loaded the model's folder, which has neither the resumed nor the 4-bit weights.
         self.engine.sync()
         if last_step == 0:
-            self._finish_step(0)
+            self._finish_step(0, is_asked_to_stop)
         for step in range(last_step + 1, self.config.num_steps + 1):
             with self.recorder.timed("time/step"):
                 self.step(step)
-            score = self._finish_step(step)
-            if self._is_due(step, settings.every_steps):
-                checkpoint.save(folder, step, self.accelerator, keep=settings.keep, score=score)
+            self._finish_step(step, is_asked_to_stop)
         save_final(
             self.run_dir.final,
             self.learner.policy,
-            dtype=getattr(torch, settings.final_dtype),
+            dtype=getattr(torch, self.config.checkpoint.final_dtype),
             step=max(last_step, self.config.num_steps),
             writes=self.accelerator.is_main_process,
         )
-        self.recorder.end()
+        self.recorder.draw()
 
-    def _finish_step(self, step: int) -> float | None:
-        """Evaluate where it is due, write the step's row of metrics, and stop the run if a figure is wrong.
+    def _finish_step(self, step: int, is_asked_to_stop: Callable[[], bool]) -> None:
+        """Evaluate where it is due, write the step's row of metrics, and save a checkpoint where one is due.
 
-        Returns the held-out score; None where it was not measured.
+        The run is stopped if a figure is wrong, or if a process was asked to stop.
         """
+        settings = self.config.checkpoint
         if self.evaluator.sets and self._is_due(step, self.config.eval.every_steps):
             with self.recorder.timed("time/eval"):
                 found = self.evaluator.run(self.engine)
@@ -211,7 +213,15 @@ class GRPOTrainer:
             self.recorder.write_failures(step, found.lost, found.failures)
         row = self.recorder.finish_step(step)
         self.guard.check(step)
-        return held_out_score(row, self.config)
+        # All processes stop, or none does.
+        stops = any(gather_object([is_asked_to_stop()]))
+        if step and (stops or self._is_due(step, settings.every_steps)):
+            score = held_out_score(row, self.config)
+            folder = self.run_dir.checkpoints
+            checkpoint.save(folder, step, self.accelerator, keep=settings.keep, score=score)
+        if stops:
+            self.recorder.draw()
+            raise Stopped(f"stopped after step {step}" + (", which is saved" if step else ""))
 
     def _is_due(self, step: int, every_steps: int) -> bool:
         """Return whether what is due every so many steps, and after the last step, is due now; 0 means never."""

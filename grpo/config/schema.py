@@ -151,6 +151,9 @@ class CheckpointConfig:
     """0: only the final model."""
     keep: Positive[int] = 2
     """The newest so many stay, and beside them the one with the best held-out score."""
+    stop_within_s: Free[Positive[float]] = 600.0
+    """How long a run that is told to stop (SIGTERM, SIGUSR1, Ctrl-C) may go on until its step is finished and saved.
+    Then it ends without a checkpoint."""
     final_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """The precision of the weights in `final/`."""
 

@@ -82,8 +82,7 @@ class Guard:
         if self.num_skipped > self.max_skipped:
             raise RuntimeError(
                 f"step {step}: the loss or gradient of {self.num_skipped} updates in a row was not finite, more than "
-                f"optim.max_skipped_updates={self.max_skipped}; the last good weights are in checkpoints/, the rows in "
-                f"{self.folder}"
+                f"optim.max_skipped_updates={self.max_skipped}; the rows are in {self.folder}"
             )
 
     def _is_spike(self, norm: float) -> bool:

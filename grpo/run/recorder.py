@@ -65,9 +65,13 @@ class Recorder:
         num_steps = self.config.num_steps
         self.bar = tqdm(total=num_steps, initial=last_step, desc="training", unit="step", smoothing=0.1)
 
-    def end(self) -> None:
+    def draw(self) -> None:
+        """Draw the curves of the run so far."""
         if self.accelerator.is_main_process:
             draw_curves(self.run_dir.metrics(), self.run_dir.path / "curves.png")
+
+    def close(self) -> None:
+        """Leave the bar as it is, and the next line to others."""
         if self.bar is not None:
             self.bar.close()
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+from grpo.config.schema import CheckpointConfig
 from tests.support import tiny
+from tests.support.processes import wait_until
 
 STAND_INS = {
-    "scontrol": "printf 'node7\\nnode8\\n'",
+    "scontrol": """if [[ $1 == show ]]; then printf 'node7\\nnode8\\n'; else echo "$@" >> asked; fi""",
+    "scancel": 'echo "$@" >> asked; touch told',
     "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; ("$@"); done',
     "accelerate": 'printf "%s\\n" "$*"',
 }
 
 
-@pytest.mark.parametrize("launch", ["zero3", "fsdp2"])
-def test_every_node_starts_its_processes_of_one_run(launch: str, tmp_path: Path) -> None:
+def submit(tmp_path: Path, stand_ins: dict[str, str], **environment: str) -> subprocess.Popen[str]:
+    """The script as a job of two nodes runs it."""
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     (folder / "activate").write_text("")
-    for name, body in STAND_INS.items():
+    for name, body in stand_ins.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (folder / name).chmod(0o755)
     job = {
@@ -32,15 +37,21 @@ def test_every_node_starts_its_processes_of_one_run(launch: str, tmp_path: Path)
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_JOB_ID": "12345",
     }
-    done = subprocess.run(
+    return subprocess.Popen(
         ["bash", str(tiny.ROOT / "launch" / "slurm" / "train.sbatch"), "a.yaml", "optim.lr=1e-6"],
         cwd=tmp_path,
-        env={**os.environ, **job, "LAUNCH": launch, "PATH": f"{folder}:{os.environ['PATH']}"},
-        capture_output=True,
+        env={**os.environ, **job, **environment, "PATH": f"{folder}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    for rank, line in enumerate(done.stdout.splitlines()):
+
+
+@pytest.mark.parametrize("launch", ["zero3", "fsdp2"])
+def test_every_node_starts_its_processes_of_one_run(launch: str, tmp_path: Path) -> None:
+    job = submit(tmp_path, STAND_INS, LAUNCH=launch)
+    said, _ = job.communicate()
+    assert job.returncode == 0 and not (tmp_path / "asked").exists()
+    for rank, line in enumerate(said.splitlines()):
         command, *arguments = line.replace(
             "launch/accelerate", str(tiny.ROOT / "launch" / "accelerate")
         ).split()
@@ -53,3 +64,24 @@ def test_every_node_starts_its_processes_of_one_run(launch: str, tmp_path: Path)
         assert parsed.training_script == "grpo/train.py"
         assert parsed.training_script_args == ["a.yaml", "optim.lr=1e-6"]
     assert rank == 1
+
+
+def test_a_job_whose_time_is_almost_up_lets_the_run_save_and_goes_back_to_the_queue(tmp_path: Path) -> None:
+    saves = "touch started; until [[ -e told ]]; do sleep 0.05; done; sleep 0.2; echo saved >> asked; exit 1"
+    job = submit(tmp_path, {**STAND_INS, "srun": saves})
+    wait_until((tmp_path / "started").exists)
+    job.send_signal(signal.SIGUSR1)
+    job.wait()
+    assert (tmp_path / "asked").read_text().splitlines() == ["--signal TERM 12345", "saved", "requeue 12345"]
+
+
+def test_a_run_that_fails_is_not_queued_again(tmp_path: Path) -> None:
+    job = submit(tmp_path, {**STAND_INS, "srun": "exit 3"})
+    assert job.wait() == 3 and not (tmp_path / "asked").exists()
+
+
+def test_the_signal_comes_before_the_run_gives_up() -> None:
+    script = (tiny.ROOT / "launch" / "slurm" / "train.sbatch").read_text()
+    early_s = int(re.findall(r"^#SBATCH --signal B:USR1@(\d+)$", script, re.MULTILINE)[0])
+    launcher_s = int(re.findall(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", script)[0])
+    assert CheckpointConfig().stop_within_s < launcher_s < early_s

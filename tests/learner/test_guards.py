@@ -128,7 +128,7 @@ def test_a_run_goes_on_after_a_bad_update_and_says_what_was_in_it(
     assert failure["step"] == 2 and failure["sample_ids"] and failure["completion_tokens"]
     assert (tmp_path / "run" / "bad_rows" / failure["row"]).exists()
     spoil_updates(monkeypatch, only_second=False)
-    with pytest.raises(RuntimeError, match="optim.max_skipped_updates=1"):
+    with pytest.raises(SystemExit, match="optim.max_skipped_updates=1"):
         run(tmp_path / "stopped", clips, "eval.every_steps=0", "optim.max_skipped_updates=1")
     reset_process_state()
     assert len(read_rows(tmp_path / "stopped" / "metrics.jsonl")) == 3  # steps 0, 1 and 2

@@ -45,7 +45,7 @@ def run_in_two(
     logs = [folder / f"process_{rank}.log" for rank in range(2)]
     processes = [
         context.Process(
-            target=_be_one,
+            target=be_one,
             args=(
                 arguments,
                 {**environment, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -75,7 +75,7 @@ def _join(processes: Sequence[BaseProcess], timeout_s: float) -> None:
         process.join()
 
 
-def _be_one(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def be_one(arguments: list[str], environment: dict[str, str], log: str) -> None:
     """The life of a process that has just been forked."""
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)

@@ -85,7 +85,7 @@ def test_a_reward_that_fails_too_often_stops_the_run_by_name(clips: Path, tmp_pa
     reason = (
         r"step 1: rewards.exits failed on .* exited with status .* have no total, .*; see .*failures\.jsonl"
     )
-    with pytest.raises(RuntimeError, match=reason):
+    with pytest.raises(SystemExit, match=reason):
         runs.run(tmp_path / "run", clips, *NO_EVAL, exits)
     runs.reset_process_state()
 

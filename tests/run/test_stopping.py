@@ -1,0 +1,152 @@
+"""Runs that end before their last step: by a signal, with their launcher, or by an error."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo import train
+from grpo.run.folder import RunDir, read_rows
+from grpo.run.stopping import AGAIN_AFTER_S, EXIT_CODE, Stopped, StopRequest, failure_line
+from grpo.trainer import GRPOTrainer
+from tests.support import tiny
+from tests.support.processes import is_running, wait_until
+from tests.support.runs import SMALL, data, repeatable, reset_process_state, run
+from tests.support.trainers import start_trainer
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_at_once_what_has_not_begun_to_train(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest(), pytest.raises(Stopped, match=f"stopped by {number.name} before the first step"):
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_in_training_waits_for_the_step(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with StopRequest() as stop:
+        stop.training_begins(within_s=1000.0)
+        assert not stop.is_asked()
+        # As a terminal and the launcher send it: the second is the same Ctrl-C.
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_asked() and stop.name == "SIGINT"
+        now += AGAIN_AFTER_S + 0.1
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher has ended meanwhile
+        with pytest.raises(Stopped, match="in the midst of a step"):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err.split("\n")[1:-1] == [
+        "SIGINT: the run stops after this step, with a checkpoint (Ctrl-C again: at once, without one)"
+    ]
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for() -> None:
+    code = (
+        "import os, signal, time\nfrom grpo.run.stopping import StopRequest\n"
+        "with StopRequest() as stop:\n stop.training_begins(0.01)\n os.kill(os.getpid(), signal.SIGTERM)\n"
+        " time.sleep(100)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT, check=False
+    )
+    assert done.returncode == EXIT_CODE == 75
+    assert "no step ended within checkpoint.stop_within_s=0.01 s, so nothing was saved" in done.stderr
+
+
+LAUNCHER = """
+import subprocess, sys
+code = '''
+import os, sys, time
+from grpo.run.stopping import Stopped, StopRequest, end_with_launcher
+end_with_launcher()
+try:
+    with StopRequest():
+        print(os.getpid(), flush=True)
+        time.sleep(100)
+except Stopped:
+    open(sys.argv[1], "w").close()
+'''
+subprocess.run([sys.executable, "-c", code, sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("name", ["torchrun", "plain"])
+def test_a_launcher_that_is_killed_alone_leaves_no_trainer(name: str, tmp_path: Path) -> None:
+    script, mark = tmp_path / name, tmp_path / "stopped"
+    script.write_text(LAUNCHER)
+    launcher = subprocess.Popen(
+        [sys.executable, str(script), str(mark)], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT
+    )
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    if name == "torchrun":
+        wait_until(mark.exists)
+    else:  # a shell may end, and what it has started goes on
+        assert is_running(pid)
+        os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_running(pid))
+
+
+FEW = ["num_steps=3", "eval.every_steps=0", "checkpoint.every_steps=0"]
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_uninterrupted(
+    clips: Path, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    process = start_trainer([*SMALL, *data(clips), *FEW, f"run_dir={folder}"], log)
+    wait_until(lambda: len(read_rows(folder / "metrics.jsonl")) >= 2, timeout_s=120)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    last = log.read_text().strip().splitlines()[-1]
+    assert process.exitcode == EXIT_CODE, log.read_text()
+    [step] = re.findall(r"^stopped after step (\d), which is saved; the same command goes on$", last)
+    assert len(read_rows(folder / "metrics.jsonl")) == int(step) + 1
+    assert not (folder / "final").exists()
+    rows = run(folder, clips, *FEW)
+    assert repeatable(rows) == repeatable(run(tmp_path / "whole", clips, *FEW))
+
+
+def test_a_failure_in_training_is_one_line_and_its_traceback_a_file(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: GRPOTrainer, number: int) -> None:
+        raise KeyError("a\nbug")
+
+    monkeypatch.setattr(GRPOTrainer, "step", step)
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        train.main([*SMALL, *data(clips), *FEW, f"run_dir={folder}"])
+    reset_process_state()
+    assert caught.value.code == (
+        rf"error: KeyError: 'a\nbug'; there is no checkpoint; {folder}/traceback_0.txt has the traceback"
+    )
+    said = (folder / "traceback_0.txt").read_text()
+    assert "in step" in said and 'raise KeyError("a\\nbug")' in said
+
+
+def test_a_failure_says_where_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_000004").mkdir(parents=True)
+    line = failure_line(RuntimeError("step 6: gone\nmore"), RunDir(tmp_path), 1)
+    assert line.startswith("error: step 6: gone; the newest checkpoint is of step 4; ")
+    full = OSError(28, "No space left on device", "rollouts/x")
+    line = failure_line(full, RunDir(tmp_path / "none"), 0)
+    assert line.startswith(
+        "error: OSError: [Errno 28] No space left on device: 'rollouts/x'; there is no checkpoint;"
+    )
