@@ -57,21 +57,22 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest) -> None:
     """Prepare a run and train; a failure beyond a user's mistake at the start ends it in one line too."""
-    trainer = None
     try:
         trainer = prepare(config, run_dir)
-        stop.training_begins(config.checkpoint.stop_within_s)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        leave(failure_line(error, run_dir, rank))
+    stop.training_begins(config.checkpoint.stop_within_s)
+    try:
         trainer.run(stop.is_asked)
     except Exception as error:
-        if trainer is None and isinstance(error, ValueError | OSError):
-            raise
         leave(failure_line(error, run_dir, rank))
     finally:
-        if trainer is not None:
-            trainer.recorder.close()
-            trainer.engine.close()
-            trainer.feed.loader.close()
-            trainer.rewards.close()
+        trainer.recorder.close()
+        trainer.engine.close()
+        trainer.feed.loader.close()
+        trainer.rewards.close()
     trainer.accelerator.print(f"done: {run_dir.path}/ (metrics.jsonl, curves.png, rollouts/, final/)")
     trainer.accelerator.end_training()
 
