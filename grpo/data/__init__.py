@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -9,19 +10,27 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
+from grpo.data.charades_sta import read_charades_sta
 from grpo.data.check import check_media
 from grpo.data.ego4d_nlq import read_ego4d_nlq
 from grpo.data.egocross import read_egocross, read_egocross_open
+from grpo.data.egolife import read_egolife
 from grpo.data.egoplan import read_egoplan
 from grpo.data.egoschema import read_egoschema
 from grpo.data.egotempo import read_egotempo
-from grpo.data.errors import DataError, used_before
-from grpo.data.jsonl import read_huggingface, read_jsonl
+from grpo.data.egothink import read_egothink
+from grpo.data.errors import BadRecords, DataError, NoSuchFile, used_before
+from grpo.data.fields import Record, has
+from grpo.data.files import first
+from grpo.data.jsonl import read_jsonl
 from grpo.data.llava import read_llava
+from grpo.data.nextqa import read_nextqa
 from grpo.data.openeqa import read_openeqa
 from grpo.data.overlap import check_overlap, namesakes
 from grpo.data.qaego4d import read_qaego4d
+from grpo.data.records import Reader
 from grpo.data.sharegpt import read_sharegpt
+from grpo.data.trainers import read_easyr1, read_swift, read_trl, read_verl
 from grpo.data.video_r1 import read_video_r1
 from grpo.groups import Sample
 
@@ -29,33 +38,76 @@ __all__ = [
     "READERS", "check_media", "check_overlap", "load_samples", "load_sets", "namesakes", "read_records", "timed",
 ]  # fmt: skip
 
-Reader = Callable[[str, str | None], list[Sample]]
+logger = logging.getLogger(__name__)
 
 
-def read_synthetic(path: str, media_root: str | None) -> list[Sample]:
-    """The demo's clips (512 to train on, 200 held out), rendered into the file's folder on first use."""
+def _render(file: Path) -> None:
+    """Render the demo's clips (512 to train on, 200 held out) into the file's folder on first use."""
     from grpo.demo.clips import write_dataset  # late: only the demo renders
 
-    write_dataset(Path(path).parent, num_train=512, num_heldout=200, seed=0)
-    return read_jsonl(path, media_root)
+    write_dataset(file.parent, num_train=512, num_heldout=200, seed=0)
 
 
-READERS: dict[str, Reader] = {
+FORMATS: dict[str, Reader] = {
     "jsonl": read_jsonl,
-    "synthetic": read_synthetic,
+    "huggingface": read_jsonl,
+    "synthetic": replace(read_jsonl, beside=_render),
     "ego4d_nlq": read_ego4d_nlq,
     "egocross": read_egocross,
     "egocross_open": read_egocross_open,
+    "egolife": read_egolife,
     "egoplan": read_egoplan,
     "egoschema": read_egoschema,
     "egotempo": read_egotempo,
-    "huggingface": read_huggingface,
-    "llava": read_llava,
+    "egothink": read_egothink,
+    "nextqa": read_nextqa,
     "openeqa": read_openeqa,
     "qaego4d": read_qaego4d,
-    "sharegpt": read_sharegpt,
+    "charades_sta": read_charades_sta,
     "video_r1": read_video_r1,
+    "easyr1": read_easyr1,
+    "verl": read_verl,
+    "trl": read_trl,
+    "swift": read_swift,
+    "llava": read_llava,
+    "sharegpt": read_sharegpt,
 }
+"""The formats in the order in which they are recognised: the first that a file is like is its format."""
+
+NOT_QUESTIONS: dict[str, Callable[[Record], bool]] = {
+    "ShareGPT4Video's captions": has("captions", "keyframe"),
+    "pairs of a preferred and a rejected answer": has("chosen", "rejected"),
+}
+"""Formats whose records have no question with a right answer."""
+
+
+def read_auto(path: str, media_root: str | None) -> list[Sample]:
+    """The samples of a file in any of the formats, after it was said in which it is."""
+    name = _format(Path(path), _head(Path(path)))
+    if name is None:
+        raise DataError(path, f"in none of the known formats, which are {', '.join(FORMATS)}")
+    logger.warning("%s: read with the reader %s", path, name)
+    return FORMATS[name](path, media_root)
+
+
+READERS: dict[str, Callable[[str, str | None], list[Sample]]] = {**FORMATS, "auto": read_auto}
+
+
+def _head(file: Path) -> Record | None:
+    """The first record of a file, or its one object; None if there is none to recognise a format by."""
+    if not file.exists():
+        raise NoSuchFile(str(file), "no such dataset file")
+    head = first(file)
+    return head if type(head) is dict else None
+
+
+def _format(file: Path, head: Record | None) -> str | None:
+    if head is None:
+        return None
+    for what, is_like in NOT_QUESTIONS.items():
+        if is_like(head):
+            raise DataError(str(file), f"holds {what}, not questions with answers: write these first")
+    return next((name for name, reader in FORMATS.items() if reader.is_like(head)), None)
 
 
 class Dataset(Protocol):
@@ -90,8 +142,31 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
 
 
 def read_records(dataset: Dataset) -> list[Sample]:
-    """The samples as the data set's reader gives them; those of images may still have no times (`timed`)."""
-    return _reader(dataset.reader)(dataset.path, dataset.media_root)
+    """The samples as the data set's reader gives them; those of images may still have no times (`timed`).
+
+    The error for records in another reader's format names that reader.
+    """
+    reader = _reader(dataset.reader)
+    try:
+        return reader(dataset.path, dataset.media_root)
+    except (BadRecords, DataError) as error:
+        other = None if isinstance(error, NoSuchFile) else _other_format(dataset)
+        if other is None:
+            raise
+        reason = (
+            f"its records are in the format of another reader: set reader: {other} beside the path, or auto"
+        )
+        raise DataError(dataset.path, f"{reason} ({dataset.reader} says: {error})") from None
+
+
+def _other_format(dataset: Dataset) -> str | None:
+    """The reader for a file that is not in the format of the data set's reader; None if there is none."""
+    try:
+        head = _head(Path(dataset.path))
+    except ValueError:
+        return None  # what is no JSON is in no format
+    own = FORMATS.get(dataset.reader)
+    return None if own is None or head is None or own.is_like(head) else _format(Path(dataset.path), head)
 
 
 def timed(sample: Sample, frame_fps: float | None) -> Sample:
@@ -106,7 +181,7 @@ def timed(sample: Sample, frame_fps: float | None) -> Sample:
     return replace(sample, clip_source=replace(source, frame_fps=frame_fps)) if source.frames else sample
 
 
-def _reader(name: str) -> Reader:
+def _reader(name: str) -> Callable[[str, str | None], list[Sample]]:
     if name not in READERS:
         close = get_close_matches(name, READERS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(READERS)}"

@@ -1,4 +1,4 @@
-"""Conversations as LLaVA and ShareGPT files hold them: turns, which become questions with answers.
+"""Conversations, as LLaVA, LLaMA-Factory and the trainers of language models keep them, become questions with answers.
 
 Each question becomes a sample of its own, without the turns before it. EVUD's authors put the turns about a
 clip into random order, so that none of theirs leans on another; and with them in the prompt, the right
@@ -7,31 +7,50 @@ answers to the same clip's other questions would stand there for the policy to r
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.data.fields import LETTERED, LETTERS, Record, as_text, get_text, shown
+from grpo.data.fields import (
+    ANSWER_WITH_A_SPAN,
+    LETTERED,
+    LETTERS,
+    Record,
+    as_options,
+    as_text,
+    get_objects,
+    get_rate,
+    get_text,
+    is_number,
+    shown,
+    span_answer,
+    without,
+    without_letters,
+    written_out,
+)
 from grpo.data.records import Place
-from grpo.groups import Sample
+from grpo.data.video_r1 import TASK_OF_TYPE
+from grpo.groups import Sample, Task
 from grpo.media.clip import ClipSource
-from rewards.parsing import read_letter
+from rewards.parsing import ANSWER, only_block, read_letter, read_number
 
 MEDIA = re.compile(r"<(?:video|image)>\s*")
 """A token that marks where in a question the clip stands. The clip always comes first in our prompts."""
+SPEECH = re.compile(r"<(?:speech|audio)>\s*")
+"""A token that marks where the sound would go, which no model here hears."""
 INSTRUCTION = re.compile(
     r"\s*(?=.*\b(?:answer|letter|option|choice)s?\b)(?:please|answer|respond|reply|select|choose|pick|give|provide|output"
     r"|return|write|state|only|just|use|your|the answer|(?:the )?best)\b",
     re.IGNORECASE,
 )
 """A line behind the options that says how to answer, which our prompts say themselves."""
+IN_LINE = re.compile(r"(?:^|\s)\(?([A-Z])[.:)]\)?\s+")
+"""The letter of an option in the middle of a line."""
 SYSTEM = "system"
 """The column that keeps a conversation's system prompt."""
-
-logger = logging.getLogger(__name__)
+PATH_KEYS = ("video", "image", "path", "url")
+"""The keys under which the path of a medium may be, if it is an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,79 +64,220 @@ class Tags:
     system: str = "system"
 
 
+OPENAI = Tags(role="role", content="content", user="user", assistant="assistant")
+
+
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    question: str
-    reply: str
+class Layout:
+    """The names of a format's columns and of the parts of its turns."""
 
-
-def without_system(turns: Sequence[Record], tags: Tags) -> tuple[dict[str, Any], Sequence[Record]]:
-    """The system prompt that a conversation may begin with, as a column, and the turns behind it."""
-    if not turns or turns[0].get(tags.role) != tags.system:
-        return {}, turns
-    system = turns[0].get(tags.content)
-    return ({SYSTEM: system} if system else {}), turns[1:]
-
-
-def said_system(path: str | os.PathLike[str], samples: list[Sample]) -> list[Sample]:
-    """The samples, after it was said how many have a system prompt, which the model is not shown."""
-    if number := sum(SYSTEM in sample.columns for sample in samples):
-        logger.warning(
-            "%s: %d of %d questions have a system prompt: kept as the column %r, not shown",
-            path,
-            number,
-            len(samples),
-            SYSTEM,
-        )
-    return samples
-
-
-def exchanges(turns: Sequence[Record], tags: Tags) -> list[Exchange]:
-    """The turns as pairs of question and reply; any other order is refused."""
-    if not turns or len(turns) % 2:
-        raise ValueError(f"a conversation is pairs of question and reply, not {len(turns)} turns")
-    for number, turn in enumerate(turns, start=1):
-        wanted = tags.user if number % 2 else tags.assistant
-        if turn.get(tags.role) != wanted:
-            raise ValueError(f"turn {number} must be from {wanted!r}, not {shown(turn.get(tags.role))}")
-    contents = [get_text(turn, tags.content) for turn in turns]
-    return [Exchange(*pair) for pair in zip(contents[::2], contents[1::2], strict=True)]
-
-
-def without_media(turns: Sequence[Exchange]) -> tuple[list[Exchange], list[int]]:
-    """The exchanges without their media tokens, and how many of these each question had."""
-    plain = [Exchange(MEDIA.sub("", turn.question), turn.reply) for turn in turns]
-    return plain, [len(MEDIA.findall(turn.question)) for turn in turns]
+    turns: tuple[str, ...]
+    """The columns that may hold the conversation, or a question as a text; the first that is there counts."""
+    answers: tuple[str, ...] = ()
+    """The columns that may hold the right answer; in a record without one, replies are the answers."""
+    videos: str = "videos"
+    images: str = "images"
+    audios: str = "audios"
+    system: str = "system"
+    tags: Tags | None = None
+    """None: the usual names, by what is there."""
 
 
 def samples_of(
-    turns: Sequence[Exchange],
+    record: Record,
     place: Place,
+    layout: Layout,
     *,
-    name: str,
-    clip_source: ClipSource | None,
-    columns: Record,
+    name: str | None = None,
+    bounds_s: tuple[float, float | None] = (0.0, None),
 ) -> Iterator[Sample]:
-    """A sample for each exchange; with several, their names get the number of theirs."""
-    for number, turn in enumerate(turns, start=1):
-        question, choices = split_options(as_text(turn.question, "question"))
-        letter = read_letter(turn.reply, choices) if choices else None
+    """A sample for each question; with several, their names get the number of theirs.
+
+    name: None for records that have no names of their own; theirs is their number.
+    """
+    if record.get(layout.audios):
+        raise ValueError(f"{layout.audios!r} is not supported: {shown(record[layout.audios])}")
+    talk = _talk(record, layout)
+    clip_source = _clip_source(record, place, layout, talk, bounds_s)
+    num_media = len(clip_source.frames or [clip_source.video]) if clip_source else 0
+    own = (*layout.turns, *layout.answers, layout.videos, layout.images, layout.audios, layout.system)
+    columns = without(record, *(key.partition(".")[0] for key in own), "video", "image", "frame_fps")
+    if system := record.get(layout.system) or talk.system:
+        place.remark(f"a system prompt is kept as the column {SYSTEM!r}, not shown to the model")
+        columns[SYSTEM] = system
+    for number, (question, answer) in enumerate(talk.pairs, start=1):
+        if (num_tokens := len(MEDIA.findall(question))) not in (0, num_media):
+            raise ValueError(f"{num_tokens} media tokens in a question for {num_media} videos or images")
+        asked = as_text(SPEECH.sub("", MEDIA.sub("", question)), "question")
         yield Sample(
-            id=place.id(name if len(turns) == 1 else f"{name}#{number}"),
-            question=question if letter else turn.question.strip(),
-            answer=letter or turn.reply.strip(),
-            task="choice" if letter else "open",
+            id=place.id((name or str(place.number)) + (f"#{number}" if len(talk.pairs) > 1 else "")),
             source=place.source,
-            options=choices if letter else (),
             clip_source=clip_source,
             columns=columns,
+            **_posed(asked, answer) if talk.is_replied else _judged(asked, answer, record, clip_source),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A conversation as its questions with their answers, and what else its turns hold."""
+
+    pairs: list[tuple[str, Any]]
+    is_replied: bool
+    """Whether the answers are replies of the conversation, not values of a column."""
+    system: str
+    parts: list[tuple[str, str]]
+    """The kinds, video or image, and paths of the media that are parts of turns."""
+
+
+def _talk(record: Record, layout: Layout) -> Talk:
+    key = next((key for key in layout.turns if record.get(key) is not None), layout.turns[-1])
+    tags = layout.tags or Tags()
+    if layout.answers and isinstance(record.get(key), str):
+        turns: list[Record] = [{tags.role: tags.user, tags.content: record[key]}]
+    else:
+        turns = get_objects(record, key)
+        tags = layout.tags or (OPENAI if turns and OPENAI.role in turns[0] else tags)
+    system = ""
+    if turns and turns[0].get(tags.role) == tags.system:
+        system, turns = turns[0].get(tags.content) or "", turns[1:]
+    parts: list[tuple[str, str]] = []
+    said = [(turn.get(tags.role), _said(turn, tags, parts)) for turn in turns]
+    answer = _answer(record, layout)
+    if answer is not None:
+        questions = [text for role, text in said if role == tags.user]
+        if len(questions) != 1:
+            raise ValueError(f"a record with an answer has one question, not {len(questions)}")
+        return Talk([(questions[0], answer)], False, system, parts)
+    if layout.answers and len(said) == 1:
+        raise ValueError(f"there is no answer: no reply, and none of {', '.join(layout.answers)}")
+    return Talk(_pairs(said, tags), True, system, parts)
+
+
+def _pairs(said: Sequence[tuple[Any, str]], tags: Tags) -> list[tuple[str, Any]]:
+    """The turns as pairs of question and reply; any other order is refused."""
+    if not said or len(said) % 2:
+        raise ValueError(f"a conversation is pairs of question and reply, not {len(said)} turns")
+    for number, (role, _) in enumerate(said, start=1):
+        wanted = tags.user if number % 2 else tags.assistant
+        if role != wanted:
+            raise ValueError(f"turn {number} must be from {wanted!r}, not {shown(role)}")
+    texts = [text for _, text in said]
+    return [*zip(texts[::2], texts[1::2], strict=True)]
+
+
+def _said(turn: Record, tags: Tags, media: list[tuple[str, str]]) -> str:
+    """The text of a turn. One that is in parts has a token for each video and image, whose paths go into media."""
+    if type(turn.get(tags.content)) is not list:
+        return get_text(turn, tags.content)
+    text = ""
+    for part in get_objects(turn, tags.content):
+        kind = get_text(part, "type")
+        medium = kind.removesuffix("_url")
+        if medium not in ("video", "image", "text"):
+            raise ValueError(f"a part of the type {kind!r} is not supported")
+        if medium == "text":
+            text += get_text(part, "text")
+            continue
+        text += f"<{medium}>"
+        if part.get(kind) is not None:
+            media.append((medium, _path(part[kind], kind)))
+    return text
+
+
+def _path(value: Any, key: str) -> str:
+    """The path of a video or an image that is given alone, or as an object with settings of other trainers."""
+    given = value if type(value) is not dict else next(filter(None, map(value.get, PATH_KEYS)), None)
+    return as_text(given, key)
+
+
+def _answer(record: Record, layout: Layout) -> Any:
+    """The right answer that a column holds; None without one."""
+    for key in layout.answers:
+        value: Any = record
+        for part in key.split("."):
+            value = value.get(part) if type(value) is dict else None
+        if value is not None:
+            return value
+    return None
+
+
+def _clip_source(
+    record: Record, place: Place, layout: Layout, talk: Talk, bounds_s: tuple[float, float | None]
+) -> ClipSource | None:
+    """The one video of a conversation, or its images, which are the frames of a clip; None if it is about text."""
+    videos, images = (
+        [path for kind, path in talk.parts if kind == medium] + _column(record, key, medium)
+        for key, medium in ((layout.videos, "video"), (layout.images, "image"))
+    )
+    if videos and images:
+        raise ValueError(f"a video and images in a question are not supported: {shown([*videos, *images])}")
+    if len(videos) > 1:
+        raise ValueError(f"several videos in a question are not supported: {shown(videos)}")
+    if not videos and not images:
+        return None
+    video, frames = (place.media(videos[0]) if videos else None), tuple(map(place.media, images))
+    rate = get_rate(record, "frame_fps")
+    return ClipSource(video=video, frames=frames, frame_fps=rate, start_s=bounds_s[0], end_s=bounds_s[1])
+
+
+def _column(record: Record, key: str, medium: str) -> list[str]:
+    """The paths in a column that lists some, and in the one that is named after the medium."""
+    listed, one = record.get(key) or [], record.get(medium)
+    if type(listed) is not list:
+        raise ValueError(f"{key!r} must be a list of paths, not {shown(listed)}")
+    alone = one if type(one) is list else [] if one is None else [one]
+    return [_path(value, key) for value in listed] + [_path(value, medium) for value in alone]
+
+
+def _posed(question: str, reply: str) -> dict[str, Any]:
+    """The question with its options if the reply names one of them, else as an open one."""
+    asked, options = split_options(question)
+    if letter := read_letter(reply, options) if options else None:
+        return {"question": asked, "answer": letter, "task": "choice", "options": options}
+    return {"question": question.strip(), "answer": reply.strip(), "task": "open"}
+
+
+def _judged(question: str, given: Any, record: Record, clip_source: ClipSource | None) -> dict[str, Any]:
+    """The question as one whose answer can be compared: a choice, a number, a span, or words."""
+    answer = _answer_text(given)
+    asked, options = split_options(question)
+    if record.get("options"):
+        options = without_letters(as_options(record["options"]))
+    if letter := read_letter(answer, options) if options else None:
+        return {"question": asked, "answer": letter, "task": "choice", "options": options}
+    kind = record.get("problem_type")
+    task: Task = TASK_OF_TYPE.get(kind, "open") if isinstance(kind, str) else "open"
+    if task == "choice":
+        raise ValueError(f"answer {shown(answer)} is not one of the options {shown(list(options))}")
+    if task == "span" or _is_span(given):
+        answer = span_answer(answer, clip_source)
+        return {"question": f"{question.strip()} {ANSWER_WITH_A_SPAN}", "answer": answer, "task": "span"}
+    if task == "open" and kind is None and read_number(answer) is not None:
+        task = "number"
+    return {"question": question.strip(), "answer": answer, "task": task}
+
+
+def _is_span(given: Any) -> bool:
+    return type(given) is list and len(given) == 2 and all(map(is_number, given))
+
+
+def _answer_text(given: Any) -> str:
+    """The answer without its tags; a number is written out, and of a turn it is the content."""
+    if type(given) is list and len(given) == 1 and type(given[0]) is dict:
+        given = given[0].get(OPENAI.content)
+    if is_number(given):
+        return written_out(given)
+    if _is_span(given):
+        return shown(given)
+    text = as_text(given, "answer")
+    return (only_block(text, ANSWER) or text).strip()
 
 
 def split_options(question: str) -> tuple[str, tuple[str, ...]]:
     """A question and the options that its last lines list as A, B, ...; without two of these, as it is.
 
-    Lines behind the options that say how to answer are left out.
+    One line may list them all. Lines behind the options that say how to answer are left out.
     """
     lines = question.strip().splitlines()
     while lines and (not lines[-1].strip() or INSTRUCTION.match(lines[-1])):
@@ -128,4 +288,9 @@ def split_options(question: str) -> tuple[str, tuple[str, ...]]:
                  if match and match[1] == letter and match[2].strip()]  # fmt: skip
         if len(found) == len(lines) - first:
             return "\n".join(lines[:first]).strip(), tuple(match[2].strip() for match in found)
+    text, *rest = IN_LINE.split(lines[-1]) if lines else [""]
+    letters, options = rest[::2], tuple(option.strip() for option in rest[1::2])
+    asked = "\n".join([*lines[:-1], text]).strip()
+    if len(letters) > 1 and letters == [*LETTERS[: len(letters)]] and all(options) and asked:
+        return asked, options
     return question, ()

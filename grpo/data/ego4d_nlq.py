@@ -7,8 +7,6 @@ a query, and those whose span has no length.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 
 from grpo.data.fields import (
@@ -21,46 +19,33 @@ from grpo.data.fields import (
     on_clips_clock,
     without,
 )
-from grpo.data.records import Place, read_samples
+from grpo.data.files import under
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
-
-logger = logging.getLogger(__name__)
 
 QUESTION = f'When does the video show what answers the question "{{query}}"? {ANSWER_WITH_A_SPAN}'
 """The queries alone ask for a thing or a place, never for a time."""
 
 
-def read_ego4d_nlq(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    left_out: list[str] = []
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    for clip in get_objects(record, "clips"):
+        for annotation in get_objects(clip, "annotations"):
+            for index, query in enumerate(get_objects(annotation, "language_queries")):
+                name = f"{get_text(annotation, 'annotation_uid')}_{index}"  # as QaEgo4D names its samples
+                try:
+                    sample = _sample(clip, query, name, place) if query.get("query") else None
+                except ValueError as error:
+                    raise ValueError(f"query {name}: {error}") from None
+                if sample is not None:
+                    yield sample
+                else:
+                    place.remark("entries that are no questions are left out", name)
 
-    def translate(record: Record, place: Place) -> Iterator[Sample]:
-        for clip in get_objects(record, "clips"):
-            for annotation in get_objects(clip, "annotations"):
-                yield from _queries(clip, annotation, place, left_out)
 
-    samples = read_samples(path, media_root, translate=translate, key="videos")
-    if left_out:
-        logger.info("%s: %d entries are no questions, e.g. %s", path, len(left_out), left_out[0])
-    return samples
-
-
-def _queries(clip: Record, annotation: Record, place: Place, left_out: list[str]) -> Iterator[Sample]:
-    for index, query in enumerate(get_objects(annotation, "language_queries")):
-        name = f"{get_text(annotation, 'annotation_uid')}_{index}"  # as QaEgo4D names its samples
-        if not query.get("query"):
-            left_out.append(name)
-            continue
-        try:
-            sample = _sample(clip, query, name, place)
-        except ValueError as error:
-            raise ValueError(f"query {name}: {error}") from None
-        if sample is None:
-            left_out.append(name)
-        else:
-            yield sample
+def _is_like(record: Record) -> bool:
+    videos = record.get("videos")
+    return type(videos) is list and videos != [] and type(videos[0]) is dict and "clips" in videos[0]
 
 
 def _sample(clip: Record, query: Record, name: str, place: Place) -> Sample | None:
@@ -80,3 +65,6 @@ def _sample(clip: Record, query: Record, name: str, place: Place) -> Sample | No
         keyframes_s=span_s,
         columns=without(query, "clip_start_sec", "clip_end_sec"),
     )
+
+
+read_ego4d_nlq = Reader(translate=translate, is_like=_is_like, unfold=under("videos"))

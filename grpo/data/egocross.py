@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 
 from grpo.data.fields import (
     Record,
@@ -20,11 +19,12 @@ from grpo.data.fields import (
     get_name,
     get_text,
     get_value,
+    has,
     shown,
     without,
     without_letters,
 )
-from grpo.data.records import Place, read_samples
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
@@ -45,7 +45,7 @@ def translate_closed(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_egocross = partial(read_samples, translate=translate_closed)
+read_egocross = Reader(translate=translate_closed, is_like=has("question_text", "video_path"))
 
 
 def translate_open(record: Record, place: Place) -> Iterator[Sample]:
@@ -60,7 +60,7 @@ def translate_open(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_egocross_open = partial(read_samples, translate=translate_open)
+read_egocross_open = Reader(translate=translate_open, is_like=read_egocross.is_like)
 
 
 def _clip_source(record: Record, place: Place) -> ClipSource:

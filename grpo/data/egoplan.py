@@ -19,7 +19,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from functools import partial
 
 from grpo.data.fields import (
     LETTERS,
@@ -33,11 +32,12 @@ from grpo.data.fields import (
     get_number,
     get_objects,
     get_text,
+    has,
     on_clips_clock,
     shown,
     without,
 )
-from grpo.data.records import Place, read_samples
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
@@ -76,7 +76,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_egoplan = partial(read_samples, translate=translate)
+read_egoplan = Reader(translate=translate, is_like=has("sample_id", "current_observation_frame"))
 
 
 def _choices(record: Record, own_id: str) -> tuple[tuple[str, ...], str]:

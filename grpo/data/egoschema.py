@@ -8,38 +8,32 @@ clip is: it becomes the column `ego4d`, by which overlap with other data can be 
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from grpo.data.fields import LETTERS, Record, as_options, get_text, shown, without
-from grpo.data.records import Place, load_object, read_samples
+from grpo.data.fields import LETTERS, Record, as_options, get_text, has, shown, without
+from grpo.data.files import load_object
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
-
-logger = logging.getLogger(__name__)
 
 OPTION_KEYS = tuple(f"option {number}" for number in range(5))
 
 
-def read_egoschema(
-    path: str | os.PathLike[str], media_root: str | os.PathLike[str] | None = None
-) -> list[Sample]:
-    folder = Path(path).parent
-    answers = load_object(folder / "subset_answers.json")
-    origins = folder / "uid_to_ego4d.json"
-    ego4d = load_object(origins) if origins.is_file() else {}
-    samples = read_samples(path, media_root, translate=partial(translate, answers=answers, ego4d=ego4d))
-    logger.info("%s: %d questions have a published answer", path, len(samples))
-    return samples
+def _beside(file: Path) -> tuple[Record, Record]:
+    """The published answers, and the clips' origins in Ego4D."""
+    origins = file.with_name("uid_to_ego4d.json")
+    return load_object(file.with_name("subset_answers.json")), load_object(
+        origins
+    ) if origins.is_file() else {}
 
 
-def translate(record: Record, place: Place, *, answers: Record, ego4d: Record) -> Iterator[Sample]:
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    answers, ego4d = place.beside
     uid = get_text(record, "q_uid")
     choices = as_options([record.get(key) for key in OPTION_KEYS], "option 0 to 4")
     if uid not in answers:
+        place.remark("questions without a published answer are left out", uid)
         return
     answer = answers[uid]
     if type(answer) is not int or not 0 <= answer < len(choices):
@@ -57,3 +51,6 @@ def translate(record: Record, place: Place, *, answers: Record, ego4d: Record) -
         clip_source=ClipSource(video=place.media(f"videos/{uid}.mp4")),
         columns=without(record, "question", *OPTION_KEYS) | origin,
     )
+
+
+read_egoschema = Reader(translate=translate, is_like=has("q_uid", "option 4"), beside=_beside)

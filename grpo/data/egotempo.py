@@ -6,10 +6,10 @@ Videos are the clips that its notebook cuts out of Ego4D, `<clip_id>.mp4`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-from grpo.data.fields import Record, get_text, without
-from grpo.data.records import Place, read_samples
+from grpo.data.fields import Record, get_text, has, without
+from grpo.data.files import under
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
@@ -27,4 +27,4 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_egotempo = partial(read_samples, translate=translate, key="annotations")
+read_egotempo = Reader(translate=translate, is_like=has("annotations"), unfold=under("annotations"))

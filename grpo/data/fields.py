@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, TypeGuard, get_args
 
@@ -20,6 +20,8 @@ Record = Mapping[str, Any]
 Span = tuple[float, float]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_CHARACTERS = 100_000
+"""The longest text that is read: no model's context holds more, and to process megabytes takes minutes."""
 TASKS: tuple[str, ...] = get_args(Task)
 ANSWER_WITH_A_SPAN = "Answer with a span in seconds, such as 3.0-4.5."
 """The answer's format, which is appended to questions that ask for a time without saying it."""
@@ -34,9 +36,8 @@ def get_text(record: Record, key: str) -> str:
 def as_text(value: object, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key!r} must be a text that is not empty, not {shown(value)}")
-    # JSON can spell half of a surrogate pair, which no tokenizer or file system takes.
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{key!r} is not valid Unicode: {shown(value)}")
+    if len(value) > MAX_CHARACTERS:
+        raise ValueError(f"{key!r} has {len(value):,} characters, and at most {MAX_CHARACTERS:,} are read")
     return value
 
 
@@ -61,6 +62,11 @@ def get_rate(record: Record, key: str) -> float | None:
     if (fps := get_number(record, key)) == 0:
         raise ValueError(f"{key!r} must be above 0")
     return fps
+
+
+def has(*keys: str) -> Callable[[Record], bool]:
+    """Whether a record has all of these keys, as a function of it."""
+    return lambda record: all(record.get(key) is not None for key in keys)
 
 
 def written_out(value: int | float) -> str:
@@ -141,9 +147,9 @@ def on_clips_clock(spans_s: Iterable[Span], clip_source: ClipSource | None, *, k
     return tuple((first_s - start_s, last_s - start_s) for first_s, last_s in spans_s)
 
 
-def span_answer(given: str, clip_source: ClipSource | None) -> str:
-    """The span in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is 6.199999999999999."""
-    span_s = read_span(given)
+def span_answer(given: object, clip_source: ClipSource | None) -> str:
+    """The span, a text or a list, in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is not 6.2."""
+    span_s = read_span(given if isinstance(given, str) else shown(given))
     if span_s is None or round(span_s[0], 3) == round(span_s[1], 3):
         raise ValueError(f"'answer' must be a span in seconds, such as 3.0-4.5, not {shown(given)}")
     ((first_s, last_s),) = on_clips_clock([span_s], clip_source, key="answer")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 from grpo.data.fields import (
@@ -29,6 +28,7 @@ from grpo.data.fields import (
     check_letter,
     get_rate,
     get_text,
+    has,
     holds_number,
     is_number,
     on_clips_clock,
@@ -37,7 +37,7 @@ from grpo.data.fields import (
     without,
     written_out,
 )
-from grpo.data.records import Place, read_samples
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
@@ -68,10 +68,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_jsonl = partial(read_samples, translate=translate, lines=True)
-"""The samples of a file with a record a line; empty lines are skipped."""
-read_huggingface = partial(read_samples, translate=translate)
-"""The samples of the same records as rows of a table, in any form that `hf_datasets.py` reads."""
+read_jsonl = Reader(translate=translate, is_like=has("question", "answer", "task"))
 
 
 def _options(record: Record, task: str) -> tuple[str, ...]:
@@ -93,12 +90,14 @@ def _answer(record: Record, task: str, choices: tuple[str, ...], clip_source: Cl
         return written_out(answer)
     if answer is None:
         raise ValueError("'answer' is missing")
+    if task == "span":
+        return span_answer(answer, clip_source)
     given = as_text(answer, "answer")
     if task == "choice":
         return check_letter(given, len(choices))
     if task in ("number", "regression") and not holds_number(given):
         raise ValueError(f"'answer' must be a number for the task {task!r}, not {shown(given)}")
-    return span_answer(given, clip_source) if task == "span" else given
+    return given
 
 
 def _clip_source(record: Record, place: Place) -> ClipSource | None:

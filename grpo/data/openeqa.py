@@ -8,10 +8,9 @@ config; or the video beside the folder that they were joined into.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-from grpo.data.fields import Record, as_text, get_text, shown, without
-from grpo.data.records import Place, read_samples
+from grpo.data.fields import Record, as_text, get_text, has, shown, without
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
@@ -33,7 +32,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_openeqa = partial(read_samples, translate=translate)
+read_openeqa = Reader(translate=translate, is_like=has("episode_history", "question_id"))
 
 
 def _extra(answers: object) -> list[str]:

@@ -6,10 +6,9 @@ Videos are Ego4D's canonical clips, `<video_id>.mp4`. The moment that shows the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-from grpo.data.fields import Record, get_number, get_text, on_clips_clock, without
-from grpo.data.records import Place, read_samples
+from grpo.data.fields import Record, get_number, get_text, has, on_clips_clock, without
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 
@@ -32,4 +31,4 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_qaego4d = partial(read_samples, translate=translate)
+read_qaego4d = Reader(translate=translate, is_like=has("sample_id", "moment_start_frame"))

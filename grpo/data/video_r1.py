@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 
 from grpo.data.fields import (
     ANSWER_WITH_A_SPAN,
@@ -18,12 +17,13 @@ from grpo.data.fields import (
     check_letter,
     get_name,
     get_text,
+    has,
     shown,
     span_answer,
     without,
     without_letters,
 )
-from grpo.data.records import Place, read_samples
+from grpo.data.records import Place, Reader
 from grpo.groups import Sample, Task
 from grpo.media.clip import ClipSource
 
@@ -65,7 +65,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_video_r1 = partial(read_samples, translate=translate)
+read_video_r1 = Reader(translate=translate, is_like=has("problem", "problem_type", "solution", "path"))
 
 
 def _answer(solution: str, task: Task, num_options: int, clip_source: ClipSource) -> str:

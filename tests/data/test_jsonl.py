@@ -251,7 +251,7 @@ def test_an_id_that_is_used_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_without_records_or_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train.jsonl: no records"):
+    with pytest.raises(ValueError, match=r"train.jsonl: the file is empty"):
         read_jsonl(write(tmp_path, "", " "))
     with pytest.raises(FileNotFoundError, match=r"nowhere.jsonl: no such dataset file"):
         read_jsonl(tmp_path / "nowhere.jsonl")

@@ -84,11 +84,11 @@ def test_a_conversation_without_media_is_about_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": "vsr/1.jpg"}, "a 'video' and an 'image' in a question are not supported"),
-        ({"video": None}, "a media token without a 'video' or an 'image'"),
+        ({"image": "vsr/1.jpg"}, "a video and images in a question are not supported"),
+        ({"video": None}, "1 media tokens in a question for 0 videos or images"),
         (
             {"conversations": said("<video><video>What?", "x")},
-            "several clips in a question are not supported",
+            "2 media tokens in a question for 1 videos or images",
         ),
         ({"conversations": said("What?")}, "pairs of question and reply, not 1 turns"),
         ({"conversations": []}, "pairs of question and reply, not 0 turns"),
@@ -170,7 +170,7 @@ def test_a_system_prompt_is_kept_as_a_column_and_said_not_to_be_shown(
         assert sample.columns["system"] == "Be brief." and "Be brief." not in sample.question
     assert of_none.columns == {}
     assert (
-        f"{path}: 2 of 3 questions have a system prompt: kept as the column 'system', not shown"
+        f"{path}: a system prompt is kept as the column 'system', not shown to the model: 2, e.g. {path}: record 1"
         in caplog.text
     )
 
@@ -255,12 +255,12 @@ def test_a_wrong_dataset_info_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": ["frames/0.jpg"]}, "'videos' and 'images' in a conversation are not supported"),
-        ({"images": ["a.jpg", "b.jpg"], "videos": []}, "1 media tokens in the first question for 2 'images'"),
-        ({"images": "a.jpg", "videos": []}, "'images' must be a list of images, not 'a.jpg'"),
-        ({"videos": ["a.mp4", "b.mp4"]}, "'videos' must be a list of one path"),
-        ({"videos": "a.mp4"}, "'videos' must be a list of one path"),
-        ({"videos": []}, "1 media tokens for 0 videos or images"),
+        ({"images": ["frames/0.jpg"]}, "a video and images in a question are not supported"),
+        ({"images": ["a.jpg", "b.jpg"], "videos": []}, "1 media tokens in a question for 2 videos or images"),
+        ({"images": "a.jpg", "videos": []}, "'images' must be a list of paths, not 'a.jpg'"),
+        ({"videos": ["a.mp4", "b.mp4"]}, "several videos in a question are not supported"),
+        ({"videos": "a.mp4"}, "'videos' must be a list of paths, not 'a.mp4'"),
+        ({"videos": []}, "1 media tokens in a question for 0 videos or images"),
         ({"videos": [7]}, "'videos' must be a text that is not empty, not 7"),
         ({"audios": ["a.wav"]}, "'audios' is not supported"),
         ({"messages": [*SHAREGPT["messages"], {"role": "system", "content": "x"}]}, "not 3 turns"),

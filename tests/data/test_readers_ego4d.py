@@ -228,7 +228,7 @@ def test_entries_that_ask_for_nothing_are_left_out_and_counted(
     )
     with caplog.at_level(logging.INFO):
         assert [sample.id for sample in read_ego4d_nlq(path)] == ["nlq_train/9f8e-one_1"]
-    assert "3 entries are no questions, e.g. 9f8e-one_0" in caplog.text
+    assert "entries that are no questions are left out: 3, e.g. 9f8e-one_0" in caplog.text
 
 
 def test_a_wrong_query_is_named(tmp_path: Path) -> None:

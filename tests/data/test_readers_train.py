@@ -9,9 +9,7 @@ import pytest
 
 from grpo.data import READERS
 from tests.support import runs
-from tests.support.clips import video_of
-from tests.support.readers import EXAMPLES, WRITERS
-from tests.support.videos import write_video
+from tests.support.readers import EXAMPLES, WRITERS, write_media
 
 
 def written(reader: str, folder: Path) -> str:
@@ -19,9 +17,7 @@ def written(reader: str, folder: Path) -> str:
     own_id = {"id": reader} if reader in ("jsonl", "huggingface") else {}  # these two share an example
     path = WRITERS[reader](folder, EXAMPLES[reader] | own_id)
     [sample] = READERS[reader](str(path), None)
-    video = Path(video_of(sample))
-    video.parent.mkdir(parents=True, exist_ok=True)
-    write_video(video, num_frames=160, fps=4)
+    write_media(sample, num_frames=160, fps=4)
     return str(path)
 
 
@@ -51,6 +47,6 @@ def test_a_run_trains_on_the_samples_of_every_reader(
     rollouts = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet").to_pylist()
     assert len(rollouts) == 2 * len(paths)
     asked = {reader for reader, path in paths.items() for each in rollouts if each["source"].startswith(path)}
-    assert asked == READERS.keys() - {"synthetic"}
+    assert asked == READERS.keys() - {"synthetic", "auto"}
     said = capsys.readouterr().out
-    assert "13 questions, 3 with key moments; other columns: " in said and "'id'" not in said
+    assert "21 questions, 5 with key moments; other columns: " in said and "'id'" not in said

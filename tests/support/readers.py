@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
+
+from grpo.groups import Sample
+from tests.support.clips import source_of
+from tests.support.videos import write_video
 
 Record = dict[str, Any]
 
@@ -118,6 +124,55 @@ NATIVE: Record = {
     "task": "choice",
 }
 
+EGOLIFE: Record = {
+    "ID": "1",
+    "query_time": {"date": "DAY1", "time": "11210217"},
+    "type": "EntityLog",
+    "question": "Who used the hammer first?",
+    **{f"choice_{letter}": f"Person {letter}" for letter in "abcd"},
+    "answer": "B",
+    "target_time": {"date": "DAY1", "time": "11152408"},
+    "reason": "seen",
+}
+EGOTHINK: Record = {
+    "source_dataset": "ego4d",
+    "image_path": ["1.jpg"],
+    "question": "What am I holding?",
+    "answer": "A brush.",
+}
+NEXTQA: Record = {
+    "video": 4010069381,
+    "frame_count": 369,
+    "question": "what does the dog do",
+    "answer": 2,
+    "qid": 6,
+    "type": "CW",
+    **{f"a{number}": f"it does {number}" for number in range(5)},
+}
+CHARADES: Record = {"duration": 33.7, "timestamps": [[2.5, 6.9]], "sentences": ["a person puts a book down."]}
+ASKED = "<video>What is done?\nA. cutting\nB. washing"
+SWIFT: Record = {
+    "messages": [{"role": "user", "content": ASKED}],
+    "videos": ["clips/one.mp4"],
+    "solution": "<answer>B</answer>",
+}
+EASYR1: Record = {"problem": ASKED, "videos": ["clips/one.mp4"], "answer": "B"}
+VERL: Record = {
+    "data_source": "made",
+    "prompt": [{"role": "user", "content": ASKED}],
+    "videos": [{"video": "clips/one.mp4"}],
+    "reward_model": {"style": "rule", "ground_truth": "B"},
+}
+TRL: Record = {
+    "prompt": [
+        {
+            "role": "user",
+            "content": [{"type": "video", "video": "clips/one.mp4"}, {"type": "text", "text": ASKED[7:]}],
+        }
+    ],
+    "solution": "B",
+}
+
 
 def write_json(path: Path, value: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +218,31 @@ def write_parquet(folder: Path, *records: Record) -> Path:
     return folder / "train.parquet"
 
 
+def write_egolife(folder: Path, *records: Record) -> Path:
+    touch(folder / "A1_JAKE/DAY1/DAY1_A1_JAKE_11151000.mp4")
+    return write_json(folder / "EgoLifeQA_A1_JAKE.json", list(records))
+
+
+def write_nextqa(folder: Path, *records: Record) -> Path:
+    write_json(folder / "map_vid_vidorID.json", {"4010069381": "1164/4010069381"})
+    with open(folder / "val.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, records[0].keys())
+        writer.writeheader()
+        writer.writerows(records)
+    return folder / "val.csv"
+
+
+def write_media(sample: Sample, *, num_frames: int, fps: int) -> None:
+    """The sample's video, or a picture in the place of each of its frames."""
+    source = source_of(sample)
+    for path in map(Path, source.frames if source.video is None else [source.video]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if source.video is None:
+            Image.new("RGB", (84, 56)).save(path)
+        else:
+            write_video(path, num_frames=num_frames, fps=fps)
+
+
 def listed(name: str) -> Callable[..., Path]:
     return lambda folder, *records: write_json(folder / name, list(records))
 
@@ -183,6 +263,16 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "qaego4d": listed("annotations.train.json"),
     "sharegpt": listed("train.json"),
     "video_r1": listed("Video-R1-260k.json"),
+    "charades_sta": lambda folder, *records: write_json(
+        folder / "train.json", {f"AO8R{number}": record for number, record in enumerate(records)}
+    ),
+    "easyr1": listed("train.json"),
+    "egolife": write_egolife,
+    "egothink": listed("Activity/annotations.json"),
+    "nextqa": write_nextqa,
+    "swift": listed("train.json"),
+    "trl": listed("train.json"),
+    "verl": listed("train.json"),
 }
 """Each writes a data set's file of these records (of NLQ: queries) into a folder, under its published name."""
 
@@ -200,4 +290,12 @@ EXAMPLES: dict[str, Record] = {
     "qaego4d": QAEGO4D,
     "sharegpt": SHAREGPT,
     "video_r1": VIDEO_R1,
+    "charades_sta": CHARADES,
+    "easyr1": EASYR1,
+    "egolife": EGOLIFE,
+    "egothink": EGOTHINK,
+    "nextqa": NEXTQA,
+    "swift": SWIFT,
+    "trl": TRL,
+    "verl": VERL,
 }

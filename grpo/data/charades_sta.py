@@ -1,0 +1,87 @@
+"""Charades-STA (https://github.com/jiyanggao/TALL), and Time-R1's files (https://github.com/www-Ye/Time-R1).
+
+A sentence asks for the span of the video `<name>.mp4` that it describes; the span is both the answer (the task "span")
+and the key moment. The data set has a line `AO8RW 0.0 6.9##a person puts a book down.` for each, Time-R1 an object
+`{"AO8RW": {"duration": 33.7, "timestamps": [[0.0, 6.9]], "sentences": ["..."]}}`, or a record with `video`, `timestamp`
+and `sentence` for each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from grpo.data.fields import (
+    ANSWER_WITH_A_SPAN,
+    Record,
+    get_text,
+    get_value,
+    on_clips_clock,
+    shown,
+    span_answer,
+    without,
+)
+from grpo.data.records import Place, Reader
+from grpo.groups import Sample
+from grpo.media.clip import ClipSource
+from rewards.parsing import read_span
+
+LINE = re.compile(r"(\S+) ([0-9.]+) ([0-9.]+)##(.+)")
+QUESTION = f'When does the video show "{{sentence}}"? {ANSWER_WITH_A_SPAN}'
+OWN_KEYS = ("line", "timestamp", "timestamps", "sentence", "sentences")
+
+
+def translate(record: Record, place: Place) -> Iterator[Sample]:
+    video, moments = _moments(record)
+    for number, (span, sentence) in enumerate(moments):
+        file = video if "." in video else f"{video}.mp4"
+        clip_source = ClipSource(video=place.media(file))
+        answer = span_answer(span, clip_source)
+        span_s = read_span(answer)
+        assert span_s is not None
+        yield Sample(
+            id=place.id(f"{video}_{number}" if "sentences" in record else str(place.number)),
+            question=QUESTION.format(sentence=sentence.strip().removesuffix(".")),
+            answer=answer,
+            task="span",
+            source=place.source,
+            clip_source=clip_source,
+            keyframes_s=on_clips_clock([span_s], clip_source, key="timestamps"),
+            columns=without(record, *OWN_KEYS),
+        )
+
+
+def _moments(record: Record) -> tuple[str, list[tuple[Any, str]]]:
+    """The name of the video, and the spans in it with their sentences."""
+    if "line" in record:
+        match = LINE.fullmatch(record["line"])
+        if match is None:
+            raise ValueError(f"a line is `name start end##sentence`, not {shown(record['line'])}")
+        return match[1], [(f"{match[2]}-{match[3]}", match[4])]
+    if "sentences" not in record:
+        return get_text(record, "video"), [(get_value(record, "timestamp"), get_text(record, "sentence"))]
+    spans, sentences = get_value(record, "timestamps"), record["sentences"]
+    if type(spans) is not list or type(sentences) is not list or len(spans) != len(sentences):
+        raise ValueError("'timestamps' and 'sentences' must be lists of the same length")
+    texts = [get_text({"sentences": sentence}, "sentences") for sentence in sentences]
+    return get_text(record, "video"), [*zip(spans, texts, strict=True)]
+
+
+def _unfold(value: Any) -> object:
+    """The records of Time-R1's object, which has the videos' names as keys."""
+    if type(value) is not dict:
+        return value
+    return [{"video": name, **part} if type(part) is dict else part for name, part in value.items()]
+
+
+def _is_like(record: Record) -> bool:
+    if isinstance(record.get("line"), str):
+        return LINE.fullmatch(record["line"]) is not None
+    part = next(iter(record.values()), None)
+    return any(
+        type(each) is dict and each.keys() >= {"timestamps", "sentences"} for each in (record, part)
+    ) or record.keys() >= {"video", "timestamp", "sentence"}
+
+
+read_charades_sta = Reader(translate=translate, is_like=_is_like, unfold=_unfold)
