@@ -109,8 +109,8 @@ def test_broken_json_is_named_by_its_record(reader: str, tmp_path: Path) -> None
 def test_a_missing_field_is_named_with_its_record(reader: str, tmp_path: Path) -> None:
     needed = {"ego4d_nlq": "clip_end_sec", "llava": "conversations", "sharegpt": "messages", "egoschema": "q_uid",
               "video_r1": "path", "egocross": "correct_option_letter", "egocross_open": "answer_text",
-              "egoplan": "golden_choice_idx", "swift": "messages", "trl": "prompt", "verl": "prompt", "easyr1": "problem",
-              "charades_sta": "timestamps"}.get(reader, "answer")  # fmt: skip
+              "egoplan": "golden_choice_idx", "swift": "messages", "trl": "prompt", "verl": "prompt",
+              "easyr1": "problem", "charades_sta": "timestamps"}.get(reader, "answer")  # fmt: skip
     path = WRITERS[reader](tmp_path, {key: value for key, value in EXAMPLES[reader].items() if key != needed})
     named = {"sharegpt": "conversations", "swift": "query"}.get(reader, needed)
     with pytest.raises(ValueError, match=rf"^{path}: record 1: .*'{named}' is missing$"):
@@ -125,6 +125,27 @@ def test_a_path_that_leads_out_of_the_media_root_is_refused(reader: str, tmp_pat
     with pytest.raises(
         ValueError, match=rf"^{place}: '.*' leads out of the media root {root}(; with media_root: / .*)?$"
     ):
+        READERS[reader](str(path), str(root))
+
+
+def test_paths_are_joined_to_the_media_root() -> None:
+    def joined(root: str, path: str) -> str:
+        return Place("s", Path("f.json"), Path(root), 1).media(path)
+
+    assert joined("/m", "a/b.mp4") == joined("/m/", "./a/../a/b.mp4") == joined("/m", "/m/a/b.mp4")
+    assert joined(".", "a.mp4") == "a.mp4"
+    assert joined("..", "a.mp4") == "../a.mp4"
+    assert joined("/", "a.mp4") == "/a.mp4"
+    for root, path in (
+        ("/m", "/mm/a"),
+        ("/m", ".."),
+        ("/m", "."),
+        (".", "../a"),
+        (".", "/a"),
+        ("..", "../a"),
+    ):
+        message = rf"'.*' leads out of the media root {root}(; with media_root: / paths may be absolute)?"
+    with pytest.raises(ValueError, match=rf"^{place}: {message}$"):
         READERS[reader](str(path), str(root))
 
 
