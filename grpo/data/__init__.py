@@ -19,7 +19,7 @@ from grpo.data.egoplan import read_egoplan
 from grpo.data.egoschema import read_egoschema
 from grpo.data.egotempo import read_egotempo
 from grpo.data.egothink import read_egothink
-from grpo.data.errors import BadRecords, DataError, NoSuchFile, used_before
+from grpo.data.errors import BadRecords, DataError, NoSuchFile, placed, used_before
 from grpo.data.fields import Record, has
 from grpo.data.files import first
 from grpo.data.jsonl import read_jsonl
@@ -48,10 +48,12 @@ def _render(file: Path) -> None:
     write_dataset(file.parent, num_train=512, num_heldout=200, seed=0)
 
 
+read_synthetic = replace(read_jsonl, beside=_render)
+
 FORMATS: dict[str, Reader] = {
     "jsonl": read_jsonl,
     "huggingface": read_jsonl,
-    "synthetic": replace(read_jsonl, beside=_render),
+    "synthetic": read_synthetic,
     "ego4d_nlq": read_ego4d_nlq,
     "egocross": read_egocross,
     "egocross_open": read_egocross_open,
@@ -83,7 +85,10 @@ NOT_QUESTIONS: dict[str, Callable[[Record], bool]] = {
 
 def read_auto(path: str, media_root: str | None) -> list[Sample]:
     """The samples of a file in any of the formats, after it was said in which it is."""
-    name = _format(Path(path), _head(Path(path)))
+    try:
+        name = _format(Path(path), _head(Path(path)))
+    except ValueError as error:
+        raise placed(error, path) from None
     if name is None:
         raise DataError(path, f"in none of the known formats, which are {', '.join(FORMATS)}")
     logger.warning("%s: read with the reader %s", path, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 import numpy as np
@@ -49,7 +50,16 @@ def _check_files(clips: Sequence[tuple[Sample, ClipSource]]) -> None:
         path, (sample, what) = next(iter(missing.items()))
         more = f"{len(missing) - 1} more files are missing; egogrpo doctor names all"
         others = f" ({more})" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{sample.source}: no such {what}: {path}{others}")
+        raise FileNotFoundError(f"{sample.source}: no such {what}: {path}{_elsewhere(path)}{others}")
+
+
+def _elsewhere(path: str) -> str:
+    """A hint at the file in another folder that its path may start from; empty if there is none."""
+    parts = Path(os.path.abspath(path)).parts
+    tails = [parts[number:] for number in range(1, len(parts))]
+    heads = [Path(*parts[:number]) for number in range(len(parts) - 1, 0, -1)] + [Path.cwd()]
+    found = next((f for tail in tails for h in heads if (f := h.joinpath(*tail)).is_file()), None)
+    return f"; there is {found}: set media_root to the folder that the paths start from" if found else ""
 
 
 def missing_files(source: ClipSource) -> list[str]:

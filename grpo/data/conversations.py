@@ -100,8 +100,9 @@ def samples_of(
     talk = _talk(record, layout)
     clip_source = _clip_source(record, place, layout, talk, bounds_s)
     num_media = len(clip_source.frames or [clip_source.video]) if clip_source else 0
-    own = (*layout.turns, *layout.answers, layout.videos, layout.images, layout.audios, layout.system)
-    columns = without(record, *(key.partition(".")[0] for key in own), "video", "image", "frame_fps")
+    # Columns with the answer are kept, since rewards that were written for another trainer are called with them.
+    own = (talk.key, layout.videos, layout.images, layout.audios, layout.system)
+    columns = without(record, *own, "video", "image", "frame_fps")
     if system := record.get(layout.system) or talk.system:
         place.remark(f"a system prompt is kept as the column {SYSTEM!r}, not shown to the model")
         columns[SYSTEM] = system
@@ -122,6 +123,8 @@ def samples_of(
 class Talk:
     """A conversation as its questions with their answers, and what else its turns hold."""
 
+    key: str
+    """The column that holds it."""
     pairs: list[tuple[str, Any]]
     is_replied: bool
     """Whether the answers are replies of the conversation, not values of a column."""
@@ -148,10 +151,10 @@ def _talk(record: Record, layout: Layout) -> Talk:
         questions = [text for role, text in said if role == tags.user]
         if len(questions) != 1:
             raise ValueError(f"a record with an answer has one question, not {len(questions)}")
-        return Talk([(questions[0], answer)], False, system, parts)
+        return Talk(key, [(questions[0], answer)], False, system, parts)
     if layout.answers and len(said) == 1:
         raise ValueError(f"there is no answer: no reply, and none of {', '.join(layout.answers)}")
-    return Talk(_pairs(said, tags), True, system, parts)
+    return Talk(key, _pairs(said, tags), True, system, parts)
 
 
 def _pairs(said: Sequence[tuple[Any, str]], tags: Tags) -> list[tuple[str, Any]]:
@@ -233,9 +236,10 @@ def _column(record: Record, key: str, medium: str) -> list[str]:
 def _posed(question: str, reply: str) -> dict[str, Any]:
     """The question with its options if the reply names one of them, else as an open one."""
     asked, options = split_options(question)
-    if letter := read_letter(reply, options) if options else None:
+    answer = _without_tags(reply)
+    if letter := read_letter(answer, options) if options else None:
         return {"question": asked, "answer": letter, "task": "choice", "options": options}
-    return {"question": question.strip(), "answer": reply.strip(), "task": "open"}
+    return {"question": question.strip(), "answer": answer, "task": "open"}
 
 
 def _judged(question: str, given: Any, record: Record, clip_source: ClipSource | None) -> dict[str, Any]:
@@ -270,8 +274,11 @@ def _answer_text(given: Any) -> str:
         return written_out(given)
     if _is_span(given):
         return shown(given)
-    text = as_text(given, "answer")
-    return (only_block(text, ANSWER) or text).strip()
+    return _without_tags(as_text(given, "answer"))
+
+
+def _without_tags(answer: str) -> str:
+    return (only_block(answer, ANSWER) or answer).strip()
 
 
 def split_options(question: str) -> tuple[str, tuple[str, ...]]:
