@@ -266,13 +266,13 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "charades_sta": lambda folder, *records: write_json(
         folder / "train.json", {f"AO8R{number}": record for number, record in enumerate(records)}
     ),
-    "easyr1": listed("train.json"),
+    "easyr1": listed("easyr1.json"),
     "egolife": write_egolife,
     "egothink": listed("Activity/annotations.json"),
     "nextqa": write_nextqa,
-    "swift": listed("train.json"),
-    "trl": listed("train.json"),
-    "verl": listed("train.json"),
+    "swift": listed("swift.json"),
+    "trl": listed("trl.json"),
+    "verl": listed("verl.json"),
 }
 """Each writes a data set's file of these records (of NLQ: queries) into a folder, under its published name."""
 
