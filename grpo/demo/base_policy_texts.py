@@ -1,4 +1,4 @@
-"""What the demo's base policy reads and writes while it is made, and its tokenizer.
+"""What the demo's base policy reads and writes while it is made.
 
 The base is given skills under prompts of their own (captions, lists, timelines, option look-ups, two side
 prompts), and a habit under the plain prompt of the demo: mostly vague, mostly incomplete answers, and
@@ -8,35 +8,9 @@ now and then a good one. `grpo.demo.make_base_policy` says why.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-
-from grpo.demo.clips import COLOURS, LETTERS, NUM_SECONDS, QUESTION, Scene
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{m['role']}}\n"
-    "{% if m['content'] is string %}{{m['content']}}{% else %}{% for c in m['content'] %}"
-    "{% if c['type']=='image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif c['type']=='video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{c['text']}}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-USER = "<|im_start|>user\n"
-VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
-ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
+from grpo.demo.clips import LETTERS, NUM_SECONDS, QUESTION, Scene
 
 PLAIN, EXPLAIN, TIMELINE = " Answer.", " Explain.", " timeline."
 """The demo's prompt and the two side prompts: equally long, because the policy reads when something happens
@@ -61,17 +35,18 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Habits:
-    """How often the base does well under the plain prompt. Reinforcement learning starts from these."""
+    """The shares of good behaviour in answers to the plain prompt, from which reinforcement learning starts."""
 
     complete_frac: float = 0.3
-    """All three tags in order."""
+    """The share of answers with all three tags in order."""
     grounded_frac: float = 0.25
-    """Names what it sees in place of a vague thought..."""
+    """The share of answers that name what is seen in place of a vague thought."""
     consistent_frac: float = 0.9
-    """...and then gives that option's letter."""
+    """The share of those that then give that option's letter."""
     right_moment_frac: float = 0.15
+    """The share of answers that cite the second in which the object is taken."""
     lazy_moment_frac: float = 0.6
-    """Cites second 0, where nothing ever happens."""
+    """The share of answers that cite second 0, where nothing ever happens."""
 
 
 def ask(options: tuple[str, ...], suffix: str = PLAIN) -> str:
@@ -103,15 +78,12 @@ def captions(scene: Scene) -> list[Exchange]:
     ]
 
 
-LOOKUP_REQUEST = "Which letter is each object in the list?"
-
-
 def lookups(options: tuple[str, ...], asked: str, moment_s: int) -> list[Exchange]:
     """From an option to its letter, over growing distances up to the one in the demo's format.
 
     The last form alone stays at chance for long: the letter is six tokens behind the colour that decides it.
     """
-    request = LOOKUP_REQUEST + _option_lines(options)
+    request = "Which letter is each object in the list?" + _option_lines(options)
     letter = LETTERS[options.index(asked)]
     thought = grounded_thought(asked)
     replies = [
@@ -170,39 +142,3 @@ def _noisy_moment(scene: Scene, habits: Habits, rng: random.Random) -> int:
     if draw < habits.right_moment_frac:
         return scene.taken_at_s
     return 0 if draw < habits.right_moment_frac + habits.lazy_moment_frac else rng.randrange(NUM_SECONDS)
-
-
-def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A small byte-level BPE with the family's special tokens, in which words and tags are one token each."""
-    words = r"</?[a-z]+>| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s"
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(words), "isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL_TOKENS),
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-def _corpus() -> Iterator[str]:
-    """Each text often enough that every word of it becomes one token."""
-    options = tuple(COLOURS)[: len(LETTERS)]
-    thoughts = [*VAGUE_THOUGHTS, *(grounded_thought(colour) for colour in COLOURS)]
-    for _ in range(50):
-        for second in range(NUM_SECONDS):
-            yield from (full_answer(thought, second, "A") for thought in thoughts)
-            yield from (f"at {second} {grounded_thought(colour)}" for colour in COLOURS)
-        yield from (ask(options, suffix) for suffix in (PLAIN, EXPLAIN, TIMELINE))
-        yield from ("Describe the video.", "List the objects.", "Tell the timeline.", LOOKUP_REQUEST)
-        yield from (f" {word}" for word in (*COLOURS, "none"))
-        yield from (f"the answer is {letter}" for letter in LETTERS)
-        yield "user\nassistant\nsystem\n"

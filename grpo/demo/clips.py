@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -73,16 +73,6 @@ class Scene:
     @property
     def answer(self) -> str:
         return LETTERS[self.options.index(self.taken)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetParameters:
-    """What a written folder depends on."""
-
-    num_train: int
-    num_heldout: int
-    seed: int
-    scene_version: int = SCENE_VERSION
 
 
 def scene_at(stream: Stream, index: int, *, seed: int) -> Scene:
@@ -221,7 +211,12 @@ def write_dataset(folder: str | os.PathLike[str], *, num_train: int, num_heldout
     if num_train < 0 or num_heldout < 0:
         raise ValueError(f"num_train and num_heldout must not be negative, got {num_train}, {num_heldout}")
     folder = Path(folder)
-    parameters = DatasetParameters(num_train=num_train, num_heldout=num_heldout, seed=seed)
+    parameters = {
+        "num_train": num_train,
+        "num_heldout": num_heldout,
+        "seed": seed,
+        "scene_version": SCENE_VERSION,
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(f".{folder.name}.lock")):
         if _is_finished(folder, parameters):
@@ -230,18 +225,18 @@ def write_dataset(folder: str | os.PathLike[str], *, num_train: int, num_heldout
         shutil.rmtree(partial, ignore_errors=True)
         _write_split(partial, "train", num_train, seed)
         _write_split(partial, "heldout", num_heldout, seed)
-        (partial / "dataset.json").write_text(json.dumps(asdict(parameters)) + "\n")
+        (partial / "dataset.json").write_text(json.dumps(parameters) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
     return folder
 
 
-def _is_finished(folder: Path, parameters: DatasetParameters) -> bool:
+def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     """Whether the folder was written with these parameters; False if it is ours to replace."""
     marker = folder / "dataset.json"
     if marker.is_file():
-        return json.loads(marker.read_text()) == asdict(parameters)
+        return json.loads(marker.read_text()) == parameters
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and was not written by grpo.demo.clips: choose another")
     return False

@@ -1,4 +1,4 @@
-"""Make the demo's base policy from nothing: `python -m grpo.demo.make_base_policy OUT [--seed 0]`.
+"""`python -m grpo.demo.make_base_policy OUT [--seed 0]` trains the demo's base policy from fresh weights.
 
 What the demo shows: reinforcement learning brings out what a base model *can* do and mostly does not. The
 base made here has the skills (it can say what happens in a clip and when, and finds an option's letter),
@@ -9,8 +9,8 @@ What it does not show: learning to see from a reward. This script teaches seeing
 
 Phases, each stopped by its measured accuracy and not by a number of steps: `see` (captions), `look up` and
 `look up from afar` (text only), `skills` (all of it, with two side prompts), `habit` (the plain prompt). A phase that
-reaches its bound of steps without its accuracy stops the script with the phase's name. About twelve minutes of
-one core. Read `PHASES` first.
+reaches its bound of steps without its accuracy stops the script with the phase's name. One core is enough. Read
+`PHASES` first.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import argparse
 import logging
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,7 +44,6 @@ from grpo.demo.base_policy_texts import (
     lookups,
     plain_answer,
     side_answers,
-    train_tokenizer,
 )
 from grpo.demo.clips import COLOURS, LETTERS, NUM_SECONDS, Scene, clip_of, scene_at
 from grpo.groups import Prompt, Sample
@@ -52,6 +51,7 @@ from grpo.media.clip import Clip
 from grpo.packing import PackedRow, Segment, build_row
 from grpo.rollout import Sampling, as_rollout
 from grpo.rollout.transformers_engine import TransformersEngine
+from rewards.parsing import ANSWER, KEYFRAMES, TAGS, blocks_in_order, only_block
 
 logger = logging.getLogger("make_base_policy")
 
@@ -66,16 +66,16 @@ Measures = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """What is learned, how fast, and when it is learned."""
+    """A part of the training: what it teaches, how fast, and when it is over."""
 
     name: str
     texts: Callable[[Maker], Texts]
-    """Makes a batch."""
+    """The function that makes a batch."""
     measure: Callable[[Maker], Measures]
     bounds: Mapping[str, tuple[float, float]]
-    """The phase is over when each of these measures lies within."""
+    """The range of each measure within which the phase is over."""
     lr: tuple[float, float]
-    """At the start and, after a half cosine over `decay_steps`, at the end."""
+    """The learning rate at the start and, after a half cosine over `decay_steps`, at the end."""
     decay_steps: int
     max_steps: int
     min_steps: int = 0
@@ -87,7 +87,7 @@ class Maker:
     """The policy under way, and its clips."""
 
     def __init__(self, *, seed: int) -> None:
-        self.policy = build_policy(train_tokenizer(), seed=seed).train()
+        self.policy = build_policy(seed=seed).train()
         self.rng = random.Random(seed)
         self.clips = [scene_at("pretrain", i, seed=seed) for i in range(NUM_PRETRAIN_CLIPS)]
         self.probe = [scene_at("probe", i, seed=seed) for i in range(NUM_PROBE_CLIPS)]
@@ -111,8 +111,7 @@ class Maker:
         return self.policy.family.processor.tokenizer.encode(text, add_special_tokens=False)
 
     def save(self, folder: str) -> None:
-        self.policy.model.save_pretrained(folder)
-        self.policy.family.processor.save_pretrained(folder)
+        self.policy.family.save_model(Path(folder), dict(self.policy.named_weights()))
 
     def _packed(self, texts: Texts) -> PackedRow:
         segments = [
@@ -182,13 +181,13 @@ def _measured(maker: Maker, phase: Phase) -> Measures:
 def lookup_texts(maker: Maker) -> Texts:
     """Option lists without a clip, each with a chain of look-ups of the shortest form.
 
-    With repeats in the chain: without them elimination solves half of it, and nothing is looked up.
+    The chain has repeats: without them elimination solves half of it, and nothing is looked up.
     """
     return [(None, [_lookup_chain(maker.rng, num_forms=1, length=8)]) for _ in range(LISTS_PER_STEP)]
 
 
 def distant_lookup_texts(maker: Maker) -> Texts:
-    """The same with all forms, up to the demo's format."""
+    """Option lists without a clip, each with a chain of look-ups of one form, up to the demo's format."""
     return [(None, [_lookup_chain(maker.rng, num_forms=4, length=5)]) for _ in range(LISTS_PER_STEP)]
 
 
@@ -272,9 +271,6 @@ def measure_skills(maker: Maker) -> Measures:
     }
 
 
-_COMPLETE = re.compile(r"<think>[^<>]+</think><keyframes>[0-9]+</keyframes><answer>[A-D]</answer>")
-
-
 def measure_habit(maker: Maker) -> Measures:
     """Accuracy, format and key moment under the plain prompt, greedy and sampled, and the skills still there."""
     greedy = _score(maker, Sampling(group_size=1, max_new_tokens=24, temperature=0.0))
@@ -292,9 +288,9 @@ def _score(maker: Maker, sampling: Sampling) -> Measures:
     right, complete, on_time = [], [], []
     for scene, group in zip(maker.probe, groups, strict=True):
         for text in [rollout.text for rollout in group.rollouts]:
-            right.append(re.findall(r"<answer>(.*?)</answer>", text) == [scene.answer])
-            complete.append(_COMPLETE.fullmatch(text) is not None)
-            on_time.append(re.findall(r"<keyframes>(.*?)</keyframes>", text) == [str(scene.taken_at_s)])
+            right.append(only_block(text, ANSWER) == scene.answer)
+            complete.append(blocks_in_order(text, TAGS) is not None)
+            on_time.append(only_block(text, KEYFRAMES) == str(scene.taken_at_s))
     return {
         "accuracy": float(np.mean(right)),
         "format": float(np.mean(complete)),

@@ -17,9 +17,10 @@ from transformers.utils import logging as transformers_logging
 from grpo.data.jsonl import read_jsonl
 from grpo.demo import clips as synthetic
 from grpo.demo import make_base_policy
-from grpo.demo.base_policy_texts import ASSISTANT, EXPLAIN, PLAIN, TIMELINE, USER, VIDEO, ask, full_answer
+from grpo.demo.base_policy_texts import EXPLAIN, PLAIN, TIMELINE, ask, full_answer
 from grpo.demo.clips import COLOURS, FPS, LETTERS, NUM_FRAMES, SKIN_RGB, clip_of, scene_at, write_dataset
 from grpo.demo.make_base_policy import PHASES, Maker
+from grpo.policy.families import load_family
 from grpo.rollout import Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
 from tests.support import tiny
@@ -199,7 +200,8 @@ def test_the_chat_template_renders_the_prompt_that_the_policy_was_trained_on() -
     turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
     rendered = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
     assert ask(options) == text
-    assert rendered == USER + VIDEO + text + ASSISTANT
+    video = "<|vision_start|><|video_pad|><|vision_end|>"
+    assert rendered == f"<|im_start|>user\n{video}{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_all_prompts_are_equally_long_and_an_answer_has_twelve_tokens() -> None:
@@ -240,6 +242,21 @@ def test_every_phase_of_the_factory_has_texts_to_learn_and_measures_what_ends_it
             loss = F.cross_entropy(*maker.logits(phase.texts(maker)))
         assert float(loss) == pytest.approx(np.log(vocabulary_size), abs=1.5)
         assert phase.measure(maker).keys() >= phase.bounds.keys()
+
+
+def test_the_factory_saves_a_model_folder_with_its_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(make_base_policy, "NUM_PRETRAIN_CLIPS", 1)
+    monkeypatch.setattr(make_base_policy, "NUM_PROBE_CLIPS", 1)
+    maker = Maker(seed=3)
+    maker.save(str(tmp_path / "made"))
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {
+        path.name for path in BASE_POLICY.iterdir()
+    }
+    saved = load_family(str(tmp_path / "made")).load_model(torch.float32).state_dict()
+    made = maker.policy.model.state_dict()
+    assert saved.keys() == made.keys() and all(saved[name].equal(made[name]) for name in made)
 
 
 @pytest.mark.slow
