@@ -25,10 +25,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from grpo.commands.replay.page import page
 from grpo.commands.replay.report import make_report
+from grpo.commands.replay.show import markdown, page
 from grpo.commands.replay.table import Batch, Groups, Replayed, collect
-from grpo.commands.replay.text import markdown
 from grpo.config.load import one_line_errors, read_config, read_layers, to_config, to_layer
 from grpo.config.schema import Config
 from grpo.groups import Rollout

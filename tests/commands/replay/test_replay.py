@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo.commands.replay import command as replay
-from grpo.commands.replay.text import markdown
+from grpo.commands.replay.show import markdown
 from grpo.data.jsonl import read_jsonl
 from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source

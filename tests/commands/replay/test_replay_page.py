@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 
 from grpo.commands.replay import command as replay
-from grpo.commands.replay.page import MAX_CHARACTERS, TEMPLATES, page
-from grpo.commands.replay.sections import shown
-from grpo.commands.replay.text import cell, markdown
+from grpo.commands.replay.show import PAGE_CHARACTERS, TEMPLATES, cell, markdown, page, shown
 from rewards.hostile import COMPLETIONS
 from tests.support import tiny
 from tests.support.stored_runs import scored, write_run
@@ -144,7 +142,7 @@ def test_completions_stand_on_the_page_with_their_markup(report: dict[str, Any])
 
 def html_text(text: str) -> str:
     """What a parser gives back of an escaped text."""
-    return "".join(c if c in "\n\t" else shown(c, 1) or c for c in text[:MAX_CHARACTERS])
+    return "".join(c if c in "\n\t" else shown(c, 1) or c for c in text[:PAGE_CHARACTERS])
 
 
 def test_a_reward_set_that_pays_nothing_has_a_page(tmp_path: Path) -> None:
