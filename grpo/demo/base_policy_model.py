@@ -24,9 +24,8 @@ def build_policy(*, seed: int) -> Policy:
     """A policy of 1.1 M parameters with fresh weights."""
     family = load_family(str(SHIPPED))
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(
-        deepcopy(family.config)
-    )  # the policy chooses its attention in it
+    # A copy, because the policy writes its choice of attention into it.
+    model = Qwen2_5_VLForConditionalGeneration(deepcopy(family.config))
     _initialise(model)
     return Policy(model, family, temperature=1.0)
 
