@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import MutableMapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,6 +38,7 @@ def compute_dtype() -> torch.dtype:
 
 def make_accelerator() -> Accelerator:
     """Return the run's Accelerator, whose passes are in `compute_dtype`."""
+    stay_on_this_machine(os.environ)
     # Several processes without a GPU: accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the
     # backend, and lets all others train for themselves, each on its part of the data, unless it is told of the CPU.
     several_on_cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -49,6 +51,16 @@ def make_accelerator() -> Accelerator:
     # and the engine's copy, which nobody would put together again.
     unset_hf_deepspeed_config()
     return accelerator
+
+
+def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:
+    """Have processes that are all on one machine listen on its loopback alone, unless the environment says where.
+
+    The store of torch's launcher, which listens everywhere, is not ours to set (docs/scaling.md).
+    """
+    if environment.get("WORLD_SIZE", "1") == environment.get("LOCAL_WORLD_SIZE"):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            environment.setdefault(name, "lo")
 
 
 def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:

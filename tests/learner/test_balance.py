@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.learner.balance import MIN_GAIN_FRAC, plan_moves
+from grpo.learner.launching import stay_on_this_machine
 from tests.support.balance_worker import unequal_groups
 from tests.support.launched import run_two
 from tests.support.learners import packed
@@ -54,9 +55,11 @@ def test_nothing_is_lost_and_no_further_move_would_be_worth_it(tokens: Sizes) ->
 
 
 @pytest.mark.slow
-def test_segments_travel_whole_between_processes(tmp_path: Path) -> None:
+def test_segments_travel_whole_between_processes_over_the_loopback(tmp_path: Path) -> None:
     run_two("multi_gpu", ["-m", "tests.support.balance_worker", str(tmp_path / "out.json")], tmp_path)
     processes = json.loads((tmp_path / "out.json").read_text())
+    # 127.0.0.1, as Linux writes it on a little-endian processor.
+    assert {address for each in processes for address in each["listens"]} == {"0100007F"}
     rows = packed(unequal_groups(), tokens_per_row=1000)
     assert sorted(name for each in processes for name in each["ids"]) == [f"s{index}" for index in range(6)]
     tokens = [each["tokens"] for each in processes]
@@ -70,3 +73,19 @@ def test_segments_travel_whole_between_processes(tmp_path: Path) -> None:
         for scored in unequal_groups()
         if scored.group.prompt.clip
     )
+
+
+@pytest.mark.parametrize(
+    "given, interface",
+    [
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, "lo"),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "NCCL_SOCKET_IFNAME": "eth1"}, "eth1"),
+        ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, None),
+        ({}, None),
+    ],
+)
+def test_processes_of_one_machine_listen_on_its_loopback_unless_told_where(
+    given: dict[str, str], interface: str | None
+) -> None:
+    stay_on_this_machine(given)
+    assert given.get("NCCL_SOCKET_IFNAME") == interface

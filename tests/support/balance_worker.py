@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,16 @@ def unequal_groups() -> list[ScoredGroup]:
     return groups
 
 
+def listening_addresses() -> list[str]:
+    """The addresses, in hexadecimal as Linux prints them, that this process listens on; torch's store is left out."""
+    own = {os.stat(fd).st_ino for fd in Path("/proc/self/fd").iterdir() if os.path.exists(fd)}
+    tables = [Path(f"/proc/net/{table}").read_text() for table in ("tcp", "tcp6")]
+    lines = [line.split() for table in tables for line in table.splitlines()]
+    # The state 0A is LISTEN.
+    sockets = [line[1].split(":") for line in lines if line[3] == "0A" and int(line[9]) in own]
+    return [address for address, port in sockets if int(port, 16) != int(os.environ["MASTER_PORT"])]
+
+
 def main(out: str) -> None:
     accelerator = make_accelerator()
     own = unequal_groups()[: 5 if dist.get_rank() == 0 else 0]
@@ -43,6 +54,7 @@ def main(out: str) -> None:
             int(prompt.clip.frames_FHWC.sum()) for row in rows for prompt in row.prompts if prompt.clip
         ],
     }
+    found["listens"] = listening_addresses()
     processes = gather_object([found])
     if accelerator.is_main_process:
         Path(out).write_text(json.dumps(processes))
