@@ -14,8 +14,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cache
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -25,6 +26,8 @@ from rewards.spelling import folded
 Allowed = Literal["nothing", "clips", "questions"]
 
 QuestionKey = tuple[str, frozenset[str]]
+Asked = tuple[Sample, QuestionKey]
+IMAGES = attrgetter("frames", "frame_fps", "frame_times_s")
 
 
 def check_overlap(
@@ -39,10 +42,13 @@ def check_overlap(
     if allowed == "questions" or not any(held_out.values()):
         return
     train = list(train)
-    index = _Index(train, _copies(_videos(train), _videos(chain.from_iterable(held_out.values()))))
+    copy_of = _copies(_videos(train), _videos(chain.from_iterable(held_out.values())))
+    known: dict[Hashable, list[Asked]] = defaultdict(list)
+    for sample in train:
+        for key in _keys(sample, copy_of)[0]:
+            known[key].append((sample, question_key(sample)))
     for name, samples in held_out.items():
-        pairs = [(sample, index.twin(sample, allowed)) for sample in samples]
-        found = [(sample, twin) for sample, twin in pairs if twin is not None]
+        found = [(sample, twin) for sample in samples if (twin := _twin(sample, known, copy_of, allowed))]
         if found:
             asked = [pair for pair in found if question_key(pair[0]) == question_key(pair[1])]
             sample, twin = (asked or found)[0]
@@ -54,42 +60,40 @@ def check_overlap(
             )
 
 
-class _Index:
-    """Training samples by what they show."""
+def _twin(
+    sample: Sample, known: Mapping[Hashable, list[Asked]], copy_of: Mapping[str, str], allowed: Allowed
+) -> Sample | None:
+    """The training sample that gives this one away, first one with the same question; None if there is none."""
+    question = question_key(sample)
+    candidates = [pair for key in _keys(sample, copy_of)[1] for pair in known.get(key, ())]
+    same = (other for other, asked in candidates if asked == question)
+    rest = (other for other, asked in candidates if allowed == "nothing" and asked != question)
+    return next((other for other in chain(same, rest) if _meet(sample.clip_source, other.clip_source)), None)
 
-    def __init__(self, train: Iterable[Sample], copy_of: Mapping[str, str]) -> None:
-        self._copy_of = copy_of
-        self._showing: dict[Hashable, list[tuple[Sample, QuestionKey]]] = defaultdict(list)
-        for sample in train:
-            question = question_key(sample)
-            for key in self._shown(sample).own:
-                self._showing[key].append((sample, question))
 
-    def twin(self, sample: Sample, allowed: Allowed) -> Sample | None:
-        """The training sample that gives this one away: first one with the same question."""
-        question, any_question = question_key(sample), allowed == "nothing"
-        candidates = [pair for key in self._shown(sample).met for pair in self._showing.get(key, ())]
-        same = (other for other, asked in candidates if asked == question)
-        rest = (other for other, asked in candidates if any_question and asked != question)
-        return next(
-            (other for other in chain(same, rest) if _meet(sample.clip_source, other.clip_source)), None
-        )
-
-    def _shown(self, sample: Sample) -> _Shown:
-        """The keys of a sample: a video's file, the folder and names of images, or the question if there is no clip."""
-        source = sample.clip_source
-        if source is None:
-            return _Shown([question_key(sample)], [question_key(sample)])
-        if source.video is None:
-            return _shown_images(source.frames)
+def _keys(sample: Sample, copy_of: Mapping[str, str]) -> tuple[set[Hashable], set[Hashable]]:
+    """The keys under which a sample is found, and those under which it finds others."""
+    source = sample.clip_source
+    if source is None:
+        return {question_key(sample)}, {question_key(sample)}
+    if source.video is not None:
         file = _resolved(source.video)
-        keys: list[Hashable] = [self._copy_of.get(file, file)]
-        return _Shown(keys, keys)
+        return {copy_of.get(file, file)}, {copy_of.get(file, file)}
+    whole = _resolved(source.frames[0])
+    if len(source.frames) == 1 and os.path.isdir(whole):
+        return {whole}, {whole, (whole, "some images")}
+    # Of many images not each one's links are followed, but those of their folder.
+    many = {os.path.join(_resolved(folder), name) for folder, name in map(os.path.split, source.frames)}
+    files = many if len(source.frames) > 1 else {whole}
+    folders = {os.path.dirname(file) for file in files}
+    return files | {(folder, "some images") for folder in folders}, files | folders
 
 
 def namesakes(train: Iterable[Sample], held_out: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
-    """Held-out samples with the training sample that has their question, options and answer about a video of their name
-    elsewhere: probably the same one in another dataset, but names like 0001.mp4 may be a coincidence."""
+    """Held-out samples, each with a training sample of the same question and answer about another video of its name.
+
+    It is probably the same video in another data set, but names like 0001.mp4 may be a coincidence.
+    """
     known = {_named(sample, video): (sample, video) for sample, video in _with_videos(train)}
     pairs = [(sample, video, known.get(_named(sample, video))) for sample, video in _with_videos(held_out)]
     return [(sample, twin[0]) for sample, video, twin in pairs if twin is not None and video != twin[1]]
@@ -109,37 +113,13 @@ def _meet(some: ClipSource | None, other: ClipSource | None) -> bool:
     """Whether two clips that share a file show the same at some time; questions about no clip always meet."""
     if some is None or other is None:
         return True
-    if (some.frames, some.frame_fps, some.frame_times_s) != (
-        other.frames,
-        other.frame_fps,
-        other.frame_times_s,
-    ):
-        return True  # images of two lists: their times can't be compared, and the shared files are enough
-    (start_s, end_s), (other_start_s, other_end_s) = _part(some), _part(other)
-    return start_s < other_end_s and other_start_s < end_s
+    if IMAGES(some) != IMAGES(other):
+        return True  # the times of images in two lists can't be compared, and that they share one is enough
+    return some.start_s < _end_s(other) and other.start_s < _end_s(some)
 
 
-class _Shown(NamedTuple):
-    """The keys under which a sample is found, and those under which it finds others."""
-
-    own: list[Hashable]
-    met: list[Hashable]
-
-
-def _shown_images(frames: Sequence[str]) -> _Shown:
-    if len(frames) == 1:
-        file = _resolved(frames[0])
-        if os.path.isdir(file):
-            whole = (file, "all its images")
-            return _Shown([whole], [whole, (file, "some of its images")])
-        files = [file]
-    else:
-        files = [os.path.join(_resolved(folder), name) for folder, name in map(os.path.split, frames)]
-    folders = {os.path.dirname(file) for file in files}
-    return _Shown(
-        [*files, *((folder, "some of its images") for folder in folders)],
-        [*files, *((folder, "all its images") for folder in folders)],
-    )
+def _end_s(source: ClipSource) -> float:
+    return math.inf if source.end_s is None else source.end_s
 
 
 def _videos(samples: Iterable[Sample]) -> set[str]:
@@ -172,10 +152,6 @@ def _copies(train: Set[str], held_out: Set[str]) -> dict[str, str]:
 def _digest(path: str) -> str:
     stat = os.stat(path)
     return ends_digest(path, stat.st_mtime_ns, stat.st_size)
-
-
-def _part(source: ClipSource) -> tuple[float, float]:
-    return source.start_s, math.inf if source.end_s is None else source.end_s
 
 
 def _words(text: str) -> str:
