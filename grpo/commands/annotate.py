@@ -188,7 +188,7 @@ def annotate(
     }
     clips = clips_of(sources.values(), loader)
     num_failed = 0
-    with open(out, "a") as opened:
+    with open(out, "a", encoding="utf-8") as opened:
         for sample in tqdm(todo, unit="question", disable=None):
             record = native_record(sample, root)
             if sample.id in sources:

@@ -1,4 +1,4 @@
-"""Readers: one small file per dataset format, each translating records into `Sample`s."""
+"""The readers of data sets: one small file for each format, and here the registry and what chooses from it."""
 
 from __future__ import annotations
 

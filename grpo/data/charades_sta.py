@@ -16,8 +16,8 @@ from grpo.data.fields import (
     ANSWER_WITH_A_SPAN,
     Record,
     get_text,
+    get_texts,
     get_value,
-    on_clips_clock,
     shown,
     span_answer,
     without,
@@ -38,8 +38,6 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         file = video if "." in video else f"{video}.mp4"
         clip_source = ClipSource(video=place.media(file))
         answer = span_answer(span, clip_source)
-        span_s = read_span(answer)
-        assert span_s is not None
         yield Sample(
             id=place.id(f"{video}_{number}" if "sentences" in record else str(place.number)),
             question=QUESTION.format(sentence=sentence.strip().removesuffix(".")),
@@ -47,7 +45,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
             task="span",
             source=place.source,
             clip_source=clip_source,
-            keyframes_s=on_clips_clock([span_s], clip_source, key="timestamps"),
+            keyframes_s=tuple(filter(None, [read_span(answer)])),
             columns=without(record, *OWN_KEYS),
         )
 
@@ -61,11 +59,10 @@ def _moments(record: Record) -> tuple[str, list[tuple[Any, str]]]:
         return match[1], [(f"{match[2]}-{match[3]}", match[4])]
     if "sentences" not in record:
         return get_text(record, "video"), [(get_value(record, "timestamp"), get_text(record, "sentence"))]
-    spans, sentences = get_value(record, "timestamps"), record["sentences"]
-    if type(spans) is not list or type(sentences) is not list or len(spans) != len(sentences):
-        raise ValueError("'timestamps' and 'sentences' must be lists of the same length")
-    texts = [get_text({"sentences": sentence}, "sentences") for sentence in sentences]
-    return get_text(record, "video"), [*zip(spans, texts, strict=True)]
+    spans, sentences = get_value(record, "timestamps"), get_texts(record, "sentences")
+    if type(spans) is not list or len(spans) != len(sentences):
+        raise ValueError(f"'timestamps' must be a list with a span for each sentence, not {shown(spans)}")
+    return get_text(record, "video"), [*zip(spans, sentences, strict=True)]
 
 
 def _unfold(value: Any) -> object:

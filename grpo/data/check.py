@@ -1,4 +1,4 @@
-"""Media checked before a model is loaded: every file is there, and a spread of them opens."""
+"""The check of media before a model is loaded: every file is there, and a spread of them opens."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def _elsewhere(path: str) -> str:
 
 
 def missing_files(source: ClipSource) -> list[str]:
-    """The video, or those of the images, that are not there; of images in a folder, the folder."""
+    """The paths of a clip's video or images that are not there, or of the folder that its images are in."""
     may_be_folder = source.video is None and len(source.frames) == 1
     paths = source.frames if source.video is None else (source.video,)
     return [path for path in paths if not _is_there(path, may_be_folder=may_be_folder)]
 
 
 def _is_there(path: str, *, may_be_folder: bool) -> bool:
-    """A folder that can't be looked into may hold it."""
+    """Whether a file is there; one in a folder that can't be looked into may be."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

@@ -25,13 +25,13 @@ from grpo.data.fields import (
     Record,
     Span,
     as_options,
-    as_text,
     check_bounds,
     check_letter,
     get_name,
     get_number,
     get_objects,
     get_text,
+    get_texts,
     has,
     on_clips_clock,
     shown,
@@ -60,12 +60,11 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     choices, answer = _choices(record, own_id)
     is_cut = record.get("video_basename") is not None
     clip_source, progress_s = (_cut(record, place), []) if is_cut else _clip(record, own_id, place)
-    has_question = record.get("question") is not None
+    asked = "task_goal" if record.get("question") is None else "question"
+    question = get_text(record, asked)
     yield Sample(
         id=place.id(own_id),
-        question=get_text(record, "question")
-        if has_question
-        else QUESTION.format(goal=get_text(record, "task_goal")),
+        question=question if asked == "question" else QUESTION.format(goal=question),
         answer=answer,
         task="choice",
         source=place.source,
@@ -85,7 +84,7 @@ def _choices(record: Record, own_id: str) -> tuple[tuple[str, ...], str]:
         choices = as_options([record.get(key) for key in CHOICE_KEYS], "choice_a to choice_d")
         return choices, check_letter(get_text(record, "golden_choice_idx"), len(choices))
     right = get_text(record, "answer")
-    wrong = [other for other in dict.fromkeys(_negatives(record)) if other != right]
+    wrong = [other for other in dict.fromkeys(get_texts(record, "negative_answers")) if other != right]
     if not wrong:
         raise ValueError(f"'negative_answers' has none that differs from the answer {right!r}")
     # The id as a seed: the order depends neither on other records nor, as a hash would, on the process.
@@ -93,13 +92,6 @@ def _choices(record: Record, own_id: str) -> tuple[tuple[str, ...], str]:
     choices = [right, *shuffled.sample(wrong, min(NUM_NEGATIVES, len(wrong)))]
     shuffled.shuffle(choices)
     return tuple(choices), LETTERS[choices.index(right)]
-
-
-def _negatives(record: Record) -> list[str]:
-    value = record["negative_answers"]
-    if type(value) is not list:
-        raise ValueError(f"'negative_answers' must be a list of texts, not {shown(value)}")
-    return [as_text(each, "negative_answers") for each in value]
 
 
 def _video(record: Record, own_id: str) -> tuple[str, float]:
@@ -121,12 +113,12 @@ def _video(record: Record, own_id: str) -> tuple[str, float]:
 
 
 def _cut(record: Record, place: Place) -> ClipSource:
+    """SEED-Bench-R1's video of the progress, or picture of the observation where there is none."""
     source = get_text(record, "video_source")
     if get_objects(record, "task_progress_metadata"):
         return ClipSource(video=place.media(f"videos/{source}/{get_text(record, 'video_basename')}"))
-    return ClipSource(
-        frames=(place.media(f"images/{source}/{get_text(record, 'current_observation_basename')}"),)
-    )
+    picture = f"images/{source}/{get_text(record, 'current_observation_basename')}"
+    return ClipSource(frames=(place.media(picture),))
 
 
 def _clip(record: Record, own_id: str, place: Place) -> tuple[ClipSource, list[Span]]:

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, in parts: a run shows it as one line, the doctor lists and counts by the parts."""
+"""The errors of data sets, in parts: a run shows one as a line, the doctor lists and counts by the parts."""
 
 from __future__ import annotations
 
@@ -10,40 +10,37 @@ Kind = Literal["record", "duplicate", "missing"]
 
 
 class DataError(ValueError):
-    """Something wrong with a record or a file, shown as `source: reason`."""
+    """The error for a record or a file that is wrong, shown as `source: reason`."""
 
     def __init__(self, source: str, reason: str, kind: Kind = "record") -> None:
-        """source: file and line or record."""
+        """source: the file and its line or record."""
         super().__init__(f"{source}: {reason}")
         self.source, self.reason = source, reason
         self.kind: Kind = kind
 
 
 class NoSuchFile(DataError, FileNotFoundError):
-    """A data set's own file that is not there."""
+    """The error for a data set's own file that is not there."""
 
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(source, reason, kind="missing")
 
 
 class BadRecords(ValueError):
-    """Records that could not be translated. The message is about the first; all are in `problems`, and what the
-    other records gave is in `samples`.
+    """The error for records that could not be translated. Its message is about the first of them.
+
+    All are in `problems`, and the samples of the other records in `samples`.
     """
 
     def __init__(self, problems: list[DataError], samples: list[Sample]) -> None:
         more = len(problems) - 1
-        others = (
-            f" ({more} more bad record{'s' if more > 1 else ''} in the file; egogrpo doctor names all)"
-            if more
-            else ""
-        )
-        super().__init__(f"{problems[0]}{others}")
+        what = f"{more} more bad record{'s' if more > 1 else ''} in the file; egogrpo doctor names all"
+        super().__init__(f"{problems[0]}{f' ({what})' if more else ''}")
         self.problems, self.samples = problems, samples
 
 
 def placed(error: ValueError, source: str) -> DataError:
-    """The error with its source, where it does not say one itself."""
+    """The error with its source, unless it names one itself."""
     return error if isinstance(error, DataError) else DataError(source, str(error))
 
 

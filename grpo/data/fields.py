@@ -48,7 +48,7 @@ def get_name(record: Record, key: str) -> str:
 
 
 def get_number(record: Record, key: str) -> float:
-    """A finite number, 0 or more: a frame's, or frames per second."""
+    """The finite number, 0 or more, of a frame or of frames per second."""
     value = get_value(record, key)
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{key!r} must be a number, 0 or more, not {shown(value)}")
@@ -56,7 +56,7 @@ def get_number(record: Record, key: str) -> float:
 
 
 def get_rate(record: Record, key: str) -> float | None:
-    """Frames per second, above 0; None where the record has none."""
+    """The frames per second, above 0; None where the record has none."""
     if record.get(key) is None:
         return None
     if (fps := get_number(record, key)) == 0:
@@ -65,7 +65,7 @@ def get_rate(record: Record, key: str) -> float | None:
 
 
 def has(*keys: str) -> Callable[[Record], bool]:
-    """Whether a record has all of these keys, as a function of it."""
+    """A function that tells whether a record has all of these keys."""
     return lambda record: all(record.get(key) is not None for key in keys)
 
 
@@ -85,15 +85,23 @@ def as_seconds(value: object, key: str) -> float:
 
 
 def get_objects(record: Record, key: str) -> list[Record]:
-    """A list of objects, maybe empty."""
+    """The objects of a list, which may be empty."""
     value = get_value(record, key)
     if type(value) is not list or not all(type(item) is dict for item in value):
         raise ValueError(f"{key!r} must be a list of objects, not {shown(value)}")
     return value
 
 
+def get_texts(record: Record, key: str) -> list[str]:
+    """The texts of a list."""
+    value = get_value(record, key)
+    if type(value) is not list:
+        raise ValueError(f"{key!r} must be a list of texts, not {shown(value)}")
+    return [as_text(text, key) for text in value]
+
+
 def get_value(record: Record, key: str) -> object:
-    """The value; a null counts as missing."""
+    """The value of a key that must be there; a null counts as missing."""
     if record.get(key) is None:
         raise ValueError(f"{key!r} is missing")
     return record[key]
@@ -112,8 +120,10 @@ def as_options(value: object, key: str = "options") -> tuple[str, ...]:
 
 
 def without_letters(texts: Sequence[str]) -> tuple[str, ...]:
-    """Options without the letters that their texts begin with, in the letters' order; options without any, as they
-    are."""
+    """The options in the order of the letters that their texts begin with, and without these.
+
+    Options without any letters are left as they are.
+    """
     found = [LETTERED.fullmatch(option.strip()) for option in texts]
     by_letter = {match[1]: match[2] for match in found if match and match[1] in LETTERS[: len(texts)]}
     if len(by_letter) == len(texts):
@@ -133,7 +143,7 @@ def check_letter(answer: str, num_options: int) -> str:
 
 
 def on_clips_clock(spans_s: Iterable[Span], clip_source: ClipSource | None, *, key: str) -> tuple[Span, ...]:
-    """Spans of the file's clock counted from the clip's start, each of which must lie inside the clip."""
+    """The spans of the file's clock counted from the clip's start; each must lie inside the clip."""
     spans_s = list(spans_s)
     start_s, end_s = (clip_source.start_s, clip_source.end_s) if clip_source else (0.0, None)
     for first_s, last_s in spans_s:

@@ -97,7 +97,7 @@ def _values(file: Path, form: Form, unfold: Unfold | None) -> Iterator[Value | N
 
 
 def load_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object."""
+    """The one object that a JSON file holds."""
     if not path.is_file():
         raise NoSuchFile(str(path), "no such file")
     try:
@@ -113,7 +113,7 @@ def as_object(value: Any) -> dict[str, Any]:
 
 
 def under(key: str) -> Unfold:
-    """The records of a JSON object that lists them under this key."""
+    """A function that finds the records of a JSON object that lists them under this key."""
 
     def unfold(value: Any) -> object:
         values = as_object(value).get(key)
@@ -125,7 +125,7 @@ def under(key: str) -> Unfold:
 
 
 def parse(content: bytes) -> Any:
-    """JSON without what Python adds to it (NaN, keys that are there twice); ValueError in one line."""
+    """The JSON value, without what Python adds to JSON (NaN, keys that are there twice); ValueError in one line."""
     text = _text(content)
     return _valid_unicode(_decoded(_DECODER.decode, text), text)
 

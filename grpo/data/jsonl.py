@@ -164,7 +164,7 @@ def _clip_bounds(record: Record, whole: ClipSource) -> tuple[float, float | None
 
 
 def _keyframes(record: Record, clip_source: ClipSource | None) -> tuple[Span, ...]:
-    """Spans in seconds from the clip's start."""
+    """The key moments as spans in seconds from the clip's start."""
     keyframes = record.get("keyframes_s")
     if keyframes is None:
         return ()

@@ -36,7 +36,7 @@ read_openeqa = Reader(translate=translate, is_like=has("episode_history", "quest
 
 
 def _extra(answers: object) -> list[str]:
-    """The answers but for blank ones, which no completion should match; the published file has one."""
+    """The further answers but for blank ones, which no completion should match; the published file has one."""
     if type(answers) is not list or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"'extra_answers' must be a list of texts, not {shown(answers)}")
     return [as_text(answer, "extra_answers") for answer in answers if answer.strip()]

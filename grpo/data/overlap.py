@@ -1,4 +1,4 @@
-"""Held-out questions that training would give away: about the same clip, or the same question about it.
+"""The search for held-out questions that training would give away: about the same clip, or the same question.
 
 Datasets borrow from each other. A video is known by its file and by a copy's content; one that was encoded anew is
 no proof of anything, but `namesakes` finds it where it kept its name, question and answer.

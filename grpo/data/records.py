@@ -1,4 +1,4 @@
-"""What the readers share: a reader states how a format's records are recognised and how they become samples.
+"""The common part of the readers, each of which states how its format is recognised and how records become samples.
 
 Every error names the file and the line or, counted from 1, the record.
 """
@@ -43,7 +43,7 @@ class Place:
         return f"{self.file.stem}/{own}"
 
     def remark(self, text: str, name: str | None = None) -> None:
-        """Have something about the record logged, in one line with other records about which it is the same."""
+        """Log a remark about the record when the file was read, in one line with all records that have the same one."""
         self.remarks[text].append(name or self.source)
 
     def media(self, path: str) -> str:

@@ -255,7 +255,7 @@ def _write_split(folder: Path, split: Stream, num_clips: int, seed: int) -> None
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One process at a time; the system frees the lock of a process that dies."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

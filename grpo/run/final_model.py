@@ -47,8 +47,8 @@ def save_final(
 
 def _set_dtype(config_file: Path, dtype: torch.dtype) -> None:
     """Write the weights' precision into a saved config, where transformers puts that of the live model."""
-    config = json.loads(config_file.read_text())
+    config = json.loads(config_file.read_text(encoding="utf-8"))
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         if "dtype" in part:
             part["dtype"] = str(dtype).removeprefix("torch.")
-    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

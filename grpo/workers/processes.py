@@ -20,7 +20,7 @@ def children(pid: int) -> list[int]:
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             # psutil would read the files of all processes.
-            with open(f"/proc/{pid}/task/{thread}/children") as file:
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as file:
                 found += map(int, file.read().split())
     return found
 
@@ -44,7 +44,7 @@ def is_above(limit_bytes: float, pids: Sequence[int]) -> bool:
 def rss_bytes(pid: int) -> int:
     """Return the memory that a process holds, without its children's; 0 for a process that is gone."""
     try:
-        with open(f"/proc/{pid}/statm") as file:  # a tenth of psutil's time
+        with open(f"/proc/{pid}/statm", encoding="utf-8") as file:  # a tenth of psutil's time
             return int(file.read().split()[1]) * PAGE_BYTES
     except OSError:
         return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import locale
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from grpo.data import READERS, check_media
 from grpo.data.errors import BadRecords
 from grpo.data.jsonl import read_jsonl
+from tests.support import tiny
 from tests.support.clips import video_of
 from tests.support.readers import (
     LLAVA,
@@ -63,15 +66,19 @@ def test_a_file_without_records_in_any_form_is_refused(
         read_jsonl(path)
 
 
-def test_files_are_utf8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locale, "getencoding", lambda: "latin-1")
-    monkeypatch.setattr(locale, "getpreferredencoding", lambda do_setlocale=True: "latin-1")
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(json.dumps(TEXT | {"answer": "한국어 café"}, ensure_ascii=False).encode())
-    assert read_jsonl(path)[0].answer == "한국어 café"
-    csv = write_nextqa(tmp_path, NEXTQA)
-    csv.write_bytes(csv.read_bytes().replace(b"it does 2", "é 한".encode()))
-    assert READERS["nextqa"](str(csv), None)[0].options[2] == "é 한"
+def test_files_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    """Python's own default under this locale is ASCII, with which none of these could be read."""
+    lines = write_json(tmp_path / "a.jsonl", json.dumps(TEXT | {"answer": "한국어 café"}, ensure_ascii=False))
+    csv = write_nextqa(tmp_path, NEXTQA | {"a2": "é 한"})
+    code = (
+        f"from grpo.data import READERS; [one] = READERS['jsonl']({str(lines)!r}, None); "
+        f"[two] = READERS['nextqa']({str(csv)!r}, None); print(ascii([one.answer, two.options[2]]))"
+    )
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, cwd=tiny.ROOT
+    )
+    assert run.stdout.strip() == ascii(["한국어 café", "é 한"]), run.stderr
     csv.write_bytes(csv.read_bytes() + b"\xff")
     with pytest.raises(ValueError, match=f"^{csv}: not UTF-8 at byte "):
         READERS["nextqa"](str(csv), None)

@@ -101,7 +101,7 @@ async def search(sweep: Sweep, runner: Runner, slots: Sequence[Slot]) -> int:
 
 
 def show(report: Path, failures: dict[str, str]) -> int:
-    print(report.read_text())
+    print(report.read_text(encoding="utf-8"))
     for label, reason in failures.items():
         print(f"FAILED {label}: {reason}", file=sys.stderr)
     print(f"{report.parent}/: {report.name} and what is beside it", flush=True)

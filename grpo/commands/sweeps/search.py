@@ -109,7 +109,7 @@ def _distribution(limits: Any, now: object, *, key: str) -> FloatDistribution | 
 
 def read_trials(sweep: Sweep, file: Path, search: SearchConfig) -> list[Trial]:
     """The trials that were proposed so far; ValueError if they are of another config, or other keys."""
-    proposed = json.loads(file.read_text()) if file.exists() else []
+    proposed = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     if proposed and proposed[0].keys() != search.space.keys():
         raise ValueError(f"search: {file} holds trials of {', '.join(proposed[0])} alone; set out=...")
     return [make_trial(sweep, number, numbers) for number, numbers in enumerate(proposed)]
