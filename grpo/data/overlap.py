@@ -71,7 +71,7 @@ def _twin(
     return next((other for other in chain(same, rest) if _meet(sample.clip_source, other.clip_source)), None)
 
 
-def _keys(sample: Sample, copy_of: Mapping[str, str]) -> tuple[set[Hashable], set[Hashable]]:
+def _keys(sample: Sample, copy_of: Mapping[str, str]) -> tuple[Set[Hashable], Set[Hashable]]:
     """The keys under which a sample is found, and those under which it finds others."""
     source = sample.clip_source
     if source is None:
