@@ -7,6 +7,7 @@ the endpoint asked for a pause of all, and repeat what was billed.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import re
@@ -38,9 +39,13 @@ class JudgeError(RuntimeError):
 class PassingFault(Exception):
     """A fault that may be gone at the next attempt."""
 
+    max_retries = math.inf
+
 
 class UnreadableReply(PassingFault):
     """A reply that is no chat completion. It was made, and so paid for: one more attempt, not many."""
+
+    max_retries = 1
 
 
 @dataclass(slots=True)
@@ -101,19 +106,13 @@ class ChatClient:
                     self._num_given_up = 0
                     return reply
                 except PassingFault as fault:
-                    if num_retries >= self._max_retries(fault):
+                    is_outage = self._num_given_up >= GIVEN_UP_FOR_OUTAGE
+                    if is_outage or num_retries >= min(self._settings.retries, fault.max_retries):
                         raise self._give_up(fault, num_retries) from None
                 self._counts.retries += 1
                 backoff_s = min(self._settings.backoff_s * 2**num_retries, MAX_BACKOFF_S)
                 await asyncio.sleep(backoff_s * self._jitter.uniform(0.5, 1.0))
                 num_retries += 1
-
-    def _max_retries(self, fault: PassingFault) -> int:
-        if self._num_given_up >= GIVEN_UP_FOR_OUTAGE:
-            return 0
-        return min(
-            self._settings.retries, 1 if isinstance(fault, UnreadableReply) else self._settings.retries
-        )
 
     def _give_up(self, fault: PassingFault, num_retries: int) -> JudgeError:
         self._num_given_up += 1
@@ -172,13 +171,13 @@ class ChatClient:
 
     def _take_request(self) -> None:
         max_requests, max_tokens = self._settings.max_requests, self._settings.max_tokens_total
-        if self._store.take_request(max_requests=max_requests, max_tokens=max_tokens):
-            self._counts.requests += 1
-            return
-        num_requests, num_tokens = self._store.spent()
-        if max_requests is not None and num_requests >= max_requests:
-            raise JudgeError(f"budget spent: {num_requests} requests, max_requests is {max_requests}")
-        raise JudgeError(f"budget spent: {num_tokens} tokens, max_tokens_total is {max_tokens}")
+        if not self._store.take_request(max_requests=max_requests, max_tokens=max_tokens):
+            num_requests, num_tokens = self._store.spent()
+            raise JudgeError(
+                f"budget spent: {num_requests} requests, max_requests is {max_requests}; "
+                f"{num_tokens} tokens, max_tokens_total is {max_tokens}"
+            )
+        self._counts.requests += 1
 
     def _raise_for_status(self, response: httpx.Response) -> None:
         """PassingFault if another attempt may help, else JudgeError."""

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ABOVE_0 = ("max_concurrent", "request_timeout_s", "max_chars")
-ABOVE_0_OR_NONE = ("requests_per_minute", "max_tokens")
-FROM_0 = ("retries", "backoff_s")
-FROM_0_OR_NONE = ("temperature", "max_requests", "max_tokens_total")
+ABOVE_0 = ("max_concurrent", "request_timeout_s", "max_chars", "requests_per_minute", "max_tokens")
+FROM_0 = ("retries", "backoff_s", "temperature", "max_requests", "max_tokens_total")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +54,13 @@ class JudgeSettings:
     `{max_tokens: null, max_completion_tokens: 500}`."""
 
     def __post_init__(self) -> None:
-        for name in (*ABOVE_0, *ABOVE_0_OR_NONE, *FROM_0, *FROM_0_OR_NONE):
-            number, from_0 = getattr(self, name), name in (*FROM_0, *FROM_0_OR_NONE)
-            if number is None and name in (*ABOVE_0_OR_NONE, *FROM_0_OR_NONE):
+        for name in (*ABOVE_0, *FROM_0):
+            number = getattr(self, name)
+            if number is None and getattr(JudgeSettings, name) is None:  # as is its default
                 continue
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise ValueError(f"{name}: {number!r} is no number")
-            if not (number >= 0 if from_0 else number > 0):
-                raise ValueError(f"{name}: must be {'0 or more' if from_0 else 'above 0'}, not {number}")
+            if not (number > 0 if name in ABOVE_0 else number >= 0):
+                raise ValueError(
+                    f"{name}: must be {'above 0' if name in ABOVE_0 else '0 or more'}, not {number}"
+                )
