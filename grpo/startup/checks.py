@@ -30,6 +30,7 @@ from grpo.media.loader import ClipLoader
 from grpo.policy.attention_backends import check_backend
 from grpo.policy.families import ModelFamily
 from grpo.policy.model import Policy
+from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.counterfactuals import make_plan
 from grpo.run.folder import RunDir
 from grpo.startup.assembly import (
@@ -196,6 +197,7 @@ def check_prompts(start: Start) -> None:
 
 
 CHECKS = (
+    Check("model.path", lambda start: check_weights(find_model_folder(start.config.model.path))),
     Check("run_dir", lambda start: start.run_dir.check_goes_on(start.config)),
     Check("rewards", check_rewards),
     Check("rollout.engine", check_engine),

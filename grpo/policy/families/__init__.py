@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 
 from grpo.policy.families.family import ModelFamily
 from grpo.policy.families.qwen2_5_vl import Qwen25VL
+from grpo.policy.model_folder import check_processor, find_model_folder, read_json
 
 FAMILIES: dict[str, type[ModelFamily]] = {"qwen2_5_vl": Qwen25VL}
 
@@ -16,24 +14,20 @@ FAMILIES: dict[str, type[ModelFamily]] = {"qwen2_5_vl": Qwen25VL}
 def load_family(model_path: str, *, seconds_dtype: torch.dtype = torch.float32) -> ModelFamily:
     """Load the family of a model folder, with its tokenizer and processor.
 
-    seconds_dtype: as the family's field of that name. Raises ValueError if the folder or its config is
-    missing, or the family is not supported.
+    seconds_dtype: as the family's field of that name. Raises ValueError if the folder or a file in it but the
+    weights is missing, or the family is not supported.
     """
-    from transformers.utils import cached_file
-
-    config_file = Path(model_path) / "config.json"
-    if not config_file.is_file():
-        if Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1:
-            raise ValueError(f"model.path: no model folder with a config.json at {model_path}")
-        try:
-            config_file = Path(str(cached_file(model_path, "config.json", local_files_only=True)))
-        except OSError as error:
-            raise ValueError(
-                f"model.path: {model_path} is neither a folder nor in the local hub cache (hf download {model_path})"
-            ) from error
-    model_type = json.loads(config_file.read_text()).get("model_type")
+    folder = find_model_folder(model_path)
+    model_type = read_json(folder / "config.json").get("model_type")
     if model_type not in FAMILIES:
         raise ValueError(
             f"model.path: {model_path} is a {model_type!r} model; supported: {', '.join(FAMILIES)}"
         )
-    return FAMILIES[model_type].load(model_path, seconds_dtype=seconds_dtype)
+    check_processor(folder)
+    try:
+        family = FAMILIES[model_type].load(model_path, seconds_dtype=seconds_dtype)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"model.path: {str(error).splitlines()[0]}") from error
+    if not family.processor.chat_template:
+        raise ValueError(f"model.path: the model has no chat template: {folder} lacks chat_template.jinja")
+    return family

@@ -1,0 +1,86 @@
+"""A model's folder, and whether it is whole: a download can stop, and git can leave pointers in the place of files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+LFS_POINTER = b"version https://git-lfs"
+WEIGHTS = "model.safetensors"
+NEEDED = {
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "processor": ("preprocessor_config.json", "processor_config.json"),
+}
+"""What there has to be beside the weights, with the files that it may be in."""
+
+
+def find_model_folder(model_path: str) -> Path:
+    """The folder of a model with its config, which may be given by its name in the local hub cache; else ValueError."""
+    folder = Path(model_path)
+    return folder if (folder / "config.json").is_file() else _in_hub_cache(model_path)
+
+
+def check_processor(folder: Path) -> None:
+    """Raise ValueError that names the file if one of those beside the weights is missing or not whole."""
+    for file in folder.glob("*.json"):
+        read_json(file)
+    for what, names in NEEDED.items():
+        if not any((folder / name).is_file() for name in names):
+            raise ValueError(f"model.path: the model has no {what}: {folder} lacks {' or '.join(names)}")
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ValueError that names the file if weights are missing, cut off, or pointers to what git has left out."""
+    if not any(folder.glob("*.safetensors*")) and any(folder.glob("*.bin")):
+        # Weights of older formats are left to transformers.
+        return
+    for file in _weight_files(folder):
+        if not file.is_file():
+            raise ValueError(f"model.path: {file} is missing")
+        _check_no_pointer(file)
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"model.path: {file} is damaged or cut off: {error}") from error
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        yield folder / WEIGHTS
+        return
+    names = read_json(index)["weight_map"].values()
+    yield from (folder / name for name in sorted(set(names)))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a JSON file of a model's folder says; ValueError that names the file if it can't be read."""
+    _check_no_pointer(file)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model.path: {file} is damaged or cut off: {error}") from error
+
+
+def _check_no_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"model.path: {file} is a pointer of git-lfs: git lfs pull gets the file")
+
+
+def _in_hub_cache(model_path: str) -> Path:
+    from transformers.utils import cached_file
+
+    if Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1:
+        raise ValueError(f"model.path: no model folder with a config.json at {model_path}")
+    try:
+        return Path(str(cached_file(model_path, "config.json", local_files_only=True))).parent
+    except OSError as error:
+        raise ValueError(
+            f"model.path: {model_path} is neither a folder nor in the local hub cache (hf download {model_path})"
+        ) from error
