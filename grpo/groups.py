@@ -63,6 +63,8 @@ class Prompt:
     """The tokens of the input, with one vision pad token for each vision feature of the clip."""
     tags: tuple[str, ...]
     """The output tags that the prompt asks for, in order."""
+    text: str = ""
+    """The input as a text, with one pad token for the clip; empty for tokens that were made up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

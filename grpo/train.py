@@ -94,8 +94,7 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
     # worker processes that import this file again do without them.
     from accelerate.utils import set_seed
 
-    from grpo.learner.launching import compute_dtype, make_accelerator, quiet_libraries
-    from grpo.policy.families import load_family
+    from grpo.learner.launching import make_accelerator, quiet_libraries
     from grpo.startup.assembly import build_learner, build_trainer
     from grpo.startup.checks import CHECKS, Start, read_data
 
@@ -105,7 +104,6 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
         start = Start(
             config=config,
             run_dir=run_dir,
-            family=load_family(config.model.path, seconds_dtype=compute_dtype()),
             accelerator=accelerator,
             opened=opened,
             read=read_data,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "doctor": ("grpo.commands.doctor", "check a run before it is started; plan tokens and memory"),
+    "doctor": ("grpo.commands.doctor.command", "check a run before it is started; plan tokens and memory"),
     "warm": ("grpo.commands.warm", "decode a run's clips into its disk cache ahead of it"),
     "check": ("rewards.check", "try a reward out: FILE.py:FN, package.module:FN, a name"),
     "annotate": ("grpo.commands.annotate", "give data without key moments those of a CLIP-like model"),

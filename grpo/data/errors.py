@@ -6,16 +6,16 @@ from typing import Literal
 
 from grpo.groups import Sample
 
-Kind = Literal["record", "duplicate", "missing"]
+Kind = Literal["record", "duplicate", "missing", "unreadable", "too short", "too long", "repeated", "config"]
 
 
 class DataError(ValueError):
     """The error for a record or a file that is wrong, shown as `source: reason`."""
 
-    def __init__(self, source: str, reason: str, kind: Kind = "record") -> None:
-        """source: the file and its line or record."""
+    def __init__(self, source: str, reason: str, kind: Kind = "record", *, is_fatal: bool = True) -> None:
+        """source: the file and its line or record, or the config's key. is_fatal: a run stops, or loses the sample."""
         super().__init__(f"{source}: {reason}")
-        self.source, self.reason = source, reason
+        self.source, self.reason, self.is_fatal = source, reason, is_fatal
         self.kind: Kind = kind
 
 

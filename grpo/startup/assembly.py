@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +24,7 @@ from grpo.media.loader import ClipLoader
 from grpo.media.memory_cache import MemoryCache
 from grpo.media.reading import ClipReader
 from grpo.policy.families import ModelFamily
+from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
@@ -272,15 +272,10 @@ def prompt_renderer(config: Config, family: ModelFamily) -> Render:
     return partial(family.render, **wording(config))
 
 
-def wording(config: Config) -> dict[str, Any]:
+def wording(config: Config) -> Wording:
     """Return the settings of a prompt's text, as a family takes them."""
     prompt = config.prompt
-    return {
-        "system": prompt.system,
-        "template": prompt.template,
-        "option": prompt.option,
-        "tags": config.tags,
-    }
+    return Wording(system=prompt.system, template=prompt.template, option=prompt.option, tags=config.tags)
 
 
 def sampling_of(config: Config) -> Sampling:

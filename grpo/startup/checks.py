@@ -1,12 +1,13 @@
 """The checks of a run before a model is loaded, in one list, cheap ones first.
 
 A run stops at the first check that fails. The doctor goes on and collects all failures, and looks at every record by
-itself (`commands/examine.py`) where a check stops at the first bad one.
+itself (`commands/doctor/`) where a check stops at the first bad one.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ from grpo.data.jsonl import OWN_KEYS
 from grpo.feed.mixture import Part, parts
 from grpo.feed.prompts import make_batch
 from grpo.groups import Sample
-from grpo.learner.launching import check_launch
+from grpo.learner.launching import check_launch, compute_dtype
 from grpo.media.loader import ClipLoader
 from grpo.policy.attention_backends import check_backend
-from grpo.policy.families import ModelFamily
+from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.counterfactuals import make_plan
@@ -58,13 +59,16 @@ class Start:
 
     config: Config
     run_dir: RunDir
-    family: ModelFamily
     accelerator: Accelerator
     opened: ExitStack
     """The stack that closes the processes of rewards and loader, unless a run takes them over."""
     read: Callable[[Config], Data]
     say: Callable[[str], object]
     """A function that tells the user what is going on."""
+
+    @cached_property
+    def family(self) -> ModelFamily:
+        return load_family(self.config.model.path, seconds_dtype=compute_dtype())
 
     @cached_property
     def rewards(self) -> RewardSet:
@@ -109,6 +113,12 @@ class Check(NamedTuple):
     """The function that raises ValueError or OSError, in one line, for a user's mistake."""
     of_records: bool = False
     """Whether the check is about single records, and stops at the first bad one."""
+
+
+def check_model(start: Start) -> None:
+    """Raise ValueError that names the file unless the model's folder is whole."""
+    assert start.family
+    check_weights(find_model_folder(start.config.model.path))
 
 
 def check_engine(start: Start) -> None:
@@ -196,9 +206,11 @@ def check_prompts(start: Start) -> None:
         raise ValueError(batch.lost[0].reason)
 
 
+GOES_ON = Check("run_dir", lambda start: start.run_dir.check_goes_on(start.config))
+"""The check before all others, which a run makes while nothing is imported yet."""
+
 CHECKS = (
-    Check("model.path", lambda start: check_weights(find_model_folder(start.config.model.path))),
-    Check("run_dir", lambda start: start.run_dir.check_goes_on(start.config)),
+    Check("model.path", check_model),
     Check("rewards", check_rewards),
     Check("rollout.engine", check_engine),
     Check("model.attention", lambda start: check_backend(start.config.model.attention)),
@@ -224,12 +236,14 @@ def read_data(config: Config) -> Data:
 
 def describe(samples: Sequence[Sample]) -> str:
     """Describe samples in one line: a misspelt field shows up as an unexpected column."""
+    tasks = Counter(sample.task for sample in samples)
     with_moments = sum(bool(sample.keyframes_s) for sample in samples)
     without_clip = sum(sample.clip_source is None for sample in samples)
+    kinds = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
     about_text = f", {without_clip} about text alone" if without_clip else ""
     columns = sorted({name for sample in samples for name in sample.columns})
     unknown = [name for name in columns if name not in OWN_KEYS]  # other data sets have columns of such names
     meant = {name: get_close_matches(name, OWN_KEYS, n=1, cutoff=0.75) for name in unknown}
     named = [f"{name} (did you mean {meant[name][0]!r}?)" if meant.get(name) else name for name in columns]
     extra = f"; other columns: {', '.join(named)}" if columns else ""
-    return f"{len(samples)} questions, {with_moments} with key moments{about_text}{extra}"
+    return f"{len(samples)} questions ({kinds or 'none'}), {with_moments} with key moments{about_text}{extra}"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from grpo.commands.doctor import main
-from grpo.commands.examine import wordy_numbers
+from grpo.commands.doctor.command import main
+from grpo.commands.doctor.records import wordy_numbers
 from grpo.config.load import load_config, to_yaml
 from grpo.data import load_samples
 from grpo.media.loader import ClipLoader
@@ -270,6 +270,60 @@ def test_rewards_are_probed_with_the_samples_that_a_start_takes(
     own = [train, "data.eval=[]", f"rewards.column.fn={plugin}:column", f"run_dir={tmp_path}/run"]
     status, report = examined([*SMALL, *own, "--clips", "0"], capsys)
     assert status == 0, report["findings"]
+
+
+def test_the_data_is_looked_at_also_without_a_model(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = good_records(clips, tmp_path, 4)
+    records[1] |= {"video": "none.mp4"}
+    records[2] |= {"start_s": 7.9, "end_s": 60, "keyframes_s": None}
+    (tmp_path / "text.mp4").write_text("no video")
+    records[3] |= {"video": "text.mp4"}
+    status, report = examined(arguments(tmp_path, records, "model.path=./nowhere"), capsys)
+    found = [(each["source"].rpartition("/")[2], each["kind"]) for each in report["findings"]]
+    assert status == 1 and sorted(found) == [
+        ("model.path", "config"),
+        ("train.jsonl:2", "missing"),
+        ("train.jsonl:3", "too short"),
+        ("train.jsonl:4", "unreadable"),
+    ]
+    assert report["sets"]["data.train.0"].startswith("4 questions (4 choice), ")
+
+
+def test_weights_that_are_a_pointer_are_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny.BASE_POLICY, tmp_path / "model")
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 4421360\n")
+    own = [*SMALL, *data(clips), f"model.path={model}", f"run_dir={tmp_path}/run", "--clips", "0"]
+    status, report = examined(own, capsys)
+    [finding] = report["findings"]
+    assert (
+        status == 1
+        and finding["source"] == "model.path"
+        and "model.safetensors is a pointer" in finding["reason"]
+    )
+    assert not report["would_run"] and "prompt" not in report
+
+
+def test_the_first_prompt_is_shown_and_time_is_estimated_from_given_speeds(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [*SMALL, *data(clips), f"run_dir={tmp_path}/run", "--clips", "1", "--decode", "0"]
+    _, report = examined([*own, "prompt.system=Be brief.", "--tokens-per-s", "96,318"], capsys)
+    prompt = report["prompt"]
+    assert prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>") and prompt.count("<|video_pad|>") == 1
+    # 4 x 4 completions of 24 tokens are 384; the update computes the prompts as well.
+    step_s = 384 / 96 + report["tokens"]["step_at_most"] / 318
+    # 4 questions, each answered twice by 24 tokens; before the first step, after two and after four.
+    eval_s = 8 * 24 / 96
+    assert report["time"] == pytest.approx(
+        {"step_s": step_s, "eval_s": eval_s, "run_h": (4 * step_s + 3 * eval_s) / 3600}
+    )
+    assert main([*own, "--tokens-per-s", "96,318"]) == 0
+    text = capsys.readouterr().out
+    assert "  | <|im_start|>user" in text and "2 s an evaluation" in text
 
 
 def test_a_published_number_in_words_is_odd() -> None:

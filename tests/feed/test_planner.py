@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from grpo.commands.examine import examine
+from grpo.commands.doctor.records import examine
 from grpo.feed.planner import Planner, most_vision_tokens
 from grpo.media.clip import ClipSource, MediaError
 from grpo.media.decode import plan_clip, read_clip
@@ -185,7 +185,7 @@ def test_a_file_that_brings_up_any_error_is_survived_and_its_record_named(
     assert reason.startswith("made-up:good: sample good: ")
     assert "made-up:odd: sample odd: MemoryError: 9 GiB" in caplog.messages
     found = examine([odd, good], planner(LIMITED, 10_000), num_clips=None, num_workers=1)
-    [finding] = found.findings
+    [finding] = found.problems
     assert (finding.kind, finding.source) == ("unreadable", "made-up:odd")
     assert finding.reason == "sample odd: MemoryError: 9 GiB"
     assert [sample for sample, _ in found.plans] == [good]

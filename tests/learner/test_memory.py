@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo.commands.doctor import memory_of
+from grpo.commands.doctor.plan import memory_of
 from grpo.config.learner import LossConfig
 from grpo.config.load import load_config
 from grpo.startup.assembly import build_outline

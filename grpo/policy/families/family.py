@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from grpo.config.model import Part
 from grpo.groups import Prompt, Sample
 from grpo.media.clip import Clip
 from grpo.media.sampling import PatchShape
-from grpo.policy.families.prompt_text import user_text
+from grpo.policy.families.prompt_text import Wording, user_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,23 +166,15 @@ class ModelFamily:
         t, h, w = self.tokens_thw(clip)
         return t * h * w
 
-    def render(
-        self,
-        sample: Sample,
-        clip: Clip | None,
-        *,
-        template: str,
-        option: str,
-        tags: Sequence[str],
-        system: str | None = None,
-    ) -> Prompt:
+    def render(self, sample: Sample, clip: Clip | None, **wording: Unpack[Wording]) -> Prompt:
         """Return the sample's prompt, its clip first, with one pad token per vision feature."""
-        text = user_text(sample, template=template, option=option, tags=tags)
-        token_ids = self._token_ids(self._in_chat(text, system, has_clip=clip is not None))
+        text = self.prompt_text(sample, has_clip=clip is not None, **wording)
+        token_ids = self._token_ids(text)
         if clip is not None:
             start = token_ids.index(self.vision_token_id)
             token_ids[start : start + 1] = self.clip_ids(clip)
-        return Prompt(sample=sample, clip=clip, token_ids=tuple(token_ids), tags=tuple(tags))
+        tags = tuple(wording["tags"])
+        return Prompt(sample=sample, clip=clip, text=text, token_ids=tuple(token_ids), tags=tags)
 
     def folded_ids(self, prompt: Prompt) -> list[int]:
         """Return the prompt's tokens with a single pad token for its clip, which the engine expands again."""
@@ -193,18 +185,17 @@ class ModelFamily:
             token_ids[start : start + len(clip_ids)] = [self.vision_token_id]
         return token_ids
 
-    def num_text_tokens(
-        self, sample: Sample, *, template: str, option: str, tags: Sequence[str], system: str | None = None
-    ) -> int:
+    def num_text_tokens(self, sample: Sample, **wording: Unpack[Wording]) -> int:
         """Return the number of tokens of the sample's prompt beside its clip's."""
         has_clip = sample.clip_source is not None
-        text = user_text(sample, template=template, option=option, tags=tags)
-        return len(self._token_ids(self._in_chat(text, system, has_clip=has_clip))) - has_clip
+        return len(self._token_ids(self.prompt_text(sample, has_clip=has_clip, **wording))) - has_clip
 
-    def _in_chat(self, text: str, system: str | None, *, has_clip: bool) -> str:
-        """Return the user's turn in the model's chat format, with a single pad token for the clip."""
+    def prompt_text(self, sample: Sample, *, has_clip: bool, **wording: Unpack[Wording]) -> str:
+        """Return the text of the sample's prompt, with a single pad token for the clip."""
         content = [{"type": "video"}] if has_clip else []
+        system = wording.get("system")
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        text = user_text(sample, template=wording["template"], option=wording["option"], tags=wording["tags"])
         messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if rendered.count(self.processor.video_token) != len(content):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 from grpo.groups import Sample
 
@@ -14,6 +15,15 @@ INSTRUCTIONS = {
     "answer": "Finally give {what} inside <answer> </answer>.",
 }
 ANSWER_WHAT = {"choice": "only the letter of the right option", "number": "only the number"}
+
+
+class Wording(TypedDict):
+    """The settings of a prompt's text."""
+
+    template: str
+    option: str
+    tags: Sequence[str]
+    system: NotRequired[str | None]
 
 
 def user_text(sample: Sample, *, template: str, option: str, tags: Sequence[str]) -> str:

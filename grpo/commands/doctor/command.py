@@ -1,0 +1,161 @@
+"""Checks a run before it is started: `egogrpo doctor CONFIG.yaml ... key=value ... [--json]`.
+
+Takes what the run will be started with and needs no GPU. It goes on where the run would stop: every bad record is
+named with file and line, every clip's file is opened (--clips: some of them), and tokens, memory, caches and decoding
+are worked out; with --tokens-per-s also how long the run takes. Exit status 1 if the run would not start, or would
+lose samples on its way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from grpo.commands.doctor import plan
+from grpo.commands.doctor.records import Examined, examine, oddities, read_set, shared_ids
+from grpo.commands.doctor.report import as_text
+from grpo.config.load import load_config
+from grpo.config.schema import Config
+from grpo.data.errors import DataError
+from grpo.learner.launching import make_accelerator, quiet_libraries
+from grpo.run.folder import RunDir
+from grpo.startup.assembly import make_planner, wording
+from grpo.startup.checks import CHECKS, GOES_ON, Data, Start, describe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine what the command line names; the exit status."""
+    options = _parser().parse_intermixed_args(argv)
+    quiet_libraries()
+    try:
+        config = load_config(options.configs)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        print(json.dumps({"would_run": False, "error": reason}) if options.json else f"error: {reason}")
+        return 1
+    report = examine_run(
+        config, num_clips=options.clips, num_decoded=options.decode, speeds=options.tokens_per_s
+    )
+    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    return 0 if report["would_run"] else 1
+
+
+def examine_run(
+    config: Config,
+    *,
+    num_clips: int | None = None,
+    num_decoded: int = 8,
+    speeds: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """What a run with this config would meet, as plain data for `as_text` and JSON.
+
+    speeds: tokens per second in sampling and in the update, for an estimate of time.
+    """
+    train = {f"data.train.{i}": read_set(dataset) for i, dataset in enumerate(config.data.train)}
+    held_out = {f"data.eval.{i}": read_set(dataset) for i, dataset in enumerate(config.data.eval)}
+    read = train | held_out
+    labels = [dataset.label for dataset in config.data.eval]
+    data = Data(
+        train_sets=[samples for samples, _ in train.values()],
+        held_out=dict(zip(labels, (samples for samples, _ in held_out.values()), strict=True)),
+    )
+    problems = [problem for _, found in read.values() for problem in found]
+    with ExitStack() as opened:
+        start = Start(
+            config=config,
+            run_dir=RunDir(config.run_dir),
+            accelerator=make_accelerator(),
+            opened=opened,
+            read=lambda _: data,
+            say=lambda _: None,
+        )
+        failed = failures(start)
+        everything = [sample for samples, _ in read.values() for sample in samples]
+        has_family = "model.path" not in failed or "family" in vars(start)
+        planner = make_planner(config, start.family) if has_family else None
+        num_workers = len(os.sched_getaffinity(0))
+        examined = examine(everything, planner, num_clips=num_clips, num_workers=num_workers)
+        report: dict[str, Any] = {
+            "sets": {key: describe(samples) for key, (samples, _) in read.items()},
+            "num_clips": len({sample.clip_source for sample in everything} - {None}),
+        }
+        problems += shared_ids(data.train_sets)
+        problems += [DataError(key, reason, "config") for key, reason in failed.items()]
+        problems += examined.problems
+        problems += oddities(start.train, [*data.held_out.values()])
+        if examined.plans and "model.lora" not in failed:
+            problems += _planned(start, examined, report, num_decoded, speeds)
+    report["findings"] = [
+        {"kind": each.kind, "source": each.source, "reason": each.reason, "is_fatal": each.is_fatal}
+        for each in problems
+    ]
+    report["would_run"] = not any(problem.is_fatal for problem in problems)
+    return report
+
+
+def _planned(
+    start: Start,
+    examined: Examined,
+    report: dict[str, Any],
+    num_decoded: int,
+    speeds: tuple[float, float] | None,
+) -> list[DataError]:
+    """Add to the report what the run takes; returns the clips that turned out damaged."""
+    config, damaged = start.config, []
+    eval_sizes = [len(samples) for samples in start.data.held_out.values()]
+    report |= plan.tokens_and_caches(
+        config, start.outline, examined.plans, num_clips=report["num_clips"], eval_sizes=eval_sizes
+    )
+    first = examined.plans[0][0]
+    has_clip = first.clip_source is not None
+    report["prompt"] = start.family.prompt_text(first, has_clip=has_clip, **wording(config))
+    decode_step_s = 0.0
+    if report["num_opened"] and num_decoded:
+        damaged, report["decoding"] = plan.decoding(config, start.family, examined.plans, num_decoded)
+        decode_step_s = report["decoding"]["step_s"]
+    if speeds:
+        num_asked = sum(plan.num_asked(config, eval_sizes))
+        report["time"] = plan.duration(config, report["tokens"], decode_step_s, speeds, num_asked)
+    return damaged
+
+
+def failures(start: Start) -> dict[str, str]:
+    """Why a run would stop at its start, by the key of the check that fails; records are examined elsewhere."""
+    reasons: dict[str, str] = {}
+    for check in (GOES_ON, *CHECKS):
+        if check.of_records or check.key in reasons:
+            continue
+        try:
+            check.run(start)
+        except (ValueError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            # What needs a model says once more that there is none.
+            if reason not in reasons.values():
+                reasons[check.key] = reason
+    return reasons
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="egogrpo doctor", description=__doc__)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")
+    parser.add_argument("--clips", type=int, metavar="N", help="open only N clips' files, spread evenly")
+    parser.add_argument("--decode", type=int, metavar="N", default=8, help="clips to measure decoding with")
+    parser.add_argument(
+        "--tokens-per-s",
+        type=_speeds,
+        metavar="SAMPLED,UPDATED",
+        help="estimate the run's time from these speeds of all GPUs: in sampling, and through the update",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _speeds(text: str) -> tuple[float, float]:
+    sampled, updated = map(float, text.split(","))
+    if not (sampled > 0 and updated > 0):
+        raise ValueError(text)
+    return sampled, updated
