@@ -154,7 +154,7 @@ def test_two_processes_make_the_same_run_as_one(case: str, clips: Path, tmp_path
 @pytest.mark.slow
 def test_several_updates_per_batch_use_the_clip(clips: Path, tmp_path: Path) -> None:
     overrides = ["optim.num_iterations=3", "optim.lr=2e-3", "optim.warmup_steps=0", "num_steps=1"]
-    rows = run(tmp_path / "run", clips, *overrides, "loss.epsilon=0.05", "loss.epsilon_high=0.05")
+    rows = run(tmp_path / "run", clips, *overrides, "loss.epsilon=0.05")
     assert rows[1]["policy/clip_fraction"] > 0
 
 

@@ -23,9 +23,10 @@ class LossConfig:
     """Whose probability ratio a token gets: its own, or its completion's geometric mean. None: sequence for gspo,
     token for the others."""
     epsilon: NotNegative[float] = 0.2
-    epsilon_high: NotNegative[float] = 0.2
+    """Lower clip of the probability ratio, and the upper one too unless `epsilon_high` is set."""
+    epsilon_high: NotNegative[float | None] = None
     """Upper clip of the probability ratio; larger than `epsilon`: asymmetric, as in DAPO (0.28). With cispo the
-    largest weight itself (ScaleRL: 5)."""
+    largest weight itself (ScaleRL: 5). None: `epsilon`."""
     delta: Positive[float | None] = None
     """Upper bound of the ratio where the advantage is negative (two-sided clipping); above 1 + `epsilon_high`."""
     sapo_temperature_pos: Positive[float] = 1.0
@@ -64,6 +65,11 @@ class LossConfig:
     top_entropy_quantile: Frac[float] = 1.0
     """Share of the step's tokens, those of highest entropy, that the policy loss and the entropy bonus act on. Below
     1 each update costs one more forward pass over all completions. The paper recommends 0.2 (arXiv 2506.01939)."""
+
+    @property
+    def upper_epsilon(self) -> float:
+        """How far above 1 the probability ratio is clipped; with cispo, at which value."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
     def level(self) -> Level:

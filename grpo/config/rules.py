@@ -123,12 +123,12 @@ def _ratios(config: Config) -> Iterator[str]:
     loss = config.loss
     if loss.type == "gspo" and loss.level == "token":
         yield "loss.type=gspo has importance_sampling_level=sequence; with token it is grpo"
-    if loss.type == "cispo" and loss.epsilon_high < 1:
-        yield f"loss.epsilon_high={loss.epsilon_high}: with loss.type=cispo it is the largest ratio itself, 5 say"
+    if loss.type == "cispo" and loss.upper_epsilon < 1:
+        yield f"loss.epsilon_high={loss.upper_epsilon}: with loss.type=cispo it is the largest ratio itself, 5 say"
     if loss.delta is not None and loss.type not in CLIPPED_LOSSES:
         yield f"loss.delta has no effect with loss.type={loss.type}"
-    if loss.delta is not None and loss.delta <= 1 + loss.epsilon_high:
-        yield f"loss.delta={loss.delta} must be above 1 + loss.epsilon_high={loss.epsilon_high}"
+    if loss.delta is not None and loss.delta <= 1 + loss.upper_epsilon:
+        yield f"loss.delta={loss.delta} must be above 1 + loss.epsilon_high={loss.upper_epsilon}"
     low, high = loss.vllm_importance_sampling_clip_min, loss.vllm_importance_sampling_clip_max
     if low is not None and high is not None and low >= high:
         yield "loss.vllm_importance_sampling_clip_min must be below ..._clip_max"

@@ -63,7 +63,7 @@ def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setti
 
     `delta` bounds the ratio where the advantage is negative, which the other two do not (arXiv 2505.07291).
     """
-    clipped_T = ratio_T.clamp(1 - settings.epsilon, 1 + settings.epsilon_high)
+    clipped_T = ratio_T.clamp(1 - settings.epsilon, 1 + settings.upper_epsilon)
     if settings.delta is not None:
         ratio_T = ratio_T.clamp(max=settings.delta)
     return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
@@ -72,7 +72,7 @@ def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setti
 def clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
     """Return True for tokens at which the clip is active, which have no gradient."""
     low_T = (ratio_T < 1 - settings.epsilon) & (advantages_T < 0)
-    high_T = (ratio_T > 1 + settings.epsilon_high) & (advantages_T > 0)
+    high_T = (ratio_T > 1 + settings.upper_epsilon) & (advantages_T > 0)
     if settings.delta is not None:
         high_T = high_T | ((ratio_T > settings.delta) & (advantages_T < 0))
     return low_T | high_T
@@ -83,12 +83,12 @@ def cispo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setting
 
     CISPO, MiniMax-M1, arXiv 2506.13585; without a lower bound as in ScaleRL, arXiv 2510.13786.
     """
-    return -ratio_T.clamp(max=settings.epsilon_high).detach() * advantages_T * logps_T
+    return -ratio_T.clamp(max=settings.upper_epsilon).detach() * advantages_T * logps_T
 
 
 def cispo_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
     """Return True for tokens whose weight is cut at its bound, whichever way their advantage points."""
-    return (ratio_T > settings.epsilon_high) & (advantages_T != 0)
+    return (ratio_T > settings.upper_epsilon) & (advantages_T != 0)
 
 
 def sapo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:

@@ -18,7 +18,7 @@ from grpo.config.texts import keys_of
 from tests.support import pages, tiny
 
 PAGE = tiny.ROOT / "docs" / "coming_from.md"
-OWN_WORDS = {"output_dir"}
+OWN_WORDS = {"output_dir", "max_steps"}
 """Settings without a default that could be the same."""
 
 
@@ -46,14 +46,34 @@ def test_every_field_that_trl_adds_to_transformers_own_is_on_the_page() -> None:
     assert added <= {code.text for code in pages.inline_code(PAGE)}
 
 
+def our_defaults(left: list[str], right: list[str]) -> list[Any]:
+    """What ours are of the settings that trl has these names for."""
+    config = OmegaConf.structured(Config)
+    ours = [OmegaConf.select(config, key) for key in right]
+    return [*ours[0]] if len(ours) < len(left) else ours  # `betas` are two numbers
+
+
+def test_defaults_that_differ_from_trls_are_those_on_the_page_each_with_its_reason() -> None:
+    section = PAGE.read_text().split("### Defaults that differ")[1].split("### ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    said = {name.strip("`"): (trls.strip("`"), ours.strip("`")) for name, trls, ours, _ in rows}
+    assert all(len(reason) > 10 for *_, reason in rows)
+    defaults = trl_fields()
+    found = {
+        name: (str(defaults[name]), str(ours))
+        for left, right, _ in trl_rows()
+        for name, ours in zip(left, our_defaults(left, right), strict=True)
+        if ours != defaults[name] and name not in OWN_WORDS
+    }
+    assert found == said
+
+
 @pytest.mark.parametrize(("left", "right", "note"), trl_rows(), ids=lambda value: str(value)[:40])
 def test_a_row_without_a_note_has_trls_default(left: list[str], right: list[str], note: str) -> None:
     if note or {*left} & OWN_WORDS:
         return
-    config, defaults = OmegaConf.structured(Config), trl_fields()
-    ours = [OmegaConf.select(config, key) for key in right]
-    ours = [*ours[0]] if len(ours) < len(left) else ours  # `betas` are two numbers
-    assert ours == [defaults[name] for name in left]
+    defaults = trl_fields()
+    assert our_defaults(left, right) == [defaults[name] for name in left]
 
 
 def renamed() -> Iterator[tuple[str, str, set[str]]]:

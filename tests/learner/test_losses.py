@@ -48,6 +48,13 @@ def test_the_clip_takes_the_pessimistic_side() -> None:
     assert clipped_in("grpo", *case, epsilon_high=0.28) == [True, False, False, True]
 
 
+def test_epsilon_alone_clips_on_both_sides() -> None:
+    case = [1.5, 0.5], [1.0, -1.0]
+    assert loss_of("dapo", *case, epsilon=0.1) == pytest.approx([-1.1, 0.9])
+    assert loss_of("dapo", *case, epsilon=0.1, epsilon_high=0.3) == pytest.approx([-1.3, 0.9])
+    assert clipped_in("dapo", [1.15, 1.05], [1.0, 1.0], epsilon=0.1) == [True, False]
+
+
 def test_delta_bounds_the_ratio_of_a_negative_advantage() -> None:
     case = [1.5, 9.0, 9.0], [-1.0, -1.0, 1.0]
     assert loss_of("dapo", *case, delta=4.0) == pytest.approx([1.5, 4.0, -1.2])
@@ -233,14 +240,19 @@ def our_loss(settings: LossConfig, *, is_older: bool) -> tuple[float, Tensor]:
     return figures["loss"], language_gradient(policy.model)
 
 
-def trl_loss(settings: LossConfig, folder: Path, *, is_older: bool) -> tuple[float, Tensor]:
-    """The same from trl's GRPOTrainer: given the engine's tokens and log-probs, it masks and corrects by itself."""
+def trl_loss(
+    settings: LossConfig, folder: Path, *, is_older: bool, is_given: bool = True
+) -> tuple[float, Tensor]:
+    """The same from trl's GRPOTrainer: given the engine's tokens and log-probs, it masks and corrects by itself.
+
+    is_given: whether it is told the settings, or has its own.
+    """
     groups = batch()
     rollouts = rollouts_of(groups)
     prompts = [scored.group.prompt for scored in groups for _ in scored.group.rollouts]
     model = plain_policy().model
     model.model.language_model.config._attn_implementation = "sdpa"  # it gets padded rows and a mask
-    trainer = trl_trainer(settings, model, folder, is_older=is_older)
+    trainer = trl_trainer(settings if is_given else None, model, folder, is_older=is_older)
     trainer.use_vllm = settings.vllm_importance_sampling_correction
     trainer._last_loaded_step = trainer.state.global_step  # no vLLM is there to be sent weights
     trainer.rollout_func = lambda *_: {
@@ -260,17 +272,21 @@ def trl_loss(settings: LossConfig, folder: Path, *, is_older: bool) -> tuple[flo
     return loss.item(), language_gradient(model)
 
 
-def trl_trainer(settings: LossConfig, model: nn.Module, folder: Path, *, is_older: bool) -> Any:
+def trl_trainer(settings: LossConfig | None, model: nn.Module, folder: Path, *, is_older: bool) -> Any:
+    """Return trl's trainer; None: with its own settings of the loss."""
     same = ("epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg", "beta",
             "use_bias_correction_kl", "entropy_coef", "top_entropy_quantile",
             "vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
             "vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max")  # fmt: skip
+    given: dict[str, Any] = {}
+    if settings is not None:
+        given = {name: getattr(settings, name) for name in same}
+        given["loss_type"] = "grpo" if settings.type == "gspo" else settings.type
+        given["importance_sampling_level"] = settings.level
     args = GRPOConfig(
         output_dir=str(folder),
-        loss_type="grpo" if settings.type == "gspo" else settings.type,
-        importance_sampling_level=settings.level,
         max_completion_length=MAX_NEW_TOKENS,
-        **{name: getattr(settings, name) for name in same},
+        **given,
         num_iterations=2 if is_older else 1,  # with 1 there are no old log-probs
         num_generations=3,
         per_device_train_batch_size=6,
@@ -316,6 +332,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gspo, correction by completion": TYPES["gspo"] | {"type": "gspo"} | BY_COMPLETION,
     "gspo, both by completion": TYPES["gspo"] | {"type": "gspo"} | BY_COMPLETION | KL,
     "biased kl": KL | {"use_bias_correction_kl": False},
+    "epsilon alone": {"epsilon": 0.05, "epsilon_high": None},
+    "epsilon alone, by sequence": TYPES["gspo"] | {"type": "gspo", "epsilon_high": None},
     "delta": {"type": "bnpo", "delta": 1.35},
     "sapo's temperatures": {"type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0},
     "dapo by sequence": {"importance_sampling_level": "sequence", "epsilon": 0.02},
@@ -343,6 +361,14 @@ def test_loss_and_gradient_equal_trls(case: str, is_older: bool, tmp_path: Path)
     assert loss == pytest.approx(expected, abs=1e-5)  # fp32; log-probs differ by 1e-6
     off = float((gradient - expected_gradient).norm() / expected_gradient.norm())
     assert off < 2e-5  # the ratio of a completion adds up its tokens' rounding
+
+
+@pytest.mark.parametrize("is_older", [False, True], ids=["on-policy", "old log-probs"])
+def test_with_nothing_set_the_loss_is_trls_with_nothing_set(is_older: bool, tmp_path: Path) -> None:
+    loss, gradient = our_loss(LossConfig(), is_older=is_older)
+    expected, expected_gradient = trl_loss(LossConfig(), tmp_path, is_older=is_older, is_given=False)
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 2e-5
 
 
 @pytest.mark.parametrize("is_older", [False, True], ids=["on-policy", "old log-probs"])
