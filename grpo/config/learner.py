@@ -97,6 +97,9 @@ class RobustConfig:
     strength: NotNegative[float] = 0.0
     """spd: 1 keeps such a tensor at its previous distance from the start, less lets it out, more pulls it in; not
     multiplied by the learning rate. l2_sp: multiplied by it, as `weight_decay` is."""
+    spd_accumulates: bool = False
+    """What tells a tensor that moves against its gradient: the current step, as in the published code, or the sum over
+    all steps so far, as on the authors' slides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,7 @@ class OptimConfig:
     """Where the cosine ends, as a share of `lr`."""
     warmup_steps: NotNegative[int] = 0
     weight_decay: NotNegative[float] = 0.0
+    """Of matrices; norms and biases don't decay, as in transformers."""
     betas: Annotated[tuple[float, float], Ge(0), Lt(1)] = (0.9, 0.999)
     max_grad_norm: Positive[float] = 1.0
     max_skipped_updates: Free[NotNegative[int]] = 3

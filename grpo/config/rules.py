@@ -136,6 +136,8 @@ def _ratios(config: Config) -> Iterator[str]:
 
 def _robust(config: Config) -> Iterator[str]:
     optim = config.optim
+    if optim.robust.spd_accumulates and optim.robust.method != "spd":
+        yield f"optim.robust.spd_accumulates has no effect with optim.robust.method={optim.robust.method}"
     if optim.robust.method == "none":
         if optim.robust.strength:
             yield "optim.robust.strength has no effect with optim.robust.method=none"

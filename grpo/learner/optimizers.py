@@ -19,16 +19,8 @@ from grpo.config.learner import OptimConfig
 from grpo.policy.sharding import gathered
 
 
-class SPD(torch.optim.AdamW):
-    """AdamW with Selective Projection Decay (Tian et al. 2024, arXiv 2411.01713; code GT-RIPL, b377695).
-
-    Where the gradient points away from the start (descent wants to go back) and the step moved a tensor
-    outward all the same, driven by its momentum, the tensor is pulled back: `strength` 1 puts it at its previous
-    distance. The published code's condition looks at the current step alone, without accumulation.
-    """
-
-    projected_frac: float = 0.0
-    """The share of the tensors that the last step pulled back."""
+class NearStart(torch.optim.AdamW):
+    """AdamW that knows the start of its weights, and how strongly it pulls them back."""
 
     def __init__(
         self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
@@ -37,6 +29,23 @@ class SPD(torch.optim.AdamW):
         self.strength = strength
         self.from_zero = from_zero
         self.starts = _starts(weights, from_zero)
+
+
+class SPD(NearStart):
+    """AdamW with Selective Projection Decay (Tian et al. 2024, arXiv 2411.01713; code GT-RIPL, b377695).
+
+    Where the gradient points away from the start (descent wants to go back) and the step moved a tensor
+    outward all the same, driven by its momentum, the tensor is pulled back: `strength` 1 puts it at its previous
+    distance. The published code asks only the gradient of the current step; the authors' slides add up the product of
+    gradient and distance over all steps, as `accumulated` does.
+    """
+
+    projected_frac: float = 0.0
+    """The share of the tensors that the last step pulled back."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], *, accumulated: bool = False, **options: Any) -> None:
+        super().__init__(weights, **options)
+        self.accumulated = accumulated
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
@@ -51,13 +60,18 @@ class SPD(torch.optim.AdamW):
 
     @staticmethod
     def _before(weight: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whether descent leads back to the start, and the distance from the start."""
+        """Return how strongly descent leads back to the start, and the distance from the start."""
         assert weight.grad is not None
         deviation = weight.float() - start.float()
-        return gathered((weight.grad.float() * deviation).sum()) > 0, gathered(deviation.norm())
+        return gathered((weight.grad.float() * deviation).sum()), gathered(deviation.norm())
 
-    def _project(self, weight: Tensor, start: Tensor, leads_back: Tensor, previous: Tensor) -> Tensor:
+    def _project(self, weight: Tensor, start: Tensor, pull: Tensor, previous: Tensor) -> Tensor:
         """Pull a tensor back towards its start, and return whether it had moved outward."""
+        if self.accumulated:
+            # Beside Adam's moments, so that it is in checkpoints. There only after a step: Adam takes any entry for its
+            # own, and would not make them.
+            self.state[weight]["pull"] = pull = pull + self.state[weight].get("pull", 0.0)
+        leads_back = pull > 0
         deviation = weight.float() - start.float()
         distance = gathered(deviation.norm())
         # A tensor that never moved would give 0 / 0.
@@ -67,24 +81,19 @@ class SPD(torch.optim.AdamW):
         return ratio > 0
 
 
-class L2SP(torch.optim.AdamW):
-    """AdamW whose decoupled decay leads to the start in place of zero (Li et al. 2018, arXiv 1802.01483)."""
+class L2SP(NearStart):
+    """AdamW whose decoupled decay leads to the start in place of zero (Li et al. 2018, arXiv 1802.01483).
 
-    def __init__(
-        self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
-    ) -> None:
-        super().__init__(weights, **options)
-        self.strength = strength
-        self.from_zero = from_zero
-        self.starts = _starts(weights, from_zero)
+    The decay follows the step, as in the algorithm on the slides of SPD's authors; AdamW's own comes before it.
+    """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
-        lr = self.param_groups[0]["lr"]
+        loss, lr = super().step(closure), self.param_groups[0]["lr"]
         for weight, start in zip(_weights(self), self.starts, strict=True):
             if weight.grad is not None:
                 weight.sub_(lr * self.strength * (weight - start))
-        return super().step(closure)
+        return loss
 
 
 def make_optimizer(
@@ -94,21 +103,36 @@ def make_optimizer(
 
     from_zero: the weights are adapters, whose start is zero.
     """
-    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
-    if optim.robust.method == "spd":
-        return SPD(weights, strength=optim.robust.strength, from_zero=from_zero, **options)
-    if optim.robust.method == "l2_sp":
-        return L2SP(weights, strength=optim.robust.strength, from_zero=from_zero, **options)
+    robust = optim.robust
+    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas}
+    to_start = {"strength": robust.strength, "from_zero": from_zero, "weight_decay": 0.0}
+    if robust.method == "spd":
+        return SPD(weights, accumulated=robust.spd_accumulates, **to_start, **options)
+    if robust.method == "l2_sp":
+        return L2SP(weights, **to_start, **options)
+    groups = decay_groups(weights, optim.weight_decay)
     if optim.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
-        return AdamW8bit(weights, **options)
-    return torch.optim.AdamW(weights, **options)
+        return AdamW8bit(groups, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def decay_groups(weights: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Return an optimizer's groups: matrices, which decay, and norms and biases, which don't.
+
+    Norms and biases are told by their single axis: names differ between the parts of a model.
+    """
+    matrices, others = (
+        [each for each in weights if (each.ndim > 1) == is_matrix] for is_matrix in (True, False)
+    )
+    groups = {"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}
+    return [group for group in groups if group["params"]]
 
 
 def take_start(optimizer: torch.optim.Optimizer) -> None:
     """Take the start from the weights again, since preparation may have moved, split or cast them."""
-    if isinstance(optimizer, SPD | L2SP):
+    if isinstance(optimizer, NearStart):
         optimizer.starts = _starts(_weights(optimizer), optimizer.from_zero)
 
 

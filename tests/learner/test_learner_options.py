@@ -244,6 +244,10 @@ def test_spd_in_the_learner_reports_what_it_projects_and_pulls_towards_the_first
             "advantages.min_std does not go with",
         ),
         (["optim.robust.strength=1"], "optim.robust.strength has no effect"),
+        (
+            ["optim.robust={method: l2_sp, spd_accumulates: true}"],
+            "optim.robust.spd_accumulates has no effect",
+        ),
         (["optim.robust={method: l2_sp, strength: -1}"], "optim.robust.strength must be at least 0"),
         (["optim.robust={method: spd, strength: 1}", "optim.weight_decay=0.1"], "set optim.weight_decay=0"),
     ],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import Trainer
 
 from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
-from grpo.learner.optimizers import SPD, make_optimizer
+from grpo.learner.optimizers import SPD, decay_groups, make_optimizer
 from grpo.learner.update import Learner
 from tests.support import tiny
 from tests.support.learners import counts_of, make_learner, packed, text_groups
@@ -27,6 +31,8 @@ class Adam:
     def __init__(self) -> None:
         self.first = self.second = 0.0
         self.count = 0
+        self.condition = 0.0
+        """SPD's sum over all steps."""
 
     def moved(self, weight: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         self.count += 1
@@ -49,10 +55,28 @@ def spd_step(
     return moved - strength * ratio * (moved - start), bool(ratio > 0)
 
 
+def accumulated_spd_step(
+    adam: Adam, weight: np.ndarray, start: np.ndarray, gradient: np.ndarray, strength: float
+) -> tuple[np.ndarray, bool]:
+    """Algorithm 2 of the slides: c_t = c_(t-1) - g_t^T (theta_(t-1) - theta_0), and r_t where it is below 0."""
+    moved = adam.moved(weight, gradient)
+    adam.condition -= np.sum(gradient * (weight - start))
+    if adam.condition >= 0:
+        return moved, False
+    distance, previous = np.linalg.norm(moved - start), np.linalg.norm(weight - start)
+    ratio = max(0.0, distance - previous) / distance
+    return moved - strength * ratio * (moved - start), bool(ratio > 0)
+
+
 def l2_sp_step(
     adam: Adam, weight: np.ndarray, start: np.ndarray, gradient: np.ndarray, strength: float
 ) -> tuple[np.ndarray, bool]:
-    return adam.moved(weight - strength * LR * (weight - start), gradient), False
+    """Algorithm 1 of the slides: theta_t <- theta_t - lambda alpha (theta_t - theta_0), after Adam's step."""
+    moved = adam.moved(weight, gradient)
+    return moved - strength * LR * (moved - start), False
+
+
+STEPS = {"spd": spd_step, "spd, accumulated": accumulated_spd_step, "l2_sp": l2_sp_step}
 
 
 def origins(from_zero: bool) -> list[np.ndarray]:
@@ -78,7 +102,8 @@ def gradients(num_steps: int) -> list[list[np.ndarray]]:
 def optimizer_for(
     weights: Sequence[nn.Parameter], method: str, strength: float, *, from_zero: bool = False, **options: Any
 ) -> Any:
-    robust = RobustConfig(method=method, strength=strength)  # pyright: ignore[reportArgumentType]
+    name, _, accumulated = method.partition(", ")
+    robust = RobustConfig(method=name, strength=strength, spd_accumulates=bool(accumulated))  # pyright: ignore
     return make_optimizer(
         weights, OptimConfig(lr=LR, betas=BETAS, robust=robust, **options), from_zero=from_zero
     )
@@ -97,10 +122,10 @@ def stepped(
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.3])
-@pytest.mark.parametrize("method", ["spd", "l2_sp"])
+@pytest.mark.parametrize("method", STEPS)
 @pytest.mark.parametrize("from_zero", [False, True], ids=["full", "lora"])
 def test_equals_the_numpy_transcription(from_zero: bool, method: str, strength: float) -> None:
-    transcription = {"spd": spd_step, "l2_sp": l2_sp_step}[method]
+    transcription = STEPS[method]
     weights = parameters()
     optimizer = optimizer_for(weights, method, strength, from_zero=from_zero)
     expected, adams, projections = starts(), [Adam() for _ in SHAPES], 0
@@ -111,13 +136,29 @@ def test_equals_the_numpy_transcription(from_zero: bool, method: str, strength: 
             for each in zip(adams, expected, origins(from_zero), step, strict=True)
         ]  # fmt: skip
         expected = [value for value, _ in results]
-        if method == "spd":
+        if method != "l2_sp":
             assert optimizer.projected_frac == np.mean([projected for _, projected in results])
             projections += sum(projected for _, projected in results)
         for weight, value in zip(weights, expected, strict=True):
-            # norms are in fp32: 1e-7 relative
-            np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-5, atol=1e-6)
-    assert method == "l2_sp" or 10 < projections < 100
+            # norms are in fp32: 1e-7 relative, in each of the steps
+            np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-4, atol=2e-5)
+    assert method == "l2_sp" or 10 < projections < 150
+
+
+def test_the_sum_of_spd_is_in_its_state_and_differs_from_the_last_summand() -> None:
+    whole, resumed, plain = (parameters(torch.float32) for _ in range(3))
+    optimizers = [optimizer_for(each, "spd, accumulated", 1.0) for each in (whole, resumed)]
+    optimizers.append(optimizer_for(plain, "spd", 1.0))
+    for number, step in enumerate(gradients(40)):
+        for optimizer, weights in zip(optimizers, (whole, resumed, plain), strict=True):
+            stepped(optimizer, weights, step)
+        if number == 20:
+            starts_then = optimizers[1].starts
+            optimizers[1] = optimizer_for(resumed, "spd, accumulated", 1.0)
+            optimizers[1].load_state_dict(deepcopy(optimizers[0].state_dict()))
+            optimizers[1].starts = starts_then
+    assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
+    assert not torch.equal(whole[0], plain[0])
 
 
 @pytest.mark.parametrize("method", ["spd", "l2_sp"])
@@ -133,15 +174,16 @@ def test_strength_zero_is_torchs_adamw(method: str) -> None:
         assert torch.equal(weight, expected)
 
 
-def test_l2_sp_from_zero_is_weight_decay() -> None:
+def test_l2_sp_from_zero_is_weight_decay_that_follows_each_step() -> None:
     zeros = [[nn.Parameter(torch.zeros(shape)) for shape in SHAPES] for _ in range(2)]
     optimizer = optimizer_for(zeros[0], "l2_sp", 0.3)
     adamw = torch.optim.AdamW(zeros[1], lr=LR, betas=BETAS, weight_decay=0.3)
     for step in gradients(20):
         stepped(optimizer, zeros[0], step)
         stepped(adamw, zeros[1], step)
+    # AdamW's first decay is of zeros: it is behind by one, LR * 0.3 of the weight.
     for weight, expected in zip(*zeros, strict=True):
-        torch.testing.assert_close(weight, expected)
+        torch.testing.assert_close(weight, (1 - LR * 0.3) * expected)
 
 
 def test_strength_one_keeps_a_projected_tensor_at_its_distance() -> None:
@@ -169,9 +211,49 @@ def test_a_tensor_without_gradient_is_left_alone_and_not_counted() -> None:
 
 
 def test_without_a_method_it_is_adamw_with_its_weight_decay() -> None:
-    optimizer = make_optimizer(parameters(), OptimConfig(lr=LR, betas=BETAS, weight_decay=0.1))
+    weights = parameters()
+    optimizer = make_optimizer(weights, OptimConfig(lr=LR, betas=BETAS, weight_decay=0.1))
     assert type(optimizer) is torch.optim.AdamW
-    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    decays = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
+    assert [decays[id(each)] for each in weights] == [0.1, 0.0, 0.1, 0.0]  # those of one axis don't
+
+
+def test_norms_and_biases_do_not_decay_and_all_else_does() -> None:
+    """As transformers' Trainer has it, but for norms that it does not know by their names."""
+    policy = tiny.policy()
+    decaying, others = decay_groups([*policy.parameters()], 0.1)
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    name_of = {id(weight): name.removeprefix("model.") for name, weight in policy.named_parameters()}
+    found = {name_of[id(weight)] for weight in decaying["params"]}
+    theirs = set(Trainer.get_decay_parameter_names(None, policy.model))  # pyright: ignore[reportArgumentType]
+    assert found < theirs and len(found) + len(others["params"]) == len(name_of)
+    assert {name.split(".")[-2] for name in (theirs & {*name_of.values()}) - found} == {
+        "norm1",
+        "norm2",
+        "ln_q",
+    }
+
+
+def test_adapters_all_decay() -> None:
+    policy = tiny.policy(lora=tiny.LORA)
+    (group,) = decay_groups([each for each in policy.parameters() if each.requires_grad], 0.1)
+    assert group["weight_decay"] == 0.1
+
+
+def test_the_start_is_taken_again_after_preparation_has_changed_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def prepare(self: Accelerator, policy: nn.Module, optimizer: Any) -> Any:
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight += 1.0
+        return policy, SimpleNamespace(optimizer=optimizer)
+
+    monkeypatch.setattr(Accelerator, "prepare", prepare)
+    optim = OptimConfig(robust=RobustConfig(method="spd", strength=1.0))
+    learner = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=optim)
+    for weight, start in zip(learner.policy.parameters(), learner.optimizer.optimizer.starts, strict=True):
+        assert torch.equal(weight, start)
 
 
 def adapters_of(learner: Learner) -> list[nn.Parameter]:
@@ -185,7 +267,7 @@ def as_numpy(tensor: Tensor | None) -> np.ndarray:
 
 @pytest.mark.parametrize(("method", "strength"), [("spd", 1.0), ("l2_sp", 3.0)])
 def test_the_learner_pulls_adapters_towards_zero(method: str, strength: float) -> None:
-    transcription = {"spd": spd_step, "l2_sp": l2_sp_step}[method]
+    transcription = STEPS[method]
     robust = RobustConfig(method=method, strength=strength)  # pyright: ignore[reportArgumentType]
     optim = OptimConfig(lr=LR, betas=BETAS, schedule="constant", max_grad_norm=1e9, robust=robust)
     policy, groups = tiny.policy(seed=1, lora=tiny.LORA), text_groups()
