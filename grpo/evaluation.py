@@ -156,6 +156,6 @@ def accuracy_of(rewards: RewardSet) -> Callable[[Rollout], float | None]:
     """
     for reward in rewards.rewards:
         plain = reward.calling == "rollout" and not (reward.has_state or reward.counterfactuals)
-        if reward.name == "accuracy" and plain and reward.fn.__module__.startswith("rewards."):
+        if reward.name == "accuracy" and plain and reward.fn and reward.fn.__module__.startswith("rewards."):
             return partial(reward.fn, **reward.spec.args)
     return accuracy

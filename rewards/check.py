@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from grpo.groups import Group, RewardFailure
 from rewards import hostile
 from rewards.scoring.calling import failures_in, run
-from rewards.scoring.loading import load_reward, required_columns
-from rewards.scoring.runner import RewardSet
+from rewards.scoring.loading import load_reward
+from rewards.scoring.runner import load_rewards
 from rewards.scoring.specs import Outcome, Reward, RewardSpec, WorkerSettings
 
 LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    placeholders = dict.fromkeys(required_columns(reward.fn, reward.spec.args), "B")
+    placeholders = dict.fromkeys(reward.columns, "B")
     groups = [
         hostile.with_counterfactuals(group, reward.counterfactuals)
         for group in hostile.groups(placeholders | columns)
@@ -100,7 +100,7 @@ def read_dotlist(arguments: list[str]) -> dict[str, Any]:
 
 def containment(reward: Reward, groups: Sequence[Group]) -> Finding | None:
     """What is wrong if the reward hangs or ends its process; looked at in a process of its own, as in a run."""
-    rewards = RewardSet([reward], WorkerSettings())
+    rewards = load_rewards({reward.name: reward.spec}, WorkerSettings())
     try:
         tables = rewards.scoring(in_step=False).tables(groups)
     except ValueError:  # it can't be made: the checks that follow say why

@@ -149,7 +149,8 @@ def build_learner(
 
 def build_rewards(config: Config) -> RewardSet:
     normalise = config.advantages.multi_objective_aggregation == "normalize_then_sum"
-    return load_rewards(config.rewards, config.rewards_workers, normalise=normalise)
+    workers, num_steps = config.rewards_workers, config.num_steps
+    return load_rewards(config.rewards, workers, normalise=normalise, num_steps=num_steps)
 
 
 def build_loader(config: Config, family: ModelFamily) -> ClipLoader:

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from socket import socketpair
 from typing import Any
 
-from grpo.workers.processes import children
+from grpo.workers.processes import children, kill_tree
 from grpo.workers.supervisor import HEARTBEAT_S, Limits, News
 from grpo.workers.worker import Call, Function
 
@@ -73,7 +73,7 @@ class Pool:
         self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
         self.num_deaths = 0
         """The number of workers that ended neither by a time limit nor at this pool's wish."""
-        self._name, self._load = name, load
+        self._name, self._load, self.memory_gib = name, load, memory_gib
         self._limits = Limits(base_workers, max_workers, memory_gib * 2**30)
         self._print_room = MAX_PRINTED_CHARS
         self._lock = threading.Lock()
@@ -82,7 +82,7 @@ class Pool:
         self._error: BaseException | None = None
         self._is_closing = self._is_ready = False
         self._num_restarts = 0
-        self._was_ready: Future[None] = Future()
+        self._was_ready: Future[list[Any]] = Future()
         self._process, self._connection = _start_supervisor(self._load, self._limits)
         self._thread = threading.Thread(target=self._live, name="workers", daemon=True)
         self._thread.start()
@@ -97,9 +97,9 @@ class Pool:
         """The workers' process ids at the moment."""
         return children(self.pid)
 
-    def wait_until_ready(self) -> None:
-        """Wait until the functions are loaded; PoolLost if they can't be loaded in the supervisor."""
-        self._was_ready.result()
+    def wait_until_ready(self) -> list[Any]:
+        """Wait until the functions are loaded, and return what each says `about` itself; PoolLost if they can't be."""
+        return self._was_ready.result()
 
     def submit(
         self, function: int, args: Any, *, limit_s: float | None = None, label: str = ""
@@ -163,7 +163,7 @@ class Pool:
         if news.kind == "ready":
             self._is_ready = True
             if not self._was_ready.done():
-                self._was_ready.set_result(None)
+                self._was_ready.set_result(news.content)
         elif news.kind == "refused":
             self._give_up(PoolLost(news.content))
         elif news.kind == "printed":
@@ -214,8 +214,8 @@ class Pool:
                     self._send(future.call)
 
     def _end_supervisor(self) -> None:
-        """Kill the supervisor; the kernel ends its workers with it."""
-        self._process.kill()
+        """Kill the supervisor with all below it."""
+        kill_tree(self.pid)
         # A process that waits for a disk can't be killed, and is left.
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
@@ -234,10 +234,12 @@ class Pool:
 def _start_supervisor(load: Callable[[], Sequence[Function]], limits: Limits) -> tuple[Any, Connection]:
     ours, theirs = socketpair()
     with theirs:
-        paths = [path or os.getcwd() for path in sys.path]
+        # The working directory comes last: it may hold modules of any name, such as `rewards`.
+        folder = os.getcwd()
+        paths = [*(path for path in sys.path if path not in ("", folder)), folder]
         process = subprocess.Popen(
             # Not -m: a module that runs as __main__ is not the module that pickles refer to.
-            # -P: the working directory may hold modules of any name.
+            # -P: not from the working directory.
             [sys.executable, "-P", "-c", CODE, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -99,12 +99,16 @@ def main() -> None:
     trainer = Connection(int(sys.argv[1]))
     sys.path[:] = trainer.recv()
     load, limits = trainer.recv()
+    adopt_orphans()
+    pid = os.getpid()
     try:
         functions = load()
     except (ValueError, OSError) as error:
         trainer.send([News("refused", content=str(error))])
         return
-    trainer.send([News("ready")])
+    if os.getpid() != pid:
+        os._exit(0)  # what was imported has forked, and this is the fork
+    trainer.send([News("ready", content=[function.about for function in functions])])
     Supervisor(trainer, functions, limits).run()
 
 
@@ -126,7 +130,6 @@ class Supervisor:
 
     def run(self) -> None:
         gc.freeze()  # no worker looks for garbage in the memory that it shares with this process
-        adopt_orphans()
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)

@@ -30,6 +30,8 @@ class Function:
     """The function from a call's arguments to its value. A coroutine function's calls run at the same time."""
     is_resident: bool = False
     """Whether all calls of the function run in one worker, since it has a state or is a coroutine function."""
+    about: Any = None
+    """What the trainer is told of the function, in a form that can be pickled."""
 
     @property
     def is_async(self) -> bool:
@@ -121,6 +123,8 @@ class _AsyncWorker:
         gone = loop.create_future()
 
         def receive() -> None:
+            if os.getpid() != self.pid:
+                os._exit(0)  # a call has forked, and this is the fork, which must not take the next call
             try:
                 while self.connection.poll():
                     self._take(loop, self.connection.recv())

@@ -14,13 +14,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from grpo.groups import Group, RewardFailure, Rollout
-from rewards.scoring.specs import MAX_SIZE, Calling, Outcome, Reward
+from rewards.scoring.specs import FAILURES, MAX_SIZE, Calling, Outcome, Reward
 
 MAX_TRACEBACK_CHARS = 10_000
 
-# A plugin that calls sys.exit() must not end the run, let alone with status 0.
-FAILURES = (Exception, SystemExit)
+
+class TrainerState(NamedTuple):
+    """The run's state as a TRL reward reads it, under the names of `transformers.TrainerState`."""
+
+    global_step: int = 0
+    """The number of finished steps, 0 in the first."""
+    max_steps: int = 0
 
 
 class Failed(NamedTuple):
@@ -37,7 +44,7 @@ Result = float | None | Failed
 
 def run(reward: Reward, group: Group) -> list[Outcome]:
     """A reward's values for a group, with a failure where there is no value."""
-    return outcomes_of(reward.name, group, call(reward, group.rollouts))
+    return outcomes_of(reward.name, group, call(reward, group.rollouts, TrainerState()))
 
 
 def outcomes_of(name: str, group: Group, results: Sequence[Result]) -> list[Outcome]:
@@ -59,35 +66,34 @@ def failures_in(outcomes: Iterable[Outcome]) -> list[RewardFailure]:
     return [outcome for outcome in outcomes if isinstance(outcome, RewardFailure)]
 
 
-def call(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
+def call(reward: Reward, rollouts: Sequence[Rollout], state: TrainerState) -> list[Result]:
     """Results of a reward for some rollouts of one sample: all of them unless it looks at each alone."""
     if reward.is_async:
-        return asyncio.run(call_async(reward, rollouts))
+        return asyncio.run(call_async(reward, rollouts, state))
     if reward.calling == "rollout":
         return [
             _attempt(lambda rollout=rollout: reward.function(rollout, **reward.knobs)) for rollout in rollouts
         ]
     try:
-        values = _call_together(reward, rollouts)
-        return checked_values(values, len(rollouts))
+        return checked_values(reward, _call_together(reward, rollouts, state), len(rollouts))
     except FAILURES as error:
         return [raised(error)] * len(rollouts)
 
 
-async def call_async(reward: Reward, rollouts: Sequence[Rollout]) -> list[Result]:
+async def call_async(reward: Reward, rollouts: Sequence[Rollout], state: TrainerState) -> list[Result]:
     """The same of an async reward, whose calls for single rollouts run at the same time."""
     if reward.calling == "rollout":
         return list(await asyncio.gather(*(_attempt_async(reward, rollout) for rollout in rollouts)))
     try:
-        return checked_values(await _call_together(reward, rollouts), len(rollouts))
+        return checked_values(reward, await _call_together(reward, rollouts, state), len(rollouts))
     except FAILURES as error:
         return [raised(error)] * len(rollouts)
 
 
-def _call_together(reward: Reward, rollouts: Sequence[Rollout]) -> Any:
+def _call_together(reward: Reward, rollouts: Sequence[Rollout], state: TrainerState) -> Any:
     if reward.calling == "group":
         return reward.function(tuple(rollouts), **reward.knobs)
-    return reward.function(**{**trl_arguments(rollouts, reward.calling), **reward.knobs})
+    return reward.function(**{**trl_arguments(rollouts, reward.calling, state), **reward.knobs})
 
 
 async def _attempt_async(reward: Reward, rollout: Rollout) -> Result:
@@ -104,21 +110,30 @@ def _attempt(make: Callable[[], object]) -> Result:
         return raised(error)
 
 
-def checked_values(values: object, count: int) -> list[Result]:
+def checked_values(reward: Reward, values: Any, count: int) -> list[Result]:
     """One result per value; TypeError unless there are so many."""
     if inspect.iscoroutine(values):
         raise TypeError("returned a coroutine: declare the function as async")
+    if reward.calling in ("columns", "messages"):
+        values = _as_list(values)
     if not isinstance(values, list | tuple) or len(values) != count:
         length = f" of {len(values)}" if isinstance(values, list | tuple) else ""
         raise TypeError(f"returned {type(values).__name__}{length} for a list of {count}")
     return [_attempt(lambda value=value: value) for value in values]
 
 
+def _as_list(values: Any) -> Any:
+    """The list that an array, a tensor or a list of their scalars is, any of which TRL takes."""
+    if isinstance(values, list | tuple):
+        return [each.item() if getattr(each, "ndim", None) == 0 else each for each in values]
+    return values.tolist() if getattr(values, "ndim", None) == 1 else values
+
+
 def as_value(raw: object) -> float | None:
     """A returned value as a float, None as None; raises if it is no number, or a huge one."""
     if raw is None:
         return None
-    if not isinstance(raw, Real):
+    if not isinstance(raw, Real | np.bool_):
         hint = ": its .item() is one" if getattr(raw, "ndim", 1) == 0 else ""
         hint = " (for a list of numbers: @group_reward)" if isinstance(raw, list | tuple) else hint
         raise TypeError(f"returned {type(raw).__name__}, not a number or None{hint}")
@@ -130,8 +145,8 @@ def as_value(raw: object) -> float | None:
     return value
 
 
-def trl_arguments(rollouts: Sequence[Rollout], calling: Calling) -> dict[str, list[Any]]:
-    """The lists that a TRL reward is called with, one entry per completion.
+def trl_arguments(rollouts: Sequence[Rollout], calling: Calling, state: TrainerState) -> dict[str, Any]:
+    """The arguments that a TRL reward is called with: lists with one entry per completion, and the run's state.
 
     As messages or as plain texts, as TRL does for conversational and for plain data sets.
     https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function
@@ -149,7 +164,14 @@ def trl_arguments(rollouts: Sequence[Rollout], calling: Calling) -> dict[str, li
         "prompts": [_said("user", sample.question) if as_messages else sample.question for _ in rollouts],
         "completions": [_said("assistant", each.text) if as_messages else each.text for each in rollouts],
         "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
+        "trainer_state": state,
+        "log_extra": _log_nothing,
+        "log_metric": _log_nothing,
     }
+
+
+def _log_nothing(*_: object, **__: object) -> None:
+    """Take what a TRL reward logs, and keep none of it: a run's tables hold the values of rewards alone."""
 
 
 def raised(error: BaseException) -> Failed:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,12 +19,11 @@ from grpo.groups import Group
 from grpo.workers.memory_file import Place
 from grpo.workers.pool import CallFailed, CallFuture, Pool, PoolLost
 from grpo.workers.worker import Function
-from rewards.scoring.calling import Failed, Result, call, call_async, raised
-from rewards.scoring.loading import load_reward
+from rewards.scoring.calling import Failed, Result, TrainerState, call, call_async, raised
+from rewards.scoring.loading import is_builtin, load_reward
 from rewards.scoring.payloads import FramesNeeded, Payloads, load_rollouts
 from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
 
-MEMORY_KEY = "rewards_workers.memory_gib"
 QUICK_S, QUICK_LIMIT_S = 0.05, 0.5
 """What a group's rollouts take together if their reward is quick, and when they are no longer waited for together."""
 OBJECT_FRAC = 0.25
@@ -39,6 +38,7 @@ class Job:
     reward_index: int
     group: Group
     payloads: Payloads
+    state: TrainerState
     lock: threading.Condition
     on_done: Callable[[], None]
     results: list[Result] = field(init=False)
@@ -66,9 +66,9 @@ class Job:
 class Calls:
     """The calls of a run's rewards. Close it, or its processes live as long as this one."""
 
-    def __init__(self, rewards: Sequence[Reward], settings: WorkerSettings) -> None:
-        """ValueError if the rewards don't load in a process of their own."""
-        self.rewards, self.settings = rewards, settings
+    def __init__(self, rewards: Sequence[Reward], pool: Pool | None) -> None:
+        """pool: where the rewards' functions are loaded, in their order; None calls all of them in this process."""
+        self.rewards, self.pool = rewards, pool
         self.seconds: dict[int, float] = {}
         """How long each reward, by its index, takes for a rollout, or for a group if it looks at one as a whole;
         smoothed."""
@@ -77,8 +77,6 @@ class Calls:
         self.error: Exception | None = None
         self._read_frames: set[int] = set()
         """The rewards that have looked at frames."""
-        is_apart = settings.max_workers and not all(reward.is_light for reward in rewards)
-        self.pool = self._start_pool() if is_apart else None
 
     @property
     def num_deaths(self) -> int:
@@ -94,7 +92,7 @@ class Calls:
         reward, everything = self.rewards[job.reward_index], range(len(job.group.rollouts))
         if self.pool is None or reward.is_light:
             began = time.monotonic()
-            results = call(reward, job.group.rollouts)
+            results = call(reward, job.group.rollouts, job.state)
             self._measure(job.reward_index, time.monotonic() - began, len(results))
             job.fill(everything, results)
             return
@@ -108,20 +106,6 @@ class Calls:
         """Nobody waits for the job's results any more."""
         if self.pool is not None:
             self.pool.cancel(job.calls)
-
-    def _start_pool(self) -> Pool:
-        pool = Pool(
-            "the processes of the rewards",
-            partial(load_functions, {reward.name: reward.spec for reward in self.rewards}),
-            base_workers=min(self.settings.max_workers, max(2, min(4, os.cpu_count() or 1))),
-            max_workers=self.settings.max_workers,
-            memory_gib=self.settings.memory_gib,
-        )
-        try:
-            pool.wait_until_ready()
-        except PoolLost as error:
-            raise ValueError(f"rewards: in their own process: {error}") from None
-        return pool
 
     def _submit(self, pool: Pool, job: Job, indices: Sequence[int]) -> None:
         reward = self.rewards[job.reward_index]
@@ -137,7 +121,8 @@ class Calls:
         limit_s = QUICK_LIMIT_S if is_several else None
         if reward.has_state and not reward.is_async:
             limit_s = OBJECT_FRAC * reward.spec.timeout_s
-        future = pool.submit(job.reward_index, places, limit_s=limit_s, label=f"rewards.{reward.name}")
+        args = (places, job.state)
+        future = pool.submit(job.reward_index, args, limit_s=limit_s, label=f"rewards.{reward.name}")
         job.calls.append(future)
         future.add_done_callback(partial(self._take, pool, job, indices))
         if not job.missing:  # it was dropped meanwhile
@@ -180,7 +165,8 @@ class Calls:
             case "late":
                 return ended("late", f"{error}; an object may take a quarter of timeout_s for each call")
             case "memory":
-                limit = f"{MEMORY_KEY}={self.settings.memory_gib:g}"
+                assert self.pool is not None
+                limit = f"rewards_workers.memory_gib={self.pool.memory_gib:g}"
                 return ended("died", f"the process of the reward was killed: more than {limit}")
             case _:
                 return ended("died", f"the process of the reward {error}")
@@ -196,36 +182,56 @@ Scored = tuple[list[Result], float]
 """A call's results, and how long it took."""
 
 
+def start_pool(specs: Mapping[str, RewardSpec], settings: WorkerSettings) -> tuple[Pool, list[Reward]]:
+    """A pool in which rewards are loaded, and what they declare; ValueError if they don't load there."""
+    names = ", ".join(name for name, spec in specs.items() if not is_builtin(name, spec))
+    pool = Pool(
+        f"the processes of the rewards {names}".rstrip(),
+        partial(load_functions, specs),
+        base_workers=min(settings.max_workers, max(2, min(4, os.cpu_count() or 1))),
+        max_workers=settings.max_workers,
+        memory_gib=settings.memory_gib,
+    )
+    try:
+        return pool, pool.wait_until_ready()
+    except PoolLost as error:
+        raise ValueError(str(error)) from None
+
+
 def load_functions(specs: Mapping[str, RewardSpec]) -> list[Function]:
     """The functions that the workers run: the rewards in their order."""
-    rewards = [load_reward(name, spec) for name, spec in specs.items()]
-    return [
-        Function(
-            call=partial(_score_async if reward.is_async else _score, reward),
-            is_resident=reward.has_state or reward.is_async,
+    functions, folder = [], os.getcwd()
+    for name, spec in specs.items():
+        reward = load_reward(name, spec)
+        os.chdir(folder)  # the next one's path starts there, wherever this one's import went
+        functions.append(
+            Function(
+                call=partial(_score_async if reward.is_async else _score, reward),
+                is_resident=reward.has_state or reward.is_async,
+                about=replace(reward, fn=None),
+            )
         )
-        for reward in rewards
-    ]
+    return functions
 
 
-def _score(reward: Reward, places: Sequence[Place]) -> Scored | None:
+def _score(reward: Reward, args: tuple[Sequence[Place], TrainerState]) -> Scored | None:
     """The results of one call; None if the reward looks at frames, which it was not known to do."""
-    results, seconds = [], 0.0
+    (places, state), results, seconds = args, [], 0.0
     for place in places:
         rollouts, began = load_rollouts(place), time.monotonic()
         try:
-            results += call(reward, rollouts)
+            results += call(reward, rollouts, state)
         except FramesNeeded:
             return None
         seconds += time.monotonic() - began
     return results, seconds
 
 
-async def _score_async(reward: Reward, places: Sequence[Place]) -> Scored | None:
+async def _score_async(reward: Reward, args: tuple[Sequence[Place], TrainerState]) -> Scored | None:
     """The results of one call of a coroutine, for rollouts in one place; None as for `_score`."""
-    [place], began = places, time.monotonic()
+    ([place], state), began = args, time.monotonic()
     try:
-        results = await call_async(reward, load_rollouts(place))
+        results = await call_async(reward, load_rollouts(place), state)
     except FramesNeeded:
         return None
     return results, time.monotonic() - began

@@ -15,62 +15,31 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rewards import Counterfactual
-from rewards.scoring.specs import Calling, Reward, RewardSpec
+from rewards.scoring.specs import FAILURES, Calling, Reward, RewardSpec
 
 BUILTINS = {
-    # answers
-    "accuracy": "rewards.builtin.accuracy:accuracy",
-    "choice": "rewards.builtin.answers:choice",
-    "exact_set": "rewards.builtin.answers:exact_set",
-    "graded_accuracy": "rewards.builtin.answers:graded_accuracy",
-    "number": "rewards.builtin.answers:number",
-    "ocr": "rewards.builtin.answers:ocr",
-    "regression": "rewards.builtin.answers:regression",
-    "relative_accuracy": "rewards.builtin.answers:relative_accuracy",
-    "rouge": "rewards.builtin.answers:rouge",
-    "text": "rewards.builtin.answers:text",
-    "video_r1_accuracy": "rewards.builtin.video_r1:video_r1_accuracy",
-    "judge": "rewards.builtin.judge:Judge",
-    # answers about time
-    "counting": "rewards.builtin.temporal:counting",
-    "event_order": "rewards.builtin.temporal:event_order",
-    "point_in_span": "rewards.builtin.temporal:point_in_span",
-    "temporal_iou": "rewards.builtin.temporal:temporal_iou",
-    # cited moments
-    "few_moments": "rewards.builtin.keyframe:few_moments",
-    "keyframe": "rewards.builtin.keyframe:keyframe",
-    "keyframe_distance": "rewards.builtin.keyframe:keyframe_distance",
-    "keyframe_hit": "rewards.builtin.keyframe:keyframe_hit",
-    "keyframe_iou": "rewards.builtin.keyframe:keyframe_iou",
-    "keyframe_scores": "rewards.builtin.keyframe:keyframe_scores",
-    "self_evidence": "rewards.builtin.keyframe:self_evidence",
-    "self_evidence_cut": "rewards.builtin.keyframe:self_evidence_cut",
-    # against completions about changed frames
-    "blank_contrast": "rewards.builtin.contrast:blank_contrast",
-    "other_clip_contrast": "rewards.builtin.contrast:other_clip_contrast",
-    "t_grpo": "rewards.builtin.contrast:t_grpo",
-    # form
-    "format": "rewards.builtin.format:format",
-    "format_lenient": "rewards.builtin.format:format_lenient",
-    "tag_order": "rewards.builtin.format:tag_order",
-    "tags_once": "rewards.builtin.format:tags_once",
-    "video_r1_format": "rewards.builtin.video_r1:video_r1_format",
-    # length and reasoning
-    "brevity": "rewards.builtin.length:brevity",
-    "consistency": "rewards.builtin.reasoning:consistency",
-    "cosine_length": "rewards.builtin.length:cosine_length",
-    "language": "rewards.builtin.reasoning:language",
-    "length_window": "rewards.builtin.length:length_window",
-    "overlong": "rewards.builtin.length:overlong",
-    "repetition": "rewards.builtin.reasoning:repetition",
-}
+    name: f"rewards.builtin.{module}:{name}"
+    for module, names in {
+        "accuracy": "accuracy",
+        "answers": "choice exact_set graded_accuracy number ocr regression relative_accuracy rouge text",
+        "contrast": "blank_contrast other_clip_contrast t_grpo",
+        "format": "format format_lenient tag_order tags_once",
+        "keyframe": "few_moments keyframe keyframe_distance keyframe_hit keyframe_iou keyframe_scores self_evidence "
+        "self_evidence_cut",
+        "length": "brevity cosine_length length_window overlong",
+        "reasoning": "consistency language repetition",
+        "temporal": "counting event_order point_in_span temporal_iou",
+        "video_r1": "video_r1_accuracy video_r1_format",
+    }.items()
+    for name in names.split()
+} | {"judge": "rewards.builtin.judge:Judge"}
 LIGHT = frozenset(
     BUILTINS[name]
     for name in (
@@ -82,14 +51,14 @@ LIGHT = frozenset(
 """Built-ins that only read a completion's text, in a time that grows with its length alone: they hang and crash no
 process, and are called in the trainer's own."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
+TRL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
-def find_function(fn: str, *, key: str) -> Callable[..., Any]:
-    """The function, object or class that `fn` names: a built-in, `package.module:function`,
+def find_place(fn: str, *, key: str) -> tuple[str, str]:
+    """The file or module that `fn` names and the name in it: of a built-in, `package.module:function`,
     `path/to/file.py:function`, or an installed entry point of the group `grpo.rewards`.
 
-    Raises ValueError or FileNotFoundError, beginning with the config key, if there is none.
+    Raises ValueError or FileNotFoundError, beginning with the config key, for what can't be one; imports nothing.
     """
     place, colon, function = _known(fn).rpartition(":")
     if not colon:
@@ -103,14 +72,15 @@ def find_function(fn: str, *, key: str) -> Callable[..., Any]:
             f"{key}: no built-in reward named {fn!r}{hint}; "
             "a reward of your own is package.module:function or path/to/file.py:function"
         )
-    module = _module_of_file(place, key) if place.endswith(".py") else _module_of_name(place, key)
-    try:
-        found = getattr(module, function)  # not vars(): some packages load their members when asked
-    except AttributeError:
-        raise ValueError(f"{key}: no {function!r} in {place}{did_you_mean(function, dir(module))}") from None
-    if callable(found):
-        return found
-    raise ValueError(f"{key}: {fn} is no function but a value of type {type(found).__name__}")
+    if place.endswith(".py") and not (path := Path(place).expanduser().resolve()).is_file():
+        raise FileNotFoundError(f"{key}: no file {place} (looked at {path})")
+    return place, function
+
+
+def is_builtin(name: str, spec: RewardSpec) -> bool:
+    """Whether a reward is one of ours, which are loaded in the trainer's process; raises as `find_place`."""
+    place, _ = find_place(_fn_of(name, spec), key=f"rewards.{name}")
+    return place.startswith("rewards.builtin.")
 
 
 def reads_cited_moments(fn: str) -> bool:
@@ -129,26 +99,54 @@ def _entry_points() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group="grpo.rewards")}
 
 
+def _fn_of(name: str, spec: RewardSpec) -> str:
+    return name if spec.fn is None else spec.fn
+
+
+def find_function(fn: str, *, key: str) -> Callable[..., Any]:
+    """The function, object or class that `fn` names, whose code is loaded in this process; raises as `find_place`."""
+    place, function = find_place(fn, key=key)
+    module = _module_of_file(place, key) if place.endswith(".py") else _module_of_name(place, key)
+    try:
+        found = getattr(module, function)  # not vars(): some packages load their members when asked
+    except AttributeError:
+        hint = did_you_mean(function, dir(module)) or _did_you_mean_a_file(place, function)
+        raise ValueError(f"{key}: no {function!r} in {place}{hint}") from None
+    if callable(found):
+        return found
+    raise ValueError(f"{key}: {fn} is no function but a value of type {type(found).__name__}")
+
+
 def load_reward(name: str, spec: RewardSpec) -> Reward:
-    """One reward, without a look at the others; ValueError or FileNotFoundError names the key."""
-    key = f"rewards.{name}"
-    fn = find_function(name if spec.fn is None else spec.fn, key=key)
-    check_signature(fn, spec.args, key=key)
+    """One reward, whose code is loaded in this process; ValueError or FileNotFoundError names the key."""
+    fn, key = _fn_of(name, spec), f"rewards.{name}"
+    function = find_function(fn, key=key)
+    check_signature(function, spec.args, key=key)
+    is_light = {_known(fn), _known(spec.args.get("right_by", fn))} <= LIGHT
+    return as_reward(name, function, spec, is_light=is_light)
+
+
+def as_reward(name: str, fn: Callable[..., Any], spec: RewardSpec, *, is_light: bool = False) -> Reward:
+    """The reward that a function, an object or a class is, by its marks; ValueError names the key."""
     declared: tuple[Counterfactual, ...] = getattr(_marked(fn), "reward_counterfactuals", ())
     if spec.counterfactual_samples is not None:
         if not any(not each.greedy for each in declared) or spec.counterfactual_samples < 1:
             raise ValueError(
-                f"{key}.counterfactual_samples: must be above 0, and only a reward that declares sampled "
+                f"rewards.{name}.counterfactual_samples: must be above 0, and only a reward that declares sampled "
                 "counterfactuals has a number of them (greedy ones are all alike)"
             )
         declared = tuple(each._replace(num_samples=spec.counterfactual_samples) for each in declared)
     return Reward(
         name=name,
+        spec=spec,
         fn=fn,
         calling=calling_of(fn),
-        spec=spec,
         counterfactuals=declared,
-        is_light=_known(name if spec.fn is None else spec.fn) in LIGHT,
+        has_state=not inspect.isroutine(fn) and not isinstance(fn, partial),
+        is_async=any(map(inspect.iscoroutinefunction, (fn, fn.__call__))),
+        is_light=is_light,
+        is_expensive=getattr(fn, "expensive", False),
+        columns=tuple(required_columns(fn, spec.args)),
     )
 
 
@@ -250,11 +248,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def _did_you_mean_a_file(module: str, function: str) -> str:
+    """A suggestion to name the user's own file, where a module of that name hides it."""
+    path = f"{module.replace('.', '/')}.py"
+    return f" (did you mean '{path}:{function}'?)" if Path(path).is_file() else ""
+
+
 def _module_of_file(place: str, key: str) -> ModuleType:
     """The module of a Python file; executed once, however many rewards it holds, unless it was edited."""
     path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"{key}: no file {place} (looked at {path})")
     version = zlib.crc32(f"{path}:{path.stat().st_mtime_ns}".encode())
     name = f"rewards_plugin_{path.stem}_{version:08x}"
     if name in sys.modules:
@@ -265,9 +267,9 @@ def _module_of_file(place: str, key: str) -> ModuleType:
     sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except FAILURES as error:
         del sys.modules[name]
-        raise ValueError(f"{key}: {place} does not import: {type(error).__name__}: {error}") from error
+        raise _no_import(place, error, key) from error
     return module
 
 
@@ -276,5 +278,10 @@ def _module_of_name(place: str, key: str) -> ModuleType:
         sys.path.append(os.getcwd())
     try:
         return importlib.import_module(place)
-    except Exception as error:
-        raise ValueError(f"{key}: {place} does not import: {type(error).__name__}: {error}") from error
+    except FAILURES as error:
+        raise _no_import(place, error, key) from error
+
+
+def _no_import(place: str, error: BaseException, key: str) -> ValueError:
+    hint = "" if place.endswith(".py") else _did_you_mean_a_file(place, "FUNCTION")
+    return ValueError(f"{key}: {place} does not import: {type(error).__name__}: {error}{hint}")

@@ -20,11 +20,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from grpo.groups import Group, RewardFailure, RewardTable, Sample
+from grpo.workers.pool import Pool
 from rewards import Counterfactual, hostile
-from rewards.scoring.calling import failures_in, outcomes_of
+from rewards.scoring.calling import TrainerState, failures_in, outcomes_of
 from rewards.scoring.compose import all_abstain, check_specs, names_that_count, parts_of, totals_of
-from rewards.scoring.jobs import Calls, Job, ended
-from rewards.scoring.loading import load_reward, required_columns
+from rewards.scoring.jobs import Calls, Job, ended, start_pool
+from rewards.scoring.loading import is_builtin, load_reward
 from rewards.scoring.payloads import Payloads
 from rewards.scoring.specs import Outcome, Reward, RewardSpec, WorkerSettings
 
@@ -34,26 +35,43 @@ def load_rewards(
     workers: WorkerSettings | None = None,
     *,
     normalise: bool = False,
+    num_steps: int = 0,
 ) -> RewardSet:
     """Find and check the rewards of a config; ValueError or FileNotFoundError names the key.
 
-    workers: None scores in this process. normalise: see `compose.parts_of`.
+    Code that is not ours is loaded in workers alone: its import may change whatever it likes in its process.
+
+    workers: None scores in this process. normalise: see `compose.parts_of`. num_steps: of the run, for TRL rewards.
     """
     check_specs(specs)
-    rewards = [load_reward(name, spec) for name, spec in specs.items()]
-    return RewardSet(rewards, workers or WorkerSettings(max_workers=0), normalise=normalise)
+    settings = workers or WorkerSettings(max_workers=0)
+    rewards = {
+        name: load_reward(name, spec)
+        for name, spec in specs.items()
+        if is_builtin(name, spec) or not settings.max_workers
+    }
+    pool = None
+    if settings.max_workers and not all(name in rewards and rewards[name].is_light for name in specs):
+        pool, declared = start_pool(specs, settings)
+        rewards = {each.name: each for each in declared} | rewards
+    return RewardSet([rewards[name] for name in specs], pool, normalise=normalise, num_steps=num_steps)
 
 
 class RewardSet:
     """The rewards of a run. Close it, or its processes live as long as this one."""
 
     def __init__(
-        self, rewards: Sequence[Reward], workers: WorkerSettings, *, normalise: bool = False
+        self,
+        rewards: Sequence[Reward],
+        pool: Pool | None = None,
+        *,
+        normalise: bool = False,
+        num_steps: int = 0,
     ) -> None:
-        self.rewards, self.normalise = tuple(rewards), normalise
+        """pool: where the rewards run, unless they are light; None: in this process."""
+        self.rewards, self.normalise, self.num_steps = tuple(rewards), normalise, num_steps
         self.specs = {reward.name: reward.spec for reward in rewards}
-        self._calls: Calls | None = None
-        self._settings = workers
+        self.calls = Calls(self.rewards, pool)
 
     @property
     def counterfactuals(self) -> tuple[Counterfactual, ...]:
@@ -63,13 +81,12 @@ class RewardSet:
     @property
     def seconds(self) -> Mapping[str, float]:
         """How long each reward's call took lately."""
-        measured = dict(self._calls.seconds) if self._calls else {}
-        return {self.rewards[index].name: seconds for index, seconds in measured.items()}
+        return {self.rewards[index].name: seconds for index, seconds in dict(self.calls.seconds).items()}
 
     @property
     def num_deaths(self) -> int:
         """The number of reward workers that have ended by themselves so far."""
-        return self._calls.num_deaths if self._calls else 0
+        return self.calls.num_deaths
 
     def scoring(self, step: int = 0, *, in_step: bool = True) -> Scoring:
         """A step's scoring, to which groups are added as they come.
@@ -104,15 +121,7 @@ class RewardSet:
         return silent
 
     def close(self) -> None:
-        if self._calls is not None:
-            self._calls.close()
-            self._calls = None
-
-    def calls(self) -> Calls:
-        """Where the rewards run; worker processes are started on first use."""
-        if self._calls is None:
-            self._calls = Calls(self.rewards, self._settings)
-        return self._calls
+        self.calls.close()
 
     def _outcomes(self, reward_index: int, groups: Sequence[Group]) -> list[list[Outcome]]:
         scoring = self.scoring(in_step=False)
@@ -127,7 +136,8 @@ class Scoring:
 
     def __init__(self, rewards: RewardSet, step: int, *, in_step: bool) -> None:
         self._set, self._step, self._in_step = rewards, step, in_step
-        self._calls, self._payloads = rewards.calls(), Payloads()
+        self._state = TrainerState(global_step=max(0, step - 1), max_steps=rewards.num_steps)
+        self._calls, self._payloads = rewards.calls, Payloads()
         self._changed = threading.Condition()
         self._num_left = 0
         self._early: set[int] = set()
@@ -195,7 +205,7 @@ class Scoring:
         for index in reward_indices:
             if (key, index) in self._jobs:
                 continue
-            job = Job(index, group, self._payloads, self._changed, self._count_down)
+            job = Job(index, group, self._payloads, self._state, self._changed, self._count_down)
             self._jobs[key, index] = job
             with self._changed:
                 self._num_left += 1
@@ -246,6 +256,6 @@ def probe_groups(reward: Reward, samples: Sequence[Sample] | None) -> list[Group
     if samples is not None:
         groups = [group for sample in samples for group in hostile.groups_of(sample)]
     else:
-        groups = hostile.groups(dict.fromkeys(required_columns(reward.fn, reward.spec.args), "B"))
+        groups = hostile.groups(dict.fromkeys(reward.columns, "B"))
     groups = [hostile.with_counterfactuals(group, reward.counterfactuals) for group in groups]
     return [hostile.first_two(groups[0])] if reward.is_expensive else groups

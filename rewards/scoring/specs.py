@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Gt
@@ -16,6 +16,8 @@ from rewards import Counterfactual
 MAX_SIZE = 1e9
 """The largest value of a reward, and the largest weight, of either sign: means and stds of sums of their products are
 far from the limits of a float then."""
+FAILURES = (Exception, SystemExit)
+"""What a reward's code may raise: one that calls sys.exit() must not end the run, let alone with status 0."""
 
 Calling = Literal["rollout", "group", "columns", "messages"]
 """How a reward is called: with one rollout, with a sample's rollouts, or as TRL does, with columns, its completions
@@ -66,37 +68,32 @@ class WorkerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """A reward ready to run."""
+    """A reward as a run knows it: its settings, and what its code declares."""
 
     name: str
-    fn: Callable[..., Any]
-    """What the config names: a function, an object that can be called, or a class of such objects."""
-    calling: Calling
     spec: RewardSpec
-    counterfactuals: tuple[Counterfactual, ...] = ()
-    is_light: bool = False
+    fn: Callable[..., Any] | None
+    """What the config names: a function, an object that can be called, or a class of such objects. None in the trainer
+    for a reward of the user's, whose code is loaded in workers alone."""
+    calling: Calling
+    counterfactuals: tuple[Counterfactual, ...]
+    has_state: bool
+    """Whether the reward is an object, or a class of objects, with a state of its own: it is made once in each of
+    the trainer's processes. The state is not part of a checkpoint."""
+    is_async: bool
+    is_light: bool
     """Whether the reward is called in the trainer's process (`loading.LIGHT`)."""
-
-    @property
-    def has_state(self) -> bool:
-        """Whether the reward is an object, or a class of objects, with a state of its own: it is made once in each of
-        the trainer's processes. The state is not part of a checkpoint."""
-        return not inspect.isroutine(self.fn) and not isinstance(self.fn, partial)
-
-    @cached_property
-    def is_async(self) -> bool:
-        return any(map(inspect.iscoroutinefunction, (self.fn, self.fn.__call__)))
-
-    @property
-    def is_expensive(self) -> bool:
-        """Whether the reward says that its calls cost money or minutes: then two completions probe it, not hundreds."""
-        return getattr(self.fn, "expensive", False)
+    is_expensive: bool
+    """Whether the reward says that its calls cost money or minutes: then two completions probe it, not hundreds."""
+    columns: tuple[str, ...]
+    """The dataset columns without which a reward that is called as TRL does would raise."""
 
     @cached_property
     def function(self) -> Callable[..., Any]:
         """The function or object that is called. A class is made into an object here, on first use, with the arguments
         as its knobs."""
-        return cast(Any, self.fn)(**self.spec.args) if inspect.isclass(self.fn) else self.fn
+        fn = cast(Any, self.fn)
+        return fn(**self.spec.args) if inspect.isclass(fn) else fn
 
     @property
     def knobs(self) -> Mapping[str, Any]:

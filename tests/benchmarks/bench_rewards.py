@@ -91,7 +91,6 @@ def sleeping_rewards(folder: Path) -> Mapping[str, float]:
     plugin.write_text(SLEEPER)
     specs = {f"sleeper_{n}": RewardSpec(fn=f"{plugin}:sleeper") for n in range(8)}
     rewards = load_rewards(specs, WorkerSettings())
-    rewards.calls()  # the processes of a run are there before its first step
     times = [milliseconds(rewards, groups(8, 8)) for _ in range(4)]
     rewards.close()
     return {"first step": times[0], "later": median(times[1:])}

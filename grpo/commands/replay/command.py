@@ -95,7 +95,10 @@ def score(config: Config, own: Config, files: Mapping[int, Path], *, limit: int 
         normalised=normalised,
         mask_truncated=own.loss.mask_truncated_completions,
     )
-    with closing(load_rewards(config.rewards, config.rewards_workers, normalise=normalised)) as rewards:
+    loaded = load_rewards(
+        config.rewards, config.rewards_workers, normalise=normalised, num_steps=own.num_steps
+    )
+    with closing(loaded) as rewards:
         batches = scored_batches(rewards, files, own.media, limit=limit)
         return collect(batches, to_advantages, kl_in_reward=own.loss.kl_in_reward)
 

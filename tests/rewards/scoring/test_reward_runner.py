@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from grpo.groups import Group, RewardTable, Rollout
 from rewards import group_reward, hostile, reward
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
-from rewards.scoring.loading import calling_of
+from rewards.scoring.calling import TrainerState
+from rewards.scoring.loading import as_reward
 from rewards.scoring.runner import RewardSet, load_rewards
-from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
+from rewards.scoring.specs import RewardSpec
 
 SAMPLE = replace(synthetic_samples({})[0], columns={"solution": "red", "weights": [1, 2]})
 GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
@@ -27,13 +28,7 @@ GROUP = make_group([COMPLETIONS["right"], COMPLETIONS["wrong"], ""], SAMPLE)
 
 def set_of(*fns: Callable[..., Any], weight: float = 1.0, **args: Any) -> RewardSet:
     """A reward set of functions of this file, without their way through a config."""
-    return RewardSet(
-        [
-            Reward(name=fn.__name__, fn=fn, calling=calling_of(fn), spec=RewardSpec(weight=weight, args=args))
-            for fn in fns
-        ],
-        WorkerSettings(max_workers=0),
-    )
+    return RewardSet([as_reward(fn.__name__, fn, RewardSpec(weight=weight, args=args)) for fn in fns])
 
 
 def test_the_total_is_the_plain_weighted_sum() -> None:
@@ -248,6 +243,9 @@ def test_an_undecorated_function_is_called_as_trl_calls_it() -> None:
         "answer": ["B"] * 3,
         "options": [list(SAMPLE.options)] * 3,
         "task": ["choice"] * 3,
+        "trainer_state": TrainerState(),
+        "log_extra": seen["log_extra"],
+        "log_metric": seen["log_metric"],
     }
 
 

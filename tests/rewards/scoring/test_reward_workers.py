@@ -251,7 +251,7 @@ rewards = load_rewards({{"hangs": spec("hangs_on", args={{"word": "-", "busy": T
 scoring = rewards.scoring()
 scoring.add(groups(1, 1)[0])
 time.sleep(3)
-pool = rewards.calls().pool
+pool = rewards.calls.pool
 open({str(tmp_path / "pids")!r}, "w").write(" ".join(map(str, [pool.pid, *pool.pids])))
 time.sleep(600)
 """
@@ -332,7 +332,7 @@ def test_a_process_that_left_its_session_ends_with_the_run(load: Load, tmp_path:
 def test_the_loss_of_the_process_that_forks_costs_nothing(load: Load) -> None:
     rewards = load({"length": spec("length"), "slow": spec("sleeps", args={"seconds": 0.05})})
     rewards.score(groups(1, 2))
-    pool = rewards.calls().pool
+    pool = rewards.calls.pool
     assert pool is not None
     os.kill(pool.pid, signal.SIGKILL)
     tables = rewards.score(groups(4, 4))
@@ -342,7 +342,7 @@ def test_the_loss_of_the_process_that_forks_costs_nothing(load: Load) -> None:
 def test_a_worker_that_is_stopped_holds_nobody_up(load: Load) -> None:
     rewards = load({"length": spec("length", timeout_s=3.0)}, WorkerSettings(max_workers=1))
     rewards.score(groups(1, 1))
-    pool = rewards.calls().pool
+    pool = rewards.calls.pool
     assert pool is not None
     os.kill(pool.pids[0], signal.SIGSTOP)
     huge = make_group(["x" * 500_000, "y"], SAMPLE)  # more than a socket takes
