@@ -11,6 +11,7 @@ from contextlib import suppress
 import psutil
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+MAX_PROCESSES = 100_000
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -73,23 +74,31 @@ def has_free_memory() -> bool:
     return memory.available > 0.2 * memory.total
 
 
-def kill_all(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
 def kill_group(pid: int) -> None:
-    """Kill a process with the group that it leads, if it leads one."""
+    """Kill the group that a process leads or has led."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process, its group and all below it, in the group or not."""
-    found = tree(pid)
-    kill_group(pid)
-    kill_all(found)
+    """Kill a process and all below it with their groups, however fast they start others."""
+    found: set[int] = set()
+    # One that is stopped starts no others, and keeps those below it in the tree.
+    while len(found) < MAX_PROCESSES and (others := {*tree(pid)} - found):
+        _send(others, signal.SIGSTOP)
+        found |= others
+    _send(found, signal.SIGKILL)
+
+
+def _send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes and to their groups, but for the group of the caller."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            group = os.getpgid(pid)
+            if group == os.getpgrp():
+                os.kill(pid, number)
+            else:
+                os.killpg(group, number)
 
 
 def adopt_orphans() -> None:

@@ -3,8 +3,8 @@
 It is a small process of its own, never the trainer, whose GPU and threads would not survive a fork. It loads the
 functions once, and a fork takes milliseconds where a new process would import their libraries for seconds: one that
 crashed or hangs is soon replaced, and as many workers can be had as calls are waiting. A call whose worker dies is made
-once more, by another worker, since it may have been killed for another's fault. Every worker leads a session: what a
-call starts ends with its worker, or, if it has left the session, with the pool.
+once more, by another worker, since it may have been killed for another's fault. What a call starts ends with its
+worker, however many processes that are and whatever session they have gone to.
 
 Not `multiprocessing`'s fork server: its workers import the trainer's `__main__` again. Not pebble or
 concurrent.futures: their workers share a pipe and its lock, so that one that is stopped, or killed from outside, takes
@@ -32,7 +32,6 @@ from grpo.workers.processes import (
     children,
     has_free_memory,
     is_above,
-    kill_all,
     kill_group,
     kill_tree,
     tree,
@@ -117,6 +116,8 @@ class Supervisor:
         self.trainer, self.functions, self.limits = trainer, functions, limits
         self.workers: dict[int, Worker] = {}
         self.unreaped: set[int] = set()
+        self.older = {*children(os.getpid())}
+        """The ids of processes that were started when the functions were loaded."""
         self.queues: list[deque[Call]] = [deque() for _ in functions]
         self.retried: set[int] = set()
         """The ids of the calls that a worker has died with."""
@@ -144,9 +145,8 @@ class Supervisor:
                 self._dispatch()
                 self._look_after(time.monotonic())
                 self._tell(time.monotonic())
-        for pid in self.workers:
+        for pid in children(os.getpid()):
             kill_tree(pid)
-        kill_all(tree(os.getpid())[1:])  # those that left their worker's group
 
     def _is_busy(self) -> bool:
         return any(self.queues) or any(each.calls or each.asked_at for each in self.workers.values())
@@ -209,12 +209,18 @@ class Supervisor:
                 pid, status = ended
                 if pid in self.unreaped:
                     self.unreaped.discard(pid)
-                    kill_group(pid)  # processes that the worker started may have outlived it
+                    self._kill_left(pid)
                 worker = self.workers.get(pid)
                 while worker and not worker.connection.closed and worker.connection.poll():
                     self._hear(worker)  # messages that the worker sent before it ended
                 if worker and pid in self.workers:
                     self._lose(worker, _how_it_ended(os.waitstatus_to_exitcode(status)))
+
+    def _kill_left(self, ended: int) -> None:
+        """Kill what a worker that has ended by itself has left: its group, and orphans, which come to this process."""
+        kill_group(ended)
+        for pid in {*children(os.getpid())} - self.unreaped - self.older:
+            kill_tree(pid)
 
     def _lose(self, worker: Worker, why: str, kind: Literal["died", "memory"] = "died") -> None:
         """Remove a worker that did not end well, and retry its calls; those that were retried already have failed."""
@@ -264,22 +270,14 @@ class Supervisor:
                 self._end(worker)
         if now - self.weighed_at > MEMORY_TICK_S:
             self.weighed_at = now
-            self._weigh(self.limits.memory_bytes)
+            for worker in [*self.workers.values()]:
+                if is_above(self.limits.memory_bytes, tree(worker.pid)):
+                    self._lose(worker, "was killed: too large", "memory")
         self._grow(now)
 
     def _is_too_many(self, worker: Worker, now: float) -> bool:
         has_idled = worker.is_free and worker.home is None and now - worker.changed_at > IDLE_S
         return has_idled and self.num_wanted > self.limits.base_workers
-
-    def _weigh(self, limit_bytes: float) -> None:
-        """Kill workers that are too large, and what ended workers have left behind if that is too large."""
-        for worker in [*self.workers.values()]:
-            if is_above(limit_bytes, tree(worker.pid)):
-                self._lose(worker, "was killed: too large", "memory")
-        orphans = [pid for pid in children(os.getpid()) if pid not in self.unreaped]
-        left = [each for pid in orphans for each in tree(pid)]
-        if is_above(limit_bytes, left):
-            kill_all(left)
 
     def _grow(self, now: float) -> None:
         """Raise the number of workers where calls wait while all workers sleep, or while none becomes free."""

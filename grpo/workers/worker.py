@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from grpo.workers.processes import end_with_parent, rss_bytes
+from grpo.workers.processes import adopt_orphans, end_with_parent, rss_bytes
 
 MAX_CALLS = 20_000
 """The calls after which a worker is replaced by a fresh fork, without the small leaks and zombies of the old one."""
@@ -71,6 +71,7 @@ def work(
     try:
         os.setsid()
         end_with_parent()
+        adopt_orphans()
         printed = _catch_output()
         if home is not None and functions[home].is_async:
             asyncio.run(_AsyncWorker(connection, functions[home], printed).serve())

@@ -198,3 +198,18 @@ def leaves_a_daemon(rollout: Rollout, *, pid_file: str) -> float:
     child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     Path(pid_file).write_text(str(child.pid))
     return 1.0
+
+
+@reward
+def starts_many(rollout: Rollout, *, num_processes: int) -> float:
+    """Starts processes that leave their session and their parent, and two of which go on forking."""
+    for n in range(num_processes):
+        if os.fork():
+            os.wait()
+            continue
+        os.setsid()
+        while os.fork() == 0:
+            time.sleep(600 if n > 1 else 0.01)
+        os._exit(0)
+    time.sleep(600)
+    return 1.0
