@@ -92,8 +92,7 @@ class Reward:
     def function(self) -> Callable[..., Any]:
         """The function or object that is called. A class is made into an object here, on first use, with the arguments
         as its knobs."""
-        fn = cast(Any, self.fn)
-        return fn(**self.spec.args) if inspect.isclass(fn) else fn
+        return cast(Any, self.fn)(**self.spec.args) if inspect.isclass(self.fn) else cast(Any, self.fn)
 
     @property
     def knobs(self) -> Mapping[str, Any]:
