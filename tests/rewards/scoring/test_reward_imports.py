@@ -1,4 +1,4 @@
-"""Code of a user's rewards, which is loaded in workers alone: what its import does reaches no run."""
+"""Code of a user's rewards: its import reaches no run, and the processes that it starts end with their call."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grpo.workers.processes import tree
 from rewards.hostile import make_group, synthetic_samples
 from rewards.scoring.runner import RewardSet, load_rewards
 from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
@@ -21,6 +22,7 @@ from tests.support import tiny
 from tests.support.processes import is_running, wait_until
 
 GROUP = make_group(["<answer>B</answer>", "<answer>A</answer>"], synthetic_samples({})[0])
+ROUGH = tiny.ROOT / "tests" / "support" / "plugins" / "rough.py"
 RUDE = """
 import decimal, os, random, sys
 import numpy as np
@@ -132,7 +134,22 @@ def test_what_an_import_starts_ends_with_the_run(tmp_path: Path) -> None:
     wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())))
 
 
+def test_hundreds_of_processes_end_with_the_call_that_started_them(made: list[RewardSet]) -> None:
+    specs = {
+        "many": RewardSpec(fn=f"{ROUGH}:starts_many", args={"num_processes": 200}, timeout_s=3.0),
+        "length": RewardSpec(fn=f"{ROUGH}:length"),
+    }
+    made.append(load_rewards(specs, WorkerSettings()))
+    pool = made[0].calls.pool
+    assert pool is not None
+    (table,) = made[0].score([GROUP])
+    assert [failure.reward for failure in table.failures] == ["many"] * 2
+    assert table.columns["length"] == (18.0, 18.0)
+    wait_until(lambda: len(tree(pool.pid)) <= 1 + 4)  # the supervisor and its workers
+
+
 SHADOWED = """
+from grpo.workers.processes import tree
 from rewards.hostile import make_group, synthetic_samples
 from rewards.scoring.runner import load_rewards
 from rewards.scoring.specs import RewardSpec, WorkerSettings

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from grpo.groups import Group
-from grpo.workers.processes import tree
 from rewards.hostile import COMPLETIONS, make_group, synthetic_samples
 from rewards.scoring.runner import RewardSet, load_rewards
 from rewards.scoring.specs import RewardSpec, WorkerSettings
@@ -328,20 +327,6 @@ def test_a_process_that_left_its_session_ends_with_the_run(load: Load, tmp_path:
     assert is_running(pid)
     rewards.close()
     assert eventually(lambda: not is_running(pid))
-
-
-def test_hundreds_of_processes_end_with_the_call_that_started_them(load: Load) -> None:
-    specs = {
-        "many": spec("starts_many", args={"num_processes": 200}, timeout_s=3.0),
-        "length": spec("length"),
-    }
-    rewards = load(specs)
-    pool = rewards.calls.pool
-    assert pool is not None
-    tables = rewards.score(groups(1, 2))
-    assert [failure.reward for failure in tables[0].failures] == ["many"] * 2
-    assert tables[0].columns["length"] == (5.0, 6.0)
-    assert eventually(lambda: len(tree(pool.pid)) <= 1 + 4)  # the supervisor and its workers
 
 
 def test_the_loss_of_the_process_that_forks_costs_nothing(load: Load) -> None:
