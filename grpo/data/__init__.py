@@ -141,7 +141,13 @@ def load_sets(datasets: Iterable[Dataset]) -> list[list[Sample]]:
         sets.append([timed(sample, dataset.frame_fps) for sample in read_records(dataset)])
         for sample in sets[-1]:
             if sample.id in seen:
-                raise used_before(sample, seen[sample.id])
+                is_namesake = sample.id.startswith(f"{Path(dataset.path).stem}/")
+                hint = (
+                    ": ids begin with the file's name, so give one of the files another"
+                    if is_namesake
+                    else ""
+                )
+                raise used_before(sample, seen[sample.id], hint)
             seen[sample.id] = sample
     return sets
 
@@ -158,9 +164,8 @@ def read_records(dataset: Dataset) -> list[Sample]:
         other = None if isinstance(error, NoSuchFile) else _other_format(dataset)
         if other is None:
             raise
-        reason = (
-            f"its records are in the format of another reader: set reader: {other} beside the path, or auto"
-        )
+        entry = f"{{reader: {other}, path: {dataset.path}}}"
+        reason = f"its records are for another reader: write {entry}, or reader: auto"
         raise DataError(dataset.path, f"{reason} ({dataset.reader} says: {error})") from None
 
 

@@ -16,6 +16,7 @@ from grpo.data.fields import (
     get_objects,
     get_text,
     get_value,
+    lists,
     on_clips_clock,
     without,
 )
@@ -43,11 +44,6 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
                     place.remark("entries that are no questions are left out", name)
 
 
-def _is_like(record: Record) -> bool:
-    videos = record.get("videos")
-    return type(videos) is list and videos != [] and type(videos[0]) is dict and "clips" in videos[0]
-
-
 def _sample(clip: Record, query: Record, name: str, place: Place) -> Sample | None:
     start_s, end_s = (as_seconds(get_value(query, key), key) for key in ("clip_start_sec", "clip_end_sec"))
     clip_source = ClipSource(video=place.media(f"{get_text(clip, 'clip_uid')}.mp4"))
@@ -67,4 +63,4 @@ def _sample(clip: Record, query: Record, name: str, place: Place) -> Sample | No
     )
 
 
-read_ego4d_nlq = Reader(translate=translate, is_like=_is_like, unfold=under("videos"))
+read_ego4d_nlq = Reader(translate=translate, is_like=lists("videos", "clips"), unfold=under("videos"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grpo.data.fields import Record, get_text, has, without
+from grpo.data.fields import Record, get_text, lists, without
 from grpo.data.files import under
 from grpo.data.records import Place, Reader
 from grpo.groups import Sample
@@ -27,4 +27,8 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
-read_egotempo = Reader(translate=translate, is_like=has("annotations"), unfold=under("annotations"))
+read_egotempo = Reader(
+    translate=translate,
+    is_like=lists("annotations", "clip_id", "question_id"),
+    unfold=under("annotations"),
+)

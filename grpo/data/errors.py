@@ -44,6 +44,6 @@ def placed(error: ValueError, source: str) -> DataError:
     return error if isinstance(error, DataError) else DataError(source, str(error))
 
 
-def used_before(sample: Sample, first: Sample) -> DataError:
+def used_before(sample: Sample, first: Sample, hint: str = "") -> DataError:
     """The error for an id that two samples have."""
-    return DataError(sample.source, f"id {sample.id!r} was already used in {first.source}", "duplicate")
+    return DataError(sample.source, f"id {sample.id!r} was already used in {first.source}{hint}", "duplicate")

@@ -69,6 +69,16 @@ def has(*keys: str) -> Callable[[Record], bool]:
     return lambda record: all(record.get(key) is not None for key in keys)
 
 
+def lists(key: str, *keys: str) -> Callable[[Record], bool]:
+    """A function that tells whether a record lists objects under the first key that have all the other ones."""
+
+    def is_like(record: Record) -> bool:
+        listed = record.get(key)
+        return type(listed) is list and listed != [] and type(listed[0]) is dict and has(*keys)(listed[0])
+
+    return is_like
+
+
 def written_out(value: int | float) -> str:
     """The number as `accuracy` reads it, in digits without an exponent; of what has too many, Python's text."""
     digits = format(Decimal(str(value)), "f")

@@ -138,6 +138,14 @@ def test_what_a_trainers_record_cannot_be_is_named(
         read(reader, tmp_path, record)
 
 
+def test_two_files_of_one_name_are_told_why_their_ids_are_the_same(tmp_path: Path) -> None:
+    paths = [str(write_json(tmp_path / folder / "train.json", [SWIFT])) for folder in ("a", "b")]
+    with pytest.raises(
+        ValueError, match=rf"^{paths[1]}: .* used in {paths[0]}: record 1: ids begin with the file's name"
+    ):
+        load_samples([DatasetConfig(reader="swift", path=path) for path in paths])
+
+
 def test_several_images_are_a_clip_whose_times_have_to_be_told(tmp_path: Path) -> None:
     turns = [
         {"from": "human", "value": "<image><image>Compare"},
@@ -213,8 +221,17 @@ def test_records_of_another_format_name_its_reader(reader: str, tmp_path: Path) 
     meant = AMBIGUOUS.get(reader, reader)
     with pytest.raises(DataError) as caught:
         read_records(DatasetConfig(path=path))
-    hint = f"{path}: its records are in the format of another reader: set reader: {meant} beside the path, or auto"
+    hint = f"{path}: its records are for another reader: write {{reader: {meant}, path: {path}}}, or reader: auto"
     assert str(caught.value).startswith(f"{hint} (jsonl says: {path}")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_looked_for_in_any_record(name: str) -> None:
+    keys = [*{key for record in EXAMPLES.values() for key in record}, "line", "videos", "annotations"]
+    for value in (None, 3, "text", [], [3], [{}], {}, {"a": [1]}):
+        for key in keys:
+            assert FORMATS[name].is_like({key: value}) in (True, False)
+    assert not FORMATS[name].is_like({})
 
 
 def test_an_error_in_the_readers_own_format_is_left_as_it_is(tmp_path: Path) -> None:
