@@ -49,6 +49,8 @@ IN_LINE = re.compile(r"(?:^|\s)\(?([A-Z])[.:)]\)?\s+")
 """The letter of an option in the middle of a line."""
 SYSTEM = "system"
 """The column that keeps a conversation's system prompt."""
+REPLIED: Record = {"problem_type": "free-form"}
+"""The kind of question whose answer is a reply of a conversation: a choice if it names an option, else open."""
 PATH_KEYS = ("video", "image", "path", "url")
 """The keys under which the path of a medium may be, if it is an object."""
 
@@ -115,7 +117,7 @@ def samples_of(
             source=place.source,
             clip_source=clip_source,
             columns=columns,
-            **_posed(asked, answer) if talk.is_replied else _judged(asked, answer, record, clip_source),
+            **_posed(asked, answer, REPLIED if talk.is_replied else record, clip_source),
         )
 
 
@@ -233,16 +235,7 @@ def _column(record: Record, key: str, medium: str) -> list[str]:
     return [_path(value, key) for value in listed] + [_path(value, medium) for value in alone]
 
 
-def _posed(question: str, reply: str) -> dict[str, Any]:
-    """The question with its options if the reply names one of them, else as an open one."""
-    asked, options = split_options(question)
-    answer = _without_tags(reply)
-    if letter := read_letter(answer, options) if options else None:
-        return {"question": asked, "answer": letter, "task": "choice", "options": options}
-    return {"question": question.strip(), "answer": answer, "task": "open"}
-
-
-def _judged(question: str, given: Any, record: Record, clip_source: ClipSource | None) -> dict[str, Any]:
+def _posed(question: str, given: Any, record: Record, clip_source: ClipSource | None) -> dict[str, Any]:
     """The question as one whose answer can be compared: a choice, a number, a span, or words."""
     answer = _answer_text(given)
     asked, options = split_options(question)
@@ -250,16 +243,20 @@ def _judged(question: str, given: Any, record: Record, clip_source: ClipSource |
         options = without_letters(as_options(record["options"]))
     if letter := read_letter(answer, options) if options else None:
         return {"question": asked, "answer": letter, "task": "choice", "options": options}
-    kind = record.get("problem_type")
-    task: Task = TASK_OF_TYPE.get(kind, "open") if isinstance(kind, str) else "open"
+    task = _task(record.get("problem_type"), given, answer)
     if task == "choice":
         raise ValueError(f"answer {shown(answer)} is not one of the options {shown(list(options))}")
-    if task == "span" or _is_span(given):
+    if task == "span":
         answer = span_answer(answer, clip_source)
         return {"question": f"{question.strip()} {ANSWER_WITH_A_SPAN}", "answer": answer, "task": "span"}
-    if task == "open" and kind is None and read_number(answer) is not None:
-        task = "number"
     return {"question": question.strip(), "answer": answer, "task": task}
+
+
+def _task(problem_type: object, given: Any, answer: str) -> Task:
+    """The task by the type that a record states, as Video-R1's do, or else by the form of the answer."""
+    if isinstance(problem_type, str):
+        return TASK_OF_TYPE.get(problem_type, "open")
+    return "span" if _is_span(given) else "number" if read_number(answer) is not None else "open"
 
 
 def _is_span(given: Any) -> bool:
@@ -274,11 +271,8 @@ def _answer_text(given: Any) -> str:
         return written_out(given)
     if _is_span(given):
         return shown(given)
-    return _without_tags(as_text(given, "answer"))
-
-
-def _without_tags(answer: str) -> str:
-    return (only_block(answer, ANSWER) or answer).strip()
+    text = as_text(given, "answer")
+    return (only_block(text, ANSWER) or text).strip()
 
 
 def split_options(question: str) -> tuple[str, tuple[str, ...]]:
