@@ -41,7 +41,8 @@ class LossConfig:
     """Multiply the KL estimate by the probability ratio, which makes its gradient unbiased."""
     reference_offload: Free[bool] = False
     """Keep the reference's weights in main memory. They visit the GPU once a step, before the update, for the
-    log-probs of all rows. With LoRA the reference has no weights of its own."""
+    log-probs of all rows. It does nothing without a reference, or with LoRA, whose reference has no weights of its
+    own."""
     kl_in_reward: bool = False
     """Subtract `beta` times a completion's summed divergence from its total, in place of a term in the loss."""
     sync_ref_model: bool = False

@@ -106,13 +106,11 @@ def _lora(config: Config) -> Iterator[str]:
             yield f"model.freeze and model.lora.targets both name {part}: leave it to one"
     if loss.sync_ref_model:
         yield "loss.sync_ref_model does not go with model.lora: its reference can't move"
-    if loss.reference_offload:
-        yield "loss.reference_offload has no effect with model.lora: there is no second copy"
 
 
 def _reference(config: Config) -> Iterator[str]:
     loss = config.loss
-    for key in ("kl_in_reward", "sync_ref_model", "reference_offload"):
+    for key in ("kl_in_reward", "sync_ref_model"):
         if loss.beta == 0 and getattr(loss, key):
             yield f"loss.{key} needs a loss.beta above 0: without one there is no reference"
     if loss.beta and loss.kl_estimator == "k1" and not (loss.kl_in_reward or loss.use_bias_correction_kl):

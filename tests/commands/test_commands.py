@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,3 +113,22 @@ def test_a_command_that_is_stopped_says_so_in_one_line(
 ) -> None:
     assert main(["stopped", str(int(number))]) == 130
     assert capsys.readouterr().err == "stopped: egogrpo stopped\n"
+
+
+@pytest.mark.parametrize("file", ["rewards.py", "rewards/__init__.py"])
+def test_a_module_of_the_users_that_is_called_rewards_hides_nothing(file: str, tmp_path: Path) -> None:
+    own = tmp_path / file
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("def right(completions, **kwargs):\n    return [1.0 for _ in completions]\n")
+    check = [sys.executable, "-m", "grpo.commands", "check"]
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*check, name], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = run(f"{file}:right")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if file == "rewards.py":
+        refused = run("rewards:right")
+        assert (
+            refused.returncode == 1 and "(did you mean rewards.py:right?)" in refused.stdout + refused.stderr
+        )

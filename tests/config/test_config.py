@@ -34,10 +34,12 @@ def test_both_jobs_are_shipped() -> None:
     assert {"demo", "egovlm_3b"} <= {path.stem for path in SHIPPED}
 
 
+@pytest.mark.parametrize("job", SHIPPED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-def test_every_overlay_goes_with_the_real_job(path: Path) -> None:
-    job = str(tiny.ROOT / "configs" / "egovlm_3b.yaml")
-    assert load_config([job, str(path)]) != load_config([job])
+def test_every_overlay_goes_with_every_job_and_with_the_others(path: Path, job: Path) -> None:
+    assert load_config([str(job), str(path)]) != load_config([str(job)])
+    for other in OVERLAYS:
+        load_config([str(job), str(path), str(other)])
 
 
 def test_every_setting_is_set_by_a_config_or_a_test() -> None:
