@@ -7,17 +7,21 @@ shows how many questions are answered without looking at the clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress, pairwise
+from typing import Any
+
+from tqdm import tqdm
 
 from grpo.feed.prompts import Render, make_batch, rollout_seed
-from grpo.groups import Batch, Group, LostSample, RewardFailure, Rollout, Sample
+from grpo.groups import Batch, Group, LostSample, RewardFailure, Rollout, Sample, ScoredGroup
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.counterfactuals import Plan, add_counterfactuals, make_plan
 from grpo.run.metrics import Mean, Metrics
+from grpo.run.rollout_files import rollout_rows
 from rewards import Counterfactual, Frames
 from rewards.builtin.accuracy import accuracy
 from rewards.scoring.runner import RewardSet
@@ -40,12 +44,15 @@ class Evaluation:
     metrics: Metrics = Metrics()
     lost: tuple[LostSample, ...] = ()
     failures: tuple[RewardFailure, ...] = ()
+    answers: tuple[dict[str, Any], ...] = ()
+    """The rows of the answers, as `rollout_rows` has them, with their set and pass."""
 
     def __add__(self, other: Evaluation) -> Evaluation:
         return Evaluation(
             metrics=self.metrics + other.metrics,
             lost=self.lost + other.lost,
             failures=self.failures + other.failures,
+            answers=self.answers + other.answers,
         )
 
 
@@ -67,22 +74,28 @@ class Evaluator:
     """The counterfactuals that the rewards declare; they are sampled beside both passes."""
     blind: Sequence[Frames] = ()
     """The changes of frames that show what is answered without looking at the clip."""
+    is_shown: bool = False
+    """Whether this process shows how far it is."""
 
     def run(self, engine: Engine) -> Evaluation:
         """Ask all sets. The metrics are `eval/<set>/<reward>` of the greedy answers, `eval/<set>/sampled/<reward>` and
         `eval/<set>/<frames>/accuracy`.
         """
-        asked = (self._ask(each, batch, engine) for each in self.sets for batch in self._batches(each))
-        found = sum(asked, Evaluation())
+        total = (1 + self.sampled) * sum(len(each.samples) for each in self.sets)
+        with tqdm(
+            desc="evaluating", total=total, unit="answer", leave=False, disable=not self.is_shown
+        ) as bar:
+            batches = ((each, batch) for each in self.sets for batch in self._batches(each))
+            found = sum((self._ask(each, batch, engine, bar) for each, batch in batches), Evaluation())
         return found + Evaluation(metrics=Metrics(sums={"eval/reward_failures": len(found.failures)}))
 
-    def _ask(self, eval_set: EvalSet, batch: Batch, engine: Engine) -> Evaluation:
+    def _ask(self, eval_set: EvalSet, batch: Batch, engine: Engine, bar: tqdm) -> Evaluation:
         prefix = f"eval/{eval_set.name}"
-        groups = self._generate(batch, self._greedy, engine)
-        found = self._score(prefix, groups)
+        groups = self._generate(batch, self._greedy, engine, bar)
+        found = self._score(prefix, groups, {"set": eval_set.name, "pass": "greedy"})
         if self.sampled:
-            others = self._generate(batch, replace(self.sampling, group_size=1), engine)
-            found += self._score(f"{prefix}/sampled", others)
+            others = self._generate(batch, replace(self.sampling, group_size=1), engine, bar)
+            found += self._score(f"{prefix}/sampled", others, {"set": eval_set.name, "pass": "sampled"})
         blind_ids = {sample.id for sample in eval_set.samples[: eval_set.num_blind]}
         in_slice = [group.prompt.sample.id in blind_ids for group in groups]
         few, few_seeds = [*compress(groups, in_slice)], [*compress(batch.seeds, in_slice)]
@@ -106,9 +119,9 @@ class Evaluator:
             seeds = [rollout_seed(self.seed, "eval", sample.id) for sample in chunk]
             yield make_batch(chunk, seeds, self.loader, self.render, self.max_prompt_tokens)
 
-    def _generate(self, batch: Batch, sampling: Sampling, engine: Engine) -> list[Group]:
+    def _generate(self, batch: Batch, sampling: Sampling, engine: Engine, bar: tqdm) -> list[Group]:
         """Sample groups of one rollout, with the counterfactuals that the rewards declare."""
-        groups = engine.generate(batch.prompts, sampling, batch.seeds)
+        groups = engine.generate(batch.prompts, sampling, batch.seeds, on_group=lambda _: bar.update())
         return self._compare(groups, batch.seeds, make_plan(self.counterfactuals, sampling), engine)
 
     def _compare(
@@ -140,13 +153,15 @@ class Evaluator:
                 metrics += Metrics(means={f"{prefix}/{frames}/{name}": mean for name, mean in means.items()})
         return metrics
 
-    def _score(self, prefix: str, groups: Sequence[Group]) -> Evaluation:
+    def _score(self, prefix: str, groups: Sequence[Group], about: Mapping[str, str]) -> Evaluation:
         found = Evaluation()
         for group, table in zip(groups, self.rewards.score(groups), strict=True):
             means = {name: Mean.of(column) for name, column in table.columns.items()}
             means["length"] = Mean.of(len(rollout.token_ids) for rollout in group.rollouts)
             metrics = Metrics(means={f"{prefix}/{name}": mean for name, mean in means.items()})
-            found += Evaluation(metrics=metrics, failures=table.failures)
+            unscored = ScoredGroup(group=group, table=table, advantages=(None,) * len(group.rollouts))
+            answers = tuple({**about, **row} for row in rollout_rows(unscored))
+            found += Evaluation(metrics=metrics, failures=table.failures, answers=answers)
         return found
 
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Never
 
 from grpo.config.explained import explained
 from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir, make_manifest
+from grpo.run.progress import say, under_way
 from grpo.run.stopping import EXIT_CODE, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.startup.ranks import launched_rank
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest) -> None:
     """Prepare a run and train; a failure beyond a user's mistake at the start ends it in one line too."""
     try:
-        trainer = prepare(config, run_dir)
+        trainer = prepare(config, run_dir, rank)
     except (ValueError, OSError):
         raise
     except Exception as error:
@@ -88,15 +88,16 @@ def leave(why: str) -> Never:
     sys.exit(why)
 
 
-def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
+def prepare(config: Config, run_dir: RunDir, rank: int) -> GRPOTrainer:
     """Check and build all that the first step needs; raise ValueError or OSError, in one line, for a user's mistake."""
     # These imports are late, since torch and transformers take seconds: a wrong key is reported before them, and
     # worker processes that import this file again do without them.
-    from accelerate.utils import set_seed
+    with under_way("importing torch and transformers", is_shown=rank == 0):
+        from accelerate.utils import set_seed
 
-    from grpo.learner.launching import make_accelerator, quiet_libraries
-    from grpo.startup.assembly import build_learner, build_trainer
-    from grpo.startup.checks import CHECKS, Start, read_data
+        from grpo.learner.launching import make_accelerator, quiet_libraries
+        from grpo.startup.assembly import build_engine, build_learner, build_trainer
+        from grpo.startup.checks import CHECKS, Start, read_data
 
     quiet_libraries()
     accelerator = make_accelerator()
@@ -107,16 +108,21 @@ def prepare(config: Config, run_dir: RunDir) -> GRPOTrainer:
             accelerator=accelerator,
             opened=opened,
             read=read_data,
-            say=partial(accelerator.print, flush=True),
+            say=say if rank == 0 else lambda _: None,
         )
         for check in CHECKS:
-            check.run(start)
-        start.say(f"loading {config.model.path} and the rollout engine")
+            with under_way(f"checking {check.key}", is_shown=rank == 0):
+                check.run(start)
         set_seed(config.seed)
+        with under_way(f"loading {config.model.path}", is_shown=rank == 0):
+            learner = build_learner(config, start.family, accelerator, start.loader.memory)
+        with under_way(f"starting rollout.engine={config.rollout.engine}", is_shown=rank == 0):
+            engine = build_engine(config, accelerator, learner.policy)
         trainer = build_trainer(
             config,
             accelerator,
-            build_learner(config, start.family, accelerator, start.loader.memory),
+            learner,
+            engine,
             start.rewards,
             start.loader,
             start.train_parts,

@@ -48,6 +48,7 @@ from grpo.run import checkpoint
 from grpo.run.final_model import save_final
 from grpo.run.folder import RunDir
 from grpo.run.metrics import Metrics
+from grpo.run.progress import under_way
 from grpo.run.recorder import Recorder, held_out_score
 from grpo.run.stopping import Stopped
 from rewards.scoring.runner import RewardSet
@@ -181,7 +182,8 @@ class GRPOTrainer:
 
         A run that is asked to stop raises Stopped after a step, with a checkpoint.
         """
-        last_step = checkpoint.restore(self.run_dir.checkpoints, self.accelerator)
+        with under_way("looking for a checkpoint", is_shown=self.accelerator.is_main_process):
+            last_step = checkpoint.restore(self.run_dir.checkpoints, self.accelerator)
         self.recorder.begin(last_step)
         # The engine has loaded the model's folder, which has neither the resumed nor the 4-bit weights.
         self.engine.sync()
@@ -211,6 +213,7 @@ class GRPOTrainer:
                 found = self.evaluator.run(self.engine)
             self.recorder.add(found.metrics)
             self.recorder.write_failures(step, found.lost, found.failures)
+            self.recorder.write_answers(step, found.answers)
         row = self.recorder.finish_step(step)
         self.guard.check(step)
         # All processes stop, or none does.

@@ -42,7 +42,7 @@ def test_a_run_leaves_everything_about_itself_in_its_folder(reference_run: Refer
     assert expected <= rows[1].keys()
     assert sorted(path.name for path in (folder / "rollouts").iterdir())[0] == "step_000001.parquet"
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "manifest.json", "metrics.jsonl", "rollouts", "checkpoints", "final", "curves.png",
+        "config.yaml", "manifest.json", "metrics.jsonl", "rollouts", "answers", "checkpoints", "final", "curves.png",
     }  # fmt: skip
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["packages"]["torch"] == torch.__version__ and len(manifest["data"]) == 2
@@ -54,8 +54,24 @@ def test_the_rollouts_file_explains_every_completion(reference_run: Reference) -
     rows = pq.read_table(reference_run[0] / "rollouts" / "step_000001.parquet").to_pylist()
     assert len(rows) == 16
     for row in rows:
+        assert row["prompt"].count("<|video_pad|>") == 1 and row["question"] in row["prompt"]
         total = row["rewards/accuracy"] + 0.5 * row["rewards/format"] + 0.5 * row["rewards/keyframe"]
         assert row["total"] == pytest.approx(total)
+
+
+def test_the_answers_to_held_out_questions_are_kept(reference_run: Reference) -> None:
+    import pyarrow.parquet as pq
+
+    folder, metrics = reference_run
+    assert [path.name for path in sorted((folder / "answers").iterdir())] == [
+        f"step_{step:06d}.parquet" for step in (0, 2, 4)
+    ]
+    rows = pq.read_table(folder / "answers" / "step_000004.parquet").to_pylist()
+    greedy = [row for row in rows if row["pass"] == "greedy"]
+    assert len({row["sample_id"] for row in greedy}) == len(greedy) == len(rows) - len(greedy) == 4
+    assert {row["set"] for row in rows} == {"heldout"} and all(row["completion"] for row in rows)
+    accuracy = sum(row["rewards/accuracy"] for row in greedy) / 4
+    assert accuracy == pytest.approx(metrics[-1]["eval/heldout/accuracy"])
 
 
 def test_a_clip_is_decoded_once_per_run(reference_run: Reference) -> None:

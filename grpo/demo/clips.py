@@ -24,6 +24,7 @@ from typing import Literal
 
 import av
 import numpy as np
+from tqdm import tqdm
 
 from grpo.media.clip import Clip, ClipFacts
 from grpo.media.sampling import PatchShape
@@ -245,7 +246,7 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
 def _write_split(folder: Path, split: Stream, num_clips: int, seed: int) -> None:
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     with (folder / f"{split}.jsonl").open("w") as file:
-        for index in range(num_clips):
+        for index in tqdm(range(num_clips), f"rendering {split}", leave=False):
             id = f"{split}-{index:05d}"
             scene = scene_at(split, index, seed=seed)
             write_mp4(str(folder / "clips" / f"{id}.mp4"), scene.frames_FHWC)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+
+from tqdm import tqdm
 
 from grpo.groups import Sample
 from grpo.media.clip import MediaError
@@ -57,13 +59,15 @@ class Planner:
             num_vision_tokens=clip.num_tokens(self.family.patches) if clip else 0,
         )
 
-    def refusals(self, samples: Iterable[Sample], *, num_workers: int) -> list[str]:
+    def refusals(self, samples: Sequence[Sample], *, num_workers: int, is_shown: bool = False) -> list[str]:
         """Return a line for each prompt that can't fit, with the sample and the key to change.
 
         Clips that can't be read are left out here: they are lost when they are decoded.
         """
         with ThreadPoolExecutor(num_workers) as pool:
-            return [reason for reason in pool.map(self._refusal, samples) if reason is not None]
+            found = pool.map(self._refusal, samples)
+            bar = tqdm(found, "counting tokens", len(samples), leave=False, delay=2.0, disable=not is_shown)
+            return [reason for reason in bar if reason is not None]
 
     def refusal(self, sample: Sample, plan: PromptPlan) -> str | None:
         """Return why a prompt can't fit, without the file and line of its record; None if it fits."""

@@ -1,6 +1,6 @@
 """The run folder: everything about a run, readable without this code.
 
-`config.yaml`, `manifest.json`, `metrics.jsonl`, `failures.jsonl`, `rollouts/`, `checkpoints/`, `final/`,
+`config.yaml`, `manifest.json`, `metrics.jsonl`, `failures.jsonl`, `rollouts/`, `answers/`, `checkpoints/`, `final/`,
 `curves.png`. Only the first process writes.
 """
 
@@ -90,6 +90,11 @@ class RunDir:
         return self.path / "rollouts"
 
     @property
+    def answers(self) -> Path:
+        """The folder of the answers to held-out questions, in files like those of rollouts."""
+        return self.path / "answers"
+
+    @property
     def final(self) -> Path:
         return self.path / "final"
 
@@ -174,7 +179,10 @@ class RunDir:
             rows = [row for row in read_rows(file) if row["step"] <= step]
             if file.exists():
                 write_text(file, "".join(_line(row) for row in rows))
-        for written, file in rollout_files(self.rollouts).items():
+        for written, file in (
+            *rollout_files(self.rollouts).items(),
+            *rollout_files(self.answers).items(),
+        ):
             if written > step:
                 file.unlink()
 

@@ -22,7 +22,7 @@ from grpo.run.curves import draw_curves
 from grpo.run.folder import RunDir
 from grpo.run.group_metrics import group_metrics
 from grpo.run.metrics import Metrics
-from grpo.run.rollout_files import rollout_rows
+from grpo.run.rollout_files import rollout_rows, write_rollouts
 from rewards.scoring.runner import RewardSet
 
 MAX_LOST_STEPS = 3
@@ -101,6 +101,12 @@ class Recorder:
             if self.accelerator.is_main_process:
                 self.run_dir.write_rollouts(step, rows)
 
+    def write_answers(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the answers of all processes to held-out questions, as a file like those of rollouts."""
+        rows = gather_object(list(rows))
+        if self.accelerator.is_main_process:
+            write_rollouts(self.run_dir.answers, step, rows)
+
     def write_failures(
         self, step: int, lost: Sequence[LostSample], failures: Sequence[RewardFailure]
     ) -> list[dict[str, Any]]:
@@ -126,6 +132,7 @@ class Recorder:
             self.bar.set_postfix_str(progress(row))
             if evaluated := {key: value for key, value in row.items() if key.startswith("eval/")}:
                 self.bar.write(f"step {step}: " + summary(evaluated))
+                self.draw()
         self._check_prompts(step, row)
         self._check_rewards(step, row)
         self._check_gap(step, row)

@@ -37,6 +37,10 @@ RENAMED = {"id": "sample_id", "text": "completion"}
 """The columns whose names differ from the fields that they hold, by field."""
 
 
+ANSWERED = ("set", "pass")
+"""The columns that answers to held-out questions have besides: of which set, and whether greedy or sampled."""
+
+
 def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
     """Return the row of each completion of a group."""
     sample, table = _sample_row(scored.group.prompt.sample), scored.table
@@ -44,6 +48,7 @@ def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
         {
             "rollout": index,
             **sample,
+            "prompt": scored.group.prompt.text,
             "tags": rollout.tags,
             "num_tokens": len(rollout.token_ids),
             **_completion_row(rollout),
@@ -120,6 +125,7 @@ def column_types() -> dict[str, pa.DataType]:
     return {
         **dict.fromkeys(("step", "group", "rollout", "num_tokens"), pa.int32()),
         **_arrow_columns(sample),
+        "prompt": pa.string(),
         "tags": pa.list_(pa.string()),
         **completion,
         "counterfactuals": pa.list_(changed),
@@ -150,7 +156,7 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
     """Return the columns' types, which can't be inferred from values that are all missing or empty."""
     import pyarrow as pa
 
-    types = column_types()
+    types = column_types() | dict.fromkeys(ANSWERED, pa.string())
     is_reward = {name: name.startswith((REWARD, PART)) for name in row}
     return pa.schema([(name, pa.float64() if is_reward[name] else types[name]) for name in row])
 
@@ -202,7 +208,7 @@ def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
     if first["clip"] is not None:
         facts = ClipFacts.from_dict(first["clip"])
         clip = Clip(facts, partial(_decode_again, sample, settings, facts))
-    prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=tuple(first["tags"]))
+    prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=tuple(first["tags"]), text=first["prompt"])
     columns = {name: _values(rows, RENAMED.get(name, name)) for name in COMPLETION}
     changed = rows.column("counterfactuals").to_pylist()
     rollouts = tuple(

@@ -39,6 +39,7 @@ def build_trainer(
     config: Config,
     accelerator: Accelerator,
     learner: Learner,
+    engine: Engine,
     rewards: RewardSet,
     loader: ClipLoader,
     train: Sequence[Part],
@@ -63,7 +64,7 @@ def build_trainer(
         config,
         accelerator=accelerator,
         learner=learner,
-        engine=build_engine(config, accelerator, policy),
+        engine=engine,
         sampling=sampling_of(config),
         feed=feed,
         rewards=rewards,
@@ -130,6 +131,7 @@ def build_evaluator(
         batch_prompts=config.eval.batch_prompts,
         counterfactuals=rewards.counterfactuals,
         blind=config.eval.blind,
+        is_shown=accelerator.is_main_process,
     )
 
 

@@ -191,7 +191,9 @@ def check_fit(start: Start) -> None:
     config, accelerator = start.config, start.accelerator
     samples = [*start.train, *chain.from_iterable(start.data.held_out.values())]
     own = samples[accelerator.process_index :: accelerator.num_processes]
-    reasons = make_planner(config, start.family).refusals(own, num_workers=config.media.num_workers)
+    reasons = make_planner(config, start.family).refusals(
+        own, num_workers=config.media.num_workers, is_shown=accelerator.is_main_process
+    )
     if reasons := gather_object(reasons):
         others = f" ({len(reasons) - 1} more prompts can't)" if len(reasons) > 1 else ""
         raise ValueError(f"{reasons[0]}{others}; egogrpo doctor names all")

@@ -75,6 +75,18 @@ def half_failed(name: str = "s") -> ScoredGroup:
     return replace(group, table=table, advantages=(0.0, None))
 
 
+def test_curves_are_drawn_at_every_evaluation(make: Make) -> None:
+    recorder = make()
+    recorder.begin(0)
+    picture = recorder.run_dir.path / "curves.png"
+    recorder.finish_step(1)
+    assert not picture.exists()
+    recorder.add(Metrics(means={"eval/held/accuracy": Mean(1.0, 2.0)}))
+    recorder.finish_step(2)
+    recorder.close()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_steps_figures_become_one_row_and_the_next_step_begins_anew(make: Make) -> None:
     recorder = make()
     with recorder.timed("time/data"):
