@@ -130,5 +130,6 @@ def test_a_module_of_the_users_that_is_called_rewards_hides_nothing(file: str, t
     if file == "rewards.py":
         refused = run("rewards:right")
         assert (
-            refused.returncode == 1 and "(did you mean rewards.py:right?)" in refused.stdout + refused.stderr
+            refused.returncode == 1
+            and "(did you mean 'rewards.py:right'?)" in refused.stdout + refused.stderr
         )
