@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from grpo.commands.native import file_seconds, native_record
 from grpo.config.limits import refusals
 from grpo.config.rules import media_contradictions
 from grpo.config.schema import MediaConfig
 from grpo.data import READERS, load_samples
+from grpo.data.native import file_seconds, native_record
 from grpo.groups import Sample
 from grpo.media.clip import Clip, ClipSource, MediaError
 from grpo.media.loader import ClipLoader

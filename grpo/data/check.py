@@ -10,6 +10,7 @@ from stat import S_ISDIR, S_ISREG
 
 import numpy as np
 
+from grpo.data.errors import NoSuchFile
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource, MediaError
 
@@ -27,7 +28,12 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
         if (source := sample.clip_source) is not None
     }
     distinct = list(reversed(clips.values()))
-    _check_files(distinct)
+    lacking = [(problem, source) for sample, source in distinct if (problem := missing_media(sample))]
+    if lacking:
+        problem, source = lacking[0]
+        more = f" ({len(lacking) - 1} more clips lack files; egogrpo doctor names all)"
+        hints = _elsewhere(missing_files(source)[0]) + (more if len(lacking) > 1 else "")
+        raise NoSuchFile(problem.source, problem.reason + hints)
     if not distinct or num_probes < 1:
         return
     # Imported late: without PyAV, text-only data can still be read.
@@ -41,16 +47,14 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
             raise MediaError(f"{sample.source}: {error}") from None
 
 
-def _check_files(clips: Sequence[tuple[Sample, ClipSource]]) -> None:
-    missing: dict[str, tuple[Sample, str]] = {}
-    for sample, source in clips:
-        for path in missing_files(source):
-            missing.setdefault(path, (sample, "video file" if source.video else "image"))
-    if missing:
-        path, (sample, what) = next(iter(missing.items()))
-        more = f"{len(missing) - 1} more files are missing; egogrpo doctor names all"
-        others = f" ({more})" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{sample.source}: no such {what}: {path}{_elsewhere(path)}{others}")
+def missing_media(sample: Sample) -> NoSuchFile | None:
+    """The error for a sample whose video, or one of whose images, is not there."""
+    missing = missing_files(sample.clip_source) if sample.clip_source else []
+    if not missing:
+        return None
+    what = "image" if sample.clip_source and sample.clip_source.video is None else "video file"
+    others = f" (and {len(missing) - 1} more of its images)" if len(missing) > 1 else ""
+    return NoSuchFile(sample.source, f"sample {sample.id}: no such {what}: {missing[0]}{others}")
 
 
 def _elsewhere(path: str) -> str:

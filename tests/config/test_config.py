@@ -12,9 +12,9 @@ import yaml
 
 from grpo.config.limits import FREE, LIMITS, PATH, single_settings
 from grpo.config.load import load_config, to_yaml
-from grpo.config.same_run import check_same_run
 from grpo.config.schema import Config, DataConfig
 from grpo.data import READERS
+from grpo.run.same_run import check_same_run
 from rewards.scoring.runner import load_rewards
 from tests.support import tiny
 

@@ -300,8 +300,8 @@ def test_missing_files_are_one_error_that_names_the_first(tmp_path: Path) -> Non
     samples = video_samples(tmp_path, "a.mp4", "b.mp4", "b.mp4", "c.mp4", "d.mp4")
     with pytest.raises(FileNotFoundError) as caught:
         check_media(samples, num_probes=0)
-    message = f"{samples[1].source}: no such video file: {tmp_path}/b.mp4 (2 more files are missing; "
-    assert str(caught.value) == message + "egogrpo doctor names all)"
+    message = f"{samples[1].source}: sample {samples[1].id}: no such video file: {tmp_path}/b.mp4 "
+    assert str(caught.value) == message + "(2 more clips lack files; egogrpo doctor names all)"
     with pytest.raises(FileNotFoundError, match=r"b.mp4$"):
         check_media(samples[:3], num_probes=0)
 

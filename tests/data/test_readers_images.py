@@ -171,7 +171,7 @@ def test_egocrosss_rate_is_that_of_its_own_code(tmp_path: Path) -> None:
 
 def test_the_check_finds_images_that_are_missing_or_none(tmp_path: Path) -> None:
     [sample] = load_samples([native(tmp_path, image="0.png")])
-    with pytest.raises(FileNotFoundError, match=r"train.jsonl:1: no such image: .*0.png$"):
+    with pytest.raises(FileNotFoundError, match=r"train.jsonl:1: sample .*: no such image: .*0.png$"):
         check_media([sample], num_probes=0)
     (tmp_path / "0.png").write_text("no image")
     with pytest.raises(MediaError, match=r"train.jsonl:1: .*0.png: cannot be read as an image"):
@@ -191,5 +191,5 @@ def test_the_check_names_any_image_of_a_list_that_is_missing(tmp_path: Path) -> 
     dataset = native(tmp_path, frames=names, frame_fps=1)
     check_media(load_samples([dataset]), num_probes=0)
     (tmp_path / "4.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train.jsonl:1: no such image: .*/4.png$"):
+    with pytest.raises(FileNotFoundError, match=r"train.jsonl:1: sample .*: no such image: .*/4.png$"):
         check_media(load_samples([dataset]), num_probes=0)

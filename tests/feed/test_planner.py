@@ -184,8 +184,8 @@ def test_a_file_that_brings_up_any_error_is_survived_and_its_record_named(
     [reason] = planner(LIMITED, 20).refusals([odd, good], num_workers=1)
     assert reason.startswith("made-up:good: sample good: ")
     assert "made-up:odd: sample odd: MemoryError: 9 GiB" in caplog.messages
-    found = examine([odd, good], planner(LIMITED, 10_000), num_clips=None, num_workers=1)
-    [finding] = found.problems
+    problems, plans = examine([odd, good], planner(LIMITED, 10_000), num_clips=None, num_workers=1)
+    [finding] = problems
     assert (finding.kind, finding.source) == ("unreadable", "made-up:odd")
     assert finding.reason == "sample odd: MemoryError: 9 GiB"
-    assert [sample for sample, _ in found.plans] == [good]
+    assert [sample for sample, _ in plans] == [good]

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from grpo.commands.doctor import plan
-from grpo.commands.doctor.records import Examined, examine, oddities, read_set, shared_ids
+from grpo.commands.doctor import plan as planned
+from grpo.commands.doctor.records import Plans, examine, oddities, read_set, shared_ids
 from grpo.commands.doctor.report import as_text
 from grpo.config.load import load_config
 from grpo.config.schema import Config
@@ -63,7 +63,7 @@ def examine_run(
         train_sets=[samples for samples, _ in train.values()],
         held_out=dict(zip(labels, (samples for samples, _ in held_out.values()), strict=True)),
     )
-    problems = [problem for _, found in read.values() for problem in found]
+    problems = [problem for _, bad in read.values() for problem in bad]
     with ExitStack() as opened:
         start = Start(
             config=config,
@@ -78,17 +78,17 @@ def examine_run(
         has_family = "model.path" not in failed or "family" in vars(start)
         planner = make_planner(config, start.family) if has_family else None
         num_workers = len(os.sched_getaffinity(0))
-        examined = examine(everything, planner, num_clips=num_clips, num_workers=num_workers)
+        found, plans = examine(everything, planner, num_clips=num_clips, num_workers=num_workers)
         report: dict[str, Any] = {
             "sets": {key: describe(samples) for key, (samples, _) in read.items()},
             "num_clips": len({sample.clip_source for sample in everything} - {None}),
         }
         problems += shared_ids(data.train_sets)
         problems += [DataError(key, reason, "config") for key, reason in failed.items()]
-        problems += examined.problems
+        problems += found
         problems += oddities(start.train, [*data.held_out.values()])
-        if examined.plans and "model.lora" not in failed:
-            problems += _planned(start, examined, report, num_decoded, speeds)
+        if plans and "model.lora" not in failed:
+            problems += _planned(start, plans, report, num_decoded, speeds)
     report["findings"] = [
         {"kind": each.kind, "source": each.source, "reason": each.reason, "is_fatal": each.is_fatal}
         for each in problems
@@ -99,7 +99,7 @@ def examine_run(
 
 def _planned(
     start: Start,
-    examined: Examined,
+    plans: Plans,
     report: dict[str, Any],
     num_decoded: int,
     speeds: tuple[float, float] | None,
@@ -107,19 +107,19 @@ def _planned(
     """Add to the report what the run takes; returns the clips that turned out damaged."""
     config, damaged = start.config, []
     eval_sizes = [len(samples) for samples in start.data.held_out.values()]
-    report |= plan.tokens_and_caches(
-        config, start.outline, examined.plans, num_clips=report["num_clips"], eval_sizes=eval_sizes
+    report |= planned.tokens_and_caches(
+        config, start.outline, plans, num_clips=report["num_clips"], eval_sizes=eval_sizes
     )
-    first = examined.plans[0][0]
+    first = plans[0][0]
     has_clip = first.clip_source is not None
     report["prompt"] = start.family.prompt_text(first, has_clip=has_clip, **wording(config))
     decode_step_s = 0.0
     if report["num_opened"] and num_decoded:
-        damaged, report["decoding"] = plan.decoding(config, start.family, examined.plans, num_decoded)
+        damaged, report["decoding"] = planned.decoding(config, start.family, plans, num_decoded)
         decode_step_s = report["decoding"]["step_s"]
     if speeds:
-        num_asked = sum(plan.num_asked(config, eval_sizes))
-        report["time"] = plan.duration(config, report["tokens"], decode_step_s, speeds, num_asked)
+        num_asked = sum(planned.num_asked(config, eval_sizes))
+        report["time"] = planned.duration(config, report["tokens"], decode_step_s, speeds, num_asked)
     return damaged
 
 

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from grpo.commands.doctor.records import spread_clips
+from grpo.commands.doctor.records import Plans, spread_clips
 from grpo.config.schema import Config
 from grpo.data.errors import DataError
-from grpo.feed.planner import PromptPlan
-from grpo.groups import Sample
 from grpo.media.clip import MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
@@ -24,8 +22,6 @@ from grpo.policy.model import Policy
 GIB = 2**30
 BYTES_TRAINED = {"adamw": 16, "adamw_8bit": 10}
 """Bytes per trained parameter: fp32 weights, gradients and Adam's two moments."""
-
-Plans = Sequence[tuple[Sample, PromptPlan]]
 
 
 def tokens_and_caches(

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
 from grpo.data import Dataset, read_records, timed
-from grpo.data.check import missing_files
+from grpo.data.check import missing_media
 from grpo.data.errors import BadRecords, DataError, Kind, placed, used_before
 from grpo.data.fields import holds_number, shown
 from grpo.data.overlap import namesakes, question_key
@@ -25,17 +24,10 @@ from grpo.media.reading import describe, probe_source
 from grpo.media.sampling import TooManyTokens, TooShort
 from rewards.parsing import read_span
 
+Plans = list[tuple[Sample, PromptPlan]]
+
 LATE_END_S = 1.0
 """Bounds are rounded, and a file's last frame ends a little early: only what lies further behind is odd."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Examined:
-    """What was found about some samples."""
-
-    problems: list[DataError]
-    plans: list[tuple[Sample, PromptPlan]]
-    """The plans of the samples whose clips were opened, and that are fine; none without a planner."""
 
 
 def read_set(dataset: Dataset) -> tuple[list[Sample], list[DataError]]:
@@ -99,16 +91,17 @@ def wordy_numbers(samples: Sequence[Sample]) -> Iterator[DataError]:
 
 def examine(
     samples: Sequence[Sample], planner: Planner | None, *, num_clips: int | None, num_workers: int
-) -> Examined:
-    """Look whether all files are there, and what becomes of the prompts: of all, or of num_clips clips spread evenly.
+) -> tuple[list[DataError], Plans]:
+    """What is wrong with samples or their files, and the plans of those that are fine.
 
-    planner: None where there is no model. Then clips are only opened.
+    num_clips: the number of clips, spread evenly, that are opened; None: all. planner: None where there is no model;
+    then there are no plans.
     """
-    problems = [missing for sample in samples if (missing := _missing(sample)) is not None]
+    problems: list[DataError] = [*filter(None, map(missing_media, samples))]
     lacking = {problem.source for problem in problems}
     present = [sample for sample in samples if sample.source not in lacking]
     opened = spread_clips(present, num_clips)
-    plans: list[tuple[Sample, PromptPlan]] = []
+    plans: Plans = []
     with ThreadPoolExecutor(num_workers) as pool:
         found = pool.map(lambda sample: _look(sample, planner), opened)
         bar = tqdm(found, "opening clips", len(opened), leave=False, delay=2)
@@ -116,7 +109,7 @@ def examine(
             problems += [problem] if problem else []
             if plan is not None and not (problem and problem.is_fatal):
                 plans.append((sample, plan))
-    return Examined(problems=problems, plans=plans)
+    return problems, plans
 
 
 def spread_clips(samples: Sequence[Sample], num_clips: int | None) -> list[Sample]:
@@ -127,15 +120,6 @@ def spread_clips(samples: Sequence[Sample], num_clips: int | None) -> list[Sampl
     spread = np.linspace(0, len(keys) - 1, num_clips).round().astype(int) if num_clips else []
     kept = {None, *(keys[index] for index in spread)}
     return [sample for sample in samples if sample.clip_source in kept]
-
-
-def _missing(sample: Sample) -> DataError | None:
-    source = sample.clip_source
-    if source is None or not (paths := missing_files(source)):
-        return None
-    what = "video file" if source.video else "image"
-    others = f" ({len(paths) - 1} more of its images are missing)" if len(paths) > 1 else ""
-    return _about(sample, f"no such {what}: {paths[0]}{others}", "missing")
 
 
 def _look(sample: Sample, planner: Planner | None) -> tuple[PromptPlan | None, DataError | None]:
