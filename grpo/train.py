@@ -18,7 +18,7 @@ from grpo.config.explained import explained
 from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir, make_manifest
-from grpo.run.progress import say, under_way
+from grpo.run.progress import say, say_anything, under_way
 from grpo.run.stopping import EXIT_CODE, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.startup.ranks import launched_rank
 
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
         print(__doc__, "Every setting, with its default (??? where there is none):", sep="\n", end="\n\n")
         print(*explained(), sep="\n")
         return
+    say_anything()
     end_with_launcher()
     with StopRequest() as stop, ExitStack() as stack:
         try:

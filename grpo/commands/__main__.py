@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from grpo.run.progress import say_anything, under_way
+
 COMMANDS = {
     "doctor": ("grpo.commands.doctor.command", "check a run before it is started; plan tokens and memory"),
     "warm": ("grpo.commands.warm", "decode a run's clips into its disk cache ahead of it"),
@@ -28,8 +30,9 @@ egogrpo: GRPO for video vision-language models. What one can do:
 
   train     accelerate launch --config_file launch/accelerate/single.yaml \\
                 grpo/train.py CONFIG.yaml ... key=value ...
-            Typed again, it goes on. It leaves metrics.jsonl, curves.png,
-            rollouts/, checkpoints/ and final/ (a model folder) in its run_dir.
+            --help lists every setting. Typed again, it goes on. It leaves
+            metrics.jsonl, curves.png, rollouts/, checkpoints/ and final/ (a
+            model folder) in its run_dir.
   try out   make demo
             trains a small model on clips made for it: minutes, no GPU, no data.
 
@@ -43,6 +46,7 @@ To start from: configs/. For several GPUs or nodes: launch/.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status, 130 if it was stopped."""
+    say_anything()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         lines = (f"  {command:<9} {purpose}" for command, (_, purpose) in COMMANDS.items())
@@ -57,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGTERM, _stop)
     try:
-        return import_module(COMMANDS[name][0]).main(arguments)
+        with under_way(f"egogrpo {name} begins", is_shown=sys.stderr.isatty()):
+            module = import_module(COMMANDS[name][0])
+        return module.main(arguments)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package not in OPTIONAL:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from threading import Event, Thread
 from time import time
 
 from tqdm import tqdm
 
 QUIET_S = 2.0
+
+
+def say_anything() -> None:
+    """Let this process print texts that the terminal's encoding lacks, as escapes."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:

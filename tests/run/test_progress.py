@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import pytest
 
 from grpo.run import progress
-from grpo.run.progress import say, under_way
+from grpo.run.progress import say, say_anything, under_way
 
 
 def test_what_takes_long_is_shown_with_its_time(
@@ -22,6 +23,14 @@ def test_what_takes_long_is_shown_with_its_time(
         say("half of them")
     assert "loading weights: 00:" in shown
     assert capsys.readouterr().out == "half of them\n"
+
+
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    say_anything()
+    say("é")
+    assert printed.getvalue() == b"\\xe9\n"
 
 
 @pytest.mark.parametrize("is_shown", [True, False])

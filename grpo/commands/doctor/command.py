@@ -23,6 +23,7 @@ from grpo.config.schema import Config
 from grpo.data.errors import DataError
 from grpo.learner.launching import make_accelerator, quiet_libraries
 from grpo.run.folder import RunDir
+from grpo.run.progress import under_way
 from grpo.startup.assembly import make_planner, wording
 from grpo.startup.checks import CHECKS, GOES_ON, Data, Start, describe
 
@@ -55,8 +56,9 @@ def examine_run(
 
     speeds: tokens per second in sampling and in the update, for an estimate of time.
     """
-    train = {f"data.train.{i}": read_set(dataset) for i, dataset in enumerate(config.data.train)}
-    held_out = {f"data.eval.{i}": read_set(dataset) for i, dataset in enumerate(config.data.eval)}
+    with under_way("reading the data"):
+        train = {f"data.train.{i}": read_set(dataset) for i, dataset in enumerate(config.data.train)}
+        held_out = {f"data.eval.{i}": read_set(dataset) for i, dataset in enumerate(config.data.eval)}
     read = train | held_out
     labels = [dataset.label for dataset in config.data.eval]
     data = Data(
@@ -115,7 +117,8 @@ def _planned(
     report["prompt"] = start.family.prompt_text(first, has_clip=has_clip, **wording(config))
     decode_step_s = 0.0
     if report["num_opened"] and num_decoded:
-        damaged, report["decoding"] = planned.decoding(config, start.family, plans, num_decoded)
+        with under_way("decoding clips"):
+            damaged, report["decoding"] = planned.decoding(config, start.family, plans, num_decoded)
         decode_step_s = report["decoding"]["step_s"]
     if speeds:
         num_asked = sum(planned.num_asked(config, eval_sizes))
@@ -130,7 +133,8 @@ def failures(start: Start) -> dict[str, str]:
         if check.of_records or check.key in reasons:
             continue
         try:
-            check.run(start)
+            with under_way(f"checking {check.key}"):
+                check.run(start)
         except (ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
             # What needs a model says once more that there is none.
