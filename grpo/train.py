@@ -89,7 +89,7 @@ def leave(why: str) -> Never:
     sys.exit(why)
 
 
-def prepare(config: Config, run_dir: RunDir, rank: int) -> GRPOTrainer:
+def prepare(config: Config, run_dir: RunDir, rank: int = 0) -> GRPOTrainer:
     """Check and build all that the first step needs; raise ValueError or OSError, in one line, for a user's mistake."""
     # These imports are late, since torch and transformers take seconds: a wrong key is reported before them, and
     # worker processes that import this file again do without them.

@@ -20,7 +20,7 @@ class Sampling:
     """The sampling temperature; 0 is greedy."""
 
 
-OnGroup = Callable[[Group], None]
+OnGroup = Callable[[Group], object]
 
 
 class Engine(Protocol):
