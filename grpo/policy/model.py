@@ -136,8 +136,16 @@ class Policy(nn.Module):
             raise ValueError(
                 f"{len(row.vision_index_M)} vision tokens for {len(features_MD)} features in: {ids}"
             )
-        embeds_ND = embeds_ND.index_copy(0, row.vision_index_M, features_MD.to(embeds_ND.dtype))
-        return {"inputs_embeds": embeds_ND.unflatten(0, (num_texts, -1))}
+        first_MD, *deeper = features_MD.to(embeds_ND.dtype).split(embeds_ND.shape[-1], dim=-1)
+        embeds_ND = embeds_ND.index_copy(0, row.vision_index_M, first_MD)
+        inputs: dict[str, Any] = {"inputs_embeds": embeds_ND.unflatten(0, (num_texts, -1))}
+        if deeper:
+            # Deepstack (arXiv 2406.04334): the first layers' outputs get features of their own added at the pads.
+            is_vision_N = torch.zeros_like(row.input_ids_N, dtype=torch.bool)
+            is_vision_N = is_vision_N.index_fill(0, row.vision_index_M, True)
+            inputs["visual_pos_masks"] = is_vision_N.unflatten(0, (num_texts, -1))
+            inputs["deepstack_visual_embeds"] = deeper
+        return inputs
 
     def _features_of(self, clips: Sequence[Clip]) -> Tensor:
         """Return the clips' features, one clip after another: fresh, or those that a frozen tower gave before."""

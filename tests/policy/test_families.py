@@ -1,61 +1,103 @@
-"""Qwen2.5-VL's facts against vLLM's and transformers' own code."""
+"""The families' facts against vLLM's and transformers' own code."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from grpo.groups import Prompt
 from grpo.media.clip import Clip
 from grpo.policy.families import load_family
 from grpo.policy.families.prompt_text import user_text
 from tests.support import tiny
+from tests.support.clips import with_facts
 
-CLIPS = [
-    tiny.clip(),
-    tiny.clip(64, 112, 112, 1.0),  # 32 x 8 x 8 patches: longer in time than in space
-    tiny.clip(64, 112, 112, 1.37),
-    tiny.clip(6, 140, 56, 0.3),
-    tiny.clip(12, 56, 84, 29.97 / 7),  # less than a position per temporal patch
-]
+CLIPS: dict[str, dict[str, Any]] = {
+    "8 patches": {},
+    "1 patch": {"num_frames": 2, "fps": 0.5},
+    "2 patches": {"num_frames": 4, "width_px": 84, "fps": 3.0},
+    "5 patches": {"num_frames": 10, "height_px": 84, "fps": 0.31},
+    "longer in time than in space": {"num_frames": 64, "height_px": 112, "width_px": 112, "fps": 1.0},
+    "long, at an odd rate": {"num_frames": 64, "height_px": 112, "width_px": 112, "fps": 1.37},
+    "slow": {"num_frames": 6, "height_px": 140, "fps": 0.3},
+    "less than a position per patch": {"num_frames": 12, "width_px": 84, "fps": 29.97 / 7},
+}
 
 
-def vllm_positions(with_clip: Clip, token_ids: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """vLLM's own rule, on what its input processing makes of the clip (floats in the model's dtype)."""
-    qwen = pytest.importorskip("vllm.model_executor.models.qwen2_5_vl")
+@pytest.fixture(params=tiny.FAMILIES)
+def family_name(request: pytest.FixtureRequest) -> Iterator[str]:
+    with tiny.of_family(request.param):
+        yield request.param
+
+
+def reference(prompt: Prompt) -> dict[str, Tensor]:
+    """What transformers' own processor makes of a prompt's text and clip: ids, grid, pixels."""
+    assert prompt.clip is not None
     family = tiny.family()
-    frames, metadata = family.engine_video(with_clip)
-    features = family.processor(
-        text=["<|vision_start|><|video_pad|><|vision_end|>"],
-        videos=[frames],
-        video_metadata=[{k: v for k, v in metadata.items() if k != "do_sample_frames"}],
+    text = family.processor.tokenizer.decode(family.folded_ids(prompt))
+    return family.processor(
+        text=[text],
+        videos=[prompt.clip.frames_FHWC.copy()],
+        video_metadata=[family.metadata(prompt.clip)],
         do_sample_frames=False,
         do_resize=False,
+        return_mm_token_type_ids=True,
         return_tensors="pt",
     )
-    seconds = features["second_per_grid_ts"].to(dtype)[0]
-    feature = SimpleNamespace(
-        modality="video",
-        mm_position=SimpleNamespace(offset=token_ids.index(family.vision_token_id)),
-        data={
-            "video_grid_thw": SimpleNamespace(data=features["video_grid_thw"][0]),
-            "second_per_grid_ts": SimpleNamespace(data=seconds),
-        },
-    )
-    model = SimpleNamespace(config=family.config)
-    model.iter_mm_grid_thw = lambda found: qwen.Qwen2_5_VLForConditionalGeneration.iter_mm_grid_thw(
-        model, found
-    )
-    get = qwen.Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions
-    return get(model, list(token_ids), [feature])[0]
+
+
+def vllm_positions(prompt: Prompt, dtype: torch.dtype) -> Tensor:
+    """vLLM's own rule, on what its input processing makes of the clip (floats in the model's dtype)."""
+    assert prompt.clip is not None
+    family, made = tiny.family(), reference(prompt)
+    module = pytest.importorskip(f"vllm.model_executor.models.{family.config.model_type}")
+    data = {"video_grid_thw": SimpleNamespace(data=made["video_grid_thw"][0])}
+    if "second_per_grid_ts" in made:
+        data["second_per_grid_ts"] = SimpleNamespace(data=made["second_per_grid_ts"].to(dtype)[0])
+    pad = family.vision_token_id
+    start = prompt.token_ids.index(pad) - family.clip_ids(prompt.clip).index(pad)
+    feature = SimpleNamespace(modality="video", mm_position=SimpleNamespace(offset=start), data=data)
+    engine_class = getattr(module, family.model_class.__name__)
+    model = engine_class.__new__(engine_class)  # without weights
+    object.__setattr__(model, "config", family.config)
+    return model.get_mrope_input_positions(list(prompt.token_ids), [feature])[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("with_clip", CLIPS)
-def test_positions_equal_vllms(with_clip: Clip, dtype: torch.dtype) -> None:
-    prompt = tiny.prompt(tiny.sample(), with_clip)
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.usefixtures("family_name")
+def test_positions_equal_vllms(name: str, dtype: torch.dtype) -> None:
+    prompt = tiny.prompt(tiny.sample(), tiny.clip(**CLIPS[name]))
     positions = replace(tiny.family(), seconds_dtype=dtype).positions(prompt)
-    assert torch.equal(positions, vllm_positions(with_clip, prompt.token_ids, dtype))
+    assert torch.equal(positions, vllm_positions(prompt, dtype))
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.usefixtures("family_name")
+def test_tokens_and_pixels_equal_those_of_transformers_processor(name: str) -> None:
+    family = tiny.family()
+    prompt = tiny.prompt(tiny.sample(), tiny.clip(**CLIPS[name]))
+    assert prompt.clip is not None
+    family.check_vision_tokens(prompt)
+    made = reference(prompt)
+    assert made["input_ids"].tolist() == [list(prompt.token_ids)]
+    pixels, grid = family.pixels([prompt.clip])
+    assert torch.equal(made["pixel_values_videos"], pixels) and torch.equal(made["video_grid_thw"], grid)
+    assert len(pixels) == 4 * family.num_vision_tokens(prompt.clip)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_positions_of_qwen3_vl_equal_transformers_own(name: str) -> None:
+    with tiny.of_family("qwen3_vl"):
+        prompt = tiny.prompt(tiny.sample(), tiny.clip(**CLIPS[name]))
+        made, model = reference(prompt), tiny.family().outline()
+        chosen = {key: made[key] for key in ("input_ids", "mm_token_type_ids", "video_grid_thw")}
+        expected, _ = model.base_model.get_rope_index(**chosen)
+        assert torch.equal(tiny.family().positions(prompt), expected[:, 0])
 
 
 def test_text_goes_on_after_the_highest_position_of_any_row() -> None:
@@ -69,22 +111,35 @@ def test_text_goes_on_after_the_highest_position_of_any_row() -> None:
     assert positions[:, after].tolist() == [start + 125] * 3
 
 
-def test_a_prompt_has_a_pad_token_per_feature_and_tokenizes_like_the_processor() -> None:
-    family = tiny.family()
-    for with_clip in CLIPS:
-        prompt = tiny.prompt(tiny.sample(), with_clip)
-        family.check_vision_tokens(prompt)
-        frames, _ = family.engine_video(with_clip)
-        text = family.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Q?"}]}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        whole = family.processor(text=[text], videos=[frames], do_resize=False, return_tensors="pt")
-        pads = int((whole["input_ids"][0] == family.vision_token_id).sum())
-        assert pads == family.num_vision_tokens(with_clip)
+def text_of(clip: Clip) -> str:
+    """A clip in a prompt of Qwen3-VL, as text."""
+    with tiny.of_family("qwen3_vl"):
+        text = tiny.family().processor.tokenizer.decode(tiny.prompt(tiny.sample(), clip).token_ids)
+    return text[text.index("<|vision_start|>") : text.rindex("<|vision_end|>")].replace("<|video_pad|>", ".")
 
 
+def test_qwen3_vl_is_told_the_mean_time_of_each_patchs_frames() -> None:
+    with tiny.of_family("qwen3_vl"):
+        clip = tiny.clip(num_frames=6)
+    # Frames of an uneven clip: their own times, not those that a constant rate would give.
+    uneven = with_facts(clip, times_s=(0.0, 0.25, 7.0, 10.5, 1234.56, 1234.56))
+    assert text_of(uneven) == (
+        "<|vision_start|><0.1 seconds><|vision_start|>....<|vision_end|>"
+        "<8.8 seconds><|vision_start|>....<|vision_end|>"
+        "<1234.6 seconds><|vision_start|>....<|vision_end|>"
+    )
+
+
+@pytest.mark.usefixtures("family_name")
+def test_a_clip_has_at_most_the_planned_text() -> None:
+    family, clip = tiny.family(), tiny.clip(num_frames=6)
+    long = with_facts(clip, times_s=(0.0, 0.5, 2.0, 3.0, 86399.0, 86399.9))
+    text = [token for token in family.clip_ids(long) if token != family.vision_token_id]
+    planned = family.most_clip_text_tokens(6)
+    assert len(text) <= planned and (planned == 0) == (family.config.model_type == "qwen2_5_vl")
+
+
+@pytest.mark.usefixtures("family_name")
 def test_a_prompt_with_a_missing_pad_token_is_refused() -> None:
     prompt = tiny.prompt(tiny.sample("k-7"), tiny.clip())
     pad = prompt.token_ids.index(tiny.family().vision_token_id)
@@ -93,6 +148,7 @@ def test_a_prompt_with_a_missing_pad_token_is_refused() -> None:
         tiny.family().check_vision_tokens(broken)
 
 
+@pytest.mark.usefixtures("family_name")
 def test_a_question_that_contains_the_video_token_is_refused() -> None:
     with pytest.raises(ValueError, match="its text has <.video_pad.>, which stands for a clip"):
         tiny.prompt(tiny.sample("x", question="<|video_pad|>?"), tiny.clip())
@@ -125,10 +181,11 @@ def test_a_model_path_that_does_not_exist_is_named_at_once(path: str) -> None:
 
 def test_another_family_is_refused(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="'llama' model; supported: qwen2_5_vl"):
+    with pytest.raises(ValueError, match="'llama' model; supported: qwen2_5_vl, qwen3_vl"):
         load_family(str(tmp_path))
 
 
+@pytest.mark.usefixtures("family_name")
 def test_the_vision_tower_in_batched_chunks_equals_transformers_own_loop() -> None:
     policy = tiny.policy(seed=3)
     pixels, grid = tiny.family().pixels([tiny.clip(), tiny.clip(6, 140, 252), tiny.clip(4, 56, 84)])

@@ -13,7 +13,7 @@ from grpo.media.sampling import QWEN2_5_VL
 
 
 def facts_of(*shape_FHWC: int, fps: float = 2.0, path: str = "noise", **others: Any) -> ClipFacts:
-    """Facts of frames of Qwen2.5-VL that are a constant time apart, but for the others."""
+    """Facts of frames that are a constant time apart, in the patches of Qwen2.5-VL, but for the others."""
     return replace(ClipFacts.at_fps(shape_FHWC, fps, path=path, patches=QWEN2_5_VL), **others)
 
 

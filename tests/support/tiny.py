@@ -1,10 +1,16 @@
-"""Small real objects that tests share: the shipped policy, clips of noise, ragged groups."""
+"""Small real objects that tests share: the shipped policy, clips of noise, ragged groups.
+
+All are of one family at a time: the shipped policy's, or another one inside `of_family`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,20 +23,42 @@ from grpo.policy.adapters import is_adapter
 from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from tests.support.clips import clip_of
+from tests.support.tiny_qwen3_vl import write_qwen3_vl
 
 ROOT = Path(__file__).parents[2]
 BASE_POLICY = ROOT / "grpo" / "demo" / "base_policy"
 LORA = LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["all-linear"], merger=["mlp.0"]))
 TAGS = ("think", "keyframes", "answer")
 
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+"""The families that every exactness test is about."""
+_current = ContextVar("_current", default="qwen2_5_vl")
+_folder = TemporaryDirectory()
+
+
+@contextmanager
+def of_family(name: str) -> Iterator[None]:
+    """Make everything here of a family, by its name in `FAMILIES`, or "qwen3_vl_untied"."""
+    token = _current.set(name)
+    yield
+    _current.reset(token)
+
+
+def family() -> ModelFamily:
+    return _family(_current.get())
+
 
 @lru_cache
-def family() -> ModelFamily:
-    return load_family(str(BASE_POLICY))
+def _family(name: str) -> ModelFamily:
+    if name == "qwen2_5_vl":
+        return load_family(str(BASE_POLICY))
+    path = Path(_folder.name) / name
+    write_qwen3_vl(path, tokenizer_path=BASE_POLICY, tied=name == "qwen3_vl")
+    return load_family(str(path))
 
 
 def policy(*, seed: int | None = None, temperature: float = 1.0, **options: Any) -> Policy:
-    """The shipped policy in fp32; with a seed, moved far away from where it was trained, adapters included."""
+    """The family's policy in fp32; with a seed, moved far away from where it was trained, adapters included."""
     model = family().load_model(torch.float32)
     if seed is not None:
         stir(dict(model.named_parameters()), seed)
@@ -53,10 +81,13 @@ def stir(weights: Mapping[str, torch.Tensor], seed: int) -> None:
 def clip(
     num_frames: int = 16, height_px: int = 56, width_px: int = 56, fps: float = 2.0, seed: int = 0
 ) -> Clip:
+    """A clip of noise; its sides are for patches of 14 pixels, and grow with the family's."""
+    patches = family().patches
+    height_px, width_px = (side * patches.patch_px // 14 for side in (height_px, width_px))
     frames = np.random.default_rng(seed).integers(
         0, 256, (num_frames, height_px, width_px, 3), dtype=np.uint8
     )
-    return clip_of(frames, fps=fps)
+    return clip_of(frames, fps=fps, patches=patches)
 
 
 def sample(name: str = "s", **fields: object) -> Sample:
