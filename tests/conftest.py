@@ -6,6 +6,7 @@ It is set before torch or vllm is imported, and what is set outside wins.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def each_family(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test once for each model family, whose tiny model is that of `tests.support.tiny` meanwhile."""
+    from tests.support import tiny
+
+    with tiny.of_family(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

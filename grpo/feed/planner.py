@@ -31,6 +31,7 @@ class PromptPlan:
 
     clip: ClipPlan | None
     num_text_tokens: int
+    """The tokens beside the pads; of a clip's text, such as the time of each patch, the most that there can be."""
     num_vision_tokens: int
 
     @property
@@ -53,9 +54,10 @@ class Planner:
         clip = None
         if sample.clip_source is not None:
             clip = plan_source(sample.clip_source, settings=self.settings, patches=self.family.patches)
+        clip_text = self.family.most_clip_text_tokens(clip.num_frames) if clip else 0
         return PromptPlan(
             clip=clip,
-            num_text_tokens=self.count_text(sample),
+            num_text_tokens=self.count_text(sample) + clip_text,
             num_vision_tokens=clip.num_tokens(self.family.patches) if clip else 0,
         )
 
@@ -102,7 +104,7 @@ class Planner:
             return self.count_text(sample) <= self.max_prompt_tokens
         return (
             self._any_clip_can_be_shown
-            and self.count_text(sample) + self._most_vision_tokens <= self.max_prompt_tokens
+            and self.count_text(sample) + self._most_clip_tokens <= self.max_prompt_tokens
         )
 
     @cached_property
@@ -112,8 +114,9 @@ class Planner:
         return limit is None or most_tokens(fewest, self.settings, self.family.patches) <= limit
 
     @cached_property
-    def _most_vision_tokens(self) -> int:
-        return most_vision_tokens(self.settings, self.family.patches)
+    def _most_clip_tokens(self) -> int:
+        text = self.family.most_clip_text_tokens(self.settings.max_frames)
+        return text + most_vision_tokens(self.settings, self.family.patches)
 
 
 def most_vision_tokens(settings: MediaSettings, patches: PatchShape) -> int:

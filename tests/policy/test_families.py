@@ -1,6 +1,5 @@
 """The families' facts against vLLM's and transformers' own code."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,12 +25,6 @@ CLIPS: dict[str, dict[str, Any]] = {
     "slow": {"num_frames": 6, "height_px": 140, "fps": 0.3},
     "less than a position per patch": {"num_frames": 12, "width_px": 84, "fps": 29.97 / 7},
 }
-
-
-@pytest.fixture(params=tiny.FAMILIES)
-def family_name(request: pytest.FixtureRequest) -> Iterator[str]:
-    with tiny.of_family(request.param):
-        yield request.param
 
 
 def reference(prompt: Prompt) -> dict[str, Tensor]:
@@ -69,7 +62,7 @@ def vllm_positions(prompt: Prompt, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.usefixtures("family_name")
+@pytest.mark.usefixtures("each_family")
 def test_positions_equal_vllms(name: str, dtype: torch.dtype) -> None:
     prompt = tiny.prompt(tiny.sample(), tiny.clip(**CLIPS[name]))
     positions = replace(tiny.family(), seconds_dtype=dtype).positions(prompt)
@@ -77,7 +70,7 @@ def test_positions_equal_vllms(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.usefixtures("family_name")
+@pytest.mark.usefixtures("each_family")
 def test_tokens_and_pixels_equal_those_of_transformers_processor(name: str) -> None:
     family = tiny.family()
     prompt = tiny.prompt(tiny.sample(), tiny.clip(**CLIPS[name]))
@@ -130,7 +123,7 @@ def test_qwen3_vl_is_told_the_mean_time_of_each_patchs_frames() -> None:
     )
 
 
-@pytest.mark.usefixtures("family_name")
+@pytest.mark.usefixtures("each_family")
 def test_a_clip_has_at_most_the_planned_text() -> None:
     family, clip = tiny.family(), tiny.clip(num_frames=6)
     long = with_facts(clip, times_s=(0.0, 0.5, 2.0, 3.0, 86399.0, 86399.9))
@@ -139,7 +132,7 @@ def test_a_clip_has_at_most_the_planned_text() -> None:
     assert len(text) <= planned and (planned == 0) == (family.config.model_type == "qwen2_5_vl")
 
 
-@pytest.mark.usefixtures("family_name")
+@pytest.mark.usefixtures("each_family")
 def test_a_prompt_with_a_missing_pad_token_is_refused() -> None:
     prompt = tiny.prompt(tiny.sample("k-7"), tiny.clip())
     pad = prompt.token_ids.index(tiny.family().vision_token_id)
@@ -148,7 +141,7 @@ def test_a_prompt_with_a_missing_pad_token_is_refused() -> None:
         tiny.family().check_vision_tokens(broken)
 
 
-@pytest.mark.usefixtures("family_name")
+@pytest.mark.usefixtures("each_family")
 def test_a_question_that_contains_the_video_token_is_refused() -> None:
     with pytest.raises(ValueError, match="its text has <.video_pad.>, which stands for a clip"):
         tiny.prompt(tiny.sample("x", question="<|video_pad|>?"), tiny.clip())
@@ -185,7 +178,7 @@ def test_another_family_is_refused(tmp_path) -> None:
         load_family(str(tmp_path))
 
 
-@pytest.mark.usefixtures("family_name")
+@pytest.mark.usefixtures("each_family")
 def test_the_vision_tower_in_batched_chunks_equals_transformers_own_loop() -> None:
     policy = tiny.policy(seed=3)
     pixels, grid = tiny.family().pixels([tiny.clip(), tiny.clip(6, 140, 252), tiny.clip(4, 56, 84)])

@@ -30,6 +30,7 @@ def clips(count: int) -> list[Clip]:
     return [tiny.clip(num_frames=4 + 2 * index, seed=index) for index in range(count)]
 
 
+@pytest.mark.usefixtures("each_family")
 def test_log_probs_and_gradients_are_those_of_fresh_features() -> None:
     policy = tiny.policy(seed=1, frozen=["vision", "merger"])
     row, *_ = packed(tiny.ragged_groups(), tokens_per_row=4096)
@@ -53,6 +54,7 @@ def test_log_probs_and_gradients_are_those_of_fresh_features() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("each_family")
 def test_questions_about_one_clip_in_a_row_share_one_pass_of_the_tower() -> None:
     clip, policy = tiny.clip(num_frames=4), tiny.policy(seed=1)
     groups = [
@@ -69,6 +71,7 @@ def test_questions_about_one_clip_in_a_row_share_one_pass_of_the_tower() -> None
     assert seen == [sum(4 * policy.family.num_vision_tokens(each) for each in (clip, tiny.clip()))]
 
 
+@pytest.mark.usefixtures("each_family")
 def test_the_same_moments_with_other_pixels_have_other_features() -> None:
     policy = tiny.policy(frozen=["vision", "merger"])
     cache, clip = cached(policy), tiny.clip(num_frames=4, seed=0)

@@ -36,14 +36,27 @@ def tokens(groups: list[Group]) -> list[list[tuple[int, ...]]]:
     return [[rollout.token_ids for rollout in group.rollouts] for group in groups]
 
 
+ENGINES = (
+    "qwen2_5_vl vllm", "qwen2_5_vl transformers", "qwen3_vl vllm", "qwen3_vl transformers", "qwen3_vl_untied vllm",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine_name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The engine's name; until it is closed, the tiny model is of the family named before it."""
+    family, _, name = request.param.partition(" ")
+    with tiny.of_family(family):
+        yield name
+
+
 @pytest.fixture(scope="module")
-def policy() -> Policy:
+def policy(engine_name: str) -> Policy:
     return tiny.policy(temperature=TEMPERATURE)
 
 
-@pytest.fixture(scope="module", params=["vllm", "transformers"])
-def engine(request: pytest.FixtureRequest, policy: Policy) -> Iterator[Engine]:
-    if request.param == "transformers":
+@pytest.fixture(scope="module")
+def engine(engine_name: str, policy: Policy) -> Iterator[Engine]:
+    if engine_name == "transformers":
         yield TransformersEngine(policy, max_sequences=8)
         return
     pytest.importorskip("vllm")
@@ -85,6 +98,16 @@ def test_vllm_is_asked_once_per_prompt_for_a_whole_group(
 
 def test_the_learners_log_probs_equal_the_engines(engine: Engine, policy: Policy) -> None:
     assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) < 1e-3
+
+
+def test_clips_of_one_two_and_five_patches_are_to_the_engine_what_they_are_to_the_learner(
+    engine: Engine, policy: Policy
+) -> None:
+    clips = [tiny.clip(2, fps=0.5), tiny.clip(4, width_px=84), tiny.clip(10, 84, fps=0.31)]
+    asked = [tiny.prompt(tiny.sample(), clip) for clip in clips]
+    groups = engine.generate(asked, SAMPLING, SEEDS[:3])
+    assert [group.prompt.token_ids for group in groups] == [prompt.token_ids for prompt in asked]
+    assert gap(policy, groups) < 1e-3
 
 
 def test_the_same_seed_gives_the_same_group_in_another_batch(engine: Engine) -> None:
@@ -134,7 +157,7 @@ def test_greedy_takes_the_likeliest_token(engine: Engine, policy: Policy) -> Non
 
 
 def test_vision_pad_tokens_are_never_sampled(engine: Engine, policy: Policy) -> None:
-    embeddings = policy.model.get_input_embeddings().weight
+    embeddings = policy.model.get_output_embeddings().weight
     before = embeddings.detach().clone()
     with torch.no_grad():  # likelier than any word wherever the turn may end
         embeddings[list(tiny.family().suppressed_ids)] = 3 * embeddings[tiny.family().eos_ids[0]]
@@ -157,10 +180,11 @@ def test_no_prompts_give_no_groups(engine: Engine) -> None:
 
 PARTS: dict[str, Callable[[str], bool]] = {
     "vision tower": lambda name: "visual" in name,
+    "mergers": lambda name: "merger" in name,
     "attention": lambda name: "language_model" in name and "self_attn" in name,
     "mlp": lambda name: "language_model" in name and "mlp" in name,
     "norms": lambda name: "language_model" in name and "norm" in name,
-    "tied embeddings": lambda name: "embed_tokens" in name,
+    "embeddings and head": lambda name: "embed_tokens" in name or "lm_head" in name,
 }
 
 

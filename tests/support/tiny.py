@@ -27,18 +27,16 @@ from tests.support.tiny_qwen3_vl import write_qwen3_vl
 
 ROOT = Path(__file__).parents[2]
 BASE_POLICY = ROOT / "grpo" / "demo" / "base_policy"
-LORA = LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["all-linear"], merger=["mlp.0"]))
+LORA = LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["all-linear"], merger=["all-linear"]))
 TAGS = ("think", "keyframes", "answer")
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-"""The families that every exactness test is about."""
 _current = ContextVar("_current", default="qwen2_5_vl")
 _folder = TemporaryDirectory()
 
 
 @contextmanager
 def of_family(name: str) -> Iterator[None]:
-    """Make everything here of a family, by its name in `FAMILIES`, or "qwen3_vl_untied"."""
+    """Make everything here of a family: "qwen2_5_vl", "qwen3_vl", or "qwen3_vl_untied" with a head of its own."""
     token = _current.set(name)
     yield
     _current.reset(token)

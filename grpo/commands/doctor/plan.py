@@ -79,7 +79,7 @@ def memory_of(config: Config, policy: Policy) -> dict[str, float]:
     """What is known without activations, which come on top."""
     model = config.model
     text = policy.family.config.text_config
-    head_size = text.hidden_size // text.num_attention_heads
+    head_size = policy.model.model.language_model.layers[0].self_attn.head_dim
     weights = [*policy.parameters()]
     num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     num_frozen = sum(weight.numel() for weight in weights) - num_trained
