@@ -54,20 +54,20 @@ def test_freeze_vision_is_short_for_tower_and_merger() -> None:
     assert load_config([DEMO, "model.freeze=[language,merger]"]).model.frozen == {"language", "merger"}
 
 
+@pytest.mark.usefixtures("each_family")
 @pytest.mark.parametrize("part", ["language", "vision", "merger"])
 def test_a_frozen_part_is_that_part(part: str) -> None:
     policy = tiny.policy(frozen=(part,))
     named = list(policy.model.named_parameters())
     frozen = {name for name, weight in named if not weight.requires_grad}
-    prefix = {
-        "language": "model.language_model.",
-        "vision": "model.visual.",
-        "merger": "model.visual.merger.",
+    visual = {name for name, _ in named if name.startswith("model.visual.")}
+    mergers = {name for name in visual if "merger" in name}
+    expected = {
+        "language": {name for name, _ in named} - visual,
+        "vision": visual - mergers,
+        "merger": mergers,
     }
-    expected = {name for name, _ in named if name.startswith(prefix[part])}
-    if part == "vision":
-        expected -= {name for name, _ in named if name.startswith(prefix["merger"])}
-    assert frozen == expected and frozen
+    assert frozen == expected[part] and frozen
 
 
 @pytest.mark.parametrize("key", ["model.load_in_4bit=true", "optim.optimizer=adamw_8bit"])

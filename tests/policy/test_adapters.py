@@ -31,16 +31,16 @@ def adapters_of(policy: Policy) -> dict[str, Tensor]:
 
 
 def stirred() -> Policy:
-    """The shipped base with adapters that are not zero."""
+    """The family's base with adapters that are not zero."""
     policy = tiny.policy(lora=tiny.LORA)
     tiny.stir(adapters_of(policy), 3)
     return policy
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
+@pytest.fixture
+def stored(tmp_path: Path, each_family: str) -> tuple[Policy, Path]:
     policy = stirred()
-    folder = tmp_path_factory.mktemp("lora") / "final"
+    folder = tmp_path / "final"
     save_final(folder, policy, dtype=torch.float32)
     return policy, folder
 
@@ -51,6 +51,7 @@ def logps(policy: Policy) -> Tensor:
         return policy(row).logps_T
 
 
+@pytest.mark.usefixtures("each_family")
 def test_new_adapters_change_nothing_and_train_alone() -> None:
     policy = tiny.policy(lora=tiny.LORA)
     assert torch.equal(logps(policy), logps(tiny.policy()))
@@ -109,6 +110,7 @@ def test_what_is_sent_and_stored_is_pefts_own_merge(stored: tuple[Policy, Path])
     assert all(torch.equal(weight, before[name]) for name, weight in policy.named_parameters())
 
 
+@pytest.mark.usefixtures("each_family")
 def test_a_head_of_its_own_is_sent_beside_the_embedding() -> None:
     policy = tiny.policy()
     policy.model.lm_head.weight = nn.Parameter(2 * policy.model.lm_head.weight.detach())
@@ -124,6 +126,7 @@ def test_the_final_model_is_the_policy_without_adapters(stored: tuple[Policy, Pa
     torch.testing.assert_close(logps(merged), logps(policy), atol=1e-4, rtol=0)
 
 
+@pytest.mark.usefixtures("each_family")
 def test_the_reference_is_the_policy_with_its_adapters_off() -> None:
     policy, rows = stirred(), packed(tiny.ragged_groups(), tokens_per_row=600)
     learner = make_learner(policy, loss=LossConfig(beta=0.1), reference=tiny.policy())
@@ -203,6 +206,7 @@ def test_a_run_with_adapters_samples_what_it_trains_and_resumes(clips: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_family")
 def test_vllm_samples_with_the_adapters() -> None:
     """It has only ever loaded the base: what it knows of adapters, it was sent."""
     pytest.importorskip("vllm")
