@@ -77,6 +77,8 @@ class Policy(nn.Module):
         self.family = family
         self.head = Head(model.get_output_embeddings, family.suppressed_ids, temperature)
         self.sharded = sharded
+        # accelerate asks the module that it prepares for the layers that FSDP2 splits one by one.
+        self._no_split_modules = model._no_split_modules
         self.activation_offloading = activation_offloading
         self.model.model.language_model.config._attn_implementation = implementation(attention)
         self.model.model.visual.config._attn_implementation = VISION_CHUNKS

@@ -14,7 +14,7 @@ from grpo.run.folder import read_rows
 from tests.support import tiny
 from tests.support.launched import run_two
 from tests.support.runs import SMALL, close, data, repeatable, reset_process_state, run, weights
-from tests.support.sharded_worker import CASES, update
+from tests.support.sharded_worker import CASES, family_of, update
 
 Result = dict[str, Any]
 
@@ -26,7 +26,8 @@ def in_one_process() -> dict[str, Result]:
     results = {}
     for case in CASES:
         reset_process_state()
-        results[case] = update(case, of_process=None)
+        with tiny.of_family(family_of(case)):
+            results[case] = update(case, of_process=None)
     reset_process_state()
     del os.environ["ACCELERATE_USE_CPU"]
     return results
@@ -46,6 +47,7 @@ def in_one_process() -> dict[str, Result]:
         ("fsdp2", "lora"),
         ("fsdp2", "checkpointed"),
         ("fsdp2", "spd"),
+        ("fsdp2", "full of qwen3_vl"),
     ],
 )
 def test_two_processes_make_the_update_of_one(
@@ -61,7 +63,8 @@ def test_two_processes_make_the_update_of_one(
         assert two["figures"][key] == pytest.approx(one["figures"][key], rel=1e-4), key
     assert one["figures"]["optim/grad_norm"] > 0.02  # it is clipped at 0.01
     assert "spd" not in case or one["figures"]["optim/projected_frac"] > 0
-    start = dict(tiny.policy(seed=1, **CASES[case]).named_weights())
+    with tiny.of_family(family_of(case)):
+        start = dict(tiny.policy(seed=1, **CASES[case]).named_weights())
     assert two["weights"].keys() == one["weights"].keys() == start.keys()
     # Adam turns a gradient of rounding errors into a full step: compare the whole.
     off = sum(

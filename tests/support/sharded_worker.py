@@ -36,9 +36,15 @@ CASES: dict[str, dict[str, Any]] = {
     "spd": {},
     "not finite": {},
     "checkpointed": {"gradient_checkpointing": True},
+    "full of qwen3_vl": {},
 }
 ONE_IDLE = ("full", "lora")
 LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5)
+
+
+def family_of(case: str) -> str:
+    """The family that a case names, or the shipped policy's."""
+    return case.partition(" of ")[2] or "qwen2_5_vl"
 
 
 def update(case: str, *, of_process: int | None) -> dict[str, Any]:
@@ -82,7 +88,10 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
 def main(case: str, out: str) -> None:
     allow_fsdp_on_cpu()
     grpo.policy.model.HEAD_CHUNK_TOKENS = 16
-    result = update(case, of_process=int(os.environ["RANK"]))
+    with tiny.of_family(family_of(case)):
+        # A model that is made later is split among the processes.
+        tiny.family()
+        result = update(case, of_process=int(os.environ["RANK"]))
     if torch.distributed.get_rank() == 0:
         torch.save(result, out)
     torch.distributed.barrier()

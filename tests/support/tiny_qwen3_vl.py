@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -21,7 +23,12 @@ PATCH_PX, MERGE = 16, 2
 def write_qwen3_vl(folder: Path, *, tokenizer_path: Path, tied: bool) -> None:
     """Write a model folder as `from_pretrained` and vLLM load it. tied: the head is the embedding, as below 8B."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
-    _model(tokenizer, tied).save_pretrained(folder)
+    model = _model(tokenizer, tied)
+    folder.mkdir()
+    # transformers' own saving leaves this to one process, where each of several needs a folder.
+    save_file(dict(model.named_parameters()), folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
     unit_px = (PATCH_PX * MERGE) ** 2
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
@@ -39,7 +46,7 @@ def write_qwen3_vl(folder: Path, *, tokenizer_path: Path, tied: bool) -> None:
 
 
 def _model(tokenizer: PreTrainedTokenizerFast, tied: bool) -> Qwen3VLForConditionalGeneration:
-    ids = tokenizer.convert_tokens_to_ids
+    ids: Any = tokenizer.convert_tokens_to_ids
     text = {
         "vocab_size": 448,
         "hidden_size": 128,
@@ -77,6 +84,7 @@ def _model(tokenizer: PreTrainedTokenizerFast, tied: bool) -> Qwen3VLForConditio
         video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"),
+        architectures=["Qwen3VLForConditionalGeneration"],
         tie_word_embeddings=tied,
     )
     with torch.random.fork_rng(), torch.no_grad():
@@ -87,6 +95,6 @@ def _model(tokenizer: PreTrainedTokenizerFast, tied: bool) -> Qwen3VLForConditio
                 # The library's 0.02 is meant for widths of thousands.
                 weight.normal_(0.0, weight[0].numel() ** -0.5)
         # So that some completions end early.
-        model.get_output_embeddings().weight[ids("<|im_end|>")] *= 2.5
+        model.lm_head.weight[ids("<|im_end|>")] *= 2.5
     model.generation_config.eos_token_id = [ids("<|im_end|>"), ids("<|endoftext|>")]
     return model
