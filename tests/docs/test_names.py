@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from grpo.commands.__main__ import COMMANDS
 from grpo.config.load import Config, read_layers
 from grpo.data import READERS
+from grpo.policy.families import FAMILIES
 from rewards.scoring.loading import BUILTINS
 from rewards.scoring.specs import RewardSpec
 from tests.support import pages, runs, tiny
@@ -207,6 +208,10 @@ def test_every_reader_has_its_dataset() -> None:
         name for row in pages.table_rows(DOCS / "datasets.md") for name in re.findall(r"`(\w+)`", row[1])
     }
     assert cells == READERS.keys() - {"jsonl", "synthetic"}
+
+
+def test_every_family_has_its_row() -> None:
+    assert first_cells("models.md") & FAMILIES.keys() == FAMILIES.keys()
 
 
 def test_every_page_is_on_the_first_one() -> None:
