@@ -15,6 +15,7 @@ import pytest
 from grpo.commands.__main__ import main
 from grpo.commands.sweeps import command as sweep
 from grpo.run.folder import RunDir, read_rows
+from tests.commands.sweeps.test_execute import is_alive
 from tests.support import runs, tiny
 
 ARMS = """
@@ -45,8 +46,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
+def wait_for(path: Path, process: subprocess.Popen[str], timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
     while not path.exists():
         assert process.poll() is None and time.monotonic() < deadline, path
         time.sleep(0.02)
@@ -128,6 +129,41 @@ def test_two_commands_cannot_run_one_sweep(
     with RunDir(tmp_path / "out").locked():
         assert sweep.main([write_sweep(tmp_path), f"out={tmp_path}/out"]) == 2
     assert "another process is running in" in capsys.readouterr().err
+
+
+STOPPED = """
+import sys, pytest
+from pathlib import Path
+from grpo.commands.__main__ import main
+from tests.support import stand_in
+with pytest.MonkeyPatch.context() as patch:
+    stand_in.install(Path(sys.argv[1]), patch)
+    sys.exit(main(["sweep", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_takes_its_runs_with_it(number: signal.Signals, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(ARMS.format(demo="configs/demo.yaml"))
+    given = [str(file), f"out={tmp_path}/out", "model.path=hangs", "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(tmp_path), *given],
+        cwd=tiny.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    started = [tmp_path / "out" / arm / "seed_0" / "started" for arm in ("plain", "keyframe")]
+    try:
+        for path in started:
+            wait_for(path, process, timeout_s=60)
+    finally:
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped; the same command goes on from here" in output, output
+    assert "Traceback" not in output
+    assert not any(is_alive(int(path.with_name("pid").read_text())) for path in started)
 
 
 @pytest.mark.parametrize("missing", ["submitit", "optuna"])
