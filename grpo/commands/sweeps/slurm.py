@@ -51,6 +51,7 @@ class ClusterRunner:
         Raises ValueError if submitit refuses the cluster or a resource.
         """
         self._cluster = cluster
+        self._lock = asyncio.Lock()
         self._job = TrainJob(launch, is_slurm=cluster == "slurm")
         if "timeout_min" not in resources:
             raise ValueError("slurm.timeout_min is not set: submitit would give a run five minutes")
@@ -68,12 +69,19 @@ class ClusterRunner:
         run.folder.mkdir(parents=True, exist_ok=True)
         _job_file(run).write_text(job.job_id)
         try:
-            await job.awaitable().wait(POLL_S)
+            while not await self._is_done(job):
+                await asyncio.sleep(POLL_S)
         except asyncio.CancelledError:
             job.cancel(check=False)
             raise
         _job_file(run).unlink(missing_ok=True)  # another command may have waited for the same job
         return _outcome(job)
+
+    async def _is_done(self, job: submitit.Job[str | None]) -> bool:
+        # In a thread, because a job of `debug` is carried out here and now; one at a time, as submitit is not made for
+        # threads.
+        async with self._lock:
+            return await asyncio.to_thread(job.done)
 
     def _waiting_job(self, run: Run) -> submitit.Job[str | None] | None:
         """The job of an earlier command for this run, if it is still queued or running."""

@@ -96,6 +96,16 @@ def test_each_run_is_a_job_and_a_failed_one_is_queued_again_and_named(cluster: s
     assert len([*(tmp_path / "out" / "jobs").glob("*_submitted.pkl")]) == 5
 
 
+def test_jobs_of_the_debug_cluster_are_carried_out_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.install(tmp_path, monkeypatch)
+    good, bad = stand_in.make_run(tmp_path, "good"), stand_in.make_run(tmp_path, "bad", behaviour="fails")
+    failures = carry_out_all(tmp_path, "debug", good, bad)
+    assert failures == {"bad seed 0": "exit status 1: error: data.train: no such file"}
+    assert good.is_finished()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("train_script")
 def test_a_job_that_was_left_behind_is_waited_for_and_not_doubled(tmp_path: Path, scheduler: Path) -> None:
