@@ -114,6 +114,8 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0) -> GRPOTrainer:
         for check in CHECKS:
             with under_way(f"checking {check.key}", is_shown=rank == 0):
                 check.run(start)
+        with under_way("reading the ends of the media files", is_shown=rank == 0):
+            start.learn_media()
         set_seed(config.seed)
         with under_way(f"loading {config.model.path}", is_shown=rank == 0):
             learner = build_learner(config, start.family, accelerator, start.loader.memory)
@@ -129,9 +131,11 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0) -> GRPOTrainer:
             start.train_parts,
             start.data.held_out,
             run_dir,
+            start.media,
         )
         if accelerator.is_main_process:
             run_dir.open(to_yaml(config), manifest(config, accelerator))
+            start.media.write(run_dir.media_file)
         # From here on the trainer's owner closes what was opened.
         opened.pop_all()
         return trainer

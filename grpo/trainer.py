@@ -215,7 +215,7 @@ class GRPOTrainer:
             self.recorder.write_failures(step, found.lost, found.failures)
             self.recorder.write_answers(step, found.answers)
         row = self.recorder.finish_step(step)
-        self.guard.check(step)
+        self.guard.check(step, row)
         # All processes stop, or none does.
         stops = any(gather_object([is_asked_to_stop()]))
         if step and (stops or self._is_due(step, settings.every_steps)):

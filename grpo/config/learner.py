@@ -119,6 +119,9 @@ class OptimConfig:
     max_skipped_updates: Free[NotNegative[int]] = 3
     """An update whose loss or gradient is not finite is skipped, and its rows are kept in `bad_rows/`. More than so
     many in a row stop the run."""
+    max_idle_steps: Free[NotNegative[int]] = 50
+    """Steps in a row that had no group with a signal, or made no update, before the run stops: the policy is ruined
+    then, or has nothing left to learn. After a fifth of them comes a warning. 0: never stop."""
     spike_factor: Free[NotNegative[float]] = 10.0
     """A gradient norm so many times as large as the median of the last 50 is noted in `failures.jsonl` with the
     groups that weigh most in it; 0: never."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from grpo.learner.update import UpdateResult
 from grpo.packing import PackedRow
@@ -49,12 +50,14 @@ def heaviest(rows: Sequence[PackedRow]) -> list[str]:
 class Guard:
     """The memory of how the updates went, which is a part of checkpoints."""
 
-    def __init__(self, folder: Path, *, max_skipped: int, spike_factor: float, process: int) -> None:
+    def __init__(
+        self, folder: Path, *, max_skipped: int, max_idle: int, spike_factor: float, process: int
+    ) -> None:
         """Make a guard; `folder` takes the rows that can't be trained on, and the limits are those of `OptimConfig`."""
         self.folder, self.process = folder, process
-        self.max_skipped, self.spike_factor = max_skipped, spike_factor
-        # Since the last update that was not skipped.
-        self.num_skipped = 0
+        self.max_skipped, self.max_idle, self.spike_factor = max_skipped, max_idle, spike_factor
+        # Since the last update that was not skipped, and since the last step that had a signal and an update.
+        self.num_skipped = self.num_idle = 0
         self.norms: deque[float] = deque(maxlen=MEDIAN_OF)
 
     def watch(
@@ -77,13 +80,30 @@ class Guard:
         bad_rows = {id(row): row for row in suspects} if result.num_skipped else {}
         return found + [self._dump(step, index, row) for index, row in enumerate(bad_rows.values())]
 
-    def check(self, step: int) -> None:
-        """Raise RuntimeError if too many updates in a row were skipped."""
+    def check(self, step: int, figures: Mapping[str, float]) -> None:
+        """Raise RuntimeError if too many updates in a row were skipped, or too many steps taught nothing.
+
+        figures: the step's row of metrics, the same in all processes.
+        """
+        self._count_idle(step, figures)
         if self.num_skipped > self.max_skipped:
             raise RuntimeError(
                 f"step {step}: the loss or gradient of {self.num_skipped} updates in a row was not finite, more than "
                 f"optim.max_skipped_updates={self.max_skipped}; the rows are in {self.folder}"
             )
+
+    def _count_idle(self, step: int, figures: Mapping[str, float]) -> None:
+        teaches = figures.get("groups/no_signal", 1.0) < 1 and "optim/grad_norm" in figures
+        self.num_idle = 0 if step == 0 or teaches else self.num_idle + 1
+        if not self.max_idle or self.num_idle not in (-(-self.max_idle // 5), self.max_idle):
+            return
+        found = f"step {step}: in {self.num_idle} steps in a row no group had a signal, or no update was made"
+        if self.num_idle == self.max_idle:
+            raise RuntimeError(
+                f"{found} (optim.max_idle_steps): the policy is ruined, or has nothing left to learn"
+            )
+        if self.process == 0:
+            tqdm.write(f"warning: {found}; the run stops after {self.max_idle} (optim.max_idle_steps)")
 
     def _is_spike(self, norm: float) -> bool:
         if not self.spike_factor or len(self.norms) < LEAST_NORMS:
@@ -108,8 +128,8 @@ class Guard:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_skipped": self.num_skipped, "norms": list(self.norms)}
+        return {"num_skipped": self.num_skipped, "num_idle": self.num_idle, "norms": list(self.norms)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_skipped = state["num_skipped"]
+        self.num_skipped, self.num_idle = state["num_skipped"], state["num_idle"]
         self.norms = deque(state["norms"], maxlen=MEDIAN_OF)

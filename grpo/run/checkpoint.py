@@ -22,9 +22,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from grpo.run.disk import disk_errors, put_in_place, write_text
-from grpo.run.folder import checkpoint_steps
-
-MANIFEST = "manifest.json"
+from grpo.run.folder import CHECKPOINT_MANIFEST, best_checkpoint, checkpoint_steps
 
 
 class Stateful(Protocol):
@@ -90,7 +88,7 @@ def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score:
         files = dict(sorted(gather_object(_checksums(partial, _own_share(partial, accelerator)))))
         if accelerator.is_main_process:
             manifest = {"step": step, "score": score, "files": files}
-            write_text(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            write_text(partial / CHECKPOINT_MANIFEST, json.dumps(manifest, indent=2) + "\n")
             put_in_place(partial, finished)
             _remove_old(folder, step, keep)
     accelerator.wait_for_everyone()
@@ -117,35 +115,22 @@ def restore(folder: Path, accelerator: Accelerator) -> int:
     return 0
 
 
-def best(folder: Path) -> int | None:
-    """Return the step of the checkpoint with the highest held-out score, the earliest of equals; None without one."""
-    scores = {
-        step: score for step in checkpoint_steps(folder) if (score := _score(_path(folder, step))) is not None
-    }
-    return max(scores, key=lambda step: (scores[step], -step), default=None)
-
-
 def _path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
-
-
-def _score(path: Path) -> float | None:
-    try:
-        return json.loads((path / MANIFEST).read_bytes())["score"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _remove_old(folder: Path, step: int, keep: int) -> None:
     """Remove all but the newest up to a step and the best one. Later ones are damaged: the run began before them."""
     earlier = [each for each in checkpoint_steps(folder) if each <= step]
-    for old in {*checkpoint_steps(folder)} - {*earlier[-keep:], best(folder)}:
+    for old in {*checkpoint_steps(folder)} - {*earlier[-keep:], best_checkpoint(folder)}:
         shutil.rmtree(_path(folder, old))
 
 
 def _own_share(folder: Path, accelerator: Accelerator) -> list[Path]:
     """Return the files of a folder, below it too, that this process reads: all together read each once."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKPOINT_MANIFEST
+    )
     return files[accelerator.process_index :: accelerator.num_processes]
 
 
@@ -162,9 +147,9 @@ def _checksum(path: Path) -> dict[str, Any]:
 def _damage(folder: Path, files: list[Path]) -> list[str]:
     """Return what is wrong with a checkpoint: its manifest, files that are missing, and those among the given ones."""
     try:
-        stored = json.loads((folder / MANIFEST).read_bytes())["files"]
+        stored = json.loads((folder / CHECKPOINT_MANIFEST).read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST} cannot be read: {' '.join(str(error).split())}"]
+        return [f"{CHECKPOINT_MANIFEST} cannot be read: {' '.join(str(error).split())}"]
     missing = [f"{name} is missing" for name in stored if not (folder / name).is_file()]
     changed = [name for name, found in _checksums(folder, files) if stored.get(name) != found]
     return missing + [f"{name} is not as it was written" for name in changed]

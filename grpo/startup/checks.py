@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 from accelerate import Accelerator
@@ -34,6 +34,7 @@ from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.counterfactuals import make_plan
 from grpo.run.folder import RunDir
+from grpo.run.media_files import MediaFiles, all_files, files_of
 from grpo.startup.assembly import (
     build_loader,
     build_outline,
@@ -93,6 +94,22 @@ class Start:
     @property
     def train(self) -> list[Sample]:
         return [sample for part in self.train_parts for sample in part.samples]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All samples, of training and held out."""
+        return [*self.train, *chain.from_iterable(self.data.held_out.values())]
+
+    @cached_property
+    def media(self) -> MediaFiles:
+        """The media files as the run found them when it began; a new run knows none."""
+        return MediaFiles.read(self.run_dir.media_file)
+
+    def learn_media(self) -> None:
+        """Get to know the media files that a new run begins with; each process reads its share for all."""
+        accelerator, paths = self.accelerator, all_files(self.samples)
+        own = paths[accelerator.process_index :: accelerator.num_processes]
+        self.media.known.update(gather_object(self.media.learn(own)))
 
     @cached_property
     def loader(self) -> ClipLoader:
@@ -154,9 +171,22 @@ def check_adapters(start: Start) -> None:
 
 
 def check_clips(start: Start) -> None:
-    """Raise ValueError unless all records can be read, and their clips' files exist."""
+    """Raise ValueError unless all records can be read, and their clips' files exist.
+
+    A run that goes on does without the clips that it has lost since it began, or that are others now.
+    """
     for samples in (start.train, *start.data.held_out.values()):
-        check_media(samples, num_probes=start.config.data.probe_clips)
+        usable = samples
+        if start.media.known:
+            lost = start.media.lost(all_files(samples))
+            usable = [sample for sample in samples if lost.isdisjoint(files_of(sample.clip_source))]
+            if lost:
+                start.say(
+                    f"note: {len(lost)} media files have changed or are gone since the run began, and "
+                    f"{len(samples) - len(usable)} questions lose their groups: {', '.join(sorted(lost)[:3])}"
+                    + (", ..." if len(lost) > 3 else "")
+                )
+        check_media(usable, num_probes=start.config.data.probe_clips)
 
 
 def check_held_out(start: Start) -> None:
@@ -201,9 +231,14 @@ def check_fit(start: Start) -> None:
 
 def check_prompts(start: Start) -> None:
     """Raise ValueError if none of the first samples gives a prompt: the settings don't fit the data."""
-    first, render = start.train[:4], prompt_renderer(start.config, start.family)
+    usable = (sample for sample in start.train if not start.media.lost(files_of(sample.clip_source)))
+    first, render = [*islice(usable, 4)], prompt_renderer(start.config, start.family)
     limit = start.config.rollout.max_prompt_tokens
     batch = make_batch(first, [0] * len(first), start.loader, render, limit)
+    if not first:
+        raise ValueError(
+            f"data.train: all clips have changed or are gone since the run in {start.run_dir.path} began"
+        )
     if not batch.prompts:
         raise ValueError(batch.lost[0].reason)
 

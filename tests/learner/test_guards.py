@@ -65,16 +65,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite() -> 
 
 
 def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
-    guard = Guard(tmp_path / "bad_rows", max_skipped=2, spike_factor=0, process=0)
+    limits = {"max_skipped": 2, "max_idle": 0, "spike_factor": 0.0, "process": 0}
+    guard = Guard(tmp_path / "bad_rows", **limits)  # pyright: ignore[reportArgumentType]
     rows = packed(text_groups(), tokens_per_row=30)
     for norm in (math.nan, math.inf, 1.0, math.nan, math.nan):
         guard.watch(1, UpdateResult(norms=[norm]), rows)
-        guard.check(1)
-    resumed = Guard(tmp_path / "bad_rows", max_skipped=2, spike_factor=0, process=0)
+        guard.check(1, {})
+    resumed = Guard(tmp_path / "bad_rows", **limits)  # pyright: ignore[reportArgumentType]
     resumed.load_state_dict(guard.state_dict())
     resumed.watch(2, UpdateResult(norms=[math.nan], bad_rows=rows[:1]), rows)
     with pytest.raises(RuntimeError, match="gradient of 3 updates in a row was not finite"):
-        resumed.check(2)
+        resumed.check(2, {})
     stored = torch.load(tmp_path / "bad_rows" / "step_000002_process_0_row_0.pt", weights_only=False)
     assert (
         torch.equal(stored.input_ids_N, rows[0].input_ids_N)
@@ -173,3 +174,45 @@ def test_only_the_process_with_a_bad_row_names_rows_and_each_once(tmp_path: Path
     assert len(guard.watch(3, UpdateResult(norms=[math.nan]), rows)) == len(
         rows
     )  # any of them may be to blame
+
+
+def guard_of(folder: Path, max_idle: int) -> Guard:
+    return Guard(folder, max_skipped=2, max_idle=max_idle, spike_factor=0, process=0)
+
+
+IDLE = ({"groups/no_signal": 1.0, "optim/grad_norm": 0.1}, {"groups/no_signal": 0.5}, {})
+"""No group has a signal, though a KL term has a gradient; the update was skipped; all groups were lost."""
+TEACHES = {"groups/no_signal": 0.9, "optim/grad_norm": 0.1}
+
+
+def test_a_policy_that_learns_nothing_is_warned_of_and_then_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard = guard_of(tmp_path, max_idle=10)
+    for step, figures in enumerate([{}, *IDLE, TEACHES, *IDLE, *IDLE, *IDLE]):
+        guard.check(step, figures)
+    assert capsys.readouterr().out.splitlines() == [
+        f"warning: step {step}: in 2 steps in a row no group had a signal, or no update was made; the run stops after "
+        "10 (optim.max_idle_steps)"
+        for step in (2, 6)
+    ]
+    resumed = guard_of(tmp_path, max_idle=10)
+    resumed.load_state_dict(guard.state_dict())
+    with pytest.raises(
+        RuntimeError, match="step 14: in 10 steps in a row no group had a signal, .* is ruined"
+    ):
+        resumed.check(14, IDLE[0])
+    never = guard_of(tmp_path, max_idle=0)
+    for step in range(1, 100):
+        never.check(step, IDLE[0])
+
+
+@pytest.mark.slow
+def test_a_ruined_run_stops_and_keeps_its_best_checkpoint(clips: Path, tmp_path: Path) -> None:
+    ruin = ["optim.lr=1e6", "optim.warmup_steps=0", "optim.schedule=constant", "rollout.max_gap=0"]
+    often = ["eval.every_steps=1", "checkpoint.every_steps=1", "optim.max_idle_steps=4", "num_steps=20"]
+    with pytest.raises(SystemExit, match="in 4 steps in a row .* best held-out score of step 1;"):
+        run(tmp_path / "run", clips, *ruin, *often)
+    reset_process_state()
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) < 12 and rows[-1]["groups/no_signal"] == 1

@@ -19,7 +19,7 @@ from torch import nn
 
 from grpo.run import checkpoint
 from grpo.run.checkpoint import keep_json, keep_weights, restore, save
-from grpo.run.folder import checkpoint_steps
+from grpo.run.folder import best_checkpoint, checkpoint_steps
 from tests.support import tiny
 from tests.support.runs import reset_process_state
 
@@ -157,7 +157,7 @@ def test_the_best_held_out_score_is_kept_beside_the_newest(tmp_path: Path) -> No
     for step, score in ((1, 0.2), (2, 0.9), (3, None), (4, 0.9), (5, 0.0), (6, 0.0)):
         save(tmp_path, step, parts.accelerator, keep=2, score=score)
     # Of equals the earlier one: what follows may be ruined.
-    assert checkpoint_steps(tmp_path) == [2, 5, 6] and checkpoint.best(tmp_path) == 2
+    assert checkpoint_steps(tmp_path) == [2, 5, 6] and best_checkpoint(tmp_path) == 2
 
 
 class Planted:
