@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,27 @@ NEEDED = {
 }
 """What there has to be beside the weights, with the files that it may be in."""
 
+DESCRIPTION = re.compile(
+    r"(config|generation_config|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*processor_config)"
+    r"\.(json|jinja|txt|model)|LICENSE.*"
+)
+"""The names of what a model folder holds beside weights and notes."""
+
 
 def find_model_folder(model_path: str) -> Path:
     """The folder of a model with its config, which may be given by its name in the local hub cache; else ValueError."""
     folder = Path(model_path)
     return folder if (folder / "config.json").is_file() else _in_hub_cache(model_path)
+
+
+def copy_description(folder: Path, to: Path) -> None:
+    """Put a model folder's files beside its weights into another one, in the place of what is there."""
+    for file in to.iterdir():
+        if DESCRIPTION.fullmatch(file.name):
+            file.unlink()
+    for file in folder.iterdir():
+        if DESCRIPTION.fullmatch(file.name):
+            shutil.copyfile(file, to / file.name)
 
 
 def check_processor(folder: Path) -> None:

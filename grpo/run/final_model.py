@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -40,15 +39,15 @@ def save_final(
         if policy.has_adapters:
             save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
         if step is not None:
-            facts = {"step": step, "transformers": version("transformers")}
+            facts = {"step": step, "base": policy.family.path}
             (partial / TRAINING).write_text(json.dumps(facts, indent=2) + "\n")
         put_in_place(partial, folder)
 
 
 def _set_dtype(config_file: Path, dtype: torch.dtype) -> None:
-    """Write the weights' precision into a saved config, where transformers puts that of the live model."""
+    """Write the weights' precision into a config, by the names that it has there in old and new versions."""
     config = json.loads(config_file.read_text(encoding="utf-8"))
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if "dtype" in part:
-            part["dtype"] = str(dtype).removeprefix("torch.")
+        for name in part.keys() & {"dtype", "torch_dtype"}:
+            part[name] = str(dtype).removeprefix("torch.")
     config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -84,7 +84,7 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_a_gradient_far_above_the_median_is_noted_with_the_groups_of_most_weight(tmp_path: Path) -> None:
-    guard = Guard(tmp_path, max_skipped=0, spike_factor=10, process=0)
+    guard = Guard(tmp_path, max_skipped=0, max_idle=0, spike_factor=10, process=0)
     rows = packed(seven_groups(), tokens_per_row=60)
     assert len(rows) > 2 and any(len(row.prompts) > 1 for row in rows)
     for norm in (1.0, 50.0, *[2.0] * 9):  # the first 10 have nothing to be compared with
@@ -140,9 +140,9 @@ def spoil_updates(monkeypatch: pytest.MonkeyPatch, *, only_second: bool) -> None
     steps: list[int] = []
     update, row_loss = Learner.update, losses.row_loss
 
-    def counted(self: Learner, *arguments: Any) -> UpdateResult:
+    def counted(self: Learner, *arguments: Any, **options: Any) -> UpdateResult:
         steps.append(1)
-        return update(self, *arguments)
+        return update(self, *arguments, **options)
 
     def spoiled_loss(*arguments: Any, **options: Any) -> tuple[torch.Tensor, Metrics]:
         loss, metrics = row_loss(*arguments, **options)
@@ -166,7 +166,7 @@ def test_two_processes_skip_together_what_is_not_finite_in_one(kind: str, tmp_pa
 
 
 def test_only_the_process_with_a_bad_row_names_rows_and_each_once(tmp_path: Path) -> None:
-    guard = Guard(tmp_path / "bad_rows", max_skipped=9, spike_factor=0, process=0)
+    guard = Guard(tmp_path / "bad_rows", max_skipped=9, max_idle=0, spike_factor=0, process=0)
     rows = packed(text_groups(), tokens_per_row=30)
     assert guard.watch(1, UpdateResult(norms=[math.nan]), rows, is_blamed=True) == []
     twice = UpdateResult(norms=[math.nan, math.nan], bad_rows=[rows[1], rows[1]])

@@ -24,6 +24,7 @@ from grpo.groups import Prompt, Sample
 from grpo.media.clip import Clip
 from grpo.media.sampling import PatchShape
 from grpo.policy.families.prompt_text import Wording, user_text
+from grpo.policy.model_folder import copy_description, find_model_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +116,13 @@ class ModelFamily:
             return self.model_class(copy.deepcopy(self.config))
 
     def save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write weights as a model folder, whatever form they are trained in."""
-        model = self.outline()
-        model.generation_config = GenerationConfig.from_pretrained(self.path)
-        model.save_pretrained(folder, state_dict=weights)
-        self.processor.save_pretrained(folder)
+        """Write weights as a model folder, whatever form they are trained in.
+
+        All other files are those of the family's folder: an older transformers that loads that one loads this one,
+        while it would not take the config and the tokenizer that a newer one writes.
+        """
+        self.outline().save_pretrained(folder, state_dict=weights)
+        copy_description(find_model_folder(self.path), folder)
 
     def part_of(self, name: str) -> Part:
         """Return the part of the model that a module or weight belongs to."""
