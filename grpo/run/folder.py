@@ -80,7 +80,7 @@ class RunDir:
 
     @property
     def media_file(self) -> Path:
-        return self.path / "media.json"
+        return self.path / "media_files.json"
 
     @property
     def bad_rows(self) -> Path:

@@ -1,4 +1,4 @@
-"""The media files that a run began with, and whether they still are the same: `media.json` in the run's folder.
+"""The media files that a run began with, and whether they still are the same: `media_files.json` in the run's folder.
 
 A file that was replaced under a run would give its questions other frames, without a word. It is named, and loses its
 groups.

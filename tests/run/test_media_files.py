@@ -85,12 +85,14 @@ def test_images_are_known_by_the_first_and_the_last_and_a_folder_by_its_list(tmp
 
 
 def test_what_is_known_is_stored(video: Path, tmp_path: Path) -> None:
-    media, file = learned([str(video)]), tmp_path / "media.json"
+    media, file = learned([str(video)]), tmp_path / "media_files.json"
     media.write(file)
     assert MediaFiles.read(file).known == media.known and not MediaFiles.read(tmp_path / "none").known
     for damaged in (b"", b"[]", b'{"a": 1}', b'{"a": ["x", 1, 2]}', b"\xff"):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"run_dir: .*media.json: .*put it back, or remove it") as caught:
+        with pytest.raises(
+            ValueError, match=r"run_dir: .*media_files.json: .*put it back, or remove it"
+        ) as caught:
             MediaFiles.read(file)
         assert "\n" not in str(caught.value)
 
