@@ -42,8 +42,8 @@ def test_a_run_leaves_everything_about_itself_in_its_folder(reference_run: Refer
     assert expected <= rows[1].keys()
     assert sorted(path.name for path in (folder / "rollouts").iterdir())[0] == "step_000001.parquet"
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "manifest.json", "media_files.json", "metrics.jsonl", "rollouts", "answers", "checkpoints", "final",
-        "curves.png",
+        "config.yaml", "manifest.json", "media_files.json", "metrics.jsonl", "rollouts", "answers", "checkpoints",
+        "final", "curves.png",
     }  # fmt: skip
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["packages"]["torch"] == torch.__version__ and len(manifest["data"]) == 2
