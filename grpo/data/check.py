@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
@@ -28,12 +28,9 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
         if (source := sample.clip_source) is not None
     }
     distinct = list(reversed(clips.values()))
-    lacking = [(problem, source) for sample, source in distinct if (problem := missing_media(sample))]
-    if lacking:
-        problem, source = lacking[0]
-        more = f" ({len(lacking) - 1} more clips lack files; egogrpo doctor names all)"
-        hints = _elsewhere(missing_files(source)[0]) + (more if len(lacking) > 1 else "")
-        raise NoSuchFile(problem.source, problem.reason + hints)
+    if problems := missing_media(sample for sample, _ in distinct):
+        more = f" ({len(problems) - 1} more clips lack files; egogrpo doctor names all)"
+        raise NoSuchFile(problems[0].source, problems[0].reason + (more if len(problems) > 1 else ""))
     if not distinct or num_probes < 1:
         return
     # Imported late: without PyAV, text-only data can still be read.
@@ -47,14 +44,20 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
             raise MediaError(f"{sample.source}: {error}") from None
 
 
-def missing_media(sample: Sample) -> NoSuchFile | None:
-    """The error for a sample whose video, or one of whose images, is not there."""
-    missing = missing_files(sample.clip_source) if sample.clip_source else []
-    if not missing:
-        return None
-    what = "image" if sample.clip_source and sample.clip_source.video is None else "video file"
-    others = f" (and {len(missing) - 1} more of its images)" if len(missing) > 1 else ""
-    return NoSuchFile(sample.source, f"sample {sample.id}: no such {what}: {missing[0]}{others}")
+def missing_media(samples: Iterable[Sample]) -> list[NoSuchFile]:
+    """The errors for samples whose video, or one of whose images, is not there.
+
+    The first says where a file of its name is, if a path could start from another folder.
+    """
+    problems: list[NoSuchFile] = []
+    for sample in samples:
+        if sample.clip_source and (missing := missing_files(sample.clip_source)):
+            what = "image" if sample.clip_source.video is None else "video file"
+            others = f" (and {len(missing) - 1} more of its images)" if len(missing) > 1 else ""
+            hint = "" if problems else _elsewhere(missing[0])
+            reason = f"sample {sample.id}: no such {what}: {missing[0]}{others}{hint}"
+            problems.append(NoSuchFile(sample.source, reason))
+    return problems
 
 
 def _elsewhere(path: str) -> str:

@@ -13,12 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grpo.data.errors import DataError
 
 SAVED = ("state.json", "dataset_dict.json")
 """The files that `save_to_disk` leaves in the folder of a data set, and of several splits."""
 SIGNATURES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|RIFF|\x1aE\xdf\xa3|.{4}ftyp", re.DOTALL)
 """The first bytes of images and videos."""
+SPECIAL = re.compile(r"binary|\bfloat\b")
+"""The types of columns whose values are not taken as they are; those of single precision are called float."""
+LARGEST_SINGLE = 3.4e38
 ROWS_AT_ONCE = 256
 
 
@@ -63,13 +68,16 @@ def _saved(folder: Path) -> Iterator[Any]:
 
 def _plain_rows(tables: Iterator[Any], media: Path) -> Iterator[dict[str, Any]]:
     for table in tables:
-        has_bytes = "binary" in str(table.schema)
-        for row in _decimals(table).to_pylist():
-            yield _without_bytes(row, media) if has_bytes else row
+        special = [field.name for field in table.schema if SPECIAL.search(str(field.type))]
+        for row in table.to_pylist():
+            yield row | {name: _plain(row[name], media) for name in special}
 
 
-def _without_bytes(value: Any, media: Path) -> Any:
-    """The value with the path of a file in place of each image or video; other bytes stay, to be refused by name."""
+def _plain(value: Any, media: Path) -> Any:
+    """The value with paths in place of images and videos, and single-precision numbers as the decimals that they mean.
+
+    Such a 2.7 is 2.700000047683716 in double precision. Other bytes stay, to be refused by name.
+    """
     match value:
         case {"bytes": bytes(content), "path": _}:
             return _written(content, media)
@@ -77,10 +85,12 @@ def _without_bytes(value: Any, media: Path) -> Any:
             return path
         case bytes() if SIGNATURES.match(value):
             return _written(value, media)
+        case float() if abs(value) < LARGEST_SINGLE and (single := np.float32(value)) == value:
+            return float(str(single))
         case dict():
-            return {key: _without_bytes(part, media) for key, part in value.items()}
+            return {key: _plain(part, media) for key, part in value.items()}
         case list():
-            return [_without_bytes(part, media) for part in value]
+            return [_plain(part, media) for part in value]
     return value
 
 
@@ -96,31 +106,3 @@ def _written(content: bytes, media: Path) -> str:
         except OSError as error:
             raise DataError(str(media), f"embedded media can't be written here: {error.strerror}") from None
     return str(path.absolute())
-
-
-def _decimals(table: Any) -> Any:
-    """The table with its single-precision numbers as the shortest decimals that mean them.
-
-    Its 2.7, for example, is 2.700000047683716 in double precision.
-    """
-    import pyarrow as pa
-
-    for index, field in enumerate(table.schema):
-        texts, decimals = (_with_numbers(field, number) for number in (pa.string(), pa.float64()))
-        if texts != field:
-            table = table.set_column(index, decimals, table[index].cast(texts.type).cast(decimals.type))
-    return table
-
-
-def _with_numbers(field: Any, number: Any) -> Any:
-    """The column's field with this type in place of single precision, in lists and structures too."""
-    import pyarrow as pa
-
-    kind = field.type
-    if kind == pa.float32():
-        return field.with_type(number)
-    if pa.types.is_list(kind):
-        return field.with_type(pa.list_(_with_numbers(kind.value_field, number)))
-    if pa.types.is_struct(kind):
-        return field.with_type(pa.struct([_with_numbers(part, number) for part in kind]))
-    return field

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo.commands.doctor.records import examine
 from grpo.data import READERS, check_media
 from grpo.data.errors import BadRecords
 from grpo.data.jsonl import read_jsonl
@@ -20,6 +21,7 @@ from tests.support.readers import (
     NATIVE,
     NEXTQA,
     Record,
+    touch,
     write_json,
     write_nextqa,
 )
@@ -161,3 +163,12 @@ def test_a_path_that_starts_from_another_folder_says_where_its_file_is(
     assert refusal("media/two.mp4").endswith("/media/two.mp4")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert f"there is {tmp_path}/elsewhere/media/two.mp4" in refusal("media/two.mp4")
+
+
+def test_the_doctor_says_once_where_files_are(tmp_path: Path) -> None:
+    touch(tmp_path / "clips/one.mp4")
+    lines = "\n".join(json.dumps(NATIVE | {"id": name}) for name in "ab")
+    samples = read_jsonl(write_json(tmp_path / "sets/a.jsonl", lines))
+    [first, second], _ = examine(samples, None, num_clips=0, num_workers=1)
+    assert str(first).endswith("set media_root to the folder that the paths start from")
+    assert str(second).endswith(f"no such video file: {tmp_path}/sets/clips/one.mp4")

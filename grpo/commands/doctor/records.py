@@ -97,7 +97,7 @@ def examine(
     num_clips: the number of clips, spread evenly, that are opened; None: all. planner: None where there is no model;
     then there are no plans.
     """
-    problems: list[DataError] = [*filter(None, map(missing_media, samples))]
+    problems: list[DataError] = [*missing_media(samples)]
     lacking = {problem.source for problem in problems}
     present = [sample for sample in samples if sample.source not in lacking]
     opened = spread_clips(present, num_clips)
