@@ -27,7 +27,7 @@ VAGUE_THOUGHTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exchange:
-    """What is asked after the video, and what the policy is to reply."""
+    """A request that follows the video, and the reply that the policy is to give."""
 
     request: str
     reply: str
