@@ -8,11 +8,13 @@ dataset column to the samples. Exit status 1 if something is wrong.
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -24,7 +26,7 @@ from grpo.groups import Group, RewardFailure
 from rewards import hostile
 from rewards.scoring.calling import failures_in, run
 from rewards.scoring.loading import load_reward
-from rewards.scoring.runner import load_rewards
+from rewards.scoring.runner import RewardSet, load_rewards, probe_groups
 from rewards.scoring.specs import Outcome, Reward, RewardSpec, WorkerSettings
 
 LABELS = {text: label for label, text in hostile.COMPLETIONS.items()}
@@ -62,18 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         args, columns = read_arguments(options.args)
+        name = options.fn.rpartition(":")[2]
         spec = RewardSpec(fn=options.fn, args=args, timeout_s=options.timeout_s)
-        reward = load_reward(options.fn.rpartition(":")[2], spec)
+        # At first in a process of its own: the import may end it, and so may a call.
+        with closing(load_rewards({name: spec}, WorkerSettings())) as rewards:
+            groups = probe_groups(rewards.rewards[0], columns=columns)
+            uncontained = containment(rewards, groups)
+        reward = load_reward(name, spec)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    placeholders = dict.fromkeys(reward.columns, "B")
-    groups = [
-        hostile.with_counterfactuals(group, reward.counterfactuals)
-        for group in hostile.groups(placeholders | columns)
-    ]
-    groups = [hostile.first_two(groups[0])] if reward.is_expensive else groups
-    uncontained = containment(reward, groups)
     findings, tracebacks = ([uncontained], []) if uncontained else check_reward(reward, groups)
     print(f"{options.fn}, called {CALLED[reward.calling]}\n")
     print("\n".join(f"{MARKS[each.ok]}  {each.check:<20}  {each.detail}" for each in findings))
@@ -98,15 +98,12 @@ def read_dotlist(arguments: list[str]) -> dict[str, Any]:
     return cast(dict[str, Any], read)
 
 
-def containment(reward: Reward, groups: Sequence[Group]) -> Finding | None:
-    """What is wrong if the reward hangs or ends its process; looked at in a process of its own, as in a run."""
-    rewards = load_rewards({reward.name: reward.spec}, WorkerSettings())
+def containment(rewards: RewardSet, groups: Sequence[Group]) -> Finding | None:
+    """What is wrong if the reward hangs or ends its process, as in a run."""
     try:
         tables = rewards.scoring(in_step=False).tables(groups)
     except ValueError:  # it can't be made: the checks that follow say why
         return None
-    finally:
-        rewards.close()
     for group, table in zip(groups, tables, strict=True):
         for failure in table.failures:
             if failure.kind != "raised":
@@ -117,21 +114,41 @@ def containment(reward: Reward, groups: Sequence[Group]) -> Finding | None:
 
 def check_reward(reward: Reward, groups: Sequence[Group]) -> tuple[list[Finding], list[str]]:
     """The table, and the traceback of the first failure if there is one."""
-    run(reward, groups[0])  # what is loaded on first use is not what a call takes
-    first, seconds = timed_run(reward, groups)
-    second = [run(reward, group) for group in groups]
-    backward = [run_permuted(reward, group, reversed_order) for group in groups]
-    shuffled = [run_permuted(reward, group, shuffled_order) for group in groups]
+    # A copy of a class's reward makes another object, which remembers nothing.
+    run(replace(reward), groups[0])  # what is loaded on first use is not what a call takes
+    asked, other, *permuted = (replace(reward) for _ in range(4))
+    first, seconds = timed_run(asked, groups)
+    second = [run(other, group) for group in groups]
+    backward, shuffled = (
+        [run_permuted(each, group, order_of) for group in groups]
+        for each, order_of in zip(permuted, (reversed_order, shuffled_order), strict=True)
+    )
     order = "ignores the others" if reward.calling == "rollout" else "follows the order"
     findings = [
         survival(groups, first),
-        of_a_state(reward, sameness("deterministic", groups, first, [second])),
-        of_a_state(reward, sameness(order, groups, first, [backward, shuffled])),
+        sameness("deterministic", groups, first, [second]),
+        sameness(order, groups, first, [backward, shuffled]),
         value_range(first),
         Finding("time", bool(values_in(first)) or None, time_per_call(seconds)),
     ]
+    if reward.has_state:
+        memory = sameness("memory", groups, first, [[run(asked, group) for group in groups]])
+        findings = with_memory(findings, memory, is_class=inspect.isclass(reward.fn))
     failures = [failure for outcomes in first for failure in failures_in(outcomes)]
     return findings, [failure.traceback for failure in failures[:1]]
+
+
+def with_memory(findings: Sequence[Finding], memory: Finding, *, is_class: bool) -> list[Finding]:
+    """The findings about an object. One that remembers what it saw may follow the order; made anew, as only a class
+    can be, it has to give the same values."""
+    if memory.ok is not False:
+        return [*findings, replace(memory, detail=f"none: {memory.detail}")]
+    survived, deterministic, order, *others = findings
+    if deterministic.ok is False and not is_class:
+        deterministic = replace(deterministic, ok=None)
+    order = replace(order, ok=order.ok or None)
+    remembers = f"it remembers what it saw: {memory.detail}"
+    return [survived, deterministic, order, *others, Finding("memory", None, remembers)]
 
 
 def timed_run(reward: Reward, groups: Sequence[Group]) -> tuple[list[list[Outcome]], dict[str, float]]:
@@ -204,13 +221,6 @@ def sameness(
     return Finding(
         check, True, "the same values in any order" if len(others) > 1 else "the same values twice"
     )
-
-
-def of_a_state(reward: Reward, finding: Finding) -> Finding:
-    """An object may remember what it saw: that its values differ is then no mistake."""
-    if not reward.has_state or finding.ok is not False:
-        return finding
-    return replace(finding, ok=None, detail=f"an object may remember: {finding.detail}")
 
 
 def same(a: Outcome, b: Outcome) -> bool:

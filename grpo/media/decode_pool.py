@@ -76,7 +76,7 @@ class DecodePool:
             thread.join()
 
     def _serve_all(self) -> None:
-        """Read clips from the queue until it holds None; one thread per worker runs this."""
+        """Read clips from the queue, one after another; a None in it, as `close` puts there, ends the thread."""
         while (asked := self._queue.get()) is not None:
             self._serve(*asked)
 

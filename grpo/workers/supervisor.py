@@ -48,7 +48,7 @@ HEARTBEAT_S = 5.0
 GRACE_S = 1.0
 """The seconds within which an event loop has to answer that it has cancelled calls."""
 STUCK_S = 0.5
-"""The seconds without a free worker after which a function with no call under way gets a new worker."""
+"""The seconds for which no worker became free, after which a function whose calls all wait gets a worker of its own."""
 IDLE_S = 600.0
 """The seconds without a call after which a worker above base_workers is ended."""
 MAX_ASYNC_CALLS = 64
@@ -59,8 +59,9 @@ class Limits(NamedTuple):
     """The limits on the number and the size of workers."""
 
     base_workers: int
-    """The number of workers that is exceeded only while all of them wait for something."""
+    """The number of workers at the start; there are more only while these wait for something, or hang."""
     max_workers: int
+    """The most workers, beside one for each function that would have none, since others hang in all of them."""
     memory_bytes: float
     """The memory that a worker and what its calls have started may hold; above it, all of these are killed."""
 
@@ -282,15 +283,17 @@ class Supervisor:
     def _grow(self, now: float) -> None:
         """Raise the number of workers where calls wait while all workers sleep, or while none becomes free."""
         shared, running = self._shared(), self._running()
-        is_short = self._next(running) is not None and not any(worker.is_free for worker in shared)
-        if not is_short or len(shared) < self.num_wanted or len(shared) >= self.limits.max_workers:
+        next_up = self._next(running)
+        is_short = next_up is not None and not any(worker.is_free for worker in shared)
+        if not is_short or len(shared) < self.num_wanted:
             self.were_sleeping = False
             return
-        sleep_now = are_sleeping([worker.pid for worker in shared])
+        most = self.limits.max_workers
+        sleep_now = len(shared) < most and are_sleeping([worker.pid for worker in shared])
         is_stuck = now - max(worker.changed_at for worker in shared) > STUCK_S
         if sleep_now and self.were_sleeping and has_free_memory():
-            self.num_wanted = min(4 * len(shared), self.limits.max_workers)
-        elif is_stuck and any(not running[index] for index in self._waiting()):
+            self.num_wanted = min(4 * len(shared), most)
+        elif is_stuck and len(shared) < most + len(self.functions) and not running[next_up]:
             self.num_wanted += 1
         self.were_sleeping = sleep_now
 
@@ -301,19 +304,11 @@ class Supervisor:
         """Count the workers without a home that run each function."""
         return Counter(call.function for worker in self._shared() for call, _ in worker.calls.values())
 
-    def _waiting(self) -> list[int]:
-        """Return the places of the functions without a home that have calls waiting."""
-        return [i for i, each in enumerate(self.functions) if self.queues[i] and not each.is_resident]
-
     def _next(self, running: Counter[int]) -> int | None:
-        """Return the place of the function whose turn it is: the one with the fewest calls under way.
-
-        No function gets all workers, so that the others still run where one hangs in each of its workers.
-        """
-        is_alone = sum(not function.is_resident for function in self.functions) == 1
-        most = self.limits.max_workers if is_alone else max(1, 3 * self.limits.max_workers // 4)
-        allowed = [index for index in self._waiting() if running[index] < most]
-        return min(allowed, key=lambda index: (running[index], self.queues[index][0].id), default=None)
+        """Return the place of the function whose turn it is: of those with calls waiting and without a home, the one
+        with the fewest calls under way."""
+        waiting = [i for i, each in enumerate(self.functions) if self.queues[i] and not each.is_resident]
+        return min(waiting, key=lambda index: (running[index], self.queues[index][0].id), default=None)
 
     def _dispatch(self) -> None:
         for index, function in enumerate(self.functions):
@@ -343,7 +338,9 @@ class Supervisor:
     def _fork(self, home: int | None) -> Worker | None:
         try:
             (ours, theirs), pid = Pipe(), os.fork()
-        except OSError:  # the machine has no room for a process at the moment: the call waits
+        except (
+            OSError
+        ):  # the machine has no memory or process id left: the call stays in its queue, to be tried again
             return None
         if pid == 0:
             for each in (

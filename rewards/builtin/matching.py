@@ -203,6 +203,6 @@ def word_error_rate(wanted: Sequence[str], got: Sequence[str]) -> float:
 
 
 def same_text(content: str, answers: Sequence[str]) -> bool:
-    """Equal to one of them up to case, white space, form of Unicode and marks around the whole."""
+    """Whether the content is one of the answers, up to case, white space, form of Unicode and marks around it."""
     wanted = [normalise(answer) for answer in answers]
     return any(normalise(layer) in wanted for layer in layers(content))

@@ -21,7 +21,7 @@ from grpo.workers.pool import CallFailed, CallFuture, Pool, PoolLost
 from grpo.workers.worker import Function
 from rewards.scoring.calling import Failed, Result, TrainerState, call, call_async, raised
 from rewards.scoring.loading import is_builtin, load_reward
-from rewards.scoring.payloads import FramesNeeded, Payloads, load_rollouts
+from rewards.scoring.payloads import FramesNeeded, Payloads, load_parts
 from rewards.scoring.specs import Reward, RewardSpec, WorkerSettings
 
 QUICK_S, QUICK_LIMIT_S = 0.05, 0.5
@@ -114,14 +114,14 @@ class Calls:
         with_frames = job.reward_index in self._read_frames
         try:
             parts = [[each] for each in rollouts] if reward.calling == "rollout" else [rollouts]
-            places = [job.payloads.place_of(part, with_frames=with_frames) for part in parts]
+            place = job.payloads.place_of(parts, with_frames=with_frames)
         except Exception as error:  # a column that can't be sent
             job.fill(indices, [raised(error)] * len(indices))
             return
         limit_s = QUICK_LIMIT_S if is_several else None
         if reward.has_state and not reward.is_async:
             limit_s = OBJECT_FRAC * reward.spec.timeout_s
-        args = (places, job.state)
+        args = (place, job.state)
         future = pool.submit(job.reward_index, args, limit_s=limit_s, label=f"rewards.{reward.name}")
         job.calls.append(future)
         future.add_done_callback(partial(self._take, pool, job, indices))
@@ -214,11 +214,11 @@ def load_functions(specs: Mapping[str, RewardSpec]) -> list[Function]:
     return functions
 
 
-def _score(reward: Reward, args: tuple[Sequence[Place], TrainerState]) -> Scored | None:
+def _score(reward: Reward, args: tuple[Place, TrainerState]) -> Scored | None:
     """The results of one call; None if the reward looks at frames, which it was not known to do."""
-    (places, state), results, seconds = args, [], 0.0
-    for place in places:
-        rollouts, began = load_rollouts(place), time.monotonic()
+    (place, state), results, seconds = args, [], 0.0
+    for rollouts in load_parts(place):
+        began = time.monotonic()
         try:
             results += call(reward, rollouts, state)
         except FramesNeeded:
@@ -227,11 +227,12 @@ def _score(reward: Reward, args: tuple[Sequence[Place], TrainerState]) -> Scored
     return results, seconds
 
 
-async def _score_async(reward: Reward, args: tuple[Sequence[Place], TrainerState]) -> Scored | None:
-    """The results of one call of a coroutine, for rollouts in one place; None as for `_score`."""
-    ([place], state), began = args, time.monotonic()
+async def _score_async(reward: Reward, args: tuple[Place, TrainerState]) -> Scored | None:
+    """The results of one call of a coroutine; None as for `_score`."""
+    (place, state), began = args, time.monotonic()
+    [rollouts] = load_parts(place)
     try:
-        results = await call_async(reward, load_rollouts(place), state)
+        results = await call_async(reward, rollouts, state)
     except FramesNeeded:
         return None
     return results, time.monotonic() - began

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any, NoReturn
@@ -22,22 +22,26 @@ class FramesNeeded(BaseException):
 
 
 class Payloads:
-    """The rollouts of some groups, which live as long as this: each pickled once, and a clip's frames once for all."""
+    """The rollouts of some groups, which live as long as this: pickled once, and a clip's frames once for all."""
 
     def __init__(self) -> None:
         self._file, self._lock = MemoryFile(), Lock()
-        self._places: dict[tuple[int, ...], Place] = {}
+        self._places: dict[tuple[Any, ...], Place] = {}
         self._frames: dict[int, partial[Any]] = {}
 
-    def place_of(self, rollouts: Sequence[Rollout], *, with_frames: bool) -> Place:
-        """The place where a worker finds these rollouts. Without frames they are a hundredth of the size."""
-        key = (with_frames, *map(id, rollouts))
+    def place_of(self, parts: Sequence[Sequence[Rollout]], *, with_frames: bool) -> Place:
+        """The place where a worker finds what a reward is to be called with, once for each part.
+
+        Without frames it is a hundredth of the size.
+        """
+        key = (with_frames, *(tuple(map(id, rollouts)) for rollouts in parts))
         with self._lock:
             if key not in self._places:
                 buffer = io.BytesIO()
-                pickler = pickle.Pickler(buffer, protocol=5)
-                pickler.dispatch_table = {Clip: self._reduce if with_frames else _reduce_to_facts}
-                pickler.dump(rollouts)
+                for rollouts in parts:
+                    pickler = pickle.Pickler(buffer, protocol=5)
+                    pickler.dispatch_table = {Clip: self._reduce if with_frames else _reduce_to_facts}
+                    pickler.dump(rollouts)
                 self._places[key] = self._file.append(buffer.getbuffer())
             return self._places[key]
 
@@ -55,9 +59,11 @@ class Payloads:
         return Clip, (clip.facts, self._frames[id(clip)])
 
 
-def load_rollouts(place: Place) -> Sequence[Rollout]:
-    """The rollouts in that place, made anew, so that no reward sees what another has changed."""
-    return pickle.loads(read(place))
+def load_parts(place: Place) -> Iterator[Sequence[Rollout]]:
+    """The parts in that place, made anew one by one, so that no call sees what another has changed."""
+    stream = io.BytesIO(read(place))
+    while stream.tell() < place.size:
+        yield pickle.load(stream)
 
 
 def _reduce_to_facts(clip: Clip) -> tuple[Any, tuple[Any, ...]]:

@@ -18,6 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from grpo.groups import Group, RewardFailure, RewardTable, Sample
 from grpo.workers.pool import Pool
@@ -89,9 +90,10 @@ class RewardSet:
         return self.calls.num_deaths
 
     def scoring(self, step: int = 0, *, in_step: bool = True) -> Scoring:
-        """A step's scoring, to which groups are added as they come.
+        """The scoring of a step's groups, which are added to it as they come.
 
-        in_step: the time limits are for all of it, since a step waits; else for each value after another.
+        in_step: whether a step waits. A reward's time limit is then for all its values together, from the moment that
+        they are waited for; otherwise for each value, from the one before.
         """
         return Scoring(self, step, in_step=in_step)
 
@@ -251,11 +253,14 @@ def make_table(
     return RewardTable(columns=columns, parts=parts, totals=totals, failures=tuple(failures))
 
 
-def probe_groups(reward: Reward, samples: Sequence[Sample] | None) -> list[Group]:
-    """What a reward is probed with. A TRL reward gets a string in each column that it cannot do without."""
+def probe_groups(
+    reward: Reward, samples: Sequence[Sample] | None = None, columns: Mapping[str, Any] | None = None
+) -> list[Group]:
+    """What a reward is probed with: hostile completions of these samples, or of synthetic ones with these columns. A
+    TRL reward gets a string in each column that it cannot do without."""
     if samples is not None:
         groups = [group for sample in samples for group in hostile.groups_of(sample)]
     else:
-        groups = hostile.groups(dict.fromkeys(reward.columns, "B"))
+        groups = hostile.groups(dict.fromkeys(reward.columns, "B") | (columns or {}))
     groups = [hostile.with_counterfactuals(group, reward.counterfactuals) for group in groups]
     return [hostile.first_two(groups[0])] if reward.is_expensive else groups

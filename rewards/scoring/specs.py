@@ -59,8 +59,9 @@ class WorkerSettings:
     """The processes that rewards run in."""
 
     max_workers: Annotated[int, Ge(0)] = 64
-    """The most workers at once; there are more than a few only while all wait for something. 0: rewards run in the
-    trainer's own process, one after another and without time limits, where a debugger can follow them."""
+    """The most workers at once; there are more than a few only while all wait for something. A reward that has none,
+    since others hang in all of them, gets one more. 0: rewards run in the trainer's own process, one after another and
+    without time limits, where a debugger can follow them."""
     memory_gib: Annotated[float, Gt(0)] = 4.0
     """A worker that holds more, with the processes that its rewards have started, is killed with all of these, and
     what it did counts as failed."""

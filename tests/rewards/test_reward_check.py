@@ -11,6 +11,8 @@ import pytest
 from rewards.check import main
 
 ROOT = Path(__file__).parents[2]
+REMEMBERS = "-      memory                it remembers what it saw: "
+FORGETS = "ok     memory                none: the same values twice"
 
 FLAWED = """
 import random
@@ -44,6 +46,32 @@ class Remembers:
     def __call__(self, rollout):
         self.calls += 1
         return float(self.calls % 1000)
+
+
+made_before = Remembers()
+
+
+class Novelty:
+    def __init__(self):
+        self.seen = set()
+
+    @reward
+    def __call__(self, rollout):
+        is_new = rollout.text not in self.seen
+        self.seen.add(rollout.text)
+        return float(is_new)
+
+
+class Flat:
+    @reward
+    def __call__(self, rollout):
+        return 0.5
+
+
+class Moody:
+    @reward
+    def __call__(self, rollout):
+        return random.random()
 
 
 @group_reward
@@ -186,7 +214,32 @@ def test_a_reward_that_ends_its_process_ends_the_check_with_a_line(
     assert wrong_lines(out) == ["hangs or dies"] and detail in out
 
 
-def test_an_object_that_remembers_is_not_called_wrong(flawed: Path) -> None:
-    done = check(f"{flawed}:Remembers")
-    assert done.returncode == 0 and wrong_lines(done.stdout) == []
-    assert "-      deterministic" in done.stdout and "an object may remember: " in done.stdout
+@pytest.mark.parametrize(
+    ("fn", "wrong", "lines"),
+    [
+        ("Remembers", [], ["ok     deterministic", "-      ignores the others", REMEMBERS, "1 to "]),
+        (
+            "Novelty",
+            [],
+            ["ok     deterministic", "-      ignores the others", REMEMBERS, "0 to 1; None for 0"],
+        ),
+        ("Flat", [], ["ok     deterministic", "ok     ignores the others", FORGETS, "no signal here"]),
+        ("Moody", ["deterministic", "ignores the others"], ["-      memory"]),
+        ("made_before", [], ["-      deterministic", REMEMBERS]),
+    ],
+)
+def test_a_class_with_a_memory_is_told_from_one_without_signal(
+    flawed: Path, fn: str, wrong: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"{flawed}:{fn}"]) == bool(wrong)
+    out = capsys.readouterr().out
+    assert wrong_lines(out) == wrong
+    assert all(line in out for line in lines), out
+
+
+def test_a_file_whose_import_ends_its_process_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ends.py").write_text("import os; os._exit(3)")
+    assert main([f"{tmp_path}/ends.py:fn"]) == 1
+    assert "rewards fn can't be started" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def check(task: Task, right: str, content: str, *, strict: float, tolerant: floa
     + ["**B**", "*B*", "__B__", "_B_", "`B`", '"B"', "“B”", "'B'", "「B」", "**B.**", "**B**.", "**(B)**", "**[B]**"]
     + ["**B.** a knife", "**B**: a knife", "**B** - a knife", "**B. a knife**", "(B) **a knife**", "**B** a knife"]
     + [r"\boxed{B}", r"\boxed{\text{B}}", r"$\boxed{\text{B}}$", r"\text{B}", r"\textbf{B}", r"\mathrm{B}", "$B$"]
-    + [r"\(B\)", r"\[ \boxed{B} \]", r"\boxed{(B)}", r"\boxed{B. a knife}", r"\boxed{B}: a knife"]
+    + ["【B】", r"\(B\)", r"\[ \boxed{B} \]", r"\boxed{(B)}", r"\boxed{B. a knife}", r"\boxed{B}: a knife"]
     + [r"\boxed{\textbf{\text{B}}}", r"**\boxed{B}**", r"\boxed{B}."]
     + ["a knife", "A KNIFE", "a knife.", "ａ　ｋｎｉｆｅ", "**a knife**", r"\boxed{a knife}", "a\u00a0knife"],
 )  # fmt: skip
