@@ -224,7 +224,7 @@ def test_a_reward_that_ends_its_process_ends_the_check_with_a_line(
             ["ok     deterministic", "-      ignores the others", REMEMBERS, "0 to 1; None for 0"],
         ),
         ("Flat", [], ["ok     deterministic", "ok     ignores the others", FORGETS, "no signal here"]),
-        ("Moody", ["deterministic", "ignores the others"], ["-      memory"]),
+        ("Moody", ["deterministic"], ["-      ignores the others", "-      memory"]),
         ("made_before", [], ["-      deterministic", REMEMBERS]),
     ],
 )
