@@ -293,7 +293,7 @@ class Supervisor:
         is_stuck = now - max(worker.changed_at for worker in shared) > STUCK_S
         if sleep_now and self.were_sleeping and has_free_memory():
             self.num_wanted = min(4 * len(shared), most)
-        elif is_stuck and len(shared) < most + len(self.functions) and not running[next_up]:
+        elif is_stuck and len(shared) < most + len(self.functions) and next_up not in running:
             self.num_wanted += 1
         self.were_sleeping = sleep_now
 

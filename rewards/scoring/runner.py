@@ -261,6 +261,6 @@ def probe_groups(
     if samples is not None:
         groups = [group for sample in samples for group in hostile.groups_of(sample)]
     else:
-        groups = hostile.groups(dict.fromkeys(reward.columns, "B") | (columns or {}))
+        groups = hostile.groups({**dict.fromkeys(reward.columns, "B"), **(columns or {})})
     groups = [hostile.with_counterfactuals(group, reward.counterfactuals) for group in groups]
     return [hostile.first_two(groups[0])] if reward.is_expensive else groups

@@ -97,11 +97,16 @@ def test_workers_that_are_killed_by_others_cost_no_call(make_pool: MakePool) -> 
         assert [future.result(60) for future in futures] == [number**2 for number in range(200)]
 
 
-def test_a_function_that_hangs_in_all_workers_leaves_others_one(make_pool: MakePool) -> None:
-    pool = make_pool(called.spin, called.square, base_workers=2, max_workers=8)
-    hanging = [pool.submit(0, 1000.0) for _ in range(20)]
-    wait_until(lambda: len(pool.pids) == 2)
-    assert pool.submit(1, 3).result(60) == 9
+@pytest.mark.parametrize(("num_hanging", "max_workers"), [(1, 8), (1, 1), (3, 2)])
+def test_functions_that_hang_in_all_workers_leave_others_one(
+    make_pool: MakePool, num_hanging: int, max_workers: int
+) -> None:
+    hang = [called.spin, called.sleep, called.ignore_sigterm][:num_hanging]
+    base = min(2, max_workers)
+    pool = make_pool(called.square, *hang, base_workers=base, max_workers=max_workers)
+    hanging = [pool.submit(1 + n % num_hanging, 1000.0) for n in range(20)]
+    wait_until(lambda: len(pool.pids) >= base)
+    assert pool.submit(0, 3).result(60) == 9
     pool.cancel(hanging)
 
 
