@@ -221,7 +221,7 @@ def test_a_reward_that_ends_its_process_ends_the_check_with_a_line(
         (
             "Novelty",
             [],
-            ["ok     deterministic", "-      ignores the others", REMEMBERS, "0 to 1; None for 0"],
+            ["ok     deterministic", "ok     ignores the others", REMEMBERS, "0 to 1; None for 0"],
         ),
         ("Flat", [], ["ok     deterministic", "ok     ignores the others", FORGETS, "no signal here"]),
         ("Moody", ["deterministic"], ["-      ignores the others", "-      memory"]),
