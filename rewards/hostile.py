@@ -109,11 +109,6 @@ def with_counterfactuals(group: Group, declared: Sequence[Counterfactual]) -> Gr
     return replace(group, rollouts=tuple(rollouts))
 
 
-def first_two(group: Group) -> Group:
-    """The group with its first two rollouts alone, for a reward whose calls cost something."""
-    return replace(group, rollouts=group.rollouts[:2])
-
-
 def synthetic_samples(columns: Mapping[str, Any]) -> list[Sample]:
     """One sample for each way in which samples differ: task, options, annotated moments, video or none."""
     choice = Sample(

@@ -72,7 +72,6 @@ class Pool:
         memory_gib: float = float("inf"),
     ) -> None:
         """Start the supervisor. name: of the processes, in messages. load: makes the functions, in the supervisor."""
-        self.printed: Callable[[str], None] = lambda text: print(text, file=sys.stderr, end="", flush=True)
         self.num_deaths = 0
         """The number of workers that ended neither by a time limit nor at this pool's wish."""
         self._name, self._load, self.memory_gib = name, load, memory_gib
@@ -191,10 +190,9 @@ class Pool:
 
     def _print(self, text: str) -> None:
         if self._print_room > 0:
-            self.printed(text[: self._print_room])
-            self._print_room -= len(text)
-            if self._print_room <= 0:
-                self.printed("\n(what is printed from here on is dropped)\n")
+            shown, self._print_room = text[: self._print_room], self._print_room - len(text)
+            end = "" if self._print_room > 0 else "\n(what is printed from here on is dropped)\n"
+            print(shown, file=sys.stderr, end=end, flush=True)
 
     def _replace_supervisor(self) -> None:
         """Start another supervisor, and send it the calls that have no value yet."""

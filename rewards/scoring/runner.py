@@ -18,6 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from grpo.groups import Group, RewardFailure, RewardTable, Sample
@@ -110,7 +111,7 @@ class RewardSet:
         """
         silent = []
         for index, reward in enumerate(self.rewards):
-            columns = self._outcomes(index, probe_groups(reward, samples))
+            columns = self.scoring(in_step=False).outcomes(index, probe_groups(reward, samples))
             if all(outcome is None for outcomes in columns for outcome in outcomes):
                 silent.append(reward.name)
             for outcomes in columns:
@@ -124,13 +125,6 @@ class RewardSet:
 
     def close(self) -> None:
         self.calls.close()
-
-    def _outcomes(self, reward_index: int, groups: Sequence[Group]) -> list[list[Outcome]]:
-        scoring = self.scoring(in_step=False)
-        jobs = [scoring.start(reward_index, group) for group in groups]
-        scoring.wait()
-        name = self.rewards[reward_index].name
-        return [outcomes_of(name, group, job.results) for group, job in zip(groups, jobs, strict=True)]
 
 
 class Scoring:
@@ -162,10 +156,12 @@ class Scoring:
         self.wait()
         return [self._table(group) for group in groups]
 
-    def start(self, reward_index: int, group: Group) -> Job:
-        """A job of one reward, for those who want no table."""
-        self._start([reward_index], group)
-        return self._jobs[self._key(group), reward_index]
+    def outcomes(self, reward_index: int, groups: Sequence[Group]) -> list[list[Outcome]]:
+        """What one reward comes to for each group, for those who want no tables."""
+        for group in groups:
+            self._start([reward_index], group)
+        self.wait()
+        return [self._outcomes_of(reward_index, group) for group in groups]
 
     def wait(self) -> None:
         """Wait until every job is done, or the time limit of its reward, counted from now, is over."""
@@ -224,10 +220,13 @@ class Scoring:
             if not self._num_left:
                 self._changed.notify()
 
+    def _outcomes_of(self, reward_index: int, group: Group) -> list[Outcome]:
+        results = self._jobs[self._key(group), reward_index].results
+        return outcomes_of(self._set.rewards[reward_index].name, group, results)
+
     def _table(self, group: Group) -> RewardTable:
         outcomes = {
-            reward.name: outcomes_of(reward.name, group, self._jobs[self._key(group), index].results)
-            for index, reward in enumerate(self._set.rewards)
+            reward.name: self._outcomes_of(index, group) for index, reward in enumerate(self._set.rewards)
         }
         return make_table(self._set.specs, outcomes, self._step, normalise=self._set.normalise)
 
@@ -263,4 +262,6 @@ def probe_groups(
     else:
         groups = hostile.groups({**dict.fromkeys(reward.columns, "B"), **(columns or {})})
     groups = [hostile.with_counterfactuals(group, reward.counterfactuals) for group in groups]
-    return [hostile.first_two(groups[0])] if reward.is_expensive else groups
+    if reward.is_expensive:
+        return [replace(groups[0], rollouts=groups[0].rollouts[:2])]
+    return groups
