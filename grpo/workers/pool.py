@@ -17,7 +17,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
-from pathlib import Path
 from socket import socketpair
 from typing import Any
 
@@ -25,7 +24,6 @@ from grpo.workers.processes import children, kill_tree
 from grpo.workers.supervisor import HEARTBEAT_S, Limits, News
 from grpo.workers.worker import Call, Function
 
-ROOT = str(Path(__file__).parents[2])
 CODE = "from grpo.workers.supervisor import main; main()"
 START_S = 120.0
 """The seconds that the imports of all functions may take, from a slow disk."""
@@ -234,12 +232,10 @@ class Pool:
 def _start_supervisor(load: Callable[[], Sequence[Function]], limits: Limits) -> tuple[Any, Connection]:
     ours, theirs = socketpair()
     with theirs:
-        # A working directory comes last: it may hold modules of any name, such as `rewards`.
-        folder = os.getcwd()
-        paths = sorted((path or folder for path in sys.path), key=lambda path: path == folder != ROOT)
+        paths = [path or os.getcwd() for path in sys.path]
         process = subprocess.Popen(
             # Not -m: a module that runs as __main__ is not the module that pickles refer to.
-            # -P: not from the working directory.
+            # -P: the working directory may hold modules of any name.
             [sys.executable, "-P", "-c", CODE, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
