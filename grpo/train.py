@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
             if run_dir.is_finished(config.num_steps):
                 print(f"nothing left to do: {run_dir.path}/ holds a finished run")
                 return
-            train(config, run_dir, rank, stop)
+            train(config, run_dir, rank, stop, argv)
         except (ValueError, OSError) as error:
             leave(f"error: {error}".splitlines()[0])
         except Stopped as stopped:
@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(EXIT_CODE)
 
 
-def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest) -> None:
+def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest, argv: Sequence[str]) -> None:
     """Prepare a run and train; a failure beyond a user's mistake at the start ends it in one line too."""
     try:
-        trainer = prepare(config, run_dir, rank)
+        trainer = prepare(config, run_dir, rank, argv)
     except (ValueError, OSError):
         raise
     except Exception as error:
@@ -89,7 +89,7 @@ def leave(why: str) -> Never:
     sys.exit(why)
 
 
-def prepare(config: Config, run_dir: RunDir, rank: int = 0) -> GRPOTrainer:
+def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] = ()) -> GRPOTrainer:
     """Check and build all that the first step needs; raise ValueError or OSError, in one line, for a user's mistake."""
     # These imports are late, since torch and transformers take seconds: a wrong key is reported before them, and
     # worker processes that import this file again do without them.
@@ -134,7 +134,7 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0) -> GRPOTrainer:
             start.media,
         )
         if accelerator.is_main_process:
-            run_dir.open(to_yaml(config), manifest(config, accelerator))
+            run_dir.open(to_yaml(config, argv), manifest(config, accelerator))
             start.media.write(run_dir.media_file)
         # From here on the trainer's owner closes what was opened.
         opened.pop_all()

@@ -45,6 +45,7 @@ def test_a_run_leaves_everything_about_itself_in_its_folder(reference_run: Refer
         "config.yaml", "manifest.json", "media_files.json", "metrics.jsonl", "rollouts", "answers", "checkpoints",
         "final", "curves.png",
     }  # fmt: skip
+    assert len({file.stat().st_mode for file in folder.rglob("*") if file.is_file()}) == 1
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["packages"]["torch"] == torch.__version__ and len(manifest["data"]) == 2
 

@@ -59,9 +59,17 @@ def to_layer(config: Config) -> DictConfig:
     return cast(DictConfig, OmegaConf.create(_escaped(asdict(config))))
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved config, as a file that reads back to an equal one."""
-    return OmegaConf.to_yaml(to_layer(config))
+def to_yaml(config: Config, argv: Sequence[str] = ()) -> str:
+    """The resolved config, as a file that reads back to an equal one.
+
+    argv: what the config was loaded from. If that reads the environment (`${oc.env:KEY}`), what it fills in stays as
+    it stands there: the environment's values may be secrets.
+    """
+    layer = to_layer(config)
+    given = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), *read_layers(argv)))
+    if "${oc.env:" not in str(given):
+        return OmegaConf.to_yaml(layer)
+    return OmegaConf.to_yaml(OmegaConf.create(_as_given(OmegaConf.to_container(layer), given)))
 
 
 @contextmanager
@@ -124,6 +132,15 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_escaped(each) for each in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _as_given(value: Any, given: Any) -> Any:
+    """The value with the strings that fill something in as they were given."""
+    if isinstance(value, dict) and isinstance(given, dict):
+        return {name: _as_given(each, given.get(name)) for name, each in value.items()}
+    if isinstance(value, list) and isinstance(given, list) and len(value) == len(given):
+        return [_as_given(each, one) for each, one in zip(value, given, strict=True)]
+    return given if isinstance(given, str) and "${" in given else value
 
 
 def _one_line(error: OmegaConfBaseException) -> str:

@@ -102,12 +102,14 @@ def test_a_run_goes_on_without_clips_that_were_replaced_or_removed(
 ) -> None:
     own, folder = shutil.copytree(clips, tmp_path / "clips"), tmp_path / "run"
     few = ["eval.every_steps=0", "checkpoint.every_steps=1", "media.cache_disk_gib=0", "media.cache_gib=0"]
+    few.append("seed=${oc.env:SEED_OF_NO_TEST,0}")
     run(folder, own, "num_steps=1", *few)
     videos = [own / json.loads(line)["video"] for line in (own / "train.jsonl").open()]
     shutil.copy(videos[-1], videos[0])
     videos[1].unlink()
     capsys.readouterr()
     run(folder, own, "num_steps=4", *few)
+    assert "${oc.env:SEED_OF_NO_TEST,0}" in (folder / "config.yaml").read_text()
     [note] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
     assert (
         "2 media files have changed or are gone since the run began, and 2 questions lose their groups"
