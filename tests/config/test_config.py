@@ -118,11 +118,12 @@ def test_what_the_environment_fills_in_is_not_written_down(
     more = tmp_path / "more.yaml"
     more.write_text(
         "rewards: {judge: {weight: 0.1, args: {api_key: '${oc.env:API_KEY}', plain: '\\${x}', deep: [a, '${seed}']}}}\n"
+        "seed: ${oc.env:SEED_OF_NO_TEST,7}\n"
         "model: {path: 'models/${oc.env:API_KEY}'}\nprompt: {option: '${rewards.judge.args.api_key}'}\n"
     )
     argv = [DEMO, str(more), "optim.lr=1e-3"]
     config, file = load_config(argv), tmp_path / "config.yaml"
-    assert config.rewards["judge"].args == {"api_key": "hunter2", "plain": "${x}", "deep": ["a", 0]}
+    assert config.rewards["judge"].args == {"api_key": "hunter2", "plain": "${x}", "deep": ["a", 7]}
     file.write_text(to_yaml(config, argv))
     assert "hunter2" in to_yaml(config) and "hunter2" not in file.read_text()
     assert load_config([str(file)]) == config
