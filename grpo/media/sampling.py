@@ -1,7 +1,8 @@
 """The rules by which a clip's frames are chosen and sized: numbers in, numbers out. Read `choose_frames` first.
 
 The rules are those of qwen-vl-utils 0.0.14 (`smart_nframes`, `calculate_video_frame_range`, `smart_resize`,
-`fetch_video`), which the models were trained with. Three things differ. A range is found by the frames' own
+`fetch_video`), which the models were trained with. Four things differ. A clip of one frame, which it refuses, is
+repeated to fill its token in time, as the model's own processor does. A range is found by the frames' own
 times; for a constant frame rate it is the same. Where frames are not evenly timed, they are chosen by time and
 not by number, because the model is told that they are a constant time apart (`frames_on_display`). And
 `max_pixels` may exceed the 768 tokens per frame that `fetch_video` stops at.
@@ -124,14 +125,14 @@ def num_sampled_frames(
 ) -> int:
     """Return how many of a clip's frames are sampled: a multiple of temporal_frames.
 
-    may_repeat: where all frames are wanted, it may be more than there are.
-    Raises TooShort where the clip, or max_frames, has too few frames for a single token in time.
+    may_repeat: where all frames are wanted, it may be more than there are. It may for a single frame: to the model,
+    that is a picture. Raises TooShort where the clip, or max_frames, has too few frames for a single token in time.
     """
     min_frames = math.ceil(settings.min_frames / temporal_frames) * temporal_frames
     max_frames = settings.max_frames // temporal_frames * temporal_frames
     wanted = num_frames / video_fps * settings.fps
     sampled = min(max(wanted, min_frames), max_frames, num_frames)
-    if may_repeat and sampled == num_frames:
+    if (may_repeat or num_frames == 1) and sampled == num_frames:
         sampled = min(math.ceil(sampled / temporal_frames) * temporal_frames, max_frames)
     sampled = math.floor(sampled / temporal_frames) * temporal_frames
     if sampled < temporal_frames:

@@ -36,9 +36,11 @@ from av.video.stream import VideoStream
 from grpo.groups import Group
 from grpo.media import decode
 from grpo.media.clip import Clip, ClipSource
+from grpo.media.container import open_video, upright_rgb
 from grpo.media.decode import read_clip
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache, entry_name
+from grpo.media.frame_table import _listed_table, frame_table
 from grpo.media.frames import resize_all
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader, Read
@@ -85,33 +87,33 @@ def seconds(work: Callable[[], object]) -> float:
 
 def read_once(path: str) -> Clip:
     """As the first clip of a file is read: nothing of it is known yet."""
-    decode._frame_table.cache_clear()
+    _listed_table.cache_clear()
     return read_clip(path, settings=SETTINGS)
 
 
 def decode_all(path: str) -> None:
-    with decode._open_video(path) as (container, stream):
+    with open_video(path) as (container, stream):
         for _ in container.decode(stream):
             pass
 
 
 def decode_only(path: str) -> None:
     """The frames of `read_once`, as the decoder gives them."""
-    table = decode.frame_table(path)
+    table = frame_table(path)
     indices = decode._choose_frames(table, 0.0, None, SETTINGS, QWEN2_5_VL).indices
-    with decode._open_video(path) as (container, stream):
+    with open_video(path) as (container, stream):
         for _ in decode._decode(path, container, stream, table, indices):
             pass
 
 
 def handle_keyframes(path: str) -> None:
     """Open, seek to as many keyframes as frames are sampled, and make of each what is made of a frame."""
-    table = decode.frame_table(path)
+    table = frame_table(path)
     spread = np.linspace(0, len(table.keyframes) - 1, NUM_SAMPLED).round().astype(int)
-    with decode._open_video(path) as (container, stream):
+    with open_video(path) as (container, stream):
         to_rgb, indices = VideoReformatter(), table.keyframes[spread].tolist()
         decoded = decode._decode(path, container, stream, table, indices)
-        upright = (decode._upright_rgb(frame, to_rgb) for frame in decoded)
+        upright = (upright_rgb(path, frame, to_rgb) for frame in decoded)
         resize_all(path, upright, NUM_SAMPLED, SETTINGS, QWEN2_5_VL)
 
 
@@ -144,7 +146,7 @@ def bench_decoding(path: str, rounds: int) -> dict[str, Any]:
         for name, work in works.items():
             times[name].append(seconds(work))
     result: dict[str, Any] = {name: round(median(each), 4) for name, each in times.items()}
-    num_frames = len(decode.frame_table(path).pts)
+    num_frames = len(frame_table(path).pts)
     half_gops_s = result["decode_all_s"] * NUM_SAMPLED * FPS / 2 / num_frames
     result |= {
         "all_over_ours": round(result["decode_all_s"] / result["ours_s"], 2),
@@ -252,7 +254,7 @@ def python_work() -> int:
 
 def parts_of(path: str) -> list[ClipSource]:
     """Parts of the video, three seconds each."""
-    starts_s = np.linspace(0, len(decode.frame_table(path).pts) / FPS - 4, NUM_PARTS).round(1).tolist()
+    starts_s = np.linspace(0, len(frame_table(path).pts) / FPS - 4, NUM_PARTS).round(1).tolist()
     return [ClipSource(video=path, start_s=start_s, end_s=start_s + 3) for start_s in starts_s]
 
 

@@ -55,7 +55,6 @@ def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = good_records(clips, tmp_path, 50)
-    write_video(tmp_path / "one_frame.mp4", num_frames=1)
     whole = write_video(tmp_path / "whole.mp4", num_frames=60)
     (tmp_path / "cut.mp4").write_bytes(Path(whole).read_bytes()[:3000])
     (tmp_path / "text.mp4").write_text("no video")
@@ -64,7 +63,7 @@ def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
         ("missing", {"video": "nor/this.mp4"}),
         ("unreadable", {"video": "text.mp4"}),
         ("unreadable", {"video": "cut.mp4"}),
-        ("too short", {"video": "one_frame.mp4", "keyframes_s": None}),
+        ("too short", {"video": "whole.mp4", "start_s": 0.51, "end_s": 0.52, "keyframes_s": None}),
         ("too short", {"video": "whole.mp4", "start_s": 7, "keyframes_s": None}),
         ("record", {"answer": "E"}),
         ("record", {"answer": ["A"]}),

@@ -19,8 +19,10 @@ from qwen_vl_utils import vision_process as reference
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision_functional
 
-from grpo.media import decode
-from grpo.media.decode import frame_table, probe, read_clip
+from grpo.media import decode, frame_table as tables
+from grpo.media.container import open_video
+from grpo.media.decode import probe, read_clip
+from grpo.media.frame_table import frame_table
 from grpo.media.frames import resize
 from grpo.media.sampling import MediaSettings
 from tests.support.tiny import ROOT
@@ -56,17 +58,14 @@ def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(
     sparse_mp4: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    between = decode._between
+    by_pts = decode._by_pts
 
-    def counted(path: str, table: Any, frames: Any, *ends: int) -> Any:
-        def noted() -> Any:
-            for pts, frame in frames:
-                decoded.append(table.pts.index(pts))
-                yield pts, frame
+    def counted(table: Any, frames: Any) -> Any:
+        for index, frame in by_pts(table, frames):
+            decoded.append(index)
+            yield index, frame
 
-        return between(path, table, noted(), *ends)
-
-    monkeypatch.setattr(decode, "_between", counted)
+    monkeypatch.setattr(decode, "_by_pts", counted)
     assert numbers(read_clip(sparse_mp4, start_s=50 / 30, end_s=54 / 30, settings=SMALL)) == [50, 51, 53, 54]
     # From the keyframe on. Frames 49 and 52 are not wanted, but others depend on them.
     assert decoded == [48, 49, 50, 51, 52, 53, 54]
@@ -152,7 +151,7 @@ def test_leaving_frames_out_changes_no_other(options: dict[str, str], tmp_path: 
         everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     table = frame_table(path)
     for step in (1, 7, 20, 31):
-        with decode._open_video(path) as (container, stream):
+        with open_video(path) as (container, stream):
             chosen = [*decode._decode(path, container, stream, table, range(3, 75, step))]
         for index, frame in zip(range(3, 75, step), chosen, strict=True):
             assert np.array_equal(frame.to_ndarray(format="rgb24"), everything[index])
@@ -295,7 +294,7 @@ def test_a_clip_equals_what_qwen_vl_utils_makes_of_the_file(
 def test_probing_decodes_nothing(sparse_mp4: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[object] = []
     monkeypatch.setattr(decode, "_decode", decoded.append)
-    monkeypatch.setattr(decode, "_count_frames", decoded.append)
+    monkeypatch.setattr(tables, "decode_from_start", decoded.append)
     probe(sparse_mp4)
     assert decoded == []
 

@@ -60,11 +60,14 @@ def test_with_defaults_the_number_of_frames_is_the_references() -> None:
         assert num_sampled_frames(num_frames, 30.0, MediaSettings()) == expected
 
 
-def test_a_single_frame_is_refused_as_by_the_reference() -> None:
+def test_a_single_frame_is_repeated_as_by_the_models_own_processor() -> None:
+    """qwen-vl-utils refuses it."""
     with pytest.raises(ValueError, match="nframes"):
         reference.smart_nframes({}, 1, 30.0)
-    with pytest.raises(ValueError, match="at least 2 frames are needed, the clip has 1"):
-        num_sampled_frames(1, 30.0, MediaSettings())
+    assert num_sampled_frames(1, 30.0, MediaSettings()) == 2
+    assert num_sampled_frames(1, 30.0, MediaSettings(max_frames=4), temporal_frames=4) == 4
+    with pytest.raises(ValueError, match="at least 4 frames are needed, the clip has 2"):
+        num_sampled_frames(2, 30.0, MediaSettings(), temporal_frames=4)
 
 
 def test_another_temporal_patch_gives_multiples_of_it() -> None:

@@ -105,7 +105,7 @@ def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:
     )  # for root, who looks into every folder
     (folder / "closed").chmod(0)
     write_sound(folder / "sound.mp4")
-    write_video(folder / "one.mp4", num_frames=1)
+    (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:1,\nsound.mp4\n#EXT-X-ENDLIST\n")
     write_swapped(folder / "swapped.mkv")
     write_bomb(folder / "bomb.png", side_px=60_000)
     return {
@@ -113,8 +113,8 @@ def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:
         "empty.mp4": "cannot be read as a video",
         "loop.mp4": "no such file",
         "sound.mp4": "no video stream",
-        "one.mp4": "at least 2 frames are needed, the clip has 1",
-        "swapped.mkv": "the frame at 0 s could not be decoded",
+        "playlist.mp4": "playlists are not followed",
+        "swapped.mkv": "its frames could not be decoded in the order of their times",
         "bomb.png": "cannot be read as an image: Image size",
         "no_images": "no images in this folder",
         "closed": "cannot be read: Permission denied" if os.geteuid() else "no such file",

@@ -1,0 +1,270 @@
+"""The times of a video file's frames: listed from its packets, or counted by decoding all. Read `frame_tables` first.
+
+A packet is nearly always a frame and its time that frame's, so that packets tell, undecoded, what else only decoding
+tells. Where that does not hold, `decode.py` notices, and takes a table that relies on less.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from grpo.media.clip import MediaError
+from grpo.media.container import check_whole, open_video, packets, upright_size
+from grpo.media.frames import check_exists
+from grpo.media.sequential import (
+    JOINED_FORMATS,
+    LONGEST_PAUSE_S,
+    TICKS_PER_S,
+    UNTIMED_FORMATS,
+    clock_is_set,
+    cut_off,
+    decode_from_start,
+)
+
+INDEXED_FORMATS = ("mp4", "matroska")
+"""Containers with an index, in which a seek lands on the keyframe that was asked for."""
+CODECS_WITH_TRUE_KEYFRAMES = ("h264", "hevc", "vp8", "vp9", "av1")
+"""Codecs whose decoders tell a true keyframe, which needs nothing from before it, from one that is only marked.
+
+Others are decoded from the file's start, unless all of their frames are keyframes: MPEG-4's decoder takes its habits
+from the file's first frame, and H.263's begins anywhere, with garbage.
+"""
+LATE_START_S = 0.1
+"""The most seconds that a video may start after its file's sound without a word about the clock."""
+STILL_S = 0.5
+"""The seconds that a file's only frame is shown, where nothing tells."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FrameTable:
+    """The times of a file's frames, in their order on display, from the first that can be decoded."""
+
+    pts: tuple[int, ...]
+    """The frames' times in ticks."""
+    times_s: np.ndarray
+    """The frames' times in seconds from the first frame."""
+    end_s: float
+    """The second at which the last frame stops being shown."""
+    fps: float | None
+    """The frame rate as the header has it."""
+    size_px: tuple[int, int]
+    """The height and width of the first frame as it is shown."""
+    keyframes: np.ndarray
+    """The indices of the frames that decoding can start from, the first frame always among them."""
+    is_counted: bool
+    """Whether a frame is known by its number in a full decoding; if not, by its pts."""
+
+
+class _Shown(NamedTuple):
+    """One frame on display, in ticks."""
+
+    pts: int
+    duration: int
+    """How long it is shown; 0 where nothing tells."""
+    is_keyframe: bool = False
+
+
+class _Listed(NamedTuple):
+    """One packet of a file, in ticks."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_keyframe: bool
+    is_corrupt: bool
+    is_discard: bool
+    """Whether an edit list cuts the frame off: it is decoded, but never shown."""
+
+
+class _Counted(NamedTuple):
+    """One frame of a full decoding, in ticks."""
+
+    part: int
+    pts: int | None
+    duration: int
+
+
+def frame_table(path: str) -> FrameTable:
+    """Return the file's frames, as its packets list them if they do. Raises MediaError."""
+    return next(frame_tables(path))
+
+
+def frame_tables(path: str) -> Iterator[FrameTable]:
+    """Yield tables of the file's frames that rely on less and less of what its container says. Raises MediaError.
+
+    First packets are frames, and keyframes are where they are marked; then there is no keyframe but the first; then
+    all was decoded. Tables are remembered until the file changes: many clips may come from one long video.
+    """
+    check_exists(path)
+    stat = os.stat(path)
+    listed = _listed_table(path, stat.st_mtime_ns, stat.st_size)
+    if listed is not None:
+        yield listed
+        if len(listed.keyframes) > 1:
+            yield replace(listed, keyframes=listed.keyframes[:1])
+    yield _counted_table(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=256)
+def _listed_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable | None:
+    """Return the table of the file's packets; None where they don't tell which frame is shown when."""
+    check_whole(path)
+    with open_video(path) as (container, stream):
+        if container.format.name in UNTIMED_FORMATS:
+            return None
+        listed: list[_Listed] = []
+        source = _noted(packets(container, stream), listed)
+        first = next(decode_from_start(path, container, stream, source), None)
+        # The rest is listed without being decoded.
+        for _ in source:
+            pass
+        shown = _shown(path, listed, may_be_joined=container.format.name in JOINED_FORMATS)
+        if first is None:
+            raise _without_frames(path, bool(listed))
+        # What comes before the first frame in time can't be decoded.
+        start = next((i for i, each in enumerate(shown) if each.pts == first.frame.pts), len(shown))
+        if start == len(shown):
+            return None
+        assert stream.time_base is not None
+        table = _tabulate(path, stream, first.frame, shown[start:], stream.time_base)
+        _say_clock(path, container, shown[start].pts * stream.time_base)
+        return table
+
+
+def _noted(source: Iterable[av.Packet], listed: list[_Listed]) -> Iterator[av.Packet]:
+    for each in source:
+        listed.append(
+            _Listed(
+                each.pts, each.dts, each.duration or 0, each.is_keyframe, each.is_corrupt, each.is_discard
+            )
+        )
+        yield each
+
+
+def _shown(path: str, listed: Sequence[_Listed], *, may_be_joined: bool) -> list[_Shown]:
+    """Return the frames by the packets' times; none if these don't tell. Raises MediaError for a damaged file."""
+    corrupt = next((number for number, each in enumerate(listed) if each.is_corrupt), None)
+    if corrupt is not None and not may_be_joined:
+        raise cut_off(path, corrupt)
+    shown = [
+        _Shown(each.pts, each.duration, each.is_keyframe)
+        for each in listed
+        if each.pts is not None and not each.is_discard
+    ]
+    num_discarded = sum(each.is_discard for each in listed)
+    is_joined = may_be_joined and any(clock_is_set(later, each) for each, later in pairwise(listed))
+    if corrupt is not None or is_joined or len({each.pts for each in shown}) + num_discarded < len(listed):
+        return []
+    return sorted(shown)
+
+
+@lru_cache(maxsize=256)
+def _counted_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
+    """Return the table of the frames that decoding the whole file gives: slow, but right where packets mislead."""
+    with open_video(path) as (container, stream):
+        decoded = decode_from_start(path, container, stream)
+        first = next(decoded, None)
+        if first is None:
+            raise _without_frames(path, stream.frames > 0)
+        counted = [_Counted(part, frame.pts, frame.duration or 0) for frame, part in chain([first], decoded)]
+        rate, time_base = stream.average_rate, stream.time_base
+        assert time_base is not None
+        if all(each.pts is None for each in counted):
+            if not rate:
+                raise MediaError(f"{path}: neither its frames nor its header tell when frames are shown")
+            shown, time_base = [_Shown(number, 1) for number in range(len(counted))], 1 / rate
+        elif container.format.name in UNTIMED_FORMATS:
+            shown = _in_slots(path, stream, [each.pts or 0 for each in counted])
+        else:
+            shown = _on_one_clock(path, counted)
+        return _tabulate(path, stream, first.frame, shown, time_base, is_counted=True)
+
+
+def _in_slots(path: str, stream: VideoStream, slots: Sequence[int]) -> list[_Shown]:
+    """Return the frames of an AVI, which has a slot for each and leaves those of dropped frames empty.
+
+    While a slot is empty, the frame before is shown. slots: those that frames are decoded from, in any order.
+    """
+    num_slots = max(stream.duration or 0, max(slots) + 1)
+    if stream.frames > num_slots:
+        raise cut_off(path, len(slots))
+    return [_Shown(slot, after - slot) for slot, after in pairwise([*sorted(slots), num_slots])]
+
+
+def _on_one_clock(path: str, counted: Sequence[_Counted]) -> list[_Shown]:
+    """Return the frames on the first part's clock; a part whose own clock doesn't go on follows right after."""
+    shown = [_Shown(counted[0].pts or 0, counted[0].duration)]
+    offset, longest_pause = 0, int(LONGEST_PAUSE_S * TICKS_PER_S)
+    for before, each in pairwise(counted):
+        latest = shown[-1].pts
+        after = latest + max(before.duration, 1)
+        pts = after if each.pts is None else each.pts + offset
+        if each.part > before.part and not latest < pts <= after + longest_pause:
+            offset += after - pts
+            pts = after
+        if pts <= latest:
+            raise MediaError(f"{path}: its frames could not be decoded in the order of their times")
+        shown.append(_Shown(pts, each.duration))
+    return shown
+
+
+def _tabulate(
+    path: str,
+    stream: VideoStream,
+    first_frame: av.VideoFrame,
+    shown: Sequence[_Shown],
+    time_base: Fraction,
+    *,
+    is_counted: bool = False,
+) -> FrameTable:
+    container, decoder = stream.container, stream.codec_context
+    has_true_keyframes = (
+        decoder.codec.intra_only or decoder.codec.canonical_name in CODECS_WITH_TRUE_KEYFRAMES
+    ) and any(name in container.format.name for name in INDEXED_FORMATS)
+    rate = stream.average_rate
+    first, last = shown[0], shown[-1]
+    mean = (last.pts - first.pts) // max(len(shown) - 1, 1)
+    duration = last.duration or mean or max(round((1 / rate if rate else STILL_S) / time_base), 1)
+
+    def seconds(pts: int) -> float:
+        # One division of whole numbers: a frame at 10.01 s is at the same float as an annotated 10.01.
+        return (pts - first.pts) * time_base.numerator / time_base.denominator
+
+    starts = (i for i, each in enumerate(shown) if i == 0 or (has_true_keyframes and each.is_keyframe))
+    return FrameTable(
+        pts=tuple(each.pts for each in shown),
+        times_s=np.array([seconds(each.pts) for each in shown]),
+        end_s=seconds(last.pts + duration),
+        fps=float(rate) if rate else None,
+        size_px=upright_size(path, first_frame),
+        keyframes=np.array([*starts]),
+        is_counted=is_counted,
+    )
+
+
+def _say_clock(path: str, container: InputContainer, first_pts_s: float) -> None:
+    """Log that times don't count from the file's start where its sound starts earlier than its video."""
+    late_s = first_pts_s - (container.start_time or 0) / av.time_base
+    if late_s > LATE_START_S:
+        logger.warning(
+            "%s: its video starts %.2f s after the file; times count from the first frame", path, late_s
+        )
+
+
+def _without_frames(path: str, has_packets: bool) -> MediaError:
+    reason = "no frame of it can be decoded" if has_packets else "the video stream holds no frames"
+    return MediaError(f"{path}: {reason}")

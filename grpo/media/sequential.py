@@ -1,0 +1,133 @@
+"""A video file decoded from its start to its end, as a player does: what every other way of reading has to equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
+from typing import NamedTuple, Protocol
+
+import av
+from av.container import InputContainer
+from av.error import InvalidDataError
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
+from av.video.stream import VideoStream
+
+from grpo.media.clip import MediaError
+from grpo.media.container import packets
+
+UNTIMED_FORMATS = ("avi",)
+"""Containers that store when a packet is to be decoded, and not when its frame is shown."""
+JOINED_FORMATS = ("mpegts", "mpeg")
+"""Containers that may be joined byte by byte; each part may have a clock of its own."""
+TICKS_PER_S = 90_000
+"""The ticks of the clock of these containers."""
+LONGEST_PAUSE_S = 10.0
+"""The longest gap in a recording; at a longer one, another clock begins."""
+MARKED_BEFORE_JOIN = 2
+"""The most packets at the end of a joined part that count as damaged because their stream's counter jumps there."""
+
+
+class _Timed(Protocol):
+    @property
+    def dts(self) -> int | None: ...
+    @property
+    def is_keyframe(self) -> bool: ...
+
+
+class Decoded(NamedTuple):
+    """A frame of a full decoding."""
+
+    frame: av.VideoFrame
+    part: int
+    """The number of the part of a joined file that it belongs to."""
+
+
+def decode_from_start(
+    path: str, container: InputContainer, stream: VideoStream, source: Iterable[av.Packet] | None = None
+) -> Iterator[Decoded]:
+    """Yield the frames of a container just opened, in their order on display, from the first that can be decoded.
+
+    source: its packets. The parts of a joined file are decoded one after another. In a container without times, a
+    frame's pts is the time at which it is decoded. Raises MediaError where data are missing.
+    """
+    decoder = stream.codec_context
+    source = packets(container, stream) if source is None else source
+    if container.format.name in UNTIMED_FORMATS:
+        source = map(_timed_by_decoding, source)
+    in_parts = _in_parts(path, source, may_be_joined=container.format.name in JOINED_FORMATS)
+    for part, members in groupby(in_parts, key=lambda member: member[0]):
+        if part > 0:
+            decoder.flush_buffers()
+        for frame in _decode_part(decoder, (packet for _, packet in members)):
+            yield Decoded(frame, part)
+
+
+def _timed_by_decoding(packet: av.Packet) -> av.Packet:
+    packet.pts = packet.dts
+    return packet
+
+
+def _in_parts(
+    path: str, source: Iterable[av.Packet], *, may_be_joined: bool
+) -> Iterator[tuple[int, av.Packet]]:
+    """Yield packets with the numbers of their parts; one begins where the clock is set anew, or data are missing."""
+    part, previous, num_suspect = 0, None, 0
+    for number, packet in enumerate(source):
+        if may_be_joined and previous is not None:
+            begins = clock_is_set(packet, previous) or (num_suspect > 0 and packet.is_keyframe)
+            part, num_suspect = part + begins, 0 if begins else num_suspect
+        num_suspect += packet.is_corrupt or num_suspect > 0
+        # Pictures may depend on what is missing, and not every decoder says so. Where parts were joined, the last
+        # packets of one have the mark, but nothing is missing.
+        if num_suspect > (MARKED_BEFORE_JOIN if may_be_joined else 0):
+            raise cut_off(path, number)
+        yield part, packet
+        previous = packet
+    if num_suspect > 0:
+        raise MediaError(f"{path}: the file is cut off or damaged at its end")
+
+
+def clock_is_set(packet: _Timed, previous: _Timed) -> bool:
+    """Whether a clock is set back, or far ahead, between two packets of a joined file."""
+    if packet.dts is None or previous.dts is None:
+        return False
+    gap = packet.dts - previous.dts
+    return gap < 0 or (gap == 0 and packet.is_keyframe) or gap > LONGEST_PAUSE_S * TICKS_PER_S
+
+
+def cut_off(path: str, num_frames: int) -> MediaError:
+    return MediaError(f"{path}: the file is cut off or damaged after {num_frames} frames")
+
+
+def _decode_part(decoder: VideoCodecContext, source: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+    """Yield the frames from the first whole one: a recording may start inside a group of pictures."""
+    has_begun = False
+    for packet in chain(source, [None]):
+        is_keyframe = packet is not None and packet.is_keyframe
+        # An edit list cuts frames off that others depend on.
+        has_begun |= is_keyframe and packet is not None and packet.is_discard
+        for frame in decode(decoder, packet, may_fail=not has_begun and not is_keyframe):
+            has_begun |= _is_whole(frame, decoder)
+            if has_begun:
+                yield frame
+
+
+def decode(decoder: VideoCodecContext, packet: av.Packet | None, *, may_fail: bool) -> list[av.VideoFrame]:
+    """Return the frames that come out when a packet goes in, or None for the end. may_fail: damaged data give none."""
+    try:
+        return decoder.decode(packet)
+    except InvalidDataError:
+        if may_fail:
+            return []
+        raise
+
+
+def _is_whole(first: av.VideoFrame, decoder: VideoCodecContext) -> bool:
+    """Whether a decoder's first frame is whole. H.264's knows that by itself; others begin anywhere, with garbage."""
+    return decoder.name == "h264" or first.key_frame or first.pict_type in (PictureType.I, PictureType.NONE)
+
+
+def is_true_keyframe(frame: av.VideoFrame) -> bool:
+    """Whether the decoder itself found a keyframe, whatever the container has marked."""
+    return frame.key_frame and frame.pict_type == PictureType.I
