@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain, pairwise
+from statistics import median
 from typing import NamedTuple
 
 import av
@@ -96,6 +97,7 @@ class _Counted(NamedTuple):
     part: int
     pts: int | None
     duration: int
+    came_at: int | None
 
 
 def frame_table(path: str) -> FrameTable:
@@ -180,7 +182,10 @@ def _counted_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
         first = next(decoded, None)
         if first is None:
             raise _without_frames(path, stream.frames > 0)
-        counted = [_Counted(part, frame.pts, frame.duration or 0) for frame, part in chain([first], decoded)]
+        counted = [
+            _Counted(each.part, each.frame.pts, each.frame.duration or 0, each.came_at)
+            for each in chain([first], decoded)
+        ]
         rate, time_base = stream.average_rate, stream.time_base
         assert time_base is not None
         if all(each.pts is None for each in counted):
@@ -188,24 +193,37 @@ def _counted_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
                 raise MediaError(f"{path}: neither its frames nor its header tell when frames are shown")
             shown, time_base = [_Shown(number, 1) for number in range(len(counted))], 1 / rate
         elif container.format.name in UNTIMED_FORMATS:
-            shown = _in_slots(path, stream, [each.pts or 0 for each in counted])
+            shown = _in_slots(path, stream, counted)
         else:
-            shown = _on_one_clock(path, counted)
+            shown = _on_one_clock(counted)
+        if any(later.pts <= earlier.pts for earlier, later in pairwise(shown)):
+            raise MediaError(f"{path}: its frames could not be decoded in the order of their times")
         return _tabulate(path, stream, first.frame, shown, time_base, is_counted=True)
 
 
-def _in_slots(path: str, stream: VideoStream, slots: Sequence[int]) -> list[_Shown]:
-    """Return the frames of an AVI, which has a slot for each and leaves those of dropped frames empty.
+def _in_slots(path: str, stream: VideoStream, counted: Sequence[_Counted]) -> list[_Shown]:
+    """Return the frames of an AVI, which has a slot for each packet and leaves those of dropped frames empty.
 
-    While a slot is empty, the frame before is shown. slots: those that frames are decoded from, in any order.
+    While a slot is empty, the frame before is shown. Where frames are decoded in another order than they are shown
+    in, each is shown when it comes out of the decoder, and the last ones go on at the usual step.
     """
+    slots = [each.pts or 0 for each in counted]
     num_slots = max(stream.duration or 0, max(slots) + 1)
     if stream.frames > num_slots:
         raise cut_off(path, len(slots))
-    return [_Shown(slot, after - slot) for slot, after in pairwise([*sorted(slots), num_slots])]
+    came = [each.came_at for each in counted if each.came_at is not None]
+    delays = {at - slot for at, slot in zip(came, slots, strict=False)}
+    if slots == sorted(slots):
+        if len(delays) > 1:
+            raise MediaError(f"{path}: frames were dropped, and nothing tells when the others are shown")
+    else:
+        num_slots += came[0] - min(slots)
+        step = round(median(later - earlier for earlier, later in pairwise(came)))
+        slots = [*came, *(came[-1] + step * (i + 1) for i in range(len(counted) - len(came)))]
+    return [_Shown(slot, after - slot) for slot, after in pairwise([*slots, max(num_slots, slots[-1] + 1)])]
 
 
-def _on_one_clock(path: str, counted: Sequence[_Counted]) -> list[_Shown]:
+def _on_one_clock(counted: Sequence[_Counted]) -> list[_Shown]:
     """Return the frames on the first part's clock; a part whose own clock doesn't go on follows right after."""
     shown = [_Shown(counted[0].pts or 0, counted[0].duration)]
     offset, longest_pause = 0, int(LONGEST_PAUSE_S * TICKS_PER_S)
@@ -216,8 +234,6 @@ def _on_one_clock(path: str, counted: Sequence[_Counted]) -> list[_Shown]:
         if each.part > before.part and not latest < pts <= after + longest_pause:
             offset += after - pts
             pts = after
-        if pts <= latest:
-            raise MediaError(f"{path}: its frames could not be decoded in the order of their times")
         shown.append(_Shown(pts, each.duration))
     return shown
 

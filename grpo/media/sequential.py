@@ -41,6 +41,8 @@ class Decoded(NamedTuple):
     frame: av.VideoFrame
     part: int
     """The number of the part of a joined file that it belongs to."""
+    came_at: int | None
+    """The time of the packet that brought the decoder to hand the frame out; None at the end."""
 
 
 def decode_from_start(
@@ -59,8 +61,7 @@ def decode_from_start(
     for part, members in groupby(in_parts, key=lambda member: member[0]):
         if part > 0:
             decoder.flush_buffers()
-        for frame in _decode_part(decoder, (packet for _, packet in members)):
-            yield Decoded(frame, part)
+        yield from _decode_part(path, decoder, part, (packet for _, packet in members))
 
 
 def _timed_by_decoding(packet: av.Packet) -> av.Packet:
@@ -100,17 +101,26 @@ def cut_off(path: str, num_frames: int) -> MediaError:
     return MediaError(f"{path}: the file is cut off or damaged after {num_frames} frames")
 
 
-def _decode_part(decoder: VideoCodecContext, source: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+def _decode_part(
+    path: str, decoder: VideoCodecContext, part: int, source: Iterable[av.Packet]
+) -> Iterator[Decoded]:
     """Yield the frames from the first whole one: a recording may start inside a group of pictures."""
-    has_begun = False
-    for packet in chain(source, [None]):
+    source = iter(source)
+    first = next(source)
+    has_begun, num_frames, num_packets = False, 0, -1
+    for packet in chain([first], source, [None]):
+        num_packets += 1
         is_keyframe = packet is not None and packet.is_keyframe
         # An edit list cuts frames off that others depend on.
         has_begun |= is_keyframe and packet is not None and packet.is_discard
         for frame in decode(decoder, packet, may_fail=not has_begun and not is_keyframe):
-            has_begun |= _is_whole(frame, decoder)
+            has_begun |= _is_whole(frame, decoder, first)
             if has_begun:
-                yield frame
+                num_frames += 1
+                yield Decoded(frame, part, None if packet is None else packet.dts)
+    # Not every decoder says where data are missing.
+    if part > 0 and first.is_keyframe and num_frames < num_packets:
+        raise MediaError(f"{path}: damaged: {num_packets} packets of it give {num_frames} frames")
 
 
 def decode(decoder: VideoCodecContext, packet: av.Packet | None, *, may_fail: bool) -> list[av.VideoFrame]:
@@ -123,9 +133,12 @@ def decode(decoder: VideoCodecContext, packet: av.Packet | None, *, may_fail: bo
         raise
 
 
-def _is_whole(first: av.VideoFrame, decoder: VideoCodecContext) -> bool:
+def _is_whole(frame: av.VideoFrame, decoder: VideoCodecContext, first_packet: av.Packet) -> bool:
     """Whether a decoder's first frame is whole. H.264's knows that by itself; others begin anywhere, with garbage."""
-    return decoder.name == "h264" or first.key_frame or first.pict_type in (PictureType.I, PictureType.NONE)
+    if decoder.name == "h264" or frame.key_frame or frame.pict_type == PictureType.I:
+        return True
+    # Some old decoders don't tell a frame's type.
+    return frame.pict_type == PictureType.NONE and first_packet.is_keyframe
 
 
 def is_true_keyframe(frame: av.VideoFrame) -> bool:

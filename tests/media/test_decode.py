@@ -19,7 +19,8 @@ from qwen_vl_utils import vision_process as reference
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision_functional
 
-from grpo.media import decode, frame_table as tables
+from grpo.media import decode
+from grpo.media import frame_table as tables
 from grpo.media.container import open_video
 from grpo.media.decode import probe, read_clip
 from grpo.media.frame_table import frame_table

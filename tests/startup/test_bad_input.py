@@ -20,7 +20,7 @@ from grpo.run.rollout_files import read_rollouts
 from grpo.startup import assembly
 from tests.support import tiny
 from tests.support.runs import SMALL, data, reset_process_state, run
-from tests.support.videos import write_bomb, write_sound, write_swapped, write_video
+from tests.support.videos import write_bomb, write_sound, write_swapped
 
 
 @pytest.fixture(autouse=True)

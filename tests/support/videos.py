@@ -49,6 +49,7 @@ def write_video(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     rotation: int = 0,
+    matrix: Sequence[int] | None = None,
 ) -> str:
     """A video of numbered pictures; frame i is shown at pts[i] / fps seconds (pts None: i / fps).
 
@@ -64,6 +65,8 @@ def write_video(
         stream.options = {**(DEFAULT_OPTIONS if options is None else options)}
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix is not None:
+            stream.set_display_matrix(matrix)
         container.start_encoding()
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(numbered_picture(number, *size_px), format="rgb24")
