@@ -10,7 +10,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import ArgumentError, FFmpegError
-from av.sidedata.sidedata import Type
 from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -91,22 +90,13 @@ def _stated_size(head: bytes) -> int:
     """Return the size that the first bytes of an AVI or a Matroska file state; 0 if they state none."""
     if head.startswith(b"RIFF"):
         return 8 + int.from_bytes(head[4:8], "little")
-    if not head.startswith(b"\x1a\x45\xdf\xa3"):
+    # Behind its name, the size of all that follows: as many bytes as the first one has zeros in front, and one.
+    *_, rest = head.partition(b"\x18\x53\x80\x67")
+    if not head.startswith(b"\x1a\x45\xdf\xa3") or not rest:
         return 0
-    header_size, at = _ebml_size(head, 4)
-    at += header_size
-    if head[at : at + 4] != b"\x18\x53\x80\x67":
-        return 0
-    size, at = _ebml_size(head, at + 4)
-    # All ones: a live recording, of unknown length.
-    return 0 if (size + 1).bit_count() == 1 else at + size
-
-
-def _ebml_size(head: bytes, at: int) -> tuple[int, int]:
-    """Return the number of variable length that stands there, and where it ends: its first 1 bit tells the length."""
-    length = 9 - (head[at] if at < len(head) else 1).bit_length()
-    value = int.from_bytes(head[at : at + length], "big")
-    return value & ((1 << 7 * length) - 1), at + length
+    length = 9 - rest[0].bit_length()
+    size, unknown = int.from_bytes(rest[:length], "big") & (1 << 7 * length) - 1, (1 << 7 * length) - 1
+    return 0 if size == unknown else len(head) - len(rest) + length + size
 
 
 def upright_rgb(path: str, frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
@@ -123,7 +113,7 @@ def upright_size(path: str, frame: av.VideoFrame) -> tuple[int, int]:
 
 def _displayed(path: str, pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Return the pixels, rows first, in the orientation that the frame's display matrix tells: one of eight."""
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
     # A pixel at column x and row y is shown at column ax + cy and row bx + dy.

@@ -35,7 +35,7 @@ from grpo.media.container import open_video, packets, upright_rgb
 from grpo.media.frame_table import FrameTable, frame_table, frame_tables
 from grpo.media.frames import blamed_on, make_clip
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, ClipPlan, MediaSettings, PatchShape
-from grpo.media.sequential import decode, decode_from_start, is_true_keyframe
+from grpo.media.sequential import decode, decode_parts, in_parts, is_true_keyframe
 
 CODECS_WITH_MARKED_FRAMES = ("h264",)
 """Codecs whose packets say if no other frame depends on theirs; in others such a mark may not hold for all."""
@@ -147,7 +147,7 @@ def _decode(
         if stretch > 0:
             container.seek(table.pts[first], stream=stream)
         if table.is_counted:
-            decoded = enumerate(each.frame for each in decode_from_start(path, container, stream))
+            decoded = enumerate(_decode_all(path, container, stream))
         else:
             decoded = _by_pts(table, _decode_stretch(container, stream, table, first, wanted))
         for index, frame in _checked(path, table, decoded, first, due=_due(table, stream, first, wanted)):
@@ -173,6 +173,10 @@ def _decode_stretch(
             break
     # The decoder holds frames back to put them in order: until it is told of the end, it wants more packets.
     yield from decoder.decode(None)
+
+
+def _decode_all(path: str, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    return (each.frame for each in decode_parts(path, stream, in_parts(path, container, stream)))
 
 
 def _by_pts(table: FrameTable, decoded: Iterable[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:

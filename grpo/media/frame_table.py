@@ -22,17 +22,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from grpo.media.clip import MediaError
-from grpo.media.container import check_whole, open_video, packets, upright_size
+from grpo.media.container import check_whole, open_video, upright_size
 from grpo.media.frames import check_exists
-from grpo.media.sequential import (
-    JOINED_FORMATS,
-    LONGEST_PAUSE_S,
-    TICKS_PER_S,
-    UNTIMED_FORMATS,
-    clock_is_set,
-    cut_off,
-    decode_from_start,
-)
+from grpo.media.sequential import LONGEST_PAUSE_S, TICKS_PER_S, UNTIMED_FORMATS, decode_parts, in_parts
 
 INDEXED_FORMATS = ("mp4", "matroska")
 """Containers with an index, in which a seek lands on the keyframe that was asked for."""
@@ -46,6 +38,7 @@ LATE_START_S = 0.1
 """The most seconds that a video may start after its file's sound without a word about the clock."""
 STILL_S = 0.5
 """The seconds that a file's only frame is shown, where nothing tells."""
+UNDECODABLE = "no frame of it can be decoded"
 
 logger = logging.getLogger(__name__)
 
@@ -70,34 +63,24 @@ class FrameTable:
     """Whether a frame is known by its number in a full decoding; if not, by its pts."""
 
 
+class _Seen(NamedTuple):
+    """A frame, as its packet describes it or as it was decoded; times in ticks."""
+
+    pts: int | None
+    duration: int
+    part: int
+    is_keyframe: bool
+    came_at: int | None
+    """The time of the packet at which the decoder handed the frame out."""
+
+
 class _Shown(NamedTuple):
-    """One frame on display, in ticks."""
+    """A frame on display, in ticks."""
 
     pts: int
     duration: int
-    """How long it is shown; 0 where nothing tells."""
+    """How long the frame is shown; 0 where nothing tells."""
     is_keyframe: bool = False
-
-
-class _Listed(NamedTuple):
-    """One packet of a file, in ticks."""
-
-    pts: int | None
-    dts: int | None
-    duration: int
-    is_keyframe: bool
-    is_corrupt: bool
-    is_discard: bool
-    """Whether an edit list cuts the frame off: it is decoded, but never shown."""
-
-
-class _Counted(NamedTuple):
-    """One frame of a full decoding, in ticks."""
-
-    part: int
-    pts: int | None
-    duration: int
-    came_at: int | None
 
 
 def frame_table(path: str) -> FrameTable:
@@ -128,63 +111,62 @@ def _listed_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable | Non
     with open_video(path) as (container, stream):
         if container.format.name in UNTIMED_FORMATS:
             return None
-        listed: list[_Listed] = []
-        source = _noted(packets(container, stream), listed)
-        first = next(decode_from_start(path, container, stream, source), None)
+        listed: list[_Seen] = []
+        source = _noted(in_parts(path, container, stream), listed)
+        first = next(decode_parts(path, stream, source), None)
         # The rest is listed without being decoded.
         for _ in source:
             pass
-        shown = _shown(path, listed, may_be_joined=container.format.name in JOINED_FORMATS)
         if first is None:
-            raise _without_frames(path, bool(listed))
-        # What comes before the first frame in time can't be decoded.
-        start = next((i for i, each in enumerate(shown) if each.pts == first.frame.pts), len(shown))
-        if start == len(shown):
+            raise MediaError(f"{path}: " + (UNDECODABLE if listed else "the video stream holds no frames"))
+        start = first.frame.pts
+        times = {each.pts for each in listed}
+        if (
+            start is None
+            or start not in times
+            or None in times
+            or len(times) < len(listed)
+            or listed[-1].part > 0
+        ):
             return None
+        # What comes before the first frame in time can't be decoded.
+        shown = [
+            _Shown(each.pts, each.duration, each.is_keyframe)
+            for each in listed
+            if each.pts is not None and each.pts >= start
+        ]
         assert stream.time_base is not None
-        table = _tabulate(path, stream, first.frame, shown[start:], stream.time_base)
-        _say_clock(path, container, shown[start].pts * stream.time_base)
-        return table
+        _say_clock(path, container, float(start * stream.time_base))
+        return _tabulate(path, stream, first.frame, sorted(shown), stream.time_base)
 
 
-def _noted(source: Iterable[av.Packet], listed: list[_Listed]) -> Iterator[av.Packet]:
-    for each in source:
-        listed.append(
-            _Listed(
-                each.pts, each.dts, each.duration or 0, each.is_keyframe, each.is_corrupt, each.is_discard
-            )
+def _noted(source: Iterable[tuple[int, av.Packet]], listed: list[_Seen]) -> Iterator[tuple[int, av.Packet]]:
+    for part, each in source:
+        # An edit list cuts frames off: they are decoded, but never shown.
+        if not each.is_discard:
+            listed.append(_Seen(each.pts, each.duration or 0, part, each.is_keyframe, None))
+        yield part, each
+
+
+def _say_clock(path: str, container: InputContainer, start_s: float) -> None:
+    late_s = start_s - (container.start_time or 0) / av.time_base
+    if late_s > LATE_START_S:
+        logger.warning(
+            "%s: its video starts %.2f s after the file; times count from the first frame", path, late_s
         )
-        yield each
-
-
-def _shown(path: str, listed: Sequence[_Listed], *, may_be_joined: bool) -> list[_Shown]:
-    """Return the frames by the packets' times; none if these don't tell. Raises MediaError for a damaged file."""
-    corrupt = next((number for number, each in enumerate(listed) if each.is_corrupt), None)
-    if corrupt is not None and not may_be_joined:
-        raise cut_off(path, corrupt)
-    shown = [
-        _Shown(each.pts, each.duration, each.is_keyframe)
-        for each in listed
-        if each.pts is not None and not each.is_discard
-    ]
-    num_discarded = sum(each.is_discard for each in listed)
-    is_joined = may_be_joined and any(clock_is_set(later, each) for each, later in pairwise(listed))
-    if corrupt is not None or is_joined or len({each.pts for each in shown}) + num_discarded < len(listed):
-        return []
-    return sorted(shown)
 
 
 @lru_cache(maxsize=256)
 def _counted_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
     """Return the table of the frames that decoding the whole file gives: slow, but right where packets mislead."""
     with open_video(path) as (container, stream):
-        decoded = decode_from_start(path, container, stream)
+        decoded = decode_parts(path, stream, in_parts(path, container, stream))
         first = next(decoded, None)
         if first is None:
-            raise _without_frames(path, stream.frames > 0)
+            raise MediaError(f"{path}: {UNDECODABLE}")
         counted = [
-            _Counted(each.part, each.frame.pts, each.frame.duration or 0, each.came_at)
-            for each in chain([first], decoded)
+            _Seen(frame.pts, frame.duration or 0, part, False, came_at)
+            for frame, part, came_at in chain([first], decoded)
         ]
         rate, time_base = stream.average_rate, stream.time_base
         assert time_base is not None
@@ -201,7 +183,7 @@ def _counted_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
         return _tabulate(path, stream, first.frame, shown, time_base, is_counted=True)
 
 
-def _in_slots(path: str, stream: VideoStream, counted: Sequence[_Counted]) -> list[_Shown]:
+def _in_slots(path: str, stream: VideoStream, counted: Sequence[_Seen]) -> list[_Shown]:
     """Return the frames of an AVI, which has a slot for each packet and leaves those of dropped frames empty.
 
     While a slot is empty, the frame before is shown. Where frames are decoded in another order than they are shown
@@ -210,7 +192,7 @@ def _in_slots(path: str, stream: VideoStream, counted: Sequence[_Counted]) -> li
     slots = [each.pts or 0 for each in counted]
     num_slots = max(stream.duration or 0, max(slots) + 1)
     if stream.frames > num_slots:
-        raise cut_off(path, len(slots))
+        raise MediaError(f"{path}: the file is cut off or damaged after {len(slots)} frames")
     came = [each.came_at for each in counted if each.came_at is not None]
     delays = {at - slot for at, slot in zip(came, slots, strict=False)}
     if slots == sorted(slots):
@@ -223,7 +205,7 @@ def _in_slots(path: str, stream: VideoStream, counted: Sequence[_Counted]) -> li
     return [_Shown(slot, after - slot) for slot, after in pairwise([*slots, max(num_slots, slots[-1] + 1)])]
 
 
-def _on_one_clock(counted: Sequence[_Counted]) -> list[_Shown]:
+def _on_one_clock(counted: Sequence[_Seen]) -> list[_Shown]:
     """Return the frames on the first part's clock; a part whose own clock doesn't go on follows right after."""
     shown = [_Shown(counted[0].pts or 0, counted[0].duration)]
     offset, longest_pause = 0, int(LONGEST_PAUSE_S * TICKS_PER_S)
@@ -270,17 +252,3 @@ def _tabulate(
         keyframes=np.array([*starts]),
         is_counted=is_counted,
     )
-
-
-def _say_clock(path: str, container: InputContainer, first_pts_s: float) -> None:
-    """Log that times don't count from the file's start where its sound starts earlier than its video."""
-    late_s = first_pts_s - (container.start_time or 0) / av.time_base
-    if late_s > LATE_START_S:
-        logger.warning(
-            "%s: its video starts %.2f s after the file; times count from the first frame", path, late_s
-        )
-
-
-def _without_frames(path: str, has_packets: bool) -> MediaError:
-    reason = "no frame of it can be decoded" if has_packets else "the video stream holds no frames"
-    return MediaError(f"{path}: {reason}")

@@ -1,10 +1,10 @@
-"""A video file decoded from its start to its end, as a player does: what every other way of reading has to equal."""
+"""A video file decoded from its start to its end, as a player does: what every faster way of reading has to equal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -17,22 +17,15 @@ from grpo.media.clip import MediaError
 from grpo.media.container import packets
 
 UNTIMED_FORMATS = ("avi",)
-"""Containers that store when a packet is to be decoded, and not when its frame is shown."""
+"""Containers that store when a packet is decoded, and not when its frame is shown."""
 JOINED_FORMATS = ("mpegts", "mpeg")
-"""Containers that may be joined byte by byte; each part may have a clock of its own."""
+"""Containers that may be joined byte by byte, whose parts may have clocks of their own."""
 TICKS_PER_S = 90_000
-"""The ticks of the clock of these containers."""
+"""The ticks of such a clock."""
 LONGEST_PAUSE_S = 10.0
 """The longest gap in a recording; at a longer one, another clock begins."""
 MARKED_BEFORE_JOIN = 2
-"""The most packets at the end of a joined part that count as damaged because their stream's counter jumps there."""
-
-
-class _Timed(Protocol):
-    @property
-    def dts(self) -> int | None: ...
-    @property
-    def is_keyframe(self) -> bool: ...
+"""The most packets at the end of a part that count as damaged because the stream's counter jumps behind them."""
 
 
 class Decoded(NamedTuple):
@@ -42,54 +35,33 @@ class Decoded(NamedTuple):
     part: int
     """The number of the part of a joined file that it belongs to."""
     came_at: int | None
-    """The time of the packet that brought the decoder to hand the frame out; None at the end."""
+    """The time of the packet at which the decoder handed the frame out; None at the end."""
 
 
-def decode_from_start(
-    path: str, container: InputContainer, stream: VideoStream, source: Iterable[av.Packet] | None = None
-) -> Iterator[Decoded]:
-    """Yield the frames of a container just opened, in their order on display, from the first that can be decoded.
+def in_parts(path: str, container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, av.Packet]]:
+    """Yield packets with the numbers of their parts; one begins where a clock is set anew, or data are missing.
 
-    source: its packets. The parts of a joined file are decoded one after another. In a container without times, a
-    frame's pts is the time at which it is decoded. Raises MediaError where data are missing.
+    In a container without times, a packet's pts is the time at which it is decoded. Raises MediaError where data are
+    missing that later pictures may depend on: not every decoder says so.
     """
-    decoder = stream.codec_context
-    source = packets(container, stream) if source is None else source
-    if container.format.name in UNTIMED_FORMATS:
-        source = map(_timed_by_decoding, source)
-    in_parts = _in_parts(path, source, may_be_joined=container.format.name in JOINED_FORMATS)
-    for part, members in groupby(in_parts, key=lambda member: member[0]):
-        if part > 0:
-            decoder.flush_buffers()
-        yield from _decode_part(path, decoder, part, (packet for _, packet in members))
-
-
-def _timed_by_decoding(packet: av.Packet) -> av.Packet:
-    packet.pts = packet.dts
-    return packet
-
-
-def _in_parts(
-    path: str, source: Iterable[av.Packet], *, may_be_joined: bool
-) -> Iterator[tuple[int, av.Packet]]:
-    """Yield packets with the numbers of their parts; one begins where the clock is set anew, or data are missing."""
-    part, previous, num_suspect = 0, None, 0
-    for number, packet in enumerate(source):
+    may_be_joined = container.format.name in JOINED_FORMATS
+    part, previous, num_marked = 0, None, 0
+    for number, packet in enumerate(packets(container, stream)):
+        if container.format.name in UNTIMED_FORMATS:
+            packet.pts = packet.dts
         if may_be_joined and previous is not None:
-            begins = clock_is_set(packet, previous) or (num_suspect > 0 and packet.is_keyframe)
-            part, num_suspect = part + begins, 0 if begins else num_suspect
-        num_suspect += packet.is_corrupt or num_suspect > 0
-        # Pictures may depend on what is missing, and not every decoder says so. Where parts were joined, the last
-        # packets of one have the mark, but nothing is missing.
-        if num_suspect > (MARKED_BEFORE_JOIN if may_be_joined else 0):
-            raise cut_off(path, number)
+            begins = _clock_is_set(previous, packet) or (num_marked > 0 and packet.is_keyframe)
+            part, num_marked = part + begins, 0 if begins else num_marked
+        num_marked += packet.is_corrupt or num_marked > 0
+        if num_marked > (MARKED_BEFORE_JOIN if may_be_joined else 0):
+            raise MediaError(f"{path}: the file is cut off or damaged after {number} frames")
         yield part, packet
         previous = packet
-    if num_suspect > 0:
+    if num_marked > 0:
         raise MediaError(f"{path}: the file is cut off or damaged at its end")
 
 
-def clock_is_set(packet: _Timed, previous: _Timed) -> bool:
+def _clock_is_set(previous: av.Packet, packet: av.Packet) -> bool:
     """Whether a clock is set back, or far ahead, between two packets of a joined file."""
     if packet.dts is None or previous.dts is None:
         return False
@@ -97,15 +69,20 @@ def clock_is_set(packet: _Timed, previous: _Timed) -> bool:
     return gap < 0 or (gap == 0 and packet.is_keyframe) or gap > LONGEST_PAUSE_S * TICKS_PER_S
 
 
-def cut_off(path: str, num_frames: int) -> MediaError:
-    return MediaError(f"{path}: the file is cut off or damaged after {num_frames} frames")
+def decode_parts(
+    path: str, stream: VideoStream, source: Iterable[tuple[int, av.Packet]]
+) -> Iterator[Decoded]:
+    """Yield the frames of these packets in their order on display, from the first that can be decoded."""
+    for part, members in groupby(source, key=lambda member: member[0]):
+        if part > 0:
+            stream.codec_context.flush_buffers()
+        yield from _decode_part(path, stream.codec_context, part, (packet for _, packet in members))
 
 
 def _decode_part(
-    path: str, decoder: VideoCodecContext, part: int, source: Iterable[av.Packet]
+    path: str, decoder: VideoCodecContext, part: int, source: Iterator[av.Packet]
 ) -> Iterator[Decoded]:
     """Yield the frames from the first whole one: a recording may start inside a group of pictures."""
-    source = iter(source)
     first = next(source)
     has_begun, num_frames, num_packets = False, 0, -1
     for packet in chain([first], source, [None]):

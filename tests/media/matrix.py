@@ -213,7 +213,9 @@ def cut_and_joined() -> Iterator[Case]:
     ):
         video = {"codec": codec, **GOPS[codec][gop]}
         name = f"{codec}_{gop}"
-        yield Case("starts inside a GOP", f"{name}.{container}", video, changed.without_first_packets(7))
+        for change in (changed.without_first_packets(7), changed.from_second_keyframe):
+            begins = "keyframe" if change is changed.from_second_keyframe else "between"
+            yield Case("starts inside a GOP", f"{name}_{begins}.{container}", video, change)
         if codec == "h263":
             continue  # not in Matroska
         yield Case("starts after its sound", f"{name}.mkv", video, changed.with_earlier_sound(0.4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import shutil
 import subprocess
@@ -22,10 +23,11 @@ from torchvision.transforms import functional as torchvision_functional
 from grpo.media import decode
 from grpo.media import frame_table as tables
 from grpo.media.container import open_video
-from grpo.media.decode import probe, read_clip
+from grpo.media.decode import plan_clip, probe, read_clip
 from grpo.media.frame_table import frame_table
 from grpo.media.frames import resize
 from grpo.media.sampling import MediaSettings
+from tests.support.changed_videos import with_earlier_sound, without_sync_table
 from tests.support.tiny import ROOT
 from tests.support.videos import SMALL, numbers, read_number, refusal, write_swapped, write_video
 
@@ -158,18 +160,68 @@ def test_leaving_frames_out_changes_no_other(options: dict[str, str], tmp_path: 
             assert np.array_equal(frame.to_ndarray(format="rgb24"), everything[index])
 
 
-def test_a_stream_that_starts_its_clock_anew_is_refused(tmp_path: Path) -> None:
-    """A later part of a recording before an earlier one, joined byte by byte."""
-    parts = [write_video(tmp_path / f"{i}.ts", num_frames=30, pts=range(i * 90, i * 90 + 30)) for i in (1, 0)]
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "libx265"])
+@pytest.mark.parametrize(("order", "step"), [((1, 0), 90), ((0, 1), 30), ((0, 0), 0), ((0, 1), 900)])
+def test_parts_joined_byte_by_byte_follow_one_another(
+    order: tuple[int, int], step: int, codec: str, tmp_path: Path
+) -> None:
+    """A later part of a recording before an earlier one, neighbours, the same part twice, and one 30 s later."""
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {"bf": "2"}
+    for i in {*order}:
+        shown = range(i * step, i * step + 30)
+        write_video(tmp_path / f"{i}.ts", num_frames=30, pts=shown, codec=codec, options=options)
     path = tmp_path / "both.ts"
-    path.write_bytes(b"".join(Path(part).read_bytes() for part in parts))
-    assert "cut off or damaged after" in refusal(path)
+    path.write_bytes(b"".join((tmp_path / f"{i}.ts").read_bytes() for i in order))
+    clip = read_clip(str(path), settings=SMALL)
+    # 8 of 60 frames, 59/7 apart, and each part has frames 0 to 29
+    assert numbers(clip) == [0, 8, 17, 25, 4, 12, 21, 29]
+    assert clip.times_s == pytest.approx([round(59 / 7 * i) / 30 for i in range(8)])
+    assert clip.duration_s == pytest.approx(2.0)
+
+
+def test_a_video_that_starts_after_its_sound_says_on_which_clock_its_times_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "late.mkv"
+    write_video(path)
+    with_earlier_sound(0.4)(path)
+    with caplog.at_level(logging.WARNING):
+        first, again = (read_clip(str(path), settings=SMALL) for _ in range(2))
+    assert first.times_s[0] == again.times_s[0] == 0.0 and numbers(first)[0] == 0
+    (warning,) = caplog.messages
+    assert warning == f"{path}: its video starts 0.40 s after the file; times count from the first frame"
+
+
+def test_a_clip_of_one_frame_is_a_picture_that_fills_its_token(sparse_mp4: str, tmp_path: Path) -> None:
+    for name in ("one.mp4", "one.mkv", "one.ts"):
+        clip = read_clip(write_video(tmp_path / name, num_frames=1), settings=SMALL)
+        assert numbers(clip) == [0, 0] and clip.times_s == (0.0, 0.0)
+        assert np.array_equal(*clip.frames_FHWC)
+        assert 0.01 < clip.duration_s <= 0.5
+    clip = read_clip(sparse_mp4, start_s=0.99, end_s=1.02, settings=SMALL)
+    assert numbers(clip) == [30, 30]
+    assert clip.times_s == pytest.approx([0.01, 0.01])
+
+
+def test_a_file_whose_keyframes_are_none_is_decoded_from_its_start_and_known_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once one is found to be false; what a full decoding costs is not paid for each clip of the file."""
+    path = tmp_path / "false.mp4"
+    write_video(path, codec="libx265", options={"x265-params": "log-level=none:bframes=0"})
+    without_sync_table(path)
+    counted: list[str] = []
+    monkeypatch.setattr(tables, "_counted_table", counted.append)
+    assert len(frame_table(str(path)).keyframes) > 4  # every frame is marked, and four are true
+    for _ in range(2):
+        assert numbers(read_clip(str(path), start_s=1.7, settings=SMALL))[0] == 51
+    assert counted == []
 
 
 def test_frames_that_are_not_stored_in_the_order_of_their_times_are_refused(tmp_path: Path) -> None:
     """A decoder gives such frames as they come; sorting them would be a guess at what the recorder meant."""
     path = write_swapped(tmp_path / "swapped.mkv")
-    assert "could not be decoded" in refusal(path)
+    assert "its frames could not be decoded in the order of their times" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["clip.txt", "clip.jpg", "clip.avi", "clip"])
@@ -203,6 +255,12 @@ def test_frames_cut_off_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
     clip = read_clip(path, settings=SMALL)
     assert numbers(clip)[0] == 10 and numbers(clip)[-1] == 89
     assert clip.times_s[-1] == pytest.approx(79 / 30)
+
+
+def test_the_size_that_is_planned_is_that_of_the_picture_as_it_is_shown(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "held_upright.mp4", rotation=90)
+    plan, clip = plan_clip(path, settings=SMALL), read_clip(path, settings=SMALL)
+    assert (plan.height_px, plan.width_px) == (clip.height_px, clip.width_px) == (168, 84)
 
 
 def test_a_stored_rotation_is_applied(tmp_path: Path) -> None:
@@ -295,7 +353,7 @@ def test_a_clip_equals_what_qwen_vl_utils_makes_of_the_file(
 def test_probing_decodes_nothing(sparse_mp4: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[object] = []
     monkeypatch.setattr(decode, "_decode", decoded.append)
-    monkeypatch.setattr(tables, "decode_from_start", decoded.append)
+    monkeypatch.setattr(tables, "decode_parts", decoded.append)
     probe(sparse_mp4)
     assert decoded == []
 

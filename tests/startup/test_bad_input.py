@@ -105,7 +105,7 @@ def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:
     )  # for root, who looks into every folder
     (folder / "closed").chmod(0)
     write_sound(folder / "sound.mp4")
-    (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:1,\nsound.mp4\n#EXT-X-ENDLIST\n")
+    (folder / "playlist.mp4").write_text("ffconcat version 1.0\nfile sound.mp4\n")
     write_swapped(folder / "swapped.mkv")
     write_bomb(folder / "bomb.png", side_px=60_000)
     return {

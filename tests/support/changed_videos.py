@@ -73,6 +73,19 @@ def without_first_packets(num_packets: int) -> Change:
     return change
 
 
+def from_second_keyframe(path: Path) -> None:
+    """Cut off all before the second keyframe, as a cut without re-encoding does.
+
+    In an open group of pictures, the frames before the keyframe in time come behind it, and can't be decoded.
+    """
+
+    def choose(packets: list[av.Packet]) -> Sequence[av.Packet]:
+        starts = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+        return packets[starts[1] :]
+
+    _remux(path, choose)
+
+
 def with_earlier_sound(late_s: float) -> Change:
     """Return a change that adds sound from 0 s on, and moves the video behind it."""
 
@@ -85,6 +98,11 @@ def with_earlier_sound(late_s: float) -> Change:
 def with_thumbnail(path: Path) -> None:
     """Put a still picture before the video, as another video stream that nothing marks as a picture."""
     _remux(path, lambda packets: packets, has_thumbnail=True)
+
+
+def with_thumbnail_alone(path: Path) -> None:
+    """Put a still picture in place of all that the video stream holds."""
+    _remux(path, lambda _: [], has_thumbnail=True)
 
 
 def _remux(
