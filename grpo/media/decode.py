@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 
 import av
 import numpy as np
@@ -144,6 +144,7 @@ def _decode(
     stretches = np.searchsorted(table.keyframes, indices, side="right") - 1
     for stretch, members in groupby(zip(stretches, indices, strict=True), key=lambda member: member[0]):
         first, wanted = int(table.keyframes[stretch]), [index for _, index in members]
+        times_wanted = Counter(wanted)
         if stretch > 0:
             container.seek(table.pts[first], stream=stream)
         if table.is_counted:
@@ -151,8 +152,7 @@ def _decode(
         else:
             decoded = _by_pts(table, _decode_stretch(container, stream, table, first, wanted))
         for index, frame in _checked(path, table, decoded, first, due=_due(table, stream, first, wanted)):
-            for _ in range(wanted.count(index)):
-                yield frame
+            yield from repeat(frame, times_wanted[index])
 
 
 def _decode_stretch(

@@ -40,7 +40,7 @@ from grpo.media.identity import ends_digest
 from grpo.media.images import choose_images
 from grpo.media.sampling import MediaSettings, PatchShape
 
-VERSION = 2
+VERSION = 3
 """The version of the entries, raised with every change of what `read_clip` returns and of how it is stored."""
 SUFFIX = ".clip"
 KEPT_FRAC = 0.9

@@ -68,19 +68,10 @@ class _Seen(NamedTuple):
 
     pts: int | None
     duration: int
-    part: int
     is_keyframe: bool
+    part: int
     came_at: int | None
     """The time of the packet at which the decoder handed the frame out."""
-
-
-class _Shown(NamedTuple):
-    """A frame on display, in ticks."""
-
-    pts: int
-    duration: int
-    """How long the frame is shown; 0 where nothing tells."""
-    is_keyframe: bool = False
 
 
 def frame_table(path: str) -> FrameTable:
@@ -119,7 +110,7 @@ def _listed_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable | Non
             pass
         if first is None:
             raise MediaError(f"{path}: " + (UNDECODABLE if listed else "the video stream holds no frames"))
-        start = first.frame.pts
+        start, time_base = first.frame.pts, stream.time_base
         times = {each.pts for each in listed}
         if (
             start is None
@@ -129,22 +120,20 @@ def _listed_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable | Non
             or listed[-1].part > 0
         ):
             return None
+        assert time_base is not None
+        _say_clock(path, container, float(start * time_base))
         # What comes before the first frame in time can't be decoded.
-        shown = [
-            _Shown(each.pts, each.duration, each.is_keyframe)
-            for each in listed
-            if each.pts is not None and each.pts >= start
-        ]
-        assert stream.time_base is not None
-        _say_clock(path, container, float(start * stream.time_base))
-        return _tabulate(path, stream, first.frame, sorted(shown), stream.time_base)
+        shown = sorted(each for each in listed if each.pts is not None and each.pts >= start)
+        pts = [each.pts for each in shown if each.pts is not None]
+        keyframes = [index for index, each in enumerate(shown) if each.is_keyframe]
+        return _tabulate(path, stream, first.frame, pts, shown[-1].duration, time_base, keyframes)
 
 
 def _noted(source: Iterable[tuple[int, av.Packet]], listed: list[_Seen]) -> Iterator[tuple[int, av.Packet]]:
     for part, each in source:
         # An edit list cuts frames off: they are decoded, but never shown.
         if not each.is_discard:
-            listed.append(_Seen(each.pts, each.duration or 0, part, each.is_keyframe, None))
+            listed.append(_Seen(each.pts, each.duration or 0, each.is_keyframe, part, None))
         yield part, each
 
 
@@ -165,58 +154,55 @@ def _counted_table(path: str, mtime_ns: int, size_bytes: int) -> FrameTable:
         if first is None:
             raise MediaError(f"{path}: {UNDECODABLE}")
         counted = [
-            _Seen(frame.pts, frame.duration or 0, part, False, came_at)
+            _Seen(frame.pts, frame.duration or 0, False, part, came_at)
             for frame, part, came_at in chain([first], decoded)
         ]
-        rate, time_base = stream.average_rate, stream.time_base
+        rate, time_base, duration = stream.average_rate, stream.time_base, counted[-1].duration
         assert time_base is not None
         if all(each.pts is None for each in counted):
             if not rate:
                 raise MediaError(f"{path}: neither its frames nor its header tell when frames are shown")
-            shown, time_base = [_Shown(number, 1) for number in range(len(counted))], 1 / rate
+            pts, time_base, duration = range(len(counted)), 1 / rate, 1
         elif container.format.name in UNTIMED_FORMATS:
-            shown = _in_slots(path, stream, counted)
+            *pts, end = _slots(path, stream, counted)
+            duration = end - pts[-1]
         else:
-            shown = _on_one_clock(counted)
-        if any(later.pts <= earlier.pts for earlier, later in pairwise(shown)):
+            pts = _on_one_clock(counted)
+        if any(later <= earlier for earlier, later in pairwise(pts)):
             raise MediaError(f"{path}: its frames could not be decoded in the order of their times")
-        return _tabulate(path, stream, first.frame, shown, time_base, is_counted=True)
+        return _tabulate(path, stream, first.frame, pts, duration, time_base)
 
 
-def _in_slots(path: str, stream: VideoStream, counted: Sequence[_Seen]) -> list[_Shown]:
-    """Return the frames of an AVI, which has a slot for each packet and leaves those of dropped frames empty.
+def _slots(path: str, stream: VideoStream, counted: Sequence[_Seen]) -> list[int]:
+    """Return the times of an AVI's frames and its end: it has a slot for each packet, empty where a frame was dropped.
 
     While a slot is empty, the frame before is shown. Where frames are decoded in another order than they are shown
     in, each is shown when it comes out of the decoder, and the last ones go on at the usual step.
     """
     slots = [each.pts or 0 for each in counted]
-    num_slots = max(stream.duration or 0, max(slots) + 1)
-    if stream.frames > num_slots:
+    end = max(stream.duration or 0, max(slots) + 1)
+    if stream.frames > end:
         raise MediaError(f"{path}: the file is cut off or damaged after {len(slots)} frames")
     came = [each.came_at for each in counted if each.came_at is not None]
-    delays = {at - slot for at, slot in zip(came, slots, strict=False)}
-    if slots == sorted(slots):
-        if len(delays) > 1:
-            raise MediaError(f"{path}: frames were dropped, and nothing tells when the others are shown")
-    else:
-        num_slots += came[0] - min(slots)
+    if slots != sorted(slots):
         step = round(median(later - earlier for earlier, later in pairwise(came)))
         slots = [*came, *(came[-1] + step * (i + 1) for i in range(len(counted) - len(came)))]
-    return [_Shown(slot, after - slot) for slot, after in pairwise([*slots, max(num_slots, slots[-1] + 1)])]
+        end += came[0] - min(each.pts or 0 for each in counted)
+    elif len({at - slot for at, slot in zip(came, slots, strict=False)}) > 1:
+        raise MediaError(f"{path}: frames were dropped, and nothing tells when the others are shown")
+    return [*slots, max(end, slots[-1] + 1)]
 
 
-def _on_one_clock(counted: Sequence[_Seen]) -> list[_Shown]:
-    """Return the frames on the first part's clock; a part whose own clock doesn't go on follows right after."""
-    shown = [_Shown(counted[0].pts or 0, counted[0].duration)]
-    offset, longest_pause = 0, int(LONGEST_PAUSE_S * TICKS_PER_S)
+def _on_one_clock(counted: Sequence[_Seen]) -> list[int]:
+    """Return the frames' times on the first part's clock; a part whose own clock doesn't go on follows right after."""
+    shown, offset = [counted[0].pts or 0], 0
     for before, each in pairwise(counted):
-        latest = shown[-1].pts
-        after = latest + max(before.duration, 1)
+        after = shown[-1] + max(before.duration, 1)
         pts = after if each.pts is None else each.pts + offset
-        if each.part > before.part and not latest < pts <= after + longest_pause:
+        if each.part > before.part and not shown[-1] < pts <= after + LONGEST_PAUSE_S * TICKS_PER_S:
             offset += after - pts
             pts = after
-        shown.append(_Shown(pts, each.duration))
+        shown.append(pts)
     return shown
 
 
@@ -224,31 +210,28 @@ def _tabulate(
     path: str,
     stream: VideoStream,
     first_frame: av.VideoFrame,
-    shown: Sequence[_Shown],
+    pts: Sequence[int],
+    last_duration: int,
     time_base: Fraction,
-    *,
-    is_counted: bool = False,
+    listed_keyframes: Sequence[int] | None = None,
 ) -> FrameTable:
-    container, decoder = stream.container, stream.codec_context
-    has_true_keyframes = (
+    decoder, rate = stream.codec_context, stream.average_rate
+    is_seekable = any(name in stream.container.format.name for name in INDEXED_FORMATS) and (
         decoder.codec.intra_only or decoder.codec.canonical_name in CODECS_WITH_TRUE_KEYFRAMES
-    ) and any(name in container.format.name for name in INDEXED_FORMATS)
-    rate = stream.average_rate
-    first, last = shown[0], shown[-1]
-    mean = (last.pts - first.pts) // max(len(shown) - 1, 1)
-    duration = last.duration or mean or max(round((1 / rate if rate else STILL_S) / time_base), 1)
+    )
+    mean = (pts[-1] - pts[0]) // max(len(pts) - 1, 1)
+    duration = last_duration or mean or max(round((1 / rate if rate else STILL_S) / time_base), 1)
 
-    def seconds(pts: int) -> float:
+    def seconds(ticks: int) -> float:
         # One division of whole numbers: a frame at 10.01 s is at the same float as an annotated 10.01.
-        return (pts - first.pts) * time_base.numerator / time_base.denominator
+        return (ticks - pts[0]) * time_base.numerator / time_base.denominator
 
-    starts = (i for i, each in enumerate(shown) if i == 0 or (has_true_keyframes and each.is_keyframe))
     return FrameTable(
-        pts=tuple(each.pts for each in shown),
-        times_s=np.array([seconds(each.pts) for each in shown]),
-        end_s=seconds(last.pts + duration),
+        pts=tuple(pts),
+        times_s=np.array([seconds(each) for each in pts]),
+        end_s=seconds(pts[-1] + duration),
         fps=float(rate) if rate else None,
         size_px=upright_size(path, first_frame),
-        keyframes=np.array([*starts]),
-        is_counted=is_counted,
+        keyframes=np.array(sorted({0, *(listed_keyframes or ())}) if is_seekable else [0]),
+        is_counted=listed_keyframes is None,
     )
