@@ -19,7 +19,7 @@ from grpo.data.overlap import namesakes, question_key
 from grpo.feed.planner import Planner, PromptPlan
 from grpo.groups import Sample
 from grpo.media.clip import MediaError
-from grpo.media.decode import frame_table
+from grpo.media.frame_table import frame_table
 from grpo.media.reading import describe, probe_source
 from grpo.media.sampling import TooManyTokens, TooShort
 from rewards.parsing import read_span
