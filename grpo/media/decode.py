@@ -17,7 +17,6 @@ FFmpeg's libraries in the system, and PyAV brings its own.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from grpo.media import sampling
-from grpo.media.clip import Clip, MediaError
+from grpo.media.clip import Clip, ClipSource, MediaError
 from grpo.media.container import open_video, packets, upright_rgb
 from grpo.media.frame_table import FrameTable, frame_table, frame_tables
 from grpo.media.frames import blamed_on, make_clip
@@ -40,92 +39,66 @@ from grpo.media.sequential import decode, decode_parts, in_parts, is_true_keyfra
 CODECS_WITH_MARKED_FRAMES = ("h264",)
 """Codecs whose packets say if no other frame depends on theirs; in others such a mark may not hold for all."""
 
-logger = logging.getLogger(__name__)
-
 
 class NotAsListed(Exception):
     """The error for a file whose frames are not what its container says about them."""
 
 
-def probe(path: str, *, start_s: float = 0.0) -> None:
+def probe(source: ClipSource) -> None:
     """Raise MediaError unless the file opens as a video with at least one packet; decodes nothing.
 
     A start behind the video's end is noticed where the header states a duration.
     """
-    with open_video(path) as (container, stream):
+    with open_video(source.path) as (container, stream):
         if next(packets(container, stream), None) is None:
-            raise MediaError(f"{path}: the video stream holds no frames")
+            raise MediaError(f"{source.path}: the video stream holds no frames")
         if stream.duration is not None and stream.time_base is not None:
-            _check_start(path, start_s, float(stream.duration * stream.time_base))
+            _check_start(source, float(stream.duration * stream.time_base))
 
 
-def read_clip(
-    path: str,
-    *,
-    start_s: float = 0.0,
-    end_s: float | None = None,
-    settings: MediaSettings,
-    patches: PatchShape = QWEN2_5_VL,
-) -> Clip:
-    """The clip from start_s to end_s (None: to the file's end), sampled and resized.
-
-    Seconds count from the file's first frame. Raises MediaError.
-    """
+def read_clip(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:
+    """Return the clip of a video, sampled and resized. Raises MediaError."""
     reason = ""
-    for table in frame_tables(path):
+    for table in frame_tables(source.path):
         try:
-            return _read_by(table, path, start_s, end_s, settings, patches)
+            return _read_by(table, source, settings, patches)
         except NotAsListed as error:
             reason = str(error)
-            logger.debug("%s: %s; decoding it from its start", path, reason)
-    raise MediaError(f"{path}: {reason}")
+    raise MediaError(f"{source.path}: {reason}")
 
 
-def _read_by(
-    table: FrameTable,
-    path: str,
-    start_s: float,
-    end_s: float | None,
-    settings: MediaSettings,
-    patches: PatchShape,
-) -> Clip:
-    _check_start(path, start_s, table.end_s)
-    clip_end_s = table.end_s if end_s is None else min(end_s, table.end_s)
-    with blamed_on(f"{path} from {start_s:g} s to {clip_end_s:g} s", ValueError):
-        chosen = _choose_frames(table, start_s, end_s, settings, patches)
+def _read_by(table: FrameTable, source: ClipSource, settings: MediaSettings, patches: PatchShape) -> Clip:
+    _check_start(source, table.end_s)
+    path, start_s = source.path, source.start_s
+    end_s = table.end_s if source.end_s is None else min(source.end_s, table.end_s)
+    with blamed_on(f"{path} from {start_s:g} s to {end_s:g} s", ValueError):
+        chosen = _choose_frames(table, source, settings, patches)
     with open_video(path) as (container, stream):
         # One reformatter for all frames: it prepares tables when it meets the first.
         to_rgb = VideoReformatter()
         decoded = _decode(path, container, stream, table, chosen.indices)
         frames = (upright_rgb(path, frame, to_rgb) for frame in decoded)
-        return make_clip(path, frames, chosen, (start_s, clip_end_s), settings, patches)
+        return make_clip(path, frames, chosen, (start_s, end_s), settings, patches)
 
 
-def plan_clip(
-    path: str,
-    *,
-    start_s: float = 0.0,
-    end_s: float | None = None,
-    settings: MediaSettings,
-    patches: PatchShape = QWEN2_5_VL,
-) -> ClipPlan:
+def plan_clip(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> ClipPlan:
     """Return the number and the size of the frames that `read_clip` gives. Raises MediaError.
 
     Only the first frame is decoded, unless the file has no times. A packet without a frame is taken for one here.
     """
-    table = frame_table(path)
-    _check_start(path, start_s, table.end_s)
-    with blamed_on(path, ValueError):
-        return _choose_frames(table, start_s, end_s, settings, patches).plan
+    table = frame_table(source.path)
+    _check_start(source, table.end_s)
+    with blamed_on(source.path, ValueError):
+        return _choose_frames(table, source, settings, patches).plan
 
 
 def _choose_frames(
-    table: FrameTable, start_s: float, end_s: float | None, settings: MediaSettings, patches: PatchShape
+    table: FrameTable, source: ClipSource, settings: MediaSettings, patches: PatchShape
 ) -> ChosenFrames:
     return sampling.choose_frames(
         table.times_s,
-        start_s,
-        end_s,
+        source.start_s,
+        source.end_s,
         table.size_px,
         settings,
         patches,
@@ -144,24 +117,24 @@ def _decode(
     stretches = np.searchsorted(table.keyframes, indices, side="right") - 1
     for stretch, members in groupby(zip(stretches, indices, strict=True), key=lambda member: member[0]):
         first, wanted = int(table.keyframes[stretch]), [index for _, index in members]
-        times_wanted = Counter(wanted)
+        times_wanted, due = Counter(wanted), _due(table, stream, first, wanted)
         if stretch > 0:
             container.seek(table.pts[first], stream=stream)
         if table.is_counted:
             decoded = enumerate(_decode_all(path, container, stream))
         else:
-            decoded = _by_pts(table, _decode_stretch(container, stream, table, first, wanted))
-        for index, frame in _checked(path, table, decoded, first, due=_due(table, stream, first, wanted)):
+            decoded = _by_pts(table, _decode_stretch(container, stream, table, first, due))
+        for index, frame in _checked(path, table, decoded, first, due):
             yield from repeat(frame, times_wanted[index])
 
 
 def _decode_stretch(
-    container: InputContainer, stream: VideoStream, table: FrameTable, first: int, wanted: Sequence[int]
+    container: InputContainer, stream: VideoStream, table: FrameTable, first: int, due: Sequence[int]
 ) -> Iterator[av.VideoFrame]:
-    """Yield the wanted frames, and those that had to be decoded for them."""
+    """Yield the frames that are due, and those that had to be decoded for them."""
     decoder = stream.codec_context
     may_skip = decoder.name in CODECS_WITH_MARKED_FRAMES
-    missing = {table.pts[index] for index in wanted}
+    missing = {table.pts[index] for index in due}
     has_begun = False
     for packet in packets(container, stream):
         decoder.skip_frame = "NONREF" if may_skip and packet.pts not in missing else "DEFAULT"
@@ -202,7 +175,6 @@ def _checked(
     table: FrameTable,
     decoded: Iterable[tuple[int, av.VideoFrame]],
     first: int,
-    *,
     due: Sequence[int],
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield the frames of a stretch in ascending order, the ones that are due among them."""
@@ -227,7 +199,7 @@ def _checked(
     raise NotAsListed(f"the frame at {table.times_s[to_come[0]]:g} s could not be decoded")
 
 
-def _check_start(path: str, start_s: float, end_s: float) -> None:
-    if start_s >= end_s > 0:
-        late = sampling.TooShort(f"the clip starts at {start_s:g} s, but the video ends at {end_s:g} s")
-        raise MediaError(f"{path}: {late}") from late
+def _check_start(source: ClipSource, end_s: float) -> None:
+    if source.start_s >= end_s > 0:
+        late = f"the clip starts at {source.start_s:g} s, but the video ends at {end_s:g} s"
+        raise MediaError(f"{source.path}: {late}") from sampling.TooShort(late)

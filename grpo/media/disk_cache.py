@@ -90,17 +90,17 @@ class DiskCache:
         return self._file(name).is_file()
 
     def load(self, name: str, path: str) -> Clip | None:
-        """Return the entry as a clip of the file at path; None if there is none. A damaged entry is removed."""
+        """Return the clip that is stored under this name, as one of the file at path; None if there is none."""
         entry = self.load_arrays(name)
         return None if entry is None else _to_clip(entry, path)
 
     def store(self, name: str, clip: Clip) -> None:
-        """Store the clip, if possible; the first write that fails is logged as a warning."""
+        """Store the clip under this name, as `store_arrays` does."""
         facts = np.frombuffer(json.dumps(clip.facts.as_dict()).encode(), np.uint8)
         self.store_arrays(name, {"frames": clip.frames_FHWC, "facts": facts})
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """Return an entry's arrays by name; None if there is none. A damaged entry is removed."""
+        """Return the arrays that are stored under this name; None if there are none. A damaged entry is removed."""
         file = self._file(name)
         try:
             # No memory map: the page of an entry that another machine removes would end this process.
@@ -120,7 +120,7 @@ class DiskCache:
         return entry
 
     def store_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store arrays as an entry, under the rules of `store`."""
+        """Store arrays under this name if they fit. A write that fails is logged, and nothing is stored any more."""
         entry = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         content = save({**entry, "checksum": _checksum(entry)})
         if not self.is_writing or len(content) > KEPT_FRAC * self.max_bytes:

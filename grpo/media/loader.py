@@ -31,14 +31,6 @@ class MediaCounters:
     failed: int = 0
     """The clips that could not be read, each counted once."""
 
-    def __sub__(self, earlier: MediaCounters) -> MediaCounters:
-        return MediaCounters(
-            decoded=self.decoded - earlier.decoded,
-            disk_hits=self.disk_hits - earlier.disk_hits,
-            cache_hits=self.cache_hits - earlier.cache_hits,
-            failed=self.failed - earlier.failed,
-        )
-
 
 class ClipLoader:
     """The home of the clips in use, each read at most once while it stays in memory.

@@ -17,28 +17,20 @@ logger = logging.getLogger(__name__)
 
 def read_source(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:
     """Return the clip, of a video or of images, sampled and resized. Raises MediaError."""
-    if source.video is None:
-        return read_images(source, settings=settings, patches=patches)
-    return read_clip(
-        source.video, start_s=source.start_s, end_s=source.end_s, settings=settings, patches=patches
-    )
+    read = read_images if source.video is None else read_clip
+    return read(source, settings=settings, patches=patches)
 
 
 def plan_source(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> ClipPlan:
-    """Return the number and size of the frames that `read_source` gives, without decoding any. Raises MediaError."""
+    """Return the number and size of the frames that `read_source` gives. Raises MediaError."""
     if source.video is None:
         return choose_images(source, settings, patches)[0].plan
-    return plan_clip(
-        source.video, start_s=source.start_s, end_s=source.end_s, settings=settings, patches=patches
-    )
+    return plan_clip(source, settings=settings, patches=patches)
 
 
 def probe_source(source: ClipSource) -> None:
     """Raise MediaError unless the video, or the first image, opens; decode nothing."""
-    if source.video is None:
-        probe_images(source)
-    else:
-        probe(source.video, start_s=source.start_s)
+    probe_images(source) if source.video is None else probe(source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,6 @@ from grpo.groups import Group
 from grpo.media import decode
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.container import open_video, upright_rgb
-from grpo.media.decode import read_clip
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.frame_table import _listed_table, frame_table
@@ -47,6 +46,7 @@ from grpo.media.reading import ClipReader, Read
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
 from tests.support import tiny
 from tests.support.clips import clip_of
+from tests.support.videos import read_video
 
 FPS = 30
 SIZE_PX = (640, 360)
@@ -88,7 +88,7 @@ def seconds(work: Callable[[], object]) -> float:
 def read_once(path: str) -> Clip:
     """As the first clip of a file is read: nothing of it is known yet."""
     _listed_table.cache_clear()
-    return read_clip(path, settings=SETTINGS)
+    return read_video(path, settings=SETTINGS)
 
 
 def decode_all(path: str) -> None:
@@ -100,7 +100,7 @@ def decode_all(path: str) -> None:
 def decode_only(path: str) -> None:
     """The frames of `read_once`, as the decoder gives them."""
     table = frame_table(path)
-    indices = decode._choose_frames(table, 0.0, None, SETTINGS, QWEN2_5_VL).indices
+    indices = decode._choose_frames(table, ClipSource(video=path), SETTINGS, QWEN2_5_VL).indices
     with open_video(path) as (container, stream):
         for _ in decode._decode(path, container, stream, table, indices):
             pass
@@ -164,7 +164,7 @@ def bench_cache(path: str, folder: Path, rounds: int) -> dict[str, float]:
     """Milliseconds to have the clip again: from the disk cache, and from memory."""
     disk = DiskCache(folder / "cache", max_gib=1)
     name = entry_name(ClipSource(video=path), SETTINGS, QWEN2_5_VL)
-    clip = read_clip(path, settings=SETTINGS)
+    clip = read_video(path, settings=SETTINGS)
     store_s = seconds(lambda: disk.store(name, clip))
     load_s = median(
         seconds(lambda: disk.load(entry_name(ClipSource(video=path), SETTINGS, QWEN2_5_VL), path))
@@ -186,10 +186,10 @@ def bench_ahead(path: str, folder: Path) -> dict[str, Any]:
             loader.get(replace(parts_of(path)[0], end_s=1.0))  # the processes have started now
             for epoch in ("first_epoch", "second_epoch"):
                 before, waited_s = loader.counters(), epoch_of_steps(loader, parts_of(path))
-                counters = loader.counters() - before
+                after = loader.counters()
                 epochs[f"{run}_{epoch}"] = {
-                    "decoded": counters.decoded,
-                    "from_disk": counters.disk_hits,
+                    "decoded": after.decoded - before.decoded,
+                    "from_disk": after.disk_hits - before.disk_hits,
                     "waited_over_step": round(waited_s / (NUM_STEPS * STEP_S), 4),
                 }
     return {"clips_per_step": NUM_PARTS // NUM_STEPS, "step_s": STEP_S, **epochs}

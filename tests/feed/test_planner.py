@@ -27,7 +27,7 @@ from grpo.media.sampling import (
 )
 from grpo.media.sampling import plan_clip as plan
 from tests.support import tiny
-from tests.support.videos import SMALL, write_video
+from tests.support.videos import SMALL, read_video, write_video
 
 TEXT = {"template": "{question}\n{options}", "option": "{letter} {text}", "tags": tiny.TAGS}
 LIMITED = replace(SMALL, min_pixels=4 * 784, max_pixels=24 * 784, min_frames=4)
@@ -60,7 +60,7 @@ def test_the_plan_is_what_decoding_and_rendering_give(videos: list[str], max_tok
     family = tiny.family()
     for path in videos:
         for start_s, end_s in ((0.0, None), (0.5, 2.0)):
-            clip = read_clip(path, start_s=start_s, end_s=end_s, settings=settings, patches=family.patches)
+            clip = read_video(path, start_s=start_s, end_s=end_s, settings=settings, patches=family.patches)
             sample = tiny.sample(clip_source=ClipSource(video=path, start_s=start_s, end_s=end_s))
             planned = planner(settings, 10_000).plan(sample)
             assert planned.clip is not None
@@ -140,7 +140,7 @@ def test_where_the_fewest_and_smallest_frames_do_not_fit_the_key_is_named(videos
         clip_frame_size(96, 160, 4, settings, QWEN2_5_VL)
     for refuse in (plan_clip, read_clip):
         with pytest.raises(MediaError, match="wide.mp4.*4 frames of .* more than media.max_tokens=3"):
-            refuse(videos[0], settings=settings)
+            refuse(ClipSource(video=videos[0]), settings=settings)
     [reason] = planner(settings, 10_000).refusals(
         [tiny.sample("a", clip_source=ClipSource(video=videos[0]))], num_workers=1
     )

@@ -25,11 +25,10 @@ from av.error import InvalidDataError
 from av.video.frame import PictureType
 
 from grpo.media.clip import MediaError
-from grpo.media.decode import read_clip
 from grpo.media.frames import resize
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, TooShort, choose_frames
 from tests.support import changed_videos as changed
-from tests.support.videos import write_video
+from tests.support.videos import read_video, write_video
 
 NUM_FRAMES = 60
 SIZE_PX = (112, 84)
@@ -285,7 +284,7 @@ def difference(path: Path, case: Case) -> str:
             )
         except TooShort:
             continue
-        clip = read_clip(str(path), start_s=start_s, end_s=stop_s, settings=settings)
+        clip = read_video(path, start_s=start_s, end_s=stop_s, settings=settings)
         end_s = end_s or clip.duration_s
         if len(chosen.shown_s) != clip.num_frames:
             return f"{part}: {clip.num_frames} frames, not {len(chosen.shown_s)}"

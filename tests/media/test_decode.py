@@ -22,18 +22,20 @@ from torchvision.transforms import functional as torchvision_functional
 
 from grpo.media import decode
 from grpo.media import frame_table as tables
+from grpo.media.clip import ClipSource
 from grpo.media.container import open_video
-from grpo.media.decode import plan_clip, probe, read_clip
+from grpo.media.decode import plan_clip, probe
 from grpo.media.frame_table import frame_table
 from grpo.media.frames import resize
 from grpo.media.sampling import MediaSettings
+from grpo.media.sequential import decode as decode_packet
 from tests.support.changed_videos import with_earlier_sound, without_sync_table
 from tests.support.tiny import ROOT
-from tests.support.videos import SMALL, numbers, read_number, refusal, write_swapped, write_video
+from tests.support.videos import SMALL, numbers, read_number, read_video, refusal, write_swapped, write_video
 
 
 def test_the_chosen_frames_are_the_ones_that_come(sparse_mp4: str) -> None:
-    clip = read_clip(sparse_mp4, settings=SMALL)
+    clip = read_video(sparse_mp4)
     # 12 frames over 0..89, 89/11 = 8.09 apart
     assert numbers(clip) == [0, 8, 16, 24, 32, 40, 49, 57, 65, 73, 81, 89]
     assert clip.times_s == pytest.approx([number / 30 for number in numbers(clip)], abs=1e-12)
@@ -43,7 +45,7 @@ def test_the_chosen_frames_are_the_ones_that_come(sparse_mp4: str) -> None:
 
 
 def test_a_clip_inside_the_file_has_its_own_clock(sparse_mp4: str) -> None:
-    clip = read_clip(sparse_mp4, start_s=1.01, end_s=2.5, settings=SMALL)
+    clip = read_video(sparse_mp4, start_s=1.01, end_s=2.5)
     # Frames 31 (at 1.0333 s) to 75 (at 2.5 s): 45 / 30 * 4 = 6 of them.
     assert numbers(clip) == [31, 40, 49, 57, 66, 75]
     assert clip.times_s[0] == pytest.approx(31 / 30 - 1.01)
@@ -52,7 +54,7 @@ def test_a_clip_inside_the_file_has_its_own_clock(sparse_mp4: str) -> None:
 
 
 def test_an_end_behind_the_files_end_is_the_files_end(sparse_mp4: str) -> None:
-    clip = read_clip(sparse_mp4, start_s=1.0, end_s=100.0, settings=SMALL)
+    clip = read_video(sparse_mp4, start_s=1.0, end_s=100.0)
     assert numbers(clip)[-1] == 89
     assert clip.duration_s == pytest.approx(2.0)
 
@@ -69,12 +71,12 @@ def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(
             yield index, frame
 
     monkeypatch.setattr(decode, "_by_pts", counted)
-    assert numbers(read_clip(sparse_mp4, start_s=50 / 30, end_s=54 / 30, settings=SMALL)) == [50, 51, 53, 54]
+    assert numbers(read_video(sparse_mp4, start_s=50 / 30, end_s=54 / 30)) == [50, 51, 53, 54]
     # From the keyframe on. Frames 49 and 52 are not wanted, but others depend on them.
     assert decoded == [48, 49, 50, 51, 52, 53, 54]
     decoded.clear()
     few = MediaSettings(fps=0.1, min_frames=2, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
-    assert numbers(read_clip(sparse_mp4, start_s=2 / 30, end_s=80 / 30, settings=few)) == [2, 80]
+    assert numbers(read_video(sparse_mp4, start_s=2 / 30, end_s=80 / 30, settings=few)) == [2, 80]
     # On 74 and 77, no other frame depends.
     assert decoded == [0, 1, 2, 72, 73, 75, 76, 78, 79, 80]
 
@@ -102,10 +104,10 @@ FORMATS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_right_frames_at_the_right_times(name: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / name, **FORMATS[name])
-    probe(path)
+    probe(ClipSource(video=path))
     fps = float(FORMATS[name].get("fps", 30))
     for start_s, end_s in ((0.0, None), (0.51, 2.2), (1.7, None), (2.41, 2.95)):
-        clip = read_clip(path, start_s=start_s, end_s=end_s, settings=SMALL)
+        clip = read_video(path, start_s=start_s, end_s=end_s)
         shown_s = np.array(numbers(clip)) / fps - start_s
         # Matroska rounds times to milliseconds.
         assert np.array(clip.times_s) == pytest.approx(shown_s, abs=0.0011)
@@ -117,7 +119,7 @@ def test_a_variable_frame_rate_keeps_true_times(tmp_path: Path) -> None:
     # In ms: 30 frames 20 apart, then 30 frames 100 apart.
     shown_ms = [20 * i for i in range(30)] + [600 + 100 * i for i in range(30)]
     path = write_video(tmp_path / "vfr.mp4", num_frames=60, fps=1000, pts=shown_ms)
-    clip = read_clip(path, settings=SMALL)
+    clip = read_video(path)
     # 3.6 s at 4 fps: 14 samples, evenly from 0 to 3.5 s, and each the frame that a player shows then.
     assert clip.times_s == pytest.approx([3.5 * i / 13 for i in range(14)])
     assert numbers(clip) == [
@@ -125,7 +127,7 @@ def test_a_variable_frame_rate_keeps_true_times(tmp_path: Path) -> None:
     ]
     assert numbers(clip)[:4] == [0, 13, 26, 32]  # at 0, .27, .54 and .81 s
     # In the slow part, 10 frames a second are shown: 1.0 to 3.0 s are 21 frames, 2.1 s, 8 samples at 4 fps.
-    slow = read_clip(path, start_s=1.0, end_s=3.0, settings=SMALL)
+    slow = read_video(path, start_s=1.0, end_s=3.0)
     assert numbers(slow)[0] == 34 and numbers(slow)[-1] == 54
     assert slow.num_frames == 8
     assert slow.sample_fps == pytest.approx(8 / 2.1)
@@ -135,7 +137,7 @@ def test_a_picture_that_stands_still_is_shown_as_often_as_it_is_sampled(tmp_path
     """As a recorder of slides writes it: nothing for as long as nothing moves."""
     shown_ms = [0, 100, 200, 300, 8000, 8100, 8200, 8300]
     path = write_video(tmp_path / "slides.mp4", num_frames=8, fps=1000, pts=shown_ms)
-    clip = read_clip(path, settings=SMALL)
+    clip = read_video(path)
     assert numbers(clip) == [0, 3, 3, 3, 3, 3, 3, 7]
     assert clip.times_s == pytest.approx([8.3 * i / 7 for i in range(8)])
 
@@ -172,7 +174,7 @@ def test_parts_joined_byte_by_byte_follow_one_another(
         write_video(tmp_path / f"{i}.ts", num_frames=30, pts=shown, codec=codec, options=options)
     path = tmp_path / "both.ts"
     path.write_bytes(b"".join((tmp_path / f"{i}.ts").read_bytes() for i in order))
-    clip = read_clip(str(path), settings=SMALL)
+    clip = read_video(path)
     # 8 of 60 frames, 59/7 apart, and each part has frames 0 to 29
     assert numbers(clip) == [0, 8, 17, 25, 4, 12, 21, 29]
     assert clip.times_s == pytest.approx([round(59 / 7 * i) / 30 for i in range(8)])
@@ -186,7 +188,7 @@ def test_a_video_that_starts_after_its_sound_says_on_which_clock_its_times_are(
     write_video(path)
     with_earlier_sound(0.4)(path)
     with caplog.at_level(logging.WARNING):
-        first, again = (read_clip(str(path), settings=SMALL) for _ in range(2))
+        first, again = (read_video(path) for _ in range(2))
     assert first.times_s[0] == again.times_s[0] == 0.0 and numbers(first)[0] == 0
     (warning,) = caplog.messages
     assert warning == f"{path}: its video starts 0.40 s after the file; times count from the first frame"
@@ -194,13 +196,38 @@ def test_a_video_that_starts_after_its_sound_says_on_which_clock_its_times_are(
 
 def test_a_clip_of_one_frame_is_a_picture_that_fills_its_token(sparse_mp4: str, tmp_path: Path) -> None:
     for name in ("one.mp4", "one.mkv", "one.ts"):
-        clip = read_clip(write_video(tmp_path / name, num_frames=1), settings=SMALL)
+        clip = read_video(write_video(tmp_path / name, num_frames=1), settings=SMALL)
         assert numbers(clip) == [0, 0] and clip.times_s == (0.0, 0.0)
         assert np.array_equal(*clip.frames_FHWC)
         assert 0.01 < clip.duration_s <= 0.5
-    clip = read_clip(sparse_mp4, start_s=0.99, end_s=1.02, settings=SMALL)
+    clip = read_video(sparse_mp4, start_s=0.99, end_s=1.02)
     assert numbers(clip) == [30, 30]
     assert clip.times_s == pytest.approx([0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("name", "video"),
+    [
+        ("h264.mp4", {}),
+        ("h265.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none"}}),
+        ("vp8.webm", {"codec": "libvpx", "options": {"cpu-used": "8"}}),
+        ("vp9.webm", {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}}),
+        ("av1.mkv", {"codec": "libsvtav1", "options": {"preset": "12"}}),
+        ("prores.mov", {"codec": "prores", "pixel_format": "yuv422p10le", "options": {}}),
+        ("mjpeg.mkv", {"codec": "mjpeg", "pixel_format": "yuvj420p", "options": {}}),
+    ],
+)
+def test_a_clip_late_in_a_file_is_read_from_a_keyframe_near_it(
+    name: str, video: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / name, **video)
+    frame_table(path)
+    fed: list[object] = []
+    monkeypatch.setattr(
+        decode, "decode", lambda *args, **how: fed.append(args) or decode_packet(*args, **how)
+    )
+    assert numbers(read_video(path, start_s=2.8)) == [84, 86, 87, 89]
+    assert 0 < len(fed) < 30
 
 
 def test_a_file_whose_keyframes_are_none_is_decoded_from_its_start_and_known_for_it(
@@ -214,7 +241,7 @@ def test_a_file_whose_keyframes_are_none_is_decoded_from_its_start_and_known_for
     monkeypatch.setattr(tables, "_counted_table", counted.append)
     assert len(frame_table(str(path)).keyframes) > 4  # every frame is marked, and four are true
     for _ in range(2):
-        assert numbers(read_clip(str(path), start_s=1.7, settings=SMALL))[0] == 51
+        assert numbers(read_video(path, start_s=1.7))[0] == 51
     assert counted == []
 
 
@@ -227,7 +254,7 @@ def test_frames_that_are_not_stored_in_the_order_of_their_times_are_refused(tmp_
 @pytest.mark.parametrize("name", ["clip.txt", "clip.jpg", "clip.avi", "clip"])
 def test_a_wrong_ending_does_not_matter(name: str, sparse_mp4: str, tmp_path: Path) -> None:
     path = shutil.copy(sparse_mp4, tmp_path / name)
-    assert numbers(read_clip(str(path), settings=SMALL))[:3] == [0, 8, 16]
+    assert numbers(read_video(path))[:3] == [0, 8, 16]
 
 
 @pytest.mark.slow
@@ -235,10 +262,9 @@ def test_a_clip_of_8k_frames_is_held_one_large_frame_at_a_time(tmp_path: Path) -
     large = {"size_px": (7680, 4320), "codec": "mpeg4", "options": {"qscale": "31"}}
     path = write_video(tmp_path / "8k.mp4", num_frames=6, fps=4, gop=1, **large)
     code = (
-        "import resource, sys; from grpo.media.decode import read_clip\n"
-        "from tests.media.test_decode import SMALL, numbers\n"
+        "import resource, sys; from tests.support.videos import numbers, read_video\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(numbers(read_clip(sys.argv[1], settings=SMALL)))\n"
+        "print(numbers(read_video(sys.argv[1])))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
     done = subprocess.run(
@@ -252,20 +278,20 @@ def test_a_clip_of_8k_frames_is_held_one_large_frame_at_a_time(tmp_path: Path) -
 def test_frames_cut_off_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
     """An mp4 whose first ten frames lie before time 0, as a cut without re-encoding leaves it."""
     path = write_video(tmp_path / "cut.mp4", pts=range(-10, 80))
-    clip = read_clip(path, settings=SMALL)
+    clip = read_video(path)
     assert numbers(clip)[0] == 10 and numbers(clip)[-1] == 89
     assert clip.times_s[-1] == pytest.approx(79 / 30)
 
 
 def test_the_size_that_is_planned_is_that_of_the_picture_as_it_is_shown(tmp_path: Path) -> None:
     path = write_video(tmp_path / "held_upright.mp4", rotation=90)
-    plan, clip = plan_clip(path, settings=SMALL), read_clip(path, settings=SMALL)
+    plan, clip = plan_clip(ClipSource(video=path), settings=SMALL), read_video(path)
     assert (plan.height_px, plan.width_px) == (clip.height_px, clip.width_px) == (168, 84)
 
 
 def test_a_stored_rotation_is_applied(tmp_path: Path) -> None:
     path = write_video(tmp_path / "held_upright.mp4", rotation=90)
-    clip = read_clip(path, settings=SMALL)
+    clip = read_video(path)
     assert clip.frames_FHWC.shape == (12, 168, 84, 3)
     # The rotation is counter-clockwise: turned back clockwise, the pictures are the original ones.
     lying = [read_number(np.rot90(frame_HWC, -1)) for frame_HWC in clip.frames_FHWC]
@@ -275,7 +301,7 @@ def test_a_stored_rotation_is_applied(tmp_path: Path) -> None:
 def test_a_colon_in_a_relative_path_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "concat:30.mp4")
     monkeypatch.chdir(tmp_path)
-    assert numbers(read_clip("concat:30.mp4", settings=SMALL))[0] == 0
+    assert numbers(read_video("concat:30.mp4"))[0] == 0
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
@@ -289,7 +315,7 @@ def test_threads_read_the_same_as_one_after_another(sparse_mp4: str) -> None:
     starts_s = [random.Random(3).uniform(0, 2.5) for _ in range(24)]
 
     def read(start_s: float) -> list[int]:
-        return numbers(read_clip(sparse_mp4, start_s=start_s, settings=SMALL))
+        return numbers(read_video(sparse_mp4, start_s=start_s))
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(read, starts_s)) == [read(start_s) for start_s in starts_s]
@@ -340,7 +366,7 @@ def test_a_clip_equals_what_qwen_vl_utils_makes_of_the_file(
     monkeypatch.setattr(reference, "get_video_reader_backend", lambda: "pyav")
     expected_FCHW, sample_fps = reference.fetch_video({"video": path, **rule}, return_video_sample_fps=True)
     settings = MediaSettings(**{key: value for key, value in rule.items() if not key.startswith("video_")})
-    clip = read_clip(
+    clip = read_video(
         path, start_s=rule.get("video_start", 0.0), end_s=rule.get("video_end"), settings=settings
     )
     assert clip.sample_fps == pytest.approx(sample_fps)
@@ -354,7 +380,7 @@ def test_probing_decodes_nothing(sparse_mp4: str, monkeypatch: pytest.MonkeyPatc
     decoded: list[object] = []
     monkeypatch.setattr(decode, "_decode", decoded.append)
     monkeypatch.setattr(tables, "decode_parts", decoded.append)
-    probe(sparse_mp4)
+    probe(ClipSource(video=sparse_mp4))
     assert decoded == []
 
 
@@ -363,7 +389,7 @@ def test_no_file_stays_open(sparse_mp4: str, tmp_path: Path) -> None:
     text.write_text("no video")
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
-        read_clip(sparse_mp4, start_s=1.0, settings=SMALL)
+        read_video(sparse_mp4, start_s=1.0)
         refusal(text)
         refusal(sparse_mp4, start_s=2.99)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -8,10 +8,10 @@ from pathlib import Path
 import av
 import pytest
 
-from grpo.media.clip import MediaError
-from grpo.media.decode import probe, read_clip
+from grpo.media.clip import ClipSource, MediaError
+from grpo.media.decode import probe
 from tests.support import changed_videos
-from tests.support.videos import SMALL, numbers, refusal, write_sound, write_video
+from tests.support.videos import numbers, read_video, refusal, write_sound, write_video
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_what_is_no_video_is_refused_in_silence(
     path.write_bytes(content)
     assert "cannot be read as a video" in refusal(path)
     with pytest.raises(MediaError, match="cannot be read as a video"):
-        probe(str(path))
+        probe(ClipSource(video=str(path)))
     assert capfd.readouterr() == ("", "")
 
 
@@ -38,7 +38,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     path = write_sound(tmp_path / "sound.wav")
     assert "no video stream" in refusal(path)
     with pytest.raises(MediaError, match="no video stream"):
-        probe(path)
+        probe(ClipSource(video=path))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_video_of_zero_frames_is_refused(name: str, flags: str, reason: str, t
     path = write_video(tmp_path / name, num_frames=0, container_options=options)
     assert reason in refusal(path)
     with pytest.raises(MediaError, match=reason):
-        probe(path)
+        probe(ClipSource(video=path))
 
 
 def test_a_clip_between_two_frames_is_refused(sparse_mp4: str) -> None:
@@ -86,7 +86,7 @@ def test_a_list_of_other_files_is_refused(name: str, content: str, reason: str, 
     path.write_text(content.format(secret=secret))
     assert "cannot be read as a video: " in refusal(path) and reason in refusal(path)
     with pytest.raises(MediaError, match="cannot be read as a video"):
-        probe(str(path))
+        probe(ClipSource(video=str(path)))
 
 
 def test_a_picture_turned_by_no_right_angle_is_refused(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_picture_turned_by_no_right_angle_is_refused(tmp_path: Path) -> None:
     # A scale is no turn, and a matrix of zeros says nothing.
     for name, scale in (("scaled.mp4", 2 * one), ("zeros.mp4", 0)):
         path = write_video(tmp_path / name, matrix=[scale, 0, 0, 0, scale, 0, 0, 0, 1 << 30])
-        assert numbers(read_clip(path, settings=SMALL))[:3] == [0, 8, 16]
+        assert numbers(read_video(path))[:3] == [0, 8, 16]
 
 
 def test_a_video_stream_without_a_packet_is_not_replaced_by_its_thumbnail(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_video_stream_without_a_packet_is_not_replaced_by_its_thumbnail(tmp_pa
 def test_a_start_behind_the_end_is_refused(sparse_mp4: str) -> None:
     assert "starts at 3 s, but the video ends at 3 s" in refusal(sparse_mp4, start_s=3.0)
     with pytest.raises(MediaError, match="starts at 7.5 s, but the video ends at 3 s"):
-        probe(sparse_mp4, start_s=7.5)
+        probe(ClipSource(video=sparse_mp4, start_s=7.5))
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_damage_in_the_middle_is_refused_and_spares_the_rest(
     content[at : at + size] = random.Random(0).randbytes(size)
     path.write_bytes(content)
     refusal(path)
-    assert numbers(read_clip(str(path), end_s=1.5, settings=SMALL))[-1] == 45
-    assert numbers(read_clip(str(path), start_s=2.4, settings=SMALL))[0] == 72
+    assert numbers(read_video(path, end_s=1.5))[-1] == 45
+    assert numbers(read_video(path, start_s=2.4))[0] == 72
     assert capfd.readouterr().err == ""
 
 
@@ -153,7 +153,7 @@ def test_damage_that_the_decoder_conceals_is_refused(sparse_mp4: str, tmp_path: 
         at = rng.randrange(start, end)
         path.write_bytes(content[:at] + rng.randbytes(30) + content[at + 30 :])
         try:
-            outcomes.append(str(read_clip(str(path), settings=SMALL).num_frames))
+            outcomes.append(str(read_video(path).num_frames))
         except MediaError as error:
             outcomes.append(str(error))
     assert any("damaged data at" in outcome for outcome in outcomes)

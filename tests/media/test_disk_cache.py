@@ -21,13 +21,12 @@ import pytest
 
 from grpo.media import disk_cache
 from grpo.media.clip import Clip, ClipSource, MediaError
-from grpo.media.decode import read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
 from grpo.media.identity import ends_digest
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
 from tests.support.clips import clip_of
 from tests.support.tiny import ROOT
-from tests.support.videos import write_video
+from tests.support.videos import read_video, write_video
 
 SETTINGS = MediaSettings(fps=2.0, min_pixels=28 * 28, max_pixels=8 * 28 * 28)
 ENTRY_BYTES = 4 * 56 * 56 * 3 + 250 + 4 + 300
@@ -63,7 +62,7 @@ def video(tmp_path: Path) -> str:
 
 
 def test_a_clip_comes_back_as_it_was(tmp_path: Path, video: str) -> None:
-    clip = read_clip(video, start_s=0.1, settings=SETTINGS)
+    clip = read_video(video, start_s=0.1, settings=SETTINGS)
     DiskCache(tmp_path / "cache", max_gib=1).store("abc", clip)
     other = DiskCache(tmp_path / "cache", max_gib=1)
     back = other.load("abc", "elsewhere.mp4")

@@ -15,14 +15,13 @@ from PIL import Image
 from qwen_vl_utils import vision_process as reference
 
 from grpo.media.clip import ClipSource, MediaError
-from grpo.media.decode import read_clip
 from grpo.media.disk_cache import entry_name
 from grpo.media.frames import MAX_SOURCE_PIXELS
 from grpo.media.images import probe_images, read_images
 from grpo.media.reading import plan_source
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
 from tests.support import tiny
-from tests.support.videos import SMALL, numbered_picture, numbers, write_bomb, write_video
+from tests.support.videos import SMALL, numbered_picture, numbers, read_video, write_bomb, write_video
 
 WIDTH, HEIGHT = 168, 112
 """The size that frames keep under SMALL."""
@@ -56,7 +55,7 @@ def test_frames_are_sampled_as_a_video_of_them_is(tmp_path: Path) -> None:
     for start_s, end_s in ((0.0, None), (0.5, 2.0), (1.01, None)):
         source = ClipSource(frames=frames, frame_fps=30.0, start_s=start_s, end_s=end_s)
         clip = read_images(source, settings=SMALL)
-        other = read_clip(video, start_s=start_s, end_s=end_s, settings=SMALL)
+        other = read_video(video, start_s=start_s, end_s=end_s)
         assert numbers(clip) == numbers(other)
         assert clip.times_s == pytest.approx(other.times_s)
         assert (clip.sample_fps, clip.duration_s) == pytest.approx((other.sample_fps, other.duration_s))
@@ -191,7 +190,7 @@ def test_a_video_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pyte
     path = write_video(tmp_path / "a.mp4", num_frames=4)
     monkeypatch.setattr("grpo.media.frames.MAX_SOURCE_PIXELS", 160 * 96 - 1)
     with pytest.raises(MediaError, match="160x96 pixels are more than 15,359"):
-        read_clip(path, settings=SMALL)
+        read_video(path)
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
@@ -263,7 +262,7 @@ def test_an_unreadable_folder_is_refused_as_such(tmp_path: Path) -> None:
         )
         assert "0.png: cannot be read: Permission denied" in refusal(of_image(folder / "0.png"))
         with pytest.raises(MediaError, match="a.mp4: cannot be read: Permission denied"):
-            read_clip(str(folder / "a.mp4"), settings=SMALL)
+            read_video(folder / "a.mp4")
     finally:
         os.seteuid(was)
         os.chmod(folder, 0o755)

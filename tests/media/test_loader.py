@@ -347,11 +347,3 @@ def test_a_disk_that_takes_nothing_leaves_the_loader_as_it_is_without_one(
     gone = ClipSource(video=str(tmp_path / "gone.mp4"))
     with pytest.raises(MediaError, match="no such file"):
         loader.get(gone)
-
-
-def test_counters_of_a_step_are_a_difference() -> None:
-    before, after = (
-        MediaCounters(decoded=3, failed=1),
-        MediaCounters(decoded=5, disk_hits=4, cache_hits=2, failed=1),
-    )
-    assert after - before == MediaCounters(decoded=2, disk_hits=4, cache_hits=2)

@@ -13,14 +13,13 @@ from PIL import Image
 
 from grpo import train
 from grpo.config.load import load_config
-from grpo.media.decode import read_clip
 from grpo.media.sampling import MediaSettings
 from grpo.run.folder import RunDir, read_rows
 from grpo.run.rollout_files import read_rollouts
 from grpo.startup import assembly
 from tests.support import tiny
 from tests.support.runs import SMALL, data, reset_process_state, run
-from tests.support.videos import write_bomb, write_sound, write_swapped
+from tests.support.videos import read_video, write_bomb, write_sound, write_swapped
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +155,7 @@ def test_clips_that_turn_out_unreadable_lose_their_groups_and_the_run_goes_on(
 def test_a_run_trains_on_images(clips: Path, tmp_path: Path) -> None:
     """Frames of a clip in a folder, and a single picture."""
     record = json.loads((clips / "train.jsonl").read_text().splitlines()[1])
-    frames = read_clip(
+    frames = read_video(
         f"{clips}/{record['video']}", settings=MediaSettings(fps=1.0, min_pixels=56 * 56)
     ).frames_FHWC
     (tmp_path / "frames").mkdir()

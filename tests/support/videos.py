@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
-from grpo.media.clip import Clip, MediaError
+from grpo.media.clip import Clip, ClipSource, MediaError
 from grpo.media.decode import read_clip
-from grpo.media.sampling import MediaSettings
+from grpo.media.sampling import QWEN2_5_VL, MediaSettings, PatchShape
 
 NUM_BITS = 10
 SMALL = MediaSettings(fps=4.0, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
@@ -112,6 +112,18 @@ def write_bomb(path: Path, *, side_px: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
+def read_video(
+    path: str | Path,
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    settings: MediaSettings = SMALL,
+    patches: PatchShape = QWEN2_5_VL,
+) -> Clip:
+    source = ClipSource(video=str(path), start_s=start_s, end_s=end_s)
+    return read_clip(source, settings=settings, patches=patches)
+
+
 def numbers(clip: Clip) -> list[int]:
     """Which frames of the file a clip holds."""
     return [read_number(frame_HWC) for frame_HWC in clip.frames_FHWC]
@@ -120,7 +132,7 @@ def numbers(clip: Clip) -> list[int]:
 def refusal(path: str | Path, *, start_s: float = 0.0, end_s: float | None = None) -> str:
     """In one line that names the file; the reason why it can't be read."""
     with pytest.raises(MediaError) as caught:
-        read_clip(str(path), start_s=start_s, end_s=end_s, settings=SMALL)
+        read_video(path, start_s=start_s, end_s=end_s)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
     return message
