@@ -25,6 +25,7 @@ from itertools import groupby, repeat
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
@@ -38,6 +39,8 @@ from grpo.media.sequential import decode, decode_parts, in_parts, is_true_keyfra
 
 CODECS_WITH_MARKED_FRAMES = ("h264",)
 """Codecs whose packets say if no other frame depends on theirs; in others such a mark may not hold for all."""
+PROGRESSIVE = 1
+"""FFmpeg's field order of a stream without fields."""
 
 
 class NotAsListed(Exception):
@@ -133,7 +136,7 @@ def _decode_stretch(
 ) -> Iterator[av.VideoFrame]:
     """Yield the frames that are due, and those that had to be decoded for them."""
     decoder = stream.codec_context
-    may_skip = decoder.name in CODECS_WITH_MARKED_FRAMES
+    may_skip = _leaves_out(decoder)
     missing = {table.pts[index] for index in due}
     has_begun = False
     for packet in packets(container, stream):
@@ -152,6 +155,12 @@ def _decode_all(path: str, container: InputContainer, stream: VideoStream) -> It
     return (each.frame for each in decode_parts(path, stream, in_parts(path, container, stream)))
 
 
+def _leaves_out(decoder: VideoCodecContext) -> bool:
+    """Whether frames that nothing depends on are not decoded."""
+    # Where a frame may be two fields, its second one has a packet, and a time, of its own.
+    return decoder.name in CODECS_WITH_MARKED_FRAMES and decoder.field_order == PROGRESSIVE
+
+
 def _by_pts(table: FrameTable, decoded: Iterable[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield frames with their indices; those before the table's first, which nobody shows, are left out."""
     for frame in decoded:
@@ -165,7 +174,7 @@ def _by_pts(table: FrameTable, decoded: Iterable[av.VideoFrame]) -> Iterator[tup
 
 def _due(table: FrameTable, stream: VideoStream, first: int, wanted: Sequence[int]) -> Sequence[int]:
     """Return the ascending indices of the frames of a stretch that have to come."""
-    if table.is_counted or stream.codec_context.name not in CODECS_WITH_MARKED_FRAMES:
+    if table.is_counted or not _leaves_out(stream.codec_context):
         return range(first, wanted[-1] + 1)
     return sorted({*wanted, *([first] if first > 0 else [])})
 

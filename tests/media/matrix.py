@@ -80,6 +80,7 @@ GOPS: dict[str, dict[str, dict[str, Any]]] = {
         "intra_refresh": {"options": {"x264-params": "intra-refresh=1:bframes=0:scenecut=0"}},
         "pyramid": {"options": {"x264-params": "b-pyramid=normal:bframes=5:b-adapt=0:ref=4:scenecut=0"}},
         "only_keyframes": {"gop": 1, "options": X264},
+        "interlaced": {"options": X264 | {"bf": "2", "flags": "+ildct+ilme"}},
     },
     "libx265": {
         "closed": {"options": {"x265-params": f"{X265}:open-gop=0:bframes=2"}},

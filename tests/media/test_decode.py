@@ -59,18 +59,22 @@ def test_an_end_behind_the_files_end_is_the_files_end(sparse_mp4: str) -> None:
     assert clip.duration_s == pytest.approx(2.0)
 
 
-def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(
-    sparse_mp4: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded: list[int] = []
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The indices of the frames that come out of a decoder, as they come."""
+    indices: list[int] = []
     by_pts = decode._by_pts
 
-    def counted(table: Any, frames: Any) -> Any:
+    def noted(table: Any, frames: Any) -> Any:
         for index, frame in by_pts(table, frames):
-            decoded.append(index)
+            indices.append(index)
             yield index, frame
 
-    monkeypatch.setattr(decode, "_by_pts", counted)
+    monkeypatch.setattr(decode, "_by_pts", noted)
+    return indices
+
+
+def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(sparse_mp4: str, decoded: list[int]) -> None:
     assert numbers(read_video(sparse_mp4, start_s=50 / 30, end_s=54 / 30)) == [50, 51, 53, 54]
     # From the keyframe on. Frames 49 and 52 are not wanted, but others depend on them.
     assert decoded == [48, 49, 50, 51, 52, 53, 54]
@@ -79,6 +83,14 @@ def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(
     assert numbers(read_video(sparse_mp4, start_s=2 / 30, end_s=80 / 30, settings=few)) == [2, 80]
     # On 74 and 77, no other frame depends.
     assert decoded == [0, 1, 2, 72, 73, 75, 76, 78, 79, 80]
+
+
+def test_no_frame_is_left_out_where_frames_may_be_two_fields(tmp_path: Path, decoded: list[int]) -> None:
+    """With a packet for each field, half of a frame could be left out."""
+    path = write_video(tmp_path / "fields.mp4", options={"bf": "2", "flags": "+ildct+ilme"})
+    few = MediaSettings(fps=0.1, min_frames=2, min_pixels=28 * 28, max_pixels=32 * 28 * 28)
+    assert numbers(read_video(path, start_s=2 / 30, end_s=12 / 30, settings=few)) == [2, 12]
+    assert decoded == [*range(13)]
 
 
 FORMATS: dict[str, dict[str, Any]] = {
