@@ -112,7 +112,7 @@ def write_unreadable(folder: Path, video: bytes) -> dict[str, str]:
         "empty.mp4": "cannot be read as a video",
         "loop.mp4": "no such file",
         "sound.mp4": "no video stream",
-        "playlist.mp4": "playlists are not followed",
+        "playlist.mp4": "cannot be read as a video: no video stream in a known container",
         "swapped.mkv": "its frames could not be decoded in the order of their times",
         "bomb.png": "cannot be read as an image: Image size",
         "no_images": "no images in this folder",
