@@ -1,5 +1,5 @@
 # `make demo` and `make test` install what they need into .venv on first use.
-.PHONY: install demo test test-quick lint bench
+.PHONY: install demo test test-quick mutants lint bench
 
 bin := .venv/bin
 # Tests in so many processes, each of up to 3 GB; 0 for one after another, as a debugger wants them.
@@ -10,7 +10,7 @@ parallel = --numprocesses $(WORKERS) --dist worksteal
 # slower than with one, because every small parallel region waits for a preempted thread.
 export OMP_NUM_THREADS ?= 1
 # Nothing is fetched at run time, so a wrong model path fails at once.
-demo test test-quick bench: export HF_HUB_OFFLINE = 1
+demo test test-quick mutants bench: export HF_HUB_OFFLINE = 1
 # Its check for a newer version asks the network.
 lint test: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
@@ -30,6 +30,13 @@ test: lint
 
 test-quick: install
 	$(bin)/python -m pytest $(parallel) -m "not slow"
+
+# Changes the pure modules that decide what is learned, one expression at a time, and lists the changes that none of their
+# quick tests sees. It takes about an hour on one core; tests/MUTANTS.md has the list with reasons.
+mutants: install
+	rm -rf mutants
+	env -u PYTHONPATH $(bin)/mutmut run --max-children $(WORKERS)
+	$(bin)/mutmut results
 
 bench: install
 	@set -e; for script in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(bin)/python "$$script"; done
