@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,21 @@ def test_nothing_more_is_asked_unless_it_is_configured(
     held = EvalSet(name="held", samples=samples[:4], num_blind=4)
     row = row_of(replace(evaluator(loader, held), blind=()), engine)
     assert len(engine.calls) == 1 and not any("blank" in key for key in row)
+
+
+def test_each_question_has_a_seed_of_its_own_in_all_evaluations(
+    samples: list[Sample], loader: ClipLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Seeing(RecordingEngine):
+        def generate(self, prompts: Any, sampling: Any, seeds: Any, on_group: Any = None) -> Any:
+            asked.extend((prompt.sample.id, seed) for prompt, seed in zip(prompts, seeds, strict=True))
+            return super().generate(prompts, sampling, seeds, on_group)
+
+    for _ in range(2):
+        row_of(evaluator(loader, EvalSet(name="heldout", samples=samples[:6])), Seeing(tiny.policy()))
+    assert asked[:6] == asked[6:] and len({*asked}) == len({seed for _, seed in asked}) == 6
 
 
 def test_the_same_frames_are_shown_at_every_evaluation(

@@ -69,10 +69,10 @@ def advantages_of(
     *,
     batch: Moments,
     scale: Scale,
-    baseline: Baseline = "mean",
-    min_std: float = 0.0,
-    normalised: bool = False,
-    mask_truncated: bool = False,
+    baseline: Baseline,
+    min_std: float,
+    normalised: bool,
+    mask_truncated: bool,
 ) -> MaskedArray:
     """Return the advantages of a step's completions, or of many steps' if `batch` has each group's own moments.
 
@@ -129,7 +129,7 @@ def as_totals(values: Any) -> MaskedArray:
     return MaskedArray(array, mask=np.isnan(array))
 
 
-def flat_groups(totals_PG: MaskedArray, *, min_std: float = 0.0) -> np.ndarray:
+def flat_groups(totals_PG: MaskedArray, *, min_std: float) -> np.ndarray:
     """Return which groups are flat, (P,): all totals are equal but for rounding, or their std is below `min_std`.
 
     A group with one total or none is flat too.
@@ -144,4 +144,4 @@ def flat_groups(totals_PG: MaskedArray, *, min_std: float = 0.0) -> np.ndarray:
 def _flat_to_zero(advantages_PG: MaskedArray, totals_PG: MaskedArray, min_std: float) -> MaskedArray:
     """Set the advantages of flat groups to exactly 0."""
     is_flat_P1 = flat_groups(totals_PG, min_std=min_std)[:, None]
-    return MaskedArray(np.where(is_flat_P1, 0.0, advantages_PG), mask=totals_PG.mask | advantages_PG.mask)
+    return MaskedArray(np.where(is_flat_P1, 0.0, advantages_PG), mask=totals_PG.mask)

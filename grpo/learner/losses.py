@@ -150,7 +150,7 @@ def kl_T(
     logps_T: Tensor,
     reference_logps_T: Tensor,
     *,
-    estimator: Literal["k1", "k2", "k3"] = "k3",
+    estimator: Literal["k1", "k2", "k3"],
     ratio_T: Tensor | None = None,
 ) -> Tensor:
     """An estimate of KL(policy || reference) per token (http://joschu.net/blog/kl-approx.html).

@@ -23,7 +23,7 @@ class NearStart(torch.optim.AdamW):
     """AdamW that knows the start of its weights, and how strongly it pulls them back."""
 
     def __init__(
-        self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool = False, **options: Any
+        self, weights: Sequence[nn.Parameter], *, strength: float, from_zero: bool, **options: Any
     ) -> None:
         super().__init__(weights, **options)
         self.strength = strength
@@ -43,7 +43,7 @@ class SPD(NearStart):
     projected_frac: float = 0.0
     """The share of the tensors that the last step pulled back."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], *, accumulated: bool = False, **options: Any) -> None:
+    def __init__(self, weights: Sequence[nn.Parameter], *, accumulated: bool, **options: Any) -> None:
         super().__init__(weights, **options)
         self.accumulated = accumulated
 

@@ -141,7 +141,7 @@ class Learner:
         if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
             assert isinstance(self.reference, SecondCopy)
             self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
-        result = UpdateResult(metrics=metrics, norms=norms, bad_rows=bad_rows)
+        result = UpdateResult(norms=norms, bad_rows=bad_rows)
         skipped = Metrics(maxima={"optim/skipped_updates": result.num_skipped})
         return replace(result, metrics=metrics + skipped)
 
@@ -202,14 +202,12 @@ class Learner:
 
     def _watch(self, rows: Sequence[PackedRow]) -> Metrics:
         """Return the figures of rows that are not trained on. Their ratios are clipped in no update."""
-        level, found = self.loss.level, Metrics()
-        for row, scores in zip(rows, self._scores_only(rows), strict=True):
-            nothing = mean_at(
-                level, torch.zeros_like(scores.logps_T), row.lengths_T.to(scores.logps_T.device)
-            )
-            clipped = Mean(0.0, nothing.count * self.optim.num_iterations)
+        device, found = self.accelerator.device, Metrics()
+        for row, scores in zip([row.to(device) for row in rows], self._scores_only(rows), strict=True):
+            num_seen = mean_at(self.loss.level, scores.logps_T, row.lengths_T).count
+            clipped = Mean(0.0, num_seen * self.optim.num_iterations)
             found += Metrics(means={"policy/clip_fraction": clipped})
-            found += sampling_metrics(row.to(self.accelerator.device), scores, self.loss)
+            found += sampling_metrics(row, scores, self.loss)
         return found
 
     def _scores_only(self, rows: Sequence[PackedRow]) -> list[TokenScores]:

@@ -43,6 +43,18 @@ def test_seeds_differ_by_step_and_slot_and_leave_room_for_a_group() -> None:
     assert len(seeds) == 2500 and max(seeds) < 2**62
 
 
+def test_a_question_has_other_seeds_in_each_step_and_each_attempt() -> None:
+    batches = [
+        feed().batch(1),
+        feed().batch(2),
+        feed().others(1, 1, [0, 1, 2]),
+        feed().others(1, 2, [0, 1, 2]),
+    ]
+    seeds = [seed for batch in batches for seed in batch.seeds]
+    assert len(seeds) == 8 + 8 + 3 + 3 and len(set(seeds)) == len(seeds)
+    assert feed().batch(2).seeds == batches[1].seeds
+
+
 def test_processes_share_what_one_would_have_of_a_mixture() -> None:
     one, halves = feed(), (feed(0, 2), feed(1, 2))
     kinds = Counter()

@@ -61,6 +61,9 @@ def test_a_group_below_the_smallest_std_that_counts_is_flat() -> None:
     # Stds 0.0005 and 0.0015; 0.0005 / (0.0005 + 1e-4) = 0.8333, 0.0015 / (0.0015 + 1e-4) = 0.9375
     totals = [[0.5 - std, 0.5 + std] for std in (0.0005, 0.0015)]
     assert in_groups(totals, scale="group_std").round(4).tolist() == [[-0.8333, 0.8333], [-0.9375, 0.9375]]
+    assert in_groups([[0.0, 1.0]], scale="none", min_std=0.5).tolist() == [
+        [-0.5, 0.5]
+    ]  # as large as that counts
     found = in_groups(totals, scale="group_std", min_std=0.001)
     assert found.round(4).tolist() == [[0.0, 0.0], [-0.9375, 0.9375]]
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.groups import ScoredGroup
 from grpo.learner import update as update_module
-from grpo.learner.losses import row_loss
+from grpo.learner.losses import mean_at, row_loss
 from grpo.learner.update import UpdateResult
 from grpo.policy.model import TokenScores
+from grpo.run.metrics import Mean
 from tests.support import tiny
 from tests.support.learners import counts_of, gradient_of, make_learner, packed, text_groups
 
@@ -81,6 +82,13 @@ def split_lengths(lengths_T: Tensor) -> list[tuple[int]]:
         found.append((int(lengths_T[start]),))
         start += found[-1][0]
     return found
+
+
+def test_a_mean_at_the_level_of_completions_counts_each_once() -> None:
+    values_T, lengths_T = torch.tensor([2.0, 2.0, 2.0, 5.0]), torch.tensor([3, 3, 3, 1])
+    assert mean_at("token", values_T, lengths_T) == Mean(11.0, 4)
+    found = mean_at("sequence", values_T, lengths_T)
+    assert (found.total, found.count) == pytest.approx((7.0, 2.0))
 
 
 def test_a_step_without_signal_reports_the_same_figures_and_moves_nothing() -> None:

@@ -14,11 +14,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo.config.learner import LossConfig
 from grpo.groups import Rollout, ScoredGroup
-from grpo.learner.losses import LOSSES, StepCounts, kl_T, mean_at
+from grpo.learner.losses import LOSSES, StepCounts, kl_T
 from grpo.learner.ratios import completion_sums_T, importance_ratio_T, sampler_correction
 from grpo.packing import PackedRow
 from grpo.policy.model import Policy
-from grpo.run.metrics import Mean
 from tests.support import tiny
 from tests.support.learners import packed as rows_of
 from tests.support.learners import updated
@@ -75,16 +74,17 @@ def test_cispo_bounds_the_weight_and_keeps_the_gradient() -> None:
     LOSSES["cispo"].token_T(logps.exp(), logps, torch.tensor([1.0, -2.0]), settings).sum().backward()
     assert logps.grad is not None and logps.grad.tolist() == pytest.approx([-1.5, 10.0])
     # Not where the advantage is 0, and the weight of nothing is cut.
-    found = clipped_in("cispo", [1.5, 9.0, 9.0, 9.0], [1.0, -2.0, 2.0, 0.0], epsilon_high=5.0)
-    assert found == [False, True, True, False]
+    found = clipped_in("cispo", [1.5, 9.0, 9.0, 9.0, 5.0], [1.0, -2.0, 2.0, 0.0, 1.0], epsilon_high=5.0)
+    assert found == [False, True, True, False, False]
 
 
 def test_sapo_has_the_plain_gradient_on_policy_and_less_far_from_it() -> None:
     # d/dr of 4/t * sigmoid(t * (r - 1)) is 4 * s * (1 - s): 1 at r = 1; at r = 3 and t = 2: s = 0.98201, 0.07065
     ratio = torch.tensor([1.0, 1.0, 3.0]).requires_grad_()
     settings = LossConfig(type="sapo", sapo_temperature_pos=2.0, sapo_temperature_neg=3.0)
-    LOSSES["sapo"].token_T(ratio, ratio.log(), torch.tensor([1.0, -1.0, 1.0]), settings).sum().backward()
-    assert ratio.grad is not None and ratio.grad.tolist() == pytest.approx([-1.0, 1.0, -0.07065], abs=1e-5)
+    LOSSES["sapo"].token_T(ratio, ratio.log(), torch.tensor([1.0, -1.0, 2.0]), settings).sum().backward()
+    assert ratio.grad is not None and ratio.grad.tolist() == pytest.approx([-1.0, 1.0, -0.1413], abs=1e-5)
+    assert clipped_in("sapo", [9.0], [1.0]) == [False]
 
 
 def test_weights_divide_by_the_steps_counts() -> None:
@@ -94,13 +94,6 @@ def test_weights_divide_by_the_steps_counts() -> None:
     assert LOSSES["grpo"].weights_T(lengths, counts).sum().item() == pytest.approx(2 / 4)
     assert LOSSES["dapo"].weights_T(lengths, counts).tolist() == pytest.approx([1 / 20] * 7)
     assert LOSSES["dr_grpo"].weights_T(lengths, counts).tolist() == pytest.approx([1 / 40] * 7)
-
-
-def test_a_mean_at_the_level_of_completions_counts_each_once() -> None:
-    values_T, lengths_T = torch.tensor([2.0, 2.0, 2.0, 5.0]), torch.tensor([3, 3, 3, 1])
-    assert mean_at("token", values_T, lengths_T) == Mean(11.0, 4)
-    found = mean_at("sequence", values_T, lengths_T)
-    assert (found.total, found.count) == pytest.approx((7.0, 2.0))
 
 
 def test_divergences_by_hand() -> None:
@@ -154,6 +147,9 @@ def test_the_sampler_correction_by_hand(mode: Any, weights: list[float], outside
     found = sampler_correction(learner, sampler, completion_T, mode=mode, clip_min=0.5, clip_max=3.0)
     assert found.weight_T.tolist() == pytest.approx(weights)
     assert found.outside_T.tolist() == outside
+    # A ratio at a bound is inside.
+    at_bounds = sampler_correction(sampler, sampler, completion_T, mode=mode, clip_min=1.0, clip_max=1.0)
+    assert not at_bounds.outside_T.any()
     unbounded = sampler_correction(learner, sampler, completion_T, mode=mode, clip_min=None, clip_max=None)
     torch.testing.assert_close(unbounded.weight_T, unbounded.ratio_T)
     assert not unbounded.outside_T.any()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.config.model import LoraConfig, LoraTargets
-from grpo.policy.adapters import is_adapter
+from grpo.policy.adapters import adapted_layers, adapter_weights, is_adapter, merged
 from grpo.policy.model import Policy
 from grpo.run.final_model import save_final
 from tests.rollout.test_rollout import SAMPLING, SEEDS, TEMPERATURE, gap, prompts
@@ -108,6 +108,23 @@ def test_what_is_sent_and_stored_is_pefts_own_merge(stored: tuple[Policy, Path])
     # Nothing stays merged.
     assert not any(module.merged for module in policy.modules() if isinstance(module, LoraLayer))
     assert all(torch.equal(weight, before[name]) for name, weight in policy.named_parameters())
+
+
+def test_adapters_are_merged_before_anything_is_rounded() -> None:
+    """A base in bf16 with adapters in fp32: what is sent is their fp32 sum, which the engine rounds once."""
+    # 1 + 2^-10 lies between bf16's 1 and 1 + 2^-7: rounded early, the adapter is lost.
+    weight_OI = torch.ones(3, 2, dtype=torch.bfloat16)
+    down_RI, up_OR = torch.full((1, 2), 2.0**-5), torch.full((3, 1), 2.0**-5)
+    found = merged(weight_OI, down_RI, up_OR, scaling=1.0)
+    assert found.dtype == torch.float32 and torch.equal(found, torch.full((3, 2), 1 + 2.0**-10))
+    policy = tiny.policy(seed=1, lora=tiny.LORA)
+    name, layer = next(iter(adapted_layers(policy.model).items()))
+    layer.base_layer.weight.data = layer.base_layer.weight.data.bfloat16()
+    sent = dict(policy.named_weights())[f"{name}.weight"]
+    base = layer.base_layer.weight.float()
+    down_RI, up_OR, scaling = adapter_weights(layer)
+    assert sent.dtype == torch.float32
+    torch.testing.assert_close(sent, base + scaling * up_OR @ down_RI)
 
 
 @pytest.mark.usefixtures("each_family")

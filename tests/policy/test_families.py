@@ -12,6 +12,8 @@ from grpo.groups import Prompt
 from grpo.media.clip import Clip
 from grpo.policy.families import load_family
 from grpo.policy.families.prompt_text import user_text
+from grpo.rollout import Sampling
+from grpo.rollout.transformers_engine import TransformersEngine
 from tests.support import tiny
 from tests.support.clips import with_facts
 
@@ -131,6 +133,34 @@ def test_a_clip_has_at_most_the_planned_text() -> None:
     text = [token for token in family.clip_ids(long) if token != family.vision_token_id]
     planned = family.most_clip_text_tokens(6)
     assert len(text) <= planned and (planned == 0) == (family.config.model_type == "qwen2_5_vl")
+
+
+def test_a_completion_ends_at_the_first_of_any_of_the_tokens_that_end_one() -> None:
+    """A model may list several, of which the second is as good as the first."""
+    family = replace(tiny.family(), eos_ids=(300, 301))
+    text = family.decode([65, 66])
+    for eos in (300, 301):
+        assert family.decode([65, 66, eos]) == text
+        engine = TransformersEngine(tiny.policy())
+        engine.family = family
+        prompt = tiny.prompt(tiny.sample(), None)
+        (group,) = engine._groups([prompt], [[65, 66, eos, 65, 300], [65, 66, 67, 68, 69]], [[0.0] * 5] * 2)
+        ended, cut_off = group.rollouts
+        assert (ended.token_ids, ended.stopped, ended.text) == ((65, 66, eos), True, text)
+        assert (len(cut_off.token_ids), cut_off.stopped) == (5, False)
+
+
+def test_sampling_goes_on_until_all_completions_have_ended_with_any_of_the_tokens() -> None:
+    engine, prompt = TransformersEngine(tiny.policy()), tiny.prompt(tiny.sample(), None)
+    sampling = Sampling(group_size=2, max_new_tokens=6, temperature=0.0)
+    (group,) = engine.generate([prompt], sampling, [0])
+    first = group.rollouts[0].token_ids[0]
+    engine.family = replace(tiny.family(), eos_ids=(399, first))
+    passes: list[int] = []
+    engine.sampler.model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+    (group,) = engine.generate([prompt], sampling, [0])
+    assert len(passes) == 1  # that of the prompt
+    assert [(rollout.token_ids, rollout.stopped) for rollout in group.rollouts] == [((first,), True)] * 2
 
 
 @pytest.mark.usefixtures("each_family")

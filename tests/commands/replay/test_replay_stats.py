@@ -53,6 +53,7 @@ def test_advantages_are_those_of_the_training(scale: Any, baseline: Any, mask_tr
     settings = {
         "scale": "none" if normalised else scale,
         "baseline": baseline,
+        "min_std": 0.0,
         "normalised": normalised,
         "mask_truncated": mask_truncated,
     }
@@ -166,7 +167,9 @@ def test_ranking_by_hand() -> None:
         {"step": 1, "group": groups_of(*before), "rollout": [0, 1] * 3, "stopped": 1.0}
         | {"run_total": column(*before), "total": column(*after)}
     )
-    plain = partial(advantages_of, scale="none")
+    plain = partial(
+        advantages_of, scale="none", baseline="mean", min_std=0.0, normalised=False, mask_truncated=False
+    )
     completions["run_advantage"] = advantages(completions.assign(total=completions["run_total"]), plain)
     completions["advantage"] = advantages(completions, plain)
     # Before: 0.5 -0.5, 0.5 -0.5, 0 0. After: -0.5 0.5, 1.5 -1.5, 0.5 -0.5. The third group was flat.
