@@ -49,8 +49,6 @@ GRACE_S = 1.0
 """The seconds within which an event loop has to answer that it has cancelled calls."""
 STUCK_S = 0.5
 """The seconds for which no worker became free, after which a function whose calls all wait gets a worker of its own."""
-IDLE_S = 600.0
-"""The seconds without a call after which a worker above base_workers is ended."""
 MAX_ASYNC_CALLS = 64
 """The most calls of a coroutine function that run at a time; the function may set itself a lower limit."""
 
@@ -250,7 +248,7 @@ class Supervisor:
             worker.connection.close()
 
     def _look_after(self, now: float) -> None:
-        """Check the time limits, event loops that hang, memory, and how many workers are wanted."""
+        """Check the time limits, event loops that hang, memory, and whether more workers are wanted."""
         if now - self.looked_at < TICK_S:
             return
         self.looked_at = now
@@ -266,19 +264,12 @@ class Supervisor:
                 self._end(worker)
             elif worker.asked_at is not None and now - worker.asked_at > GRACE_S:
                 self._lose(worker, "was killed: it blocks its event loop")
-            elif self._is_too_many(worker, now):
-                self.num_wanted -= 1
-                self._end(worker)
         if now - self.weighed_at > MEMORY_TICK_S:
             self.weighed_at = now
             for worker in [*self.workers.values()]:
                 if is_above(self.limits.memory_bytes, tree(worker.pid)):
                     self._lose(worker, "was killed: too large", "memory")
         self._grow(now)
-
-    def _is_too_many(self, worker: Worker, now: float) -> bool:
-        has_idled = worker.is_free and worker.home is None and now - worker.changed_at > IDLE_S
-        return has_idled and self.num_wanted > self.limits.base_workers
 
     def _grow(self, now: float) -> None:
         """Raise the number of workers where calls wait while all workers sleep, or while none becomes free."""

@@ -53,9 +53,8 @@ class Payloads:
                 place = self._file.append(frames_FHWC)
                 self._frames[id(clip)] = partial(array_at, place, frames_FHWC.shape)
             except Exception as error:  # for the reward that looks at them, if one does
-                # Any other type may take a worker seconds to import, torch and all.
-                is_light = isinstance(error, MediaError | ValueError | OSError)
-                self._frames[id(clip)] = partial(_raise, MediaError(str(error)) if is_light else error)
+                # Not the error itself, whose type may take a worker seconds to import, torch and all.
+                self._frames[id(clip)] = partial(_raise, str(error))
         return Clip, (clip.facts, self._frames[id(clip)])
 
 
@@ -74,5 +73,5 @@ def _ask_for_frames() -> NoReturn:
     raise FramesNeeded
 
 
-def _raise(error: Exception) -> NoReturn:
-    raise error
+def _raise(why: str) -> NoReturn:
+    raise MediaError(why)
