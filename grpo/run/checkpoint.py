@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,21 @@ from torch import nn
 
 from grpo.run.disk import disk_errors, put_in_place, write_text
 from grpo.run.folder import CHECKPOINT_MANIFEST, best_checkpoint, checkpoint_steps
+
+SHARD_LIST = {
+    ("pathlib", "PosixPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+            "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        )
+    ),
+}  # fmt: skip
+"""What the list of shards of a checkpoint under FSDP2 is made of."""
 
 
 class Stateful(Protocol):
@@ -104,6 +120,7 @@ def restore(folder: Path, accelerator: Accelerator) -> int:
         path = _path(folder, step)
         damage = gather_object(_damage(path, _own_share(path, accelerator)))
         if not damage:
+            _check_metadata(path)
             with _tensors_only(accelerator):
                 accelerator.load_state(str(path))
             return step
@@ -153,6 +170,26 @@ def _damage(folder: Path, files: list[Path]) -> list[str]:
     missing = [f"{name} is missing" for name in stored if not (folder / name).is_file()]
     changed = [name for name, found in _checksums(folder, files) if stored.get(name) != found]
     return missing + [f"{name} is not as it was written" for name in changed]
+
+
+class _MetadataReader(pickle.Unpickler):
+    """A reader of the pickle in which FSDP2 lists its shards; it knows nothing but what such a list holds."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and (module, name) not in SHARD_LIST:
+            raise pickle.UnpicklingError(f"{module}.{name} is nothing that a list of shards holds")
+        return super().find_class(module, name)
+
+
+def _check_metadata(path: Path) -> None:
+    """Raise ValueError for a list of shards that would run something: torch reads it by plain `pickle.load`."""
+    for file in path.rglob(".metadata"):
+        try:
+            with file.open("rb") as opened:
+                _MetadataReader(opened).load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{file}: {error}") from error
 
 
 @contextmanager

@@ -96,6 +96,9 @@ def end_with_launcher() -> None:
 def failure_line(error: Exception, run_dir: RunDir, rank: int) -> str:
     """Return why a run has failed in one line, and store the traceback in the run's folder."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, OSError) and error.filename is None:
+        # A file that is open already does not tell its name when the disk is full.
+        first += f" (in {run_dir.path})"
     kind = "" if type(error) in (RuntimeError, ValueError) else f"{type(error).__name__}: "
     steps, best = checkpoint_steps(run_dir.checkpoints), best_checkpoint(run_dir.checkpoints)
     goes_on = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint"
@@ -104,6 +107,7 @@ def failure_line(error: Exception, run_dir: RunDir, rank: int) -> str:
     try:
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError as why:
-        traceback.print_exception(error)
+        if not isinstance(error, OSError):
+            traceback.print_exception(error)
         return f"error: {kind}{first}; {goes_on}; {why}"
     return f"error: {kind}{first}; {goes_on}; {file} has the traceback"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dist_cp
 from accelerate import Accelerator
 from torch import nn
 
@@ -189,6 +190,21 @@ def test_nothing_in_a_checkpoint_is_run(
     assert not mark.exists()
     torch.load(folder / name, weights_only=False)
     assert mark.exists()  # the trap works
+
+
+def test_a_list_of_shards_is_read_and_nothing_in_it_is_run(tmp_path: Path, saved: dict[int, Any]) -> None:
+    """As FSDP2 writes it, which needs a GPU under accelerate."""
+    folder, mark = tmp_path / "step_000004", tmp_path / "mark"
+    writer = dist_cp.FileSystemWriter(folder / "optimizer_0")
+    shards = {"model": {"w": torch.ones(3, dtype=torch.bfloat16)}, "step": [torch.tensor(1)], "lr": 0.1}
+    dist_cp.save(shards, storage_writer=writer, no_dist=True)
+    checkpoint._check_metadata(folder)
+    (folder / "optimizer_0" / ".metadata").write_bytes(pickle.dumps(Planted(mark)))
+    with pytest.raises(
+        ValueError, match=r"optimizer_0/.metadata: pathlib.Path.* is nothing that a list of shards"
+    ):
+        checkpoint._check_metadata(folder)
+    assert not mark.exists()
 
 
 FULL_DISK = """

@@ -145,6 +145,8 @@ def test_a_failure_says_where_the_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_000004").mkdir(parents=True)
     line = failure_line(RuntimeError("step 6: gone\nmore"), RunDir(tmp_path), 1)
     assert line.startswith("error: step 6: gone; the newest checkpoint is of step 4; ")
+    full = OSError(28, "No space left on device")
+    assert f"No space left on device (in {tmp_path}); " in failure_line(full, RunDir(tmp_path), 0)
     full = OSError(28, "No space left on device", "rollouts/x")
     line = failure_line(full, RunDir(tmp_path / "none"), 0)
     assert line.startswith(
