@@ -25,6 +25,12 @@ attempts.write_text((attempts.read_text() if attempts.exists() else "") + "x")
 (folder / "pid").write_text(str(os.getpid()))
 if behaviour == "does not listen":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def leave(*_):
+    time.sleep(0.5)
+    (folder / "asked").write_text("x")
+    sys.exit(1)
+if behaviour == "hangs":
+    signal.signal(signal.SIGTERM, leave)
 (folder / "started").write_text(str(time.time()))
 if behaviour == "leaves a child":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

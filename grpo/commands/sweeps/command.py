@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from grpo.commands.sweeps.execute import Runner, Slot, carry_out, environment_of, run_all, slots_of_machine
@@ -38,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
         with RunDir(sweep.out).locked():
             runner, slots = make_runner(args, sweep, runs)
             work = search(sweep, runner, slots) if args.search else ablate(sweep, runs, runner, slots)
-            return asyncio.run(work)
-    except KeyboardInterrupt:
+            return asyncio.run(until_stopped(work))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("stopped; the same command goes on from here", flush=True)
         return 130
     except (ValueError, OSError) as error:
@@ -79,6 +80,13 @@ def make_runner(args: argparse.Namespace, sweep: Sweep, runs: Sequence[Run]) -> 
         return ClusterRunner(args.slurm, Path(sweep.out) / "slurm", sweep.launch, sweep.slurm), [None] * jobs
     slots = slots_of_machine(args.jobs, sweep.launch.num_processes)
     return lambda run, slot: carry_out(run, sweep.launch, environment_of(slot)), slots
+
+
+async def until_stopped(work: Coroutine[None, None, int]) -> int:
+    """The result of the work, which SIGTERM cancels as Ctrl-C does."""
+    task = asyncio.create_task(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 async def ablate(sweep: Sweep, runs: Sequence[Run], runner: Runner, slots: Sequence[Slot]) -> int:

@@ -54,7 +54,13 @@ async def run_all(
                 failures[run.label] = reason
             after_each(failures)
 
-    await asyncio.gather(*map(work, slots))
+    try:
+        # Unlike `gather`, a group waits until all its runs have ended when it is cancelled.
+        async with asyncio.TaskGroup() as group:
+            for slot in slots:
+                group.create_task(work(slot))
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
     return failures
 
 

@@ -129,7 +129,9 @@ def test_a_sweep_that_is_stopped_ends_its_runs_and_starts_no_more(tmp_path: Path
     asyncio.run(stop(hanging, 2, lambda: started[0].exists() and started[1].exists(), said.append))
     assert time.monotonic() - start < 30 and not started[2].exists()
     for run in hanging[:2]:
-        assert attempts(run) == 1 and not is_alive(int((run.folder / "pid").read_text()))
+        # It was given the time to leave by itself.
+        assert attempts(run) == 1 and (run.folder / "asked").exists()
+        assert not is_alive(int((run.folder / "pid").read_text()))
 
 
 def test_a_run_that_does_not_stop_when_it_is_asked_to_is_killed(
@@ -148,8 +150,21 @@ def test_ctrl_c_in_the_middle_stops_what_runs(tmp_path: Path) -> None:
     asyncio.run(
         stop([quick, hanging], 2, lambda: quick.is_finished() and attempts(hanging) == 1, said.append)
     )
+    assert (hanging.folder / "asked").exists()
     assert not is_alive(int((hanging.folder / "pid").read_text()))
     assert not any("failed" in text.lower() for text in said)  # it was stopped: not tried again, not named
+
+
+def test_results_that_cannot_be_written_end_the_other_runs_and_are_said(tmp_path: Path) -> None:
+    quick = stand_in.make_run(tmp_path, "quick", behaviour="sleeps")
+    hanging = stand_in.make_run(tmp_path, "hanging", behaviour="hangs")
+
+    def fail(failures: dict[str, str]) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        asyncio.run(run_all([quick, hanging], here, [None, None], say=lambda text: None, after_each=fail))
+    assert quick.is_finished() and not is_alive(int((hanging.folder / "pid").read_text()))
 
 
 LOGS = {

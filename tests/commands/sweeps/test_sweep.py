@@ -163,7 +163,9 @@ def test_a_command_that_is_stopped_takes_its_runs_with_it(number: signal.Signals
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "stopped; the same command goes on from here" in output, output
     assert "Traceback" not in output
-    assert not any(is_alive(int(path.with_name("pid").read_text())) for path in started)
+    for path in started:
+        # It was given the time to leave by itself.
+        assert path.with_name("asked").exists() and not is_alive(int(path.with_name("pid").read_text()))
 
 
 @pytest.mark.parametrize("missing", ["submitit", "optuna"])
