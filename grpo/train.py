@@ -96,7 +96,7 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] 
     with under_way("importing torch and transformers", is_shown=rank == 0):
         from accelerate.utils import set_seed
 
-        from grpo.learner.launching import make_accelerator, quiet_libraries
+        from grpo.learner.launching import make_accelerator, quiet_libraries, show_loading
         from grpo.startup.assembly import build_engine, build_learner, build_trainer
         from grpo.startup.checks import CHECKS, Start, read_data
 
@@ -116,6 +116,8 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] 
                 check.run(start)
         with under_way("reading the ends of the media files", is_shown=rank == 0):
             start.learn_media()
+        if rank == 0:
+            show_loading()
         set_seed(config.seed)
         with under_way(f"loading {config.model.path}", is_shown=rank == 0):
             learner = build_learner(config, start.family, accelerator, start.loader.memory)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from grpo.config.limits import refusals
 from grpo.config.rules import media_contradictions
-from grpo.config.schema import MediaConfig
+from grpo.config.schema import DatasetConfig, MediaConfig
 from grpo.data import READERS, load_samples
 from grpo.data.native import file_seconds, native_record
 from grpo.groups import Sample
@@ -43,20 +43,6 @@ Scores = list[tuple[float, float]]
 ANSWERS_SHOWN = ("choice", "text", "ocr", "open")
 """Tasks whose answers say what is to be seen; numbers and spans do not."""
 CLIPS_AHEAD = 4
-
-
-class Options(argparse.Namespace):
-    """The command line; what a config says of a dataset is among it."""
-
-    path: str
-    reader: str
-    media_root: str | None
-    frame_fps: float | None
-    out: str
-    model: str
-    fps: float
-    max_frames: int
-    top_k: int
 
 
 class FrameScorer:
@@ -209,15 +195,16 @@ def annotate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Annotate what the command line names; the exit status."""
-    options = _parser().parse_args(argv, namespace=Options())
+    options = _parser().parse_args(argv)
     root = Path(options.media_root or Path(options.path).parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = {
-        "model": options.model,
-        "fps": options.fps,
-        "max_frames": options.max_frames,
-        "top_k": options.top_k,
-    }
+    dataset = DatasetConfig(
+        reader=options.reader,
+        path=options.path,
+        media_root=options.media_root,
+        frame_fps=options.frame_fps,
+    )
+    source = {name: getattr(options, name) for name in ("model", "fps", "max_frames", "top_k")}
     try:
         settings = MediaSettings(
             fps=options.fps,
@@ -227,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for problem in chain(refusals(settings, "media"), media_contradictions(settings)):
             raise ValueError(problem)
-        samples = load_samples([options])
+        samples = load_samples([dataset])
         scorer = FrameScorer(options.model, device)
         reader, limit_s = ClipReader(settings=settings), MediaConfig().timeout_s
         with closing(ClipLoader(reader, cache_gib=0, num_workers=2, timeout_s=limit_s)) as loader:

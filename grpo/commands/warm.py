@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 
 from tqdm import tqdm
 
@@ -72,11 +73,9 @@ def main(argv: Sequence[str]) -> int:
 
 def distinct_clips(config: Config) -> dict[ClipSource, Sample]:
     """The clips of the training and held-out data, each with the first sample about it."""
-    samples = load_samples(config.data.train)
-    for dataset in config.data.eval:
-        samples += load_samples([dataset])
+    sets = [load_samples(config.data.train), *(load_samples([each]) for each in config.data.eval)]
     clips: dict[ClipSource, Sample] = {}
-    for sample in samples:
+    for sample in chain.from_iterable(sets):
         if sample.clip_source is not None:
             clips.setdefault(sample.clip_source, sample)
     return clips

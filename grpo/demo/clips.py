@@ -246,7 +246,7 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
 def _write_split(folder: Path, split: Stream, num_clips: int, seed: int) -> None:
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     with (folder / f"{split}.jsonl").open("w") as file:
-        for index in tqdm(range(num_clips), f"rendering {split}", leave=False):
+        for index in tqdm(range(num_clips), f"rendering {split}", leave=False, mininterval=1.0):
             id = f"{split}-{index:05d}"
             scene = scene_at(split, index, seed=seed)
             write_mp4(str(folder / "clips" / f"{id}.mp4"), scene.frames_FHWC)

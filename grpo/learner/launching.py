@@ -27,6 +27,11 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def show_loading() -> None:
+    """Show how far the loading of weights is."""
+    transformers_logging.enable_progress_bar()
+
+
 def on_gpu() -> bool:
     return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
