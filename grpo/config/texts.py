@@ -35,6 +35,10 @@ class Plain(str):
     """A text without quotes, which may mean a number."""
 
 
+NOTHING = Plain("")
+"""What stands behind a key without a value: a section that nothing is set in, or `null`."""
+
+
 class TextLoader(yaml.SafeLoader):
     """A loader of YAML that leaves all scalars texts, apart from `null`, and refuses a key that comes twice."""
 
@@ -54,7 +58,12 @@ def _text(_: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
     return node.value if node.style else Plain(node.value)
 
 
+def _nothing(_: yaml.SafeLoader, node: yaml.ScalarNode) -> str | None:
+    return None if node.value else NOTHING
+
+
 TextLoader.add_constructor("tag:yaml.org,2002:str", _text)
+TextLoader.add_constructor("tag:yaml.org,2002:null", _nothing)
 
 
 def typed(value: Any, hint: Any = Config, key: str = "") -> Any:
@@ -66,14 +75,16 @@ def typed(value: Any, hint: Any = Config, key: str = "") -> Any:
     words = getattr(hint, "__metadata__", ())
     hint = hint.__origin__ if get_origin(hint) is Annotated else hint
     hint = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+    if value is NOTHING:
+        return {} if is_dataclass(hint) or get_origin(hint) is dict else None
     if isinstance(value, str) and PATH in words:
         value = _filled_in(value, key)
     if isinstance(value, str) and value.startswith("${"):
         return value
     if is_dataclass(hint):
-        return _section({} if value is None else value, hint, key)
+        return _section(value, hint, key)
     if get_origin(hint) is dict:
-        return _mapping({} if value is None else value, get_args(hint)[1], key)
+        return _mapping(value, get_args(hint)[1], key)
     if get_origin(hint) is list and isinstance(value, str):
         value = [value]
     if get_origin(hint) in (list, tuple) and value is not None:
@@ -117,6 +128,8 @@ def _value(value: Any) -> Any:
         return {name: _value(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_value(each) for each in value]
+    if value is NOTHING:
+        return None
     if not isinstance(value, Plain):
         return value
     meant = (make for pattern, make in VALUES.items() if re.fullmatch(pattern, value))

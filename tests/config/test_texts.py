@@ -58,7 +58,10 @@ def test_one_file_is_a_list_of_one_data_set() -> None:
 
 
 def test_a_section_without_entries_changes_nothing(tmp_path: Path) -> None:
-    assert loaded(tmp_path, "optim:\nrewards: {accuracy: }\n") == load_config([DEMO])
+    own = "optim:\nprompt: {system: }\nmedia: {cache_dir: }\nrewards: {accuracy: }\n"
+    assert loaded(tmp_path, own) == load_config([DEMO])
+    with pytest.raises(ValueError, match="rewards.accuracy is a section; its settings are fn, weight"):
+        loaded(tmp_path, "rewards: {accuracy: null}")
 
 
 def test_a_key_that_is_set_twice_is_named(tmp_path: Path) -> None:
