@@ -140,8 +140,7 @@ def _as_given(value: Any, given: Any) -> Any:
         return {name: _as_given(each, given.get(name)) for name, each in value.items()}
     if isinstance(value, list) and isinstance(given, list) and len(value) == len(given):
         return [_as_given(each, one) for each, one in zip(value, given, strict=True)]
-    # A text of a YAML file may be of a class of its own, which would be written as such.
-    return str(given) if isinstance(given, str) and "${" in given else value
+    return given if isinstance(given, str) and "${" in given else value
 
 
 def _one_line(error: OmegaConfBaseException) -> str:

@@ -80,7 +80,7 @@ def typed(value: Any, hint: Any = Config, key: str = "") -> Any:
     if isinstance(value, str) and PATH in words:
         value = _filled_in(value, key)
     if isinstance(value, str) and value.startswith("${"):
-        return value
+        return str(value)
     if is_dataclass(hint):
         return _section(value, hint, key)
     if get_origin(hint) is dict:
