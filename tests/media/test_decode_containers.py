@@ -98,3 +98,27 @@ def test_a_file_whose_keyframes_are_none_is_decoded_from_its_start_and_known_for
     for _ in range(2):
         assert numbers(read_video(path, start_s=1.7))[0] == 51
     assert counted == []
+
+
+def test_a_false_keyframe_is_noticed_by_the_decoder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MPEG-4's decoder begins anywhere, with garbage: what it begins with is looked at."""
+    monkeypatch.setattr(tables, "CODECS_WITH_TRUE_KEYFRAMES", ("mpeg4",))
+    path = tmp_path / "false.mp4"
+    write_video(path, codec="mpeg4", options={})
+    without_sync_table(path)
+    assert len(frame_table(str(path)).keyframes) == 90
+    assert numbers(read_video(path, start_s=2.0)) == [60, 70, 79, 89]
+
+
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_frames_dropped_in_an_avi_are_a_pause(b_frames: str, tmp_path: Path) -> None:
+    """20 frames, 40 dropped ones, 30 frames: 3 s at 30 a second, however many packets there are."""
+    shown = [*range(20), *range(60, 90)]
+    path = write_video(tmp_path / "dropped.avi", num_frames=50, pts=shown, options={"bf": b_frames})
+    clip = read_video(path)
+    assert clip.duration_s == pytest.approx(3.0)
+    # 12 samples, evenly from 0 to 89/30 s: those from 0.81 to 1.89 s find the last frame before the pause
+    assert numbers(clip) == [0, 8, 16, 19, 19, 19, 19, 19, 24, 32, 40, 49]
+    assert clip.times_s == pytest.approx([89 / 30 * i / 11 for i in range(12)])
