@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
-@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def each_family(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test once for each model family, whose tiny model is that of `tests.support.tiny` meanwhile."""
     from tests.support import tiny

@@ -37,7 +37,8 @@ def tokens(groups: list[Group]) -> list[list[tuple[int, ...]]]:
 
 
 ENGINES = (
-    "qwen2_5_vl vllm", "qwen2_5_vl transformers", "qwen3_vl vllm", "qwen3_vl transformers", "qwen3_vl_untied vllm",
+    "qwen2_vl vllm", "qwen2_5_vl vllm", "qwen2_5_vl transformers",
+    "qwen3_vl vllm", "qwen3_vl transformers", "qwen3_vl_untied vllm",
 )  # fmt: skip
 
 

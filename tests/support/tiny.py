@@ -23,7 +23,7 @@ from grpo.policy.adapters import is_adapter
 from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from tests.support.clips import clip_of
-from tests.support.tiny_qwen3_vl import write_qwen3_vl
+from tests.support.tiny_models import write_model
 
 ROOT = Path(__file__).parents[2]
 BASE_POLICY = ROOT / "grpo" / "demo" / "base_policy"
@@ -36,7 +36,7 @@ _folder = TemporaryDirectory()
 
 @contextmanager
 def of_family(name: str) -> Iterator[None]:
-    """Make everything here of a family: "qwen2_5_vl", "qwen3_vl", or "qwen3_vl_untied" with a head of its own."""
+    """Make everything here of a family, by its model_type; "qwen3_vl_untied" has a head of its own."""
     token = _current.set(name)
     yield
     _current.reset(token)
@@ -51,7 +51,8 @@ def _family(name: str) -> ModelFamily:
     if name == "qwen2_5_vl":
         return load_family(str(BASE_POLICY))
     path = Path(_folder.name) / name
-    write_qwen3_vl(path, tokenizer_path=BASE_POLICY, tied=name == "qwen3_vl")
+    kind = name.removesuffix("_untied")
+    write_model(path, kind, tokenizer_path=BASE_POLICY, tied=kind == name)
     return load_family(str(path))
 
 

@@ -6,10 +6,11 @@ import torch
 
 from grpo.policy.families.family import ModelFamily
 from grpo.policy.families.qwen2_5_vl import Qwen25VL
+from grpo.policy.families.qwen2_vl import Qwen2VL
 from grpo.policy.families.qwen3_vl import Qwen3VL
 from grpo.policy.model_folder import check_processor, find_model_folder, read_json
 
-FAMILIES: dict[str, type[ModelFamily]] = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
+FAMILIES: dict[str, type[ModelFamily]] = {"qwen2_vl": Qwen2VL, "qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
 
 
 def load_family(model_path: str, *, seconds_dtype: torch.dtype = torch.float32) -> ModelFamily:
