@@ -24,6 +24,16 @@ TRAINED: dict[str, dict[str, Any]] = {
     "adapters": {"lora": tiny.LORA},
 }
 
+ROWS = {
+    "one completion": ("qwen2_5_vl", 1),
+    "some": ("qwen2_5_vl", 600),
+    "all groups": ("qwen2_5_vl", 100_000),
+    "some, Qwen3-VL": ("qwen3_vl", 600),
+    "all groups, Qwen3-VL": ("qwen3_vl", 100_000),
+    "all groups, Qwen2-VL": ("qwen2_vl", 100_000),
+}
+"""The families and the tokens per row."""
+
 
 def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ...], Tensor]:
     """Log-probs of every completion, each from a forward of its own through the unpatched model."""
@@ -91,7 +101,7 @@ def plain_outcome(family_name: str, trained: str) -> tuple[dict[tuple[int, ...],
 
 
 @pytest.mark.parametrize("trained", TRAINED)
-@pytest.mark.parametrize("tokens_per_row", [1, 600, 100_000], ids=["one completion", "some", "all groups"])
+@pytest.mark.parametrize(("each_family", "tokens_per_row"), ROWS.values(), indirect=["each_family"], ids=ROWS)
 def test_packed_log_probs_and_gradients_equal_one_forward_per_completion(
     tokens_per_row: int, trained: str, each_family: str
 ) -> None:

@@ -224,6 +224,7 @@ def test_a_run_with_adapters_samples_what_it_trains_and_resumes(clips: Path, tmp
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("each_family")
+@pytest.mark.parametrize("each_family", ["qwen2_5_vl", "qwen3_vl"], indirect=True)
 def test_vllm_samples_with_the_adapters() -> None:
     """It has only ever loaded the base: what it knows of adapters, it was sent."""
     pytest.importorskip("vllm")
