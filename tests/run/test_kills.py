@@ -1,4 +1,4 @@
-"""Some of the kills of `python -m tests.run.kills 20`, which does them all."""
+"""One of the kills of `python -m tests.run.kills 20`, which does them all."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ from tests.run.kills import kill_in_phases
 def test_a_run_that_is_made_longer_and_killed_at_its_end_is_that_of_one_left_alone(
     clips: Path, tmp_path: Path
 ) -> None:
-    kill_in_phases(tmp_path, clips, ["its weights are written", "the model is whole"])
+    kill_in_phases(tmp_path, clips, ["its weights are written"])
