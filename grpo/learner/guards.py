@@ -95,14 +95,14 @@ class Guard:
     def _count_idle(self, step: int, figures: Mapping[str, float]) -> None:
         teaches = figures.get("groups/no_signal", 1.0) < 1 and "optim/grad_norm" in figures
         self.num_idle = 0 if step == 0 or teaches else self.num_idle + 1
-        if not self.max_idle or self.num_idle not in (-(-self.max_idle // 5), self.max_idle):
-            return
         found = f"step {step}: in {self.num_idle} steps in a row no group had a signal, or no update was made"
-        if self.num_idle == self.max_idle:
+        # A run that is resumed with a lower limit may be beyond it.
+        if self.max_idle and self.num_idle >= self.max_idle:
             raise RuntimeError(
                 f"{found} (optim.max_idle_steps): the policy is ruined, or has nothing left to learn"
             )
-        if self.process == 0:
+        warns_at = -(-self.max_idle // 5)
+        if self.max_idle and self.num_idle == warns_at and self.process == 0:
             tqdm.write(f"warning: {found}; the run stops after {self.max_idle} (optim.max_idle_steps)")
 
     def _is_spike(self, norm: float) -> bool:

@@ -102,8 +102,11 @@ class Start:
 
     @cached_property
     def media(self) -> MediaFiles:
-        """The media files as the run found them when it began; a new run knows none."""
-        return MediaFiles.read(self.run_dir.media_file)
+        """The media files as the run found them when it began; a new run knows none.
+
+        A start that never came to a step has left a list, but nothing that was learned from those files.
+        """
+        return MediaFiles.read(self.run_dir.media_file) if self.run_dir.has_begun else MediaFiles({})
 
     def learn_media(self) -> None:
         """Get to know the media files that a new run begins with; each process reads its share for all."""

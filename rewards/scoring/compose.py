@@ -163,12 +163,13 @@ def gates_open(name: str, spec: RewardSpec, columns: Mapping[str, Column]) -> li
     return opens
 
 
-def all_abstain(specs: Mapping[str, RewardSpec], columns: Mapping[str, Column]) -> list[bool]:
-    """For each rollout, whether no reward with a weight (of any, if none has one) has a raw value.
+def all_abstain(specs: Mapping[str, RewardSpec], columns: Mapping[str, Column], step: int) -> list[bool]:
+    """For each rollout, whether no reward with a weight in this step (of any, if none has one) has a raw value.
 
     A shut gate is no abstention: it says that the value is worth nothing.
     """
-    weighted = [columns[name] for name, spec in specs.items() if spec.weight] or [*columns.values()]
+    weighted = [columns[name] for name, spec in specs.items() if weight_at(spec, step)]
+    weighted = weighted or [*columns.values()]
     return [all(value is None for value in values) for values in zip(*weighted, strict=True)]
 
 

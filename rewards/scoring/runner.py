@@ -247,7 +247,8 @@ def make_table(
     counting = names_that_count(specs)
     failed = {failure.rollout_index for failure in failures if failure.reward in counting}
     parts = parts_of(specs, columns, step, normalise=normalise)
-    lacking = [index in failed or abstained for index, abstained in enumerate(all_abstain(specs, columns))]
+    abstentions = all_abstain(specs, columns, step)
+    lacking = [index in failed or abstained for index, abstained in enumerate(abstentions)]
     totals = totals_of(parts, lacking)
     return RewardTable(columns=columns, parts=parts, totals=totals, failures=tuple(failures))
 

@@ -202,6 +202,10 @@ def test_a_policy_that_learns_nothing_is_warned_of_and_then_stopped(
         RuntimeError, match="step 14: in 10 steps in a row no group had a signal, .* is ruined"
     ):
         resumed.check(14, IDLE[0])
+    lowered = guard_of(tmp_path, max_idle=5)
+    lowered.load_state_dict(guard.state_dict())
+    with pytest.raises(RuntimeError, match="in 10 steps in a row"):
+        lowered.check(14, IDLE[0])
     never = guard_of(tmp_path, max_idle=0)
     for step in range(1, 100):
         never.check(step, IDLE[0])

@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from grpo.groups import Prompt, Sample
 from grpo.media.clip import ClipSource, MediaError
-from grpo.run.folder import read_rows
+from grpo.run.folder import RunDir, read_rows
 from grpo.run.media_files import MediaFiles, all_files, files_of
+from grpo.startup.checks import Start
 from tests.support import tiny
 from tests.support.runs import run
 
@@ -42,6 +45,16 @@ def replace_end(video: Path) -> None:
     with video.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(b"other")
+
+
+def test_a_start_that_came_to_no_step_knows_no_files(video: Path, tmp_path: Path) -> None:
+    run_dir = RunDir(str(tmp_path / "run"))
+    run_dir.path.mkdir()
+    learned([str(video)]).write(run_dir.media_file)
+    begun: Any = Start.media.func
+    assert not begun(SimpleNamespace(run_dir=run_dir)).known
+    run_dir.append_metrics({"step": 0})
+    assert [*begun(SimpleNamespace(run_dir=run_dir)).known] == [str(video)]
 
 
 def test_a_video_that_has_changed_loses_its_question(video: Path) -> None:
