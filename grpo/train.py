@@ -7,6 +7,7 @@ reported before a model is loaded; the cheapest checks come first.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir, make_manifest
 from grpo.run.progress import say, say_anything, under_way
-from grpo.run.stopping import EXIT_CODE, Stopped, StopRequest, end_with_launcher, failure_line
+from grpo.run.stopping import EXIT_CODE, SIGNALS, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.startup.ranks import launched_rank
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def leave(why: str) -> Never:
     meanwhile.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
+        # The launcher's signal is to end the wait, and not to raise Stopped amid the handling of this mistake.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         time.sleep(3)
     sys.exit(why)
 

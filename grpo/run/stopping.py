@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Self
 
@@ -86,11 +87,16 @@ def say(text: str) -> None:
 
 def end_with_launcher() -> None:
     """Let the kernel ask this process to stop when its launcher ends, killed alone: nobody would watch the run."""
-    parent = psutil.Process(os.getppid())
-    if parent.name().startswith(("python", *LAUNCHERS)) and any(
-        name in " ".join(parent.cmdline()) for name in LAUNCHERS
-    ):
-        end_with_parent(signal.SIGTERM)
+    # The first process of a container has no parent, and /proc may hide it (hidepid): then nothing is asked for.
+    with suppress(psutil.Error):
+        parent = psutil.Process(os.getppid())
+        if parent.name().startswith(("python", *LAUNCHERS)) and any(
+            name in " ".join(parent.cmdline()) for name in LAUNCHERS
+        ):
+            end_with_parent(signal.SIGTERM)
+            # The kernel says nothing of a launcher that had ended before it was asked.
+            if os.getppid() != parent.pid:
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def failure_line(error: Exception, run_dir: RunDir, rank: int) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from grpo import train
 from grpo.run.folder import RunDir, read_rows
-from grpo.run.stopping import AGAIN_AFTER_S, EXIT_CODE, Stopped, StopRequest, failure_line
+from grpo.run.stopping import AGAIN_AFTER_S, EXIT_CODE, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.trainer import GRPOTrainer
 from tests.support import tiny
 from tests.support.processes import is_running, wait_until
@@ -100,6 +100,55 @@ def test_a_launcher_that_is_killed_alone_leaves_no_trainer(name: str, tmp_path: 
         assert is_running(pid)
         os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not is_running(pid))
+
+
+KILLS_ITS_LAUNCHER = """
+def end_with_parent(number):
+    launcher = os.getppid()
+    os.kill(launcher, 9)
+    while os.getppid() == launcher:
+        time.sleep(0.01)
+
+import grpo.run.stopping
+grpo.run.stopping.end_with_parent = end_with_parent
+print(os.getpid(), flush=True)
+end_with_launcher()
+"""
+
+
+def test_a_launcher_that_ended_before_it_was_watched_leaves_no_trainer(tmp_path: Path) -> None:
+    script = tmp_path / "torchrun"
+    script.write_text(LAUNCHER.replace("\nend_with_launcher()\n", KILLS_ITS_LAUNCHER))
+    launcher = subprocess.Popen(
+        [sys.executable, str(script), "mark"], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT
+    )
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    launcher.wait()
+    wait_until(lambda: not is_running(pid))
+
+
+def test_a_trainer_without_a_parent_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getppid", lambda: 0)  # as the first process of a container sees it
+    end_with_launcher()
+
+
+def test_a_mistake_that_another_process_has_reported_ends_this_one_without_a_traceback() -> None:
+    code = (
+        "import os, signal, time\nfrom grpo import train\nsleep = time.sleep\n"
+        "time.sleep = lambda _: (os.kill(os.getpid(), signal.SIGTERM), sleep(100))\n"
+        "train.main(['no_such_key=1'])\n"
+    )
+    environment = {**os.environ, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tiny.ROOT,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGTERM and done.stderr == ""
 
 
 FEW = ["num_steps=3", "eval.every_steps=0", "checkpoint.every_steps=0"]
