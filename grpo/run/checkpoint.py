@@ -11,8 +11,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,14 +94,15 @@ def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score:
     """
     partial, finished = folder / f".partial_{step:06d}", _path(folder, step)
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        _sweep(folder)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    with disk_errors(partial):
+    with disk_errors(partial, removes=accelerator.is_main_process):
         # The argument is for DeepSpeed alone.
         accelerator.save_state(str(partial), exclude_frozen_parameters=True)
         accelerator.wait_for_everyone()
-        files = dict(sorted(gather_object(_checksums(partial, _own_share(partial, accelerator)))))
+        names = _own_share(_union(_files(partial)), accelerator)
+        files = dict(sorted(gather_object([(name, _checksum(partial / name)) for name in names])))
         if accelerator.is_main_process:
             manifest = {"step": step, "score": score, "files": files}
             write_text(partial / CHECKPOINT_MANIFEST, json.dumps(manifest, indent=2) + "\n")
@@ -113,16 +114,20 @@ def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score:
 def restore(folder: Path, accelerator: Accelerator) -> int:
     """Load the latest checkpoint that is whole and return its step; 0 if there is none at all.
 
-    Raises ValueError if there are checkpoints and all are damaged: a run that begins anew would lose what it has done.
+    Damaged ones after it are set aside as `step_N.damaged`. Raises ValueError if there are checkpoints and all are
+    damaged: a run that begins anew would lose what it has done.
     """
-    found = checkpoint_steps(folder)
+    found = _union(checkpoint_steps(folder))
     for step in reversed(found):
         path = _path(folder, step)
-        damage = gather_object(_damage(path, _own_share(path, accelerator)))
+        damage = gather_object(_damage(path, step, accelerator))
         if not damage:
             _check_metadata(path)
             with _tensors_only(accelerator):
                 accelerator.load_state(str(path))
+            if accelerator.is_main_process:
+                for later in found[found.index(step) + 1 :]:
+                    _set_aside(_path(folder, later))
             return step
         accelerator.print(f"note: {path} is damaged and left out: {damage[0]}", flush=True)
     if found:
@@ -143,17 +148,34 @@ def _remove_old(folder: Path, step: int, keep: int) -> None:
         shutil.rmtree(_path(folder, old))
 
 
-def _own_share(folder: Path, accelerator: Accelerator) -> list[Path]:
-    """Return the files of a folder, below it too, that this process reads: all together read each once."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKPOINT_MANIFEST
-    )
-    return files[accelerator.process_index :: accelerator.num_processes]
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed while they saved have left: nothing loads it."""
+    for left in (*folder.glob(".partial_*"), *folder.glob(".step_*.older")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
-def _checksums(folder: Path, files: list[Path]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the names of files in a folder with their sizes and digests."""
-    return [(str(path.relative_to(folder)), _checksum(path)) for path in files]
+def _set_aside(damaged: Path) -> None:
+    """Rename a checkpoint so that it is none any more: it could have the best score, and a whole one go for it."""
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    # A process may have listed one that is gone.
+    with suppress(FileNotFoundError):
+        damaged.rename(aside)
+
+
+def _union(own: Iterable[Any]) -> list[Any]:
+    """Return what any process has found, in order: a network's file system may list what others wrote only later."""
+    return sorted({*gather_object(own)})
+
+
+def _own_share(names: list[str], accelerator: Accelerator) -> list[str]:
+    """Return the files that this process reads: all together read each once."""
+    return names[accelerator.process_index :: accelerator.num_processes]
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the names of the files of a folder, below it too."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
 def _checksum(path: Path) -> dict[str, Any]:
@@ -161,15 +183,24 @@ def _checksum(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _damage(folder: Path, files: list[Path]) -> list[str]:
-    """Return what is wrong with a checkpoint: its manifest, files that are missing, and those among the given ones."""
+def _damage(folder: Path, step: int, accelerator: Accelerator) -> list[str]:
+    """Return what is wrong with a checkpoint: its manifest, and of the files that this one names this process's share.
+
+    Other files are nobody's business: file systems and file managers leave some.
+    """
     try:
-        stored = json.loads((folder / CHECKPOINT_MANIFEST).read_bytes())["files"]
+        manifest = json.loads((folder / CHECKPOINT_MANIFEST).read_bytes())
+        stored, written = dict(manifest["files"]), manifest["step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{CHECKPOINT_MANIFEST} cannot be read: {' '.join(str(error).split())}"]
-    missing = [f"{name} is missing" for name in stored if not (folder / name).is_file()]
-    changed = [name for name, found in _checksums(folder, files) if stored.get(name) != found]
-    return missing + [f"{name} is not as it was written" for name in changed]
+    if written != step:
+        return [f"{CHECKPOINT_MANIFEST} is of step {written}"]
+    own = _own_share(sorted(stored), accelerator)
+    missing = [name for name in own if not (folder / name).is_file()]
+    changed = [name for name in own if name not in missing and _checksum(folder / name) != stored[name]]
+    return [f"{name} is missing" for name in missing] + [
+        f"{name} is not as it was written" for name in changed
+    ]
 
 
 class _MetadataReader(pickle.Unpickler):

@@ -5,6 +5,7 @@ A reader never meets a half-written file: everything is written under another na
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 PROBE_BYTES = 1 << 20
+
+DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+UNSUPPORTED = (errno.EPERM, errno.EINVAL, errno.ENOTSUP)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,7 +35,8 @@ def put_in_place(partial: Path, folder: Path) -> None:
     """
     for each in partial.rglob("*"):
         if each.is_file():
-            each.chmod(partial.stat().st_mode & 0o666)
+            with _where_supported():
+                each.chmod(partial.stat().st_mode & 0o666)
         flush(each)
     flush(partial)
     older = folder.with_name(f".{folder.name}.older")
@@ -47,16 +52,28 @@ def flush(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with _where_supported():
+            os.fsync(handle)
     finally:
         os.close(handle)
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def _where_supported() -> Iterator[None]:
+    """Pass over what mounts of other systems (CIFS, FUSE) refuse: modes, and the flushing of folders."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+@contextmanager
+def disk_errors(folder: Path, *, removes: bool = True) -> Iterator[None]:
     """Turn libraries' words for a disk that takes no more ("basic_ios::clear") into the OSError behind them.
 
-    What was written to the folder is removed, since it is of no use and fills the disk.
+    What was written to the folder is removed, since it is of no use and fills the disk. removes: whether by this
+    process; where several write to the folder, one of them.
     """
     try:
         yield
@@ -65,15 +82,19 @@ def disk_errors(folder: Path) -> Iterator[None]:
             if isinstance(error, RuntimeError | SafetensorError):
                 _probe(folder)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if removes:
+                shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def _probe(folder: Path) -> None:
-    """Raise OSError with the path if a small file can't be written to a folder."""
+    """Raise OSError with the path if a folder's disk can't take a small file."""
     probe = folder / ".probe"
     try:
         probe.write_bytes(bytes(PROBE_BYTES))
         flush(probe)
     except OSError as error:
+        # Anything else, as a folder that is gone, would hide the error that is looked into.
+        if error.errno not in DISK_FAILS:
+            return
         raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from error

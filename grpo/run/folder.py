@@ -243,8 +243,8 @@ def best_checkpoint(folder: Path) -> int | None:
 
 def _score(folder: Path, step: int) -> float | None:
     try:
-        return json.loads((folder / f"step_{step:06d}" / CHECKPOINT_MANIFEST).read_bytes())["score"]
-    except (OSError, ValueError, KeyError):
+        return float(json.loads((folder / f"step_{step:06d}" / CHECKPOINT_MANIFEST).read_bytes())["score"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

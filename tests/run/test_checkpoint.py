@@ -7,9 +7,12 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +145,99 @@ def test_a_damaged_checkpoint_does_not_count_among_the_newest(tmp_path: Path, sa
     restore(tmp_path, resumed.accelerator)
     save(tmp_path, 3, resumed.accelerator, keep=2)
     assert checkpoint_steps(tmp_path) == [2, 3]
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_is_no_longer_the_best(tmp_path: Path) -> None:
+    parts = Parts(seed=1)
+    for step, score in ((1, 0.5), (2, 0.9)):
+        save(tmp_path, step, parts.accelerator, keep=2, score=score)
+    (tmp_path / "step_000002" / "optimizer.bin").write_bytes(b"")
+    assert restore(tmp_path, parts.accelerator) == 1 and best_checkpoint(tmp_path) == 1
+    for step, score in ((3, 0.2), (4, 0.1)):
+        save(tmp_path, step, parts.accelerator, keep=1, score=score)
+    assert checkpoint_steps(tmp_path) == [1, 4]
+    assert (tmp_path / "step_000002.damaged" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("manifest", ["[]", '{"step": 4, "files": null}', '{"step": 2, "files": {}}', "7"])
+def test_a_manifest_of_another_kind_is_damage(manifest: str, tmp_path: Path, saved: dict[int, Any]) -> None:
+    (tmp_path / "step_000004" / "manifest.json").write_text(manifest)
+    assert best_checkpoint(tmp_path) is None
+    assert restore(tmp_path, Parts(seed=2).accelerator) == 2
+
+
+def test_files_that_the_manifest_does_not_name_are_no_damage(tmp_path: Path, saved: dict[int, Any]) -> None:
+    (tmp_path / "step_000004" / ".nfs000001").write_bytes(b"")
+    assert restore(tmp_path, Parts(seed=2).accelerator) == 4
+
+
+def test_what_a_kill_has_left_is_removed_by_the_next_checkpoint(tmp_path: Path) -> None:
+    for name in (".partial_000001", ".step_000001.older"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
+    save(tmp_path, 2, Parts(seed=1).accelerator, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
+
+
+class Peers:
+    """Two processes that are threads, each with a file of its own in a checkpoint."""
+
+    def __init__(self) -> None:
+        self.own = threading.local()
+        self.barrier, self.said = threading.Barrier(2, timeout=10), [[], []]
+
+    def gather(self, objects: list[Any]) -> list[Any]:
+        self.said[self.own.index] = objects
+        self.barrier.wait()
+        everything = self.said[0] + self.said[1]
+        self.barrier.wait()
+        return everything
+
+    def run(self, index: int, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        self.own.index = index
+        accelerator = SimpleNamespace(
+            is_main_process=index == 0,
+            process_index=index,
+            num_processes=2,
+            distributed_type=None,
+            wait_for_everyone=self.barrier.wait,
+            save_state=lambda folder, **_: (Path(folder) / f"weights_{index}").write_text("w"),
+            load_state=lambda folder: (Path(folder) / f"weights_{index}").read_text(),
+            print=lambda *_, **__: None,
+        )
+        return function(*arguments, accelerator=accelerator, **named)
+
+    def both(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> list[Any]:
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(self.run, index, function, *arguments, **named) for index in range(2)]
+            return [job.result() for job in jobs]
+
+
+@pytest.mark.parametrize("stale", [0, 1])
+def test_a_process_with_a_stale_listing_saves_and_loads_what_the_others_do(
+    stale: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on several nodes, where a network's file system lists a folder as it was some time ago."""
+    peers = Peers()
+    own_files, own_steps = Path.rglob, checkpoint.checkpoint_steps
+
+    def files(folder: Path, pattern: str) -> list[Path]:
+        # A process always sees what it wrote itself.
+        mine = f"weights_{peers.own.index}"
+        return [each for each in own_files(folder, pattern) if peers.own.index != stale or each.name == mine]
+
+    def steps(folder: Path) -> list[int]:
+        return own_steps(folder)[: 1 if peers.own.index == stale else None]
+
+    monkeypatch.setattr(checkpoint, "gather_object", peers.gather)
+    monkeypatch.setattr(checkpoint, "_tensors_only", lambda _: nullcontext())
+    monkeypatch.setattr(Path, "rglob", files)
+    for step in (1, 2):
+        peers.both(save, tmp_path, step, keep=2)
+    manifest = json.loads((tmp_path / "step_000002" / "manifest.json").read_text())
+    assert list(manifest["files"]) == ["weights_0", "weights_1"]
+    monkeypatch.setattr(checkpoint, "checkpoint_steps", steps)
+    assert peers.both(restore, tmp_path) == [2, 2]
 
 
 def test_only_finished_checkpoints_count(tmp_path: Path) -> None:
