@@ -57,7 +57,7 @@ def test_all_abstain_where_no_reward_with_a_weight_has_a_value() -> None:
     assert all_abstain(gated, columns, 1) == [False, False, True, True]
     assert all_abstain({name: RewardSpec(weight=0.0) for name in columns}, columns, 1) == [False] * 3 + [True]
     # A weight that the schedule has taken away counts no more than one that was never there.
-    faded = plain | {"right": RewardSpec(schedule=[(0, 1.0), (100, 0.0)])}
+    faded = plain | {"right": RewardSpec(schedule=[[0, 1.0], [100, 0.0]])}
     assert all_abstain(faded, columns, 50) == [False, False, True, True]
     assert all_abstain(faded, columns, 200) == [True, False, True, True]
 
