@@ -150,7 +150,8 @@ class CheckpointConfig:
     every_steps: NotNegative[int] = 50
     """0: only the final model."""
     keep: Positive[int] = 2
-    """The newest so many stay, and beside them the one with the best held-out score."""
+    """The newest so many stay, and beside them the one with the best held-out score and the newest of which the run
+    still learned."""
     stop_within_s: Free[Positive[float]] = 600.0
     """How long a run that is told to stop (SIGTERM, SIGUSR1, Ctrl-C) may go on until its step is finished and saved.
     Then it ends without a checkpoint."""

@@ -23,7 +23,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from grpo.run.disk import disk_errors, put_in_place, write_text
-from grpo.run.folder import CHECKPOINT_MANIFEST, best_checkpoint, checkpoint_steps
+from grpo.run.folder import CHECKPOINT_MANIFEST, best_checkpoint, checkpoint_steps, teaching_checkpoint
 
 SHARD_LIST = {
     ("pathlib", "PosixPath"),
@@ -90,7 +90,8 @@ def _keep(
 def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score: float | None = None) -> None:
     """Save weights, optimizer and random states as `folder/step_N`; only then remove what is kept no longer.
 
-    keep: how many of the newest stay. The one with the best held-out score stays beside them.
+    keep: how many of the newest stay. The one with the best held-out score stays beside them, and the newest from
+    before the run ceased to learn.
     """
     partial, finished = folder / f".partial_{step:06d}", _path(folder, step)
     if accelerator.is_main_process:
@@ -142,9 +143,13 @@ def _path(folder: Path, step: int) -> Path:
 
 
 def _remove_old(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest up to a step and the best one. Later ones are damaged: the run began before them."""
+    """Remove all but the newest up to a step, the best one, and the newest of which the run learned.
+
+    Later ones are damaged: the run began before them.
+    """
     earlier = [each for each in checkpoint_steps(folder) if each <= step]
-    for old in {*checkpoint_steps(folder)} - {*earlier[-keep:], best_checkpoint(folder)}:
+    kept = {*earlier[-keep:], best_checkpoint(folder), teaching_checkpoint(folder)}
+    for old in {*checkpoint_steps(folder)} - kept:
         shutil.rmtree(_path(folder, old))
 
 

@@ -30,6 +30,8 @@ PACKAGES = (
 
 CHECKPOINT_MANIFEST = "manifest.json"
 """The file of a checkpoint that names its step, its held-out score and its files."""
+GUARD = "guard"
+"""The name of the state in a checkpoint that tells whether the run still learned."""
 TRAINING = "training.json"
 """The file of a saved model that names the run's step that it is of."""
 
@@ -133,18 +135,21 @@ class RunDir:
     def check_goes_on(self, config: Config) -> None:
         """Raise ValueError if the folder holds another run than the config's, or one that can't be resumed.
 
-        A finished run without a checkpoint can't: a longer run would begin anew, and lose the finished one. Nor can
-        one whose files are damaged.
+        A finished run without a checkpoint of its end can't: a longer run would go back, and lose steps of the
+        finished one. Nor can one whose files are damaged.
         """
         if not self.has_begun:
             return
         check_same_run(self.config_file, config)
-        if self.final.exists() and not (
-            self.is_finished(config.num_steps) or checkpoint_steps(self.checkpoints)
-        ):
+        last_saved = max(checkpoint_steps(self.checkpoints), default=0)
+        goes_back = last_saved < (self.final_step or 1)
+        if self.final.exists() and goes_back and not self.is_finished(config.num_steps):
+            go_back = (
+                f"remove {self.final} to go back to step {last_saved}" if last_saved else "remove that folder"
+            )
             raise ValueError(
                 f"run_dir: {self.path} holds a finished run of {self.final_step} steps without a checkpoint to go on "
-                "from; choose another run_dir, or remove that folder"
+                f"from its end; choose another run_dir, or {go_back}"
             )
         for file in (self.metrics_file, self.failures_file):
             try:
@@ -239,6 +244,19 @@ def best_checkpoint(folder: Path) -> int | None:
     """Return the step of the checkpoint with the highest held-out score, the earliest of equals; None without one."""
     scores = {step: score for step in checkpoint_steps(folder) if (score := _score(folder, step)) is not None}
     return max(scores, key=lambda step: (scores[step], -step), default=None)
+
+
+def teaching_checkpoint(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint that was saved while the run still learned; None without one."""
+    return max((step for step in checkpoint_steps(folder) if _has_taught(folder, step)), default=None)
+
+
+def _has_taught(folder: Path, step: int) -> bool:
+    """Return whether a checkpoint's step had a signal and an update, as its guard (`guards.py`) has it."""
+    try:
+        return json.loads((folder / f"step_{step:06d}" / f"{GUARD}.json").read_bytes())["num_idle"] == 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _score(folder: Path, step: int) -> float | None:

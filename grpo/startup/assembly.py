@@ -29,7 +29,7 @@ from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
 from grpo.run.checkpoint import keep_json
-from grpo.run.folder import RunDir
+from grpo.run.folder import GUARD, RunDir
 from grpo.run.media_files import MediaFiles
 from grpo.run.recorder import Recorder
 from grpo.trainer import GRPOTrainer
@@ -94,7 +94,7 @@ def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Gu
         spike_factor=config.optim.spike_factor,
         process=accelerator.process_index,
     )
-    keep_json(accelerator, "guard", guard)
+    keep_json(accelerator, GUARD, guard)
     return guard
 
 

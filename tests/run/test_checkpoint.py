@@ -21,9 +21,10 @@ import torch.distributed.checkpoint as dist_cp
 from accelerate import Accelerator
 from torch import nn
 
+from grpo.learner.guards import Guard
 from grpo.run import checkpoint
 from grpo.run.checkpoint import keep_json, keep_weights, restore, save
-from grpo.run.folder import best_checkpoint, checkpoint_steps
+from grpo.run.folder import GUARD, best_checkpoint, checkpoint_steps
 from tests.support import tiny
 from tests.support.runs import reset_process_state
 
@@ -255,6 +256,19 @@ def test_the_best_held_out_score_is_kept_beside_the_newest(tmp_path: Path) -> No
         save(tmp_path, step, parts.accelerator, keep=2, score=score)
     # Of equals the earlier one: what follows may be ruined.
     assert checkpoint_steps(tmp_path) == [2, 5, 6] and best_checkpoint(tmp_path) == 2
+
+
+def test_the_newest_checkpoint_of_a_run_that_still_learned_is_kept(tmp_path: Path) -> None:
+    parts = Parts(seed=1)
+    guard = Guard(tmp_path, max_skipped=1, max_idle=0, spike_factor=0, process=0)
+    keep_json(parts.accelerator, GUARD, guard)
+    for step, num_idle in ((1, 0), (2, 0), (3, 1), (4, 2), (5, 3)):
+        guard.num_idle = num_idle
+        save(tmp_path, step, parts.accelerator, keep=2)
+    assert checkpoint_steps(tmp_path) == [2, 4, 5]
+    guard.num_idle = 0
+    save(tmp_path, 6, parts.accelerator, keep=2)
+    assert checkpoint_steps(tmp_path) == [5, 6]
 
 
 class Planted:

@@ -44,6 +44,15 @@ def test_the_model_says_whether_a_run_is_finished(run: RunDir) -> None:
     run.check_goes_on(config_of(run.path, "num_steps=6"))
 
 
+def test_a_finished_run_is_not_made_longer_from_a_step_before_its_end(run: RunDir) -> None:
+    (run.checkpoints / "step_000010").rename(run.checkpoints / "step_000003")
+    with pytest.raises(ValueError, match=r"of 6 steps .*, or remove .*/run/final to go back to step 3"):
+        run.check_goes_on(config_of(run.path))
+    run.check_goes_on(config_of(run.path, "num_steps=6"))  # nothing is left to do
+    (run.checkpoints / "step_000003").rename(run.checkpoints / "step_000006")
+    run.check_goes_on(config_of(run.path))
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"step": null}'])
 def test_a_model_that_does_not_say_its_step_finishes_no_run(damaged: str, run: RunDir) -> None:
     (run.final / "training.json").write_text(damaged)
