@@ -71,6 +71,7 @@ def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest, argv: S
     except Exception as error:
         leave(failure_line(error, run_dir, rank))
     finally:
+        stop.training_ends()
         trainer.recorder.close()
         trainer.engine.close()
         trainer.feed.loader.close()

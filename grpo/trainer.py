@@ -201,6 +201,8 @@ class GRPOTrainer:
             writes=self.accelerator.is_main_process,
         )
         self.recorder.draw()
+        # A process that is gone would be taken for one that failed.
+        self.accelerator.wait_for_everyone()
 
     def _finish_step(self, step: int, is_asked_to_stop: Callable[[], bool]) -> None:
         """Evaluate where it is due, write the step's row of metrics, and save a checkpoint where one is due.
@@ -224,6 +226,7 @@ class GRPOTrainer:
             checkpoint.save(folder, step, self.accelerator, keep=settings.keep, score=score)
         if stops:
             self.recorder.draw()
+            self.accelerator.wait_for_everyone()
             raise Stopped(f"stopped after step {step}" + (", which is saved" if step else ""))
 
     def _is_due(self, step: int, every_steps: int) -> bool:

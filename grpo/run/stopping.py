@@ -7,6 +7,7 @@ the step is finished and a checkpoint saved, unless that takes longer than `chec
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -18,13 +19,19 @@ from typing import Self
 import psutil
 
 from grpo.run.folder import RunDir, best_checkpoint, checkpoint_steps
-from grpo.workers.processes import end_with_parent
+from grpo.workers.processes import children, end_with_parent
 
 EXIT_CODE = os.EX_TEMPFAIL
 """The exit status of a run that was stopped: 75, "try again later" (sysexits.h)."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGAIN_AFTER_S = 1.0
 """Two Ctrl-C so far apart are meant as two; a launcher may pass on one of the terminal's a second time."""
+START_WITHIN_S = 20.0
+"""How long a start may go on after a signal, to close what it has opened."""
+POLL_S = 1.0
+"""The seconds between two looks at whether the run's other processes are still there."""
+END = b"\0"
+"""What the thread is told at the end, through the pipe that else brings the numbers of signals."""
 LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
 
 
@@ -33,56 +40,119 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """The signals that ask this process to stop, between `with` and the block's end."""
+    """The signals that ask this process to stop, between `with` and the block's end.
+
+    A thread hears of them too, since a handler runs only between bytecodes: a main thread that waits in CUDA or for
+    another process runs none. The thread bounds what may follow.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
         """The first signal that came in training."""
         self._asked_at = 0.0
         self._within_s: float | None = None
+        self._has_trained = False
+        self._peers = peers()
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._heard, self._hears = os.pipe()
+        os.set_blocking(self._hears, False)
+        self._woken = signal.set_wakeup_fd(self._hears, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._within_s = None
+        signal.set_wakeup_fd(self._woken)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        os.write(self._hears, END)
+        self._thread.join()
+        os.close(self._heard)
+        os.close(self._hears)
 
     def training_begins(self, within_s: float) -> None:
         """Let signals wait for the step's end from now on, for so many seconds at most."""
         self._within_s = within_s
+
+    def training_ends(self) -> None:
+        """Let nothing but the closing of what the run has opened be waited for from now on."""
+        self._has_trained = True
 
     def is_asked(self) -> bool:
         return self.name is not None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
+        self._end_with_peers()
         if self._within_s is None:
             raise Stopped(f"stopped by {name} before the first step")
         if self.name is None:
             self.name, self._asked_at = name, now
-            say(
-                f"{name}: the run stops after this step, with a checkpoint (Ctrl-C again: at once, without one)"
-            )
-            threading.Thread(target=self._give_up, args=(self._within_s,), daemon=True).start()
         elif number == signal.SIGINT and self.name == name and now - self._asked_at > AGAIN_AFTER_S:
             raise Stopped("stopped by SIGINT in the midst of a step")
 
-    def _give_up(self, within_s: float) -> None:
-        time.sleep(within_s)
-        if self._within_s is not None:
+    def _listen(self) -> None:
+        """Say what the first signal asks for, and end this process if it does not end itself in time."""
+        while (number := os.read(self._heard, 1)[0]) not in SIGNALS:
+            if number == END[0]:
+                return
+        name, within_s = signal.Signals(number).name, self._within_s or START_WITHIN_S
+        self._end_with_peers()
+        if self._within_s is not None and not self._has_trained:
             say(
-                f"stopped by {self.name}: no step ended within checkpoint.stop_within_s={within_s:g} s, so nothing "
-                "was saved; the same command goes on from the newest checkpoint"
+                f"{name}: the run stops after this step, with a checkpoint (Ctrl-C again: at once, without one)"
             )
-            os._exit(EXIT_CODE)
+        end = time.monotonic() + within_s
+        while (left_s := end - time.monotonic()) > 0:
+            has_heard, _, _ = select.select([self._heard], [], [], min(left_s, POLL_S))
+            if has_heard and END in os.read(self._heard, 1024):
+                return
+            self._end_with_peers()
+        say(f"stopped by {name}: {self._what_took_long()}; the same command goes on")
+        os._exit(EXIT_CODE)
+
+    def _what_took_long(self) -> str:
+        if self._has_trained:
+            return "what the run had opened was not closed in time"
+        if self._within_s is None:
+            return "the start was not interrupted in time"
+        return (
+            f"no step ended within checkpoint.stop_within_s={self._within_s:g} s, so nothing was saved since the "
+            "newest checkpoint"
+        )
+
+    def _end_with_peers(self) -> None:
+        """End this process if another one of the run has: it would wait for that one until the launcher kills it."""
+        if not self._has_trained and any(map(_has_ended, self._peers)):
+            say("another process of the run has ended, and this one with it")
+            os._exit(1)
+
+
+def peers() -> list[int]:
+    """Return the ids of the run's other processes on this machine: they have the same launcher and command line."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+        return []
+    mine, found = psutil.Process().cmdline(), []
+    for pid in children(os.getppid()):
+        with suppress(psutil.Error):
+            if pid != os.getpid() and psutil.Process(pid).cmdline() == mine:
+                found.append(pid)
+    return found
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def say(text: str) -> None:
-    """Write a line from wherever a signal has struck: print may be under way."""
-    os.write(2, f"\n{text}\n".encode())
+    """Write a line, in the first process, from wherever a signal has struck: print may be under way."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, f"\n{text}\n".encode())
 
 
 def end_with_launcher() -> None:

@@ -53,17 +53,88 @@ def test_a_signal_in_training_waits_for_the_step(
     ]
 
 
-def test_a_step_that_takes_too_long_is_not_waited_for() -> None:
-    code = (
-        "import os, signal, time\nfrom grpo.run.stopping import StopRequest\n"
-        "with StopRequest() as stop:\n stop.training_begins(0.01)\n os.kill(os.getpid(), signal.SIGTERM)\n"
-        " time.sleep(100)\n"
-    )
+TRAINS = """
+import ctypes, os, signal, sys, threading, time
+from grpo.run.stopping import StopRequest
+
+def wait_in_c():
+    # No signal interrupts this, as none does a collective.
+    lock = ctypes.create_string_buffer(64)
+    while True:
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+with StopRequest() as stop:
+"""
+SELF = "os.kill(os.getpid(), signal.SIGTERM)"
+TOO_LONG = "no step ended within checkpoint.stop_within_s=0.01 s, so nothing was saved"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["stop.training_begins(0.01)", SELF, "time.sleep(100)"], TOO_LONG),
+        (
+            ["stop.training_begins(0.01)", f"threading.Timer(0.3, lambda: {SELF}).start()", "wait_in_c()"],
+            TOO_LONG,
+        ),
+        (
+            ["stop.training_begins(0.01)", SELF, "stop.training_ends()", "time.sleep(100)"],
+            "what the run had opened was not closed in time",
+        ),
+    ],
+)
+def test_a_stop_that_takes_too_long_is_not_waited_for(lines: list[str], said: str) -> None:
+    code = TRAINS + "".join(f"    {line}\n" for line in lines)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT, check=False, timeout=60
     )
     assert done.returncode == EXIT_CODE == 75
-    assert "no step ended within checkpoint.stop_within_s=0.01 s, so nothing was saved" in done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("is_told_first", [False, True])
+def test_a_process_does_not_wait_for_one_that_has_failed(is_told_first: bool) -> None:
+    """The launcher is this process; it sends SIGTERM to all as soon as one fails, and where it is told to stop."""
+    code = TRAINS + (
+        "    stop.training_begins(30.0)\n    print('trains', flush=True)\n"
+        "    sys.stdin.read() if os.environ['RANK'] == '1' else wait_in_c()\n"
+    )
+    started: list[subprocess.Popen[str]] = []
+    for rank in "10":
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "RANK": rank, "LOCAL_WORLD_SIZE": "2"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tiny.ROOT,
+        )
+        assert process.stdout is not None and process.stdout.readline() == "trains\n"
+        started.append(process)
+    fails, waits = started
+    if is_told_first:
+        waits.terminate()
+        assert waits.stderr is not None
+        announcement = waits.stderr.readline() + waits.stderr.readline()
+        assert "SIGTERM: the run stops after this step, with a checkpoint" in announcement
+    fails.communicate()
+    if not is_told_first:
+        waits.terminate()
+    _, said = waits.communicate(timeout=60)
+    assert waits.returncode == 1
+    assert said == "\nanother process of the run has ended, and this one with it\n"
+
+
+def test_only_the_first_process_says_that_the_run_stops(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with StopRequest() as stop:
+        stop.training_begins(within_s=1000.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_asked()
+    assert capfd.readouterr().err == ""
 
 
 LAUNCHER = """
