@@ -67,7 +67,7 @@ def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest, argv: S
         leave(failure_line(error, run_dir, rank))
     stop.training_begins(config.checkpoint.stop_within_s)
     try:
-        trainer.run(stop.is_asked)
+        trainer.run(stop.is_asked, stop.training_ends)
     except Exception as error:
         leave(failure_line(error, run_dir, rank))
     finally:

@@ -177,10 +177,15 @@ class GRPOTrainer:
         is_blamed = any(gather_object([len(result.bad_rows)]))
         self.recorder.append_failures(self.guard.watch(step, result, rows, is_blamed=is_blamed))
 
-    def run(self, is_asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+    def run(
+        self,
+        is_asked_to_stop: Callable[[], bool] = lambda: False,
+        training_ends: Callable[[], object] = lambda: None,
+    ) -> None:
         """Train from the latest checkpoint, or from the start, to the last step; then save the model.
 
-        A run that is asked to stop raises Stopped after a step, with a checkpoint.
+        A run that is asked to stop raises Stopped after a step, with a checkpoint. training_ends: called when all that
+        is left is to save the model.
         """
         with under_way("looking for a checkpoint", is_shown=self.accelerator.is_main_process):
             last_step = checkpoint.restore(self.run_dir.checkpoints, self.accelerator)
@@ -193,6 +198,7 @@ class GRPOTrainer:
             with self.recorder.timed("time/step"):
                 self.step(step)
             self._finish_step(step, is_asked_to_stop)
+        training_ends()
         save_final(
             self.run_dir.final,
             self.learner.policy,
@@ -201,8 +207,6 @@ class GRPOTrainer:
             writes=self.accelerator.is_main_process,
         )
         self.recorder.draw()
-        # A process that is gone would be taken for one that failed.
-        self.accelerator.wait_for_everyone()
 
     def _finish_step(self, step: int, is_asked_to_stop: Callable[[], bool]) -> None:
         """Evaluate where it is due, write the step's row of metrics, and save a checkpoint where one is due.
@@ -226,6 +230,7 @@ class GRPOTrainer:
             checkpoint.save(folder, step, self.accelerator, keep=settings.keep, score=score)
         if stops:
             self.recorder.draw()
+            # A process that is gone before another has left its training would be taken for one that failed.
             self.accelerator.wait_for_everyone()
             raise Stopped(f"stopped after step {step}" + (", which is saved" if step else ""))
 

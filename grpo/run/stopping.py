@@ -48,7 +48,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        """The first signal that came in training."""
+        """The first signal that came."""
         self._asked_at = 0.0
         self._within_s: float | None = None
         self._has_trained = False
@@ -77,7 +77,7 @@ class StopRequest:
         self._within_s = within_s
 
     def training_ends(self) -> None:
-        """Let nothing but the closing of what the run has opened be waited for from now on."""
+        """Let a signal change nothing from now on, but that what is left has to end in time."""
         self._has_trained = True
 
     def is_asked(self) -> bool:
@@ -85,12 +85,17 @@ class StopRequest:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
-        self._end_with_peers()
-        if self._within_s is None:
-            raise Stopped(f"stopped by {name} before the first step")
         if self.name is None:
             self.name, self._asked_at = name, now
-        elif number == signal.SIGINT and self.name == name and now - self._asked_at > AGAIN_AFTER_S:
+            if self._within_s is None:
+                self._end_with_peers()
+                raise Stopped(f"stopped by {name} before the first step")
+        elif (
+            self._within_s is not None
+            and number == signal.SIGINT
+            and self.name == name
+            and now - self._asked_at > AGAIN_AFTER_S
+        ):
             raise Stopped("stopped by SIGINT in the midst of a step")
 
     def _listen(self) -> None:
@@ -109,13 +114,15 @@ class StopRequest:
             has_heard, _, _ = select.select([self._heard], [], [], min(left_s, POLL_S))
             if has_heard and END in os.read(self._heard, 1024):
                 return
-            self._end_with_peers()
+            # Before training each process ends by itself, at the same signal.
+            if self._within_s is not None:
+                self._end_with_peers()
         say(f"stopped by {name}: {self._what_took_long()}; the same command goes on")
         os._exit(EXIT_CODE)
 
     def _what_took_long(self) -> str:
         if self._has_trained:
-            return "what the run had opened was not closed in time"
+            return "what is done after training took too long"
         if self._within_s is None:
             return "the start was not interrupted in time"
         return (

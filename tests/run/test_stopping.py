@@ -79,7 +79,7 @@ TOO_LONG = "no step ended within checkpoint.stop_within_s=0.01 s, so nothing was
         ),
         (
             ["stop.training_begins(0.01)", SELF, "stop.training_ends()", "time.sleep(100)"],
-            "what the run had opened was not closed in time",
+            "what is done after training took too long",
         ),
     ],
 )
