@@ -220,7 +220,8 @@ class _MetadataReader(pickle.Unpickler):
 
 def _check_metadata(path: Path) -> None:
     """Raise ValueError for a list of shards that would run something: torch reads it by plain `pickle.load`."""
-    for file in path.rglob(".metadata"):
+    # accelerate's folders of shards; unlike `rglob`, this follows links, as torch does.
+    for file in path.glob("*/.metadata"):
         try:
             with file.open("rb") as opened:
                 _MetadataReader(opened).load()

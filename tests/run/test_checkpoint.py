@@ -314,6 +314,10 @@ def test_a_list_of_shards_is_read_and_nothing_in_it_is_run(tmp_path: Path, saved
         ValueError, match=r"optimizer_0/.metadata: pathlib.Path.* is nothing that a list of shards"
     ):
         checkpoint._check_metadata(folder)
+    (folder / "optimizer_0").rename(tmp_path / "elsewhere")
+    (folder / "optimizer_0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is nothing that a list of shards"):
+        checkpoint._check_metadata(folder)
     assert not mark.exists()
 
 
