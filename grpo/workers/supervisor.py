@@ -134,6 +134,9 @@ class Supervisor:
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # A scheduler may send it to all processes of a run, which first ends its step and needs its rewards and clips.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.selector.register(self.trainer, selectors.EVENT_READ, self._hear_trainer)
         self.selector.register(woken, selectors.EVENT_READ, lambda: self._reap(os.read(woken, 4096)))
         # These errors mean that the trainer is gone, or has closed the pool.
@@ -342,7 +345,8 @@ class Supervisor:
             ):
                 each.close()
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
             work(theirs, self.functions, home, self.limits.memory_bytes)
         theirs.close()
         worker = self.workers[pid] = Worker(pid, ours, home)

@@ -18,6 +18,7 @@ from tests.support.processes import wait_until
 STAND_INS = {
     "scontrol": """if [[ $1 == show ]]; then printf 'node7\\nnode8\\n'; else echo "$@" >> asked; fi""",
     "scancel": 'echo "$@" >> asked; touch told',
+    "squeue": "echo RUNNING",
     "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; ("$@"); done',
     "accelerate": 'printf "%s\\n" "$*"',
 }
@@ -66,13 +67,29 @@ def test_every_node_starts_its_processes_of_one_run(launch: str, tmp_path: Path)
     assert rank == 1
 
 
-def test_a_job_whose_time_is_almost_up_lets_the_run_save_and_goes_back_to_the_queue(tmp_path: Path) -> None:
-    saves = "touch started; until [[ -e told ]]; do sleep 0.05; done; sleep 0.2; echo saved >> asked; exit 1"
-    job = submit(tmp_path, {**STAND_INS, "srun": saves})
+SAVES = "touch started; until [[ -e told ]]; do sleep 0.05; done; sleep 0.4; echo saved >> asked; exit 1"
+TELLS = "--signal TERM 12345"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_job_that_is_told_to_end_lets_the_run_save_and_goes_back_to_the_queue(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    job = submit(tmp_path, {**STAND_INS, "srun": SAVES})
     wait_until((tmp_path / "started").exists)
-    job.send_signal(signal.SIGUSR1)
+    job.send_signal(number)
+    wait_until((tmp_path / "told").exists)
+    job.send_signal(signal.SIGTERM)  # SLURM may send both
     job.wait()
-    assert (tmp_path / "asked").read_text().splitlines() == ["--signal TERM 12345", "saved", "requeue 12345"]
+    assert (tmp_path / "asked").read_text().splitlines() == [TELLS, "saved", "requeue 12345"]
+
+
+def test_a_job_that_is_cancelled_lets_the_run_save_and_is_not_queued_again(tmp_path: Path) -> None:
+    job = submit(tmp_path, {**STAND_INS, "srun": SAVES, "squeue": "echo COMPLETING"})
+    wait_until((tmp_path / "started").exists)
+    job.send_signal(signal.SIGTERM)
+    job.wait()
+    assert (tmp_path / "asked").read_text().splitlines() == [TELLS, "saved"]
 
 
 def test_a_run_that_fails_is_not_queued_again(tmp_path: Path) -> None:

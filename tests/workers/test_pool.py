@@ -87,6 +87,19 @@ def test_a_call_that_is_cancelled_ends_at_once(make_pool: MakePool) -> None:
     assert not is_running(worker)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_processes_of_a_run_costs_no_call(
+    make_pool: MakePool, number: signal.Signals
+) -> None:
+    pool = make_pool(called.sleep, base_workers=1, max_workers=1)
+    pool.submit(0, 0.0).result(60)
+    supervisor, future = pool.pid, pool.submit(0, 0.3)
+    for pid in (supervisor, *pool.pids):
+        os.kill(pid, number)
+    future.result(60)
+    assert pool.pid == supervisor and is_running(supervisor)
+
+
 def test_workers_that_are_killed_by_others_cost_no_call(make_pool: MakePool) -> None:
     pool = make_pool(called.square, base_workers=4, max_workers=4)
     pool.submit(0, 1).result(60)
