@@ -213,27 +213,39 @@ class GRPOTrainer:
 
         The run is stopped if a figure is wrong, or if a process was asked to stop.
         """
-        settings = self.config.checkpoint
         if self.evaluator.sets and self._is_due(step, self.config.eval.every_steps):
-            with self.recorder.timed("time/eval"):
-                found = self.evaluator.run(self.engine)
-            self.recorder.add(found.metrics)
-            self.recorder.write_failures(step, found.lost, found.failures)
-            self.recorder.write_answers(step, found.answers)
+            # The evaluation may take longer than a run that is asked to stop may go on.
+            if step and _any(is_asked_to_stop()):
+                self._save(step)
+            self._evaluate(step)
         row = self.recorder.finish_step(step)
         self.guard.check(step, row)
         # All processes stop, or none does.
-        stops = any(gather_object([is_asked_to_stop()]))
-        if step and (stops or self._is_due(step, settings.every_steps)):
-            score = held_out_score(row, self.config)
-            folder = self.run_dir.checkpoints
-            checkpoint.save(folder, step, self.accelerator, keep=settings.keep, score=score)
+        stops = _any(is_asked_to_stop())
+        if step and (stops or self._is_due(step, self.config.checkpoint.every_steps)):
+            self._save(step, held_out_score(row, self.config))
         if stops:
             self.recorder.draw()
             # A process that is gone before another has left its training would be taken for one that failed.
             self.accelerator.wait_for_everyone()
             raise Stopped(f"stopped after step {step}" + (", which is saved" if step else ""))
 
+    def _evaluate(self, step: int) -> None:
+        with self.recorder.timed("time/eval"):
+            found = self.evaluator.run(self.engine)
+        self.recorder.add(found.metrics)
+        self.recorder.write_failures(step, found.lost, found.failures)
+        self.recorder.write_answers(step, found.answers)
+
+    def _save(self, step: int, score: float | None = None) -> None:
+        keep = self.config.checkpoint.keep
+        checkpoint.save(self.run_dir.checkpoints, step, self.accelerator, keep=keep, score=score)
+
     def _is_due(self, step: int, every_steps: int) -> bool:
         """Return whether what is due every so many steps, and after the last step, is due now; 0 means never."""
         return every_steps > 0 and (step % every_steps == 0 or step == self.config.num_steps)
+
+
+def _any(is_so: bool) -> bool:
+    """Whether something is so in any process."""
+    return any(gather_object([is_so]))

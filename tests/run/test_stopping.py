@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Never
 
 import pytest
 
 from grpo import train
-from grpo.run.folder import RunDir, read_rows
+from grpo.evaluation import Evaluator
+from grpo.run.folder import RunDir, checkpoint_steps, read_rows
 from grpo.run.stopping import AGAIN_AFTER_S, EXIT_CODE, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.trainer import GRPOTrainer
 from tests.support import tiny
@@ -241,6 +243,25 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_uninterrupted(
     assert not (folder / "final").exists()
     rows = run(folder, clips, *FEW)
     assert repeatable(rows) == repeatable(run(tmp_path / "whole", clips, *FEW))
+
+
+def test_a_run_that_is_told_to_stop_saves_before_an_evaluation(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(self: Evaluator, engine: object) -> Never:
+        steps.append(checkpoint_steps(tmp_path / "run" / "checkpoints"))
+        raise Stopped("as if it took too long")
+
+    def step(self: GRPOTrainer, number: int) -> None:
+        monkeypatch.setattr(Evaluator, "run", evaluate)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    steps: list[list[int]] = []
+    monkeypatch.setattr(GRPOTrainer, "step", step)
+    with pytest.raises(SystemExit):
+        train.main([*SMALL, *data(clips), f"run_dir={tmp_path}/run", "eval.every_steps=1"])
+    reset_process_state()
+    assert steps == [[1]]
 
 
 def test_a_failure_in_training_is_one_line_and_its_traceback_a_file(
