@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
                 stack.enter_context(run_dir.locked())
             # The first of all checks: another run that is finished is not this one.
             run_dir.check_goes_on(config)
+            if rank == 0:
+                stop.tells(run_dir.path / "stopped.txt")
             if run_dir.is_finished(config.num_steps):
                 print(f"nothing left to do: {run_dir.path}/ holds a finished run")
                 return
@@ -52,8 +54,7 @@ def main(argv: Sequence[str]) -> None:
         except (ValueError, OSError) as error:
             leave(f"error: {error}".splitlines()[0])
         except Stopped as stopped:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"{stopped}; the same command goes on", file=sys.stderr, flush=True)
+            stop.end(str(stopped))
             sys.exit(EXIT_CODE)
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Self
 
@@ -53,6 +54,7 @@ class StopRequest:
         self._within_s: float | None = None
         self._has_trained = False
         self._peers = peers()
+        self._file: Path | None = None
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
@@ -71,6 +73,20 @@ class StopRequest:
         self._thread.join()
         os.close(self._heard)
         os.close(self._hears)
+
+    def tells(self, file: Path) -> None:
+        """Write into this file, from now on, why the run was stopped: a launcher keeps the exit status to itself."""
+        file.unlink(missing_ok=True)
+        self._file = file
+
+    def end(self, why: str) -> None:
+        """Say why the run was stopped, in the first process, and that it can go on."""
+        line = f"{why}; the same command goes on"
+        say(line)
+        # A disk that is full does not change that the run was stopped.
+        with suppress(OSError):
+            if self._file is not None:
+                self._file.write_text(line + "\n", encoding="utf-8")
 
     def training_begins(self, within_s: float) -> None:
         """Let signals wait for the step's end from now on, for so many seconds at most."""
@@ -117,7 +133,7 @@ class StopRequest:
             # Before training each process ends by itself, at the same signal.
             if self._within_s is not None:
                 self._end_with_peers()
-        say(f"stopped by {name}: {self._what_took_long()}; the same command goes on")
+        self.end(f"stopped by {name}: {self._what_took_long()}")
         os._exit(EXIT_CODE)
 
     def _what_took_long(self) -> str:

@@ -57,6 +57,7 @@ def test_a_signal_in_training_waits_for_the_step(
 
 TRAINS = """
 import ctypes, os, signal, sys, threading, time
+from pathlib import Path
 from grpo.run.stopping import StopRequest
 
 def wait_in_c():
@@ -85,13 +86,15 @@ TOO_LONG = "no step ended within checkpoint.stop_within_s=0.01 s, so nothing was
         ),
     ],
 )
-def test_a_stop_that_takes_too_long_is_not_waited_for(lines: list[str], said: str) -> None:
-    code = TRAINS + "".join(f"    {line}\n" for line in lines)
+def test_a_stop_that_takes_too_long_is_not_waited_for(lines: list[str], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "stopped.txt"
+    file.write_text("of an earlier start")
+    code = TRAINS + f"    stop.tells(Path({str(file)!r}))\n" + "".join(f"    {line}\n" for line in lines)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT, check=False, timeout=60
     )
     assert done.returncode == EXIT_CODE == 75
-    assert said in done.stderr
+    assert said in done.stderr and said in file.read_text()
 
 
 @pytest.mark.parametrize("is_told_first", [False, True])
@@ -241,7 +244,9 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_uninterrupted(
     [step] = re.findall(r"^stopped after step (\d), which is saved; the same command goes on$", last)
     assert len(read_rows(folder / "metrics.jsonl")) == int(step) + 1
     assert not (folder / "final").exists()
+    assert (folder / "stopped.txt").read_text() == last + "\n"
     rows = run(folder, clips, *FEW)
+    assert not (folder / "stopped.txt").exists()
     assert repeatable(rows) == repeatable(run(tmp_path / "whole", clips, *FEW))
 
 
