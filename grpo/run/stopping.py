@@ -174,8 +174,10 @@ def _has_ended(pid: int) -> bool:
 
 def say(text: str) -> None:
     """Write a line, in the first process, from wherever a signal has struck: print may be under way."""
-    if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"\n{text}\n".encode())
+    # Whoever read the error stream may be gone, and the process is to end all the same.
+    with suppress(OSError):
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"\n{text}\n".encode())
 
 
 def end_with_launcher() -> None:

@@ -97,6 +97,15 @@ def test_a_stop_that_takes_too_long_is_not_waited_for(lines: list[str], said: st
     assert said in done.stderr and said in file.read_text()
 
 
+def test_a_stop_ends_a_process_whose_error_stream_nobody_reads() -> None:
+    code = TRAINS + f"    stop.training_begins(0.01)\n    {SELF}\n    time.sleep(100)\n"
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=write, cwd=tiny.ROOT)
+    os.close(write)
+    assert process.wait(timeout=60) == EXIT_CODE
+
+
 @pytest.mark.parametrize("is_told_first", [False, True])
 def test_a_process_does_not_wait_for_one_that_has_failed(is_told_first: bool) -> None:
     """The launcher is this process; it sends SIGTERM to all as soon as one fails, and where it is told to stop."""
