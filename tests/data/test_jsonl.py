@@ -324,7 +324,7 @@ def test_a_start_behind_the_end_is_found_before_training(tmp_path: Path) -> None
 
 def test_probes_are_spread_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probed: list[str] = []
-    monkeypatch.setattr("grpo.media.reading.probe", lambda path, **_: probed.append(Path(path).stem))
+    monkeypatch.setattr("grpo.media.reading.probe", lambda source: probed.append(Path(source.video).stem))
     names = [f"{i}.mp4" for i in range(9)]
     for name in names:
         (tmp_path / name).touch()
