@@ -102,10 +102,9 @@ class GRPOTrainer:
         # What the loss is divided by: the tokens of the whole step, over all processes, flat groups included.
         counts = step_counts(scored, max_new_tokens=self.sampling.max_new_tokens, gather=gather_object)
         # Flat groups are left out: they have no gradient, unless a KL or entropy term gives them one.
-        drop_flat = not config.loss.needs_flat_groups
-        rows = self._rows(scored, drop_flat=drop_flat)
+        rows = self._rows(scored)
         # All that is not trained on is read without a gradient: the policy's figures are those of all completions.
-        watched = self._rows(scored, drop_flat=drop_flat, trained=False)
+        watched = self._rows(scored, trained=False)
         with recorder.timed("time/update"):
             self.engine.sleep()
             # One update (`num_iterations`), by the clipped loss with importance weights (`losses.row_loss`).
@@ -117,11 +116,9 @@ class GRPOTrainer:
         self._watch(step, result, rows)
         recorder.write_groups(step, scored, sampled.batch.lost)
 
-    def _rows(
-        self, scored: Sequence[ScoredGroup], *, drop_flat: bool, trained: bool = True
-    ) -> list[PackedRow]:
+    def _rows(self, scored: Sequence[ScoredGroup], *, trained: bool = True) -> list[PackedRow]:
         """Pack the completions that are trained on, or the others."""
-        tokens_per_row = self.config.optim.tokens_per_row
+        tokens_per_row, drop_flat = self.config.optim.tokens_per_row, not self.config.loss.needs_flat_groups
         segments = segments_of(scored, tokens_per_row=tokens_per_row, drop_flat=drop_flat, trained=trained)
         # Processes exchange work until all have about as many tokens.
         segments = balanced(segments, self.accelerator)
@@ -154,7 +151,7 @@ class GRPOTrainer:
         for attempt in range(1, self.config.dynamic_sampling.max_resample_times + 1):
             flat = sampled.flat_places
             # All processes go on, or none does.
-            if not any(gather_object([len(flat)])):
+            if not _any(bool(flat)):
                 break
             with self.recorder.timed("time/data"):
                 batch = self.feed.others(step, attempt, flat)
@@ -174,7 +171,7 @@ class GRPOTrainer:
     def _watch(self, step: int, result: UpdateResult, rows: Sequence[PackedRow]) -> None:
         """Record the update's figures, the rows that it was skipped for, and gradients much larger than usual."""
         self.recorder.add(result.metrics)
-        is_blamed = any(gather_object([len(result.bad_rows)]))
+        is_blamed = _any(bool(result.bad_rows))
         self.recorder.append_failures(self.guard.watch(step, result, rows, is_blamed=is_blamed))
 
     def run(
