@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from grpo.config.learner import LossConfig
-from grpo.data import read_synthetic
+from grpo.data.readers import read_synthetic
 from grpo.groups import Group, Prompt, Rollout, Sample
 from grpo.learner.advantages import Moments, as_totals, group_advantages
 from grpo.learner.losses import StepCounts, clipped_loss_T, token_weights_T

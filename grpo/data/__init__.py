@@ -1,4 +1,7 @@
-"""The readers of data sets: one small file for each format, and here the registry and what chooses from it."""
+"""Data sets become samples: here a file's reader is chosen, and each of `readers/` is a format.
+
+The other files are what readers are made of, and what is checked of samples before a run.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
-from grpo.data.charades_sta import read_charades_sta
 from grpo.data.check import check_media
-from grpo.data.ego4d_nlq import read_ego4d_nlq
-from grpo.data.egocross import read_egocross, read_egocross_open
-from grpo.data.egolife import read_egolife
-from grpo.data.egoplan import read_egoplan
-from grpo.data.egoschema import read_egoschema
-from grpo.data.egotempo import read_egotempo
-from grpo.data.egothink import read_egothink
 from grpo.data.errors import BadRecords, DataError, NoSuchFile, placed, used_before
-from grpo.data.fields import Record, has
+from grpo.data.fields import Record
 from grpo.data.files import first
-from grpo.data.jsonl import read_jsonl
-from grpo.data.llava import read_llava
-from grpo.data.nextqa import read_nextqa
-from grpo.data.openeqa import read_openeqa
 from grpo.data.overlap import check_overlap, namesakes
-from grpo.data.qaego4d import read_qaego4d
-from grpo.data.records import Reader
-from grpo.data.sharegpt import read_sharegpt
-from grpo.data.trainers import read_easyr1, read_swift, read_trl, read_verl
-from grpo.data.video_r1 import read_video_r1
+from grpo.data.readers import FORMATS, NOT_QUESTIONS
 from grpo.groups import Sample
 
 __all__ = [
@@ -39,48 +26,6 @@ __all__ = [
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
-
-
-def _render(file: Path) -> None:
-    """Render the demo's clips (512 to train on, 200 held out) into the file's folder on first use."""
-    from grpo.demo.clips import write_dataset  # late: only the demo renders
-
-    write_dataset(file.parent, num_train=512, num_heldout=200, seed=0)
-
-
-read_synthetic = replace(read_jsonl, beside=_render)
-
-FORMATS: dict[str, Reader] = {
-    "jsonl": read_jsonl,
-    "huggingface": read_jsonl,
-    "synthetic": read_synthetic,
-    "ego4d_nlq": read_ego4d_nlq,
-    "egocross": read_egocross,
-    "egocross_open": read_egocross_open,
-    "egolife": read_egolife,
-    "egoplan": read_egoplan,
-    "egoschema": read_egoschema,
-    "egotempo": read_egotempo,
-    "egothink": read_egothink,
-    "nextqa": read_nextqa,
-    "openeqa": read_openeqa,
-    "qaego4d": read_qaego4d,
-    "charades_sta": read_charades_sta,
-    "video_r1": read_video_r1,
-    "easyr1": read_easyr1,
-    "verl": read_verl,
-    "trl": read_trl,
-    "swift": read_swift,
-    "llava": read_llava,
-    "sharegpt": read_sharegpt,
-}
-"""The formats in the order in which they are recognised: the first that a file is like is its format."""
-
-NOT_QUESTIONS: dict[str, Callable[[Record], bool]] = {
-    "ShareGPT4Video's captions": has("captions", "keyframe"),
-    "pairs of a preferred and a rejected answer": has("chosen", "rejected"),
-}
-"""Formats whose records have no question with a right answer."""
 
 
 def read_auto(path: str, media_root: str | None) -> list[Sample]:

@@ -1,7 +1,7 @@
 """Strict access to the fields of a record: what is not of the expected kind raises ValueError with the key's name.
 
-Nothing is guessed or converted. The readers (`jsonl.py` is the one to read first) are made of these: `get_...` takes
-a record and a key, `as_...` a value and the key that messages call it by.
+Nothing is guessed or converted. The readers (`readers/jsonl.py` is the one to read first) are made of these:
+`get_...` takes a record and a key, `as_...` a value and the key that messages call it by.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sample as the native record (`jsonl.py`) that it would be read from: the way back."""
+"""A sample as the native record (`readers/jsonl.py`) that it would be read from: the way back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grpo.data.jsonl import OWN_KEYS
+from grpo.data.readers.jsonl import OWN_KEYS
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from rewards.parsing import read_span

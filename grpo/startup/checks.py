@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 
 from grpo.config.schema import Config
 from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
-from grpo.data.jsonl import OWN_KEYS
+from grpo.data.readers.jsonl import OWN_KEYS
 from grpo.feed.mixture import Part, parts
 from grpo.feed.prompts import make_batch
 from grpo.groups import Sample

@@ -12,8 +12,8 @@ import pytest
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from grpo.commands.annotate import FrameScorer, best_spans, main, texts_of
-from grpo.data.jsonl import read_jsonl
 from grpo.data.native import native_record
+from grpo.data.readers.jsonl import read_jsonl
 from grpo.groups import Sample
 from rewards.builtin.keyframe import read_frame_scores
 from tests.support import tiny

@@ -13,7 +13,7 @@ import pytest
 from grpo.commands.doctor.records import examine
 from grpo.data import READERS, check_media
 from grpo.data.errors import BadRecords
-from grpo.data.jsonl import read_jsonl
+from grpo.data.readers.jsonl import read_jsonl
 from tests.support import tiny
 from tests.support.clips import video_of
 from tests.support.readers import (

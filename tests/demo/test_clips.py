@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from grpo.data.jsonl import read_jsonl
+from grpo.data.readers.jsonl import read_jsonl
 from grpo.demo import clips as synthetic
 from grpo.demo import make_base_policy
 from grpo.demo.base_policy_texts import EXPLAIN, PLAIN, TIMELINE, ask, full_answer

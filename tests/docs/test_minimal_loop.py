@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.data.jsonl import read_jsonl
+from grpo.data.readers.jsonl import read_jsonl
 from tests.support import tiny
 
 LOOP = tiny.ROOT / "docs" / "minimal_loop.py"

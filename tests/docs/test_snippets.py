@@ -12,7 +12,7 @@ import yaml
 from grpo.commands.__main__ import main as egogrpo
 from grpo.commands.sweeps.plan import load_sweep, plan_runs
 from grpo.config.load import load_config
-from grpo.data.jsonl import OWN_KEYS, read_jsonl
+from grpo.data.readers.jsonl import OWN_KEYS, read_jsonl
 from rewards.scoring.runner import load_rewards
 from tests.support import pages
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grpo.data.jsonl import read_jsonl
+from grpo.data.readers.jsonl import read_jsonl
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip, MediaError
 from grpo.media.reading import read_source

@@ -16,7 +16,7 @@ import pytest
 
 from grpo.commands.replay import command as replay
 from grpo.commands.replay.show import markdown
-from grpo.data.jsonl import read_jsonl
+from grpo.data.readers.jsonl import read_jsonl
 from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source
 from grpo.run.folder import RunDir

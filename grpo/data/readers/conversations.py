@@ -29,8 +29,8 @@ from grpo.data.fields import (
     without_letters,
     written_out,
 )
+from grpo.data.readers.video_r1 import TASK_OF_TYPE
 from grpo.data.records import Place
-from grpo.data.video_r1 import TASK_OF_TYPE
 from grpo.groups import Sample, Task
 from grpo.media.clip import ClipSource
 from rewards.parsing import ANSWER, only_block, read_letter, read_number

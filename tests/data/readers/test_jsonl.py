@@ -11,7 +11,7 @@ import pytest
 
 from grpo.data import READERS, check_media, load_samples
 from grpo.data.errors import BadRecords
-from grpo.data.jsonl import read_jsonl
+from grpo.data.readers.jsonl import read_jsonl
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource, MediaError
 from rewards.builtin.accuracy import accuracy

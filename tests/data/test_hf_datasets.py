@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grpo.data.jsonl import read_jsonl
-from grpo.data.llava import read_llava
+from grpo.data.readers.jsonl import read_jsonl
+from grpo.data.readers.llava import read_llava
 from grpo.data.records import Reader
 from tests.support.clips import source_of, video_of
 from tests.support.readers import LLAVA, NATIVE, Record, write_json, write_parquet

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from grpo.data.ego4d_nlq import QUESTION, read_ego4d_nlq
-from grpo.data.egoplan import read_egoplan
-from grpo.data.qaego4d import read_qaego4d
+from grpo.data.readers.ego4d_nlq import QUESTION, read_ego4d_nlq
+from grpo.data.readers.egoplan import read_egoplan
+from grpo.data.readers.qaego4d import read_qaego4d
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from rewards.parsing import read_span

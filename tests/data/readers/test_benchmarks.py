@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from grpo.data import READERS
-from grpo.data.egocross import read_egocross, read_egocross_open
-from grpo.data.egoschema import read_egoschema
-from grpo.data.egotempo import read_egotempo
-from grpo.data.openeqa import read_openeqa
+from grpo.data.readers.egocross import read_egocross, read_egocross_open
+from grpo.data.readers.egoschema import read_egoschema
+from grpo.data.readers.egotempo import read_egotempo
+from grpo.data.readers.openeqa import read_openeqa
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from tests.support.clips import source_of

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo.data.conversations import OPENAI, Layout, Tags, samples_of
 from grpo.data.fields import Record, as_text, shown
 from grpo.data.files import load_object
+from grpo.data.readers.conversations import OPENAI, Layout, Tags, samples_of
 from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 

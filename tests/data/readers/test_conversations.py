@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from grpo.data.conversations import split_options
-from grpo.data.llava import read_llava
-from grpo.data.sharegpt import read_sharegpt
+from grpo.data.readers.conversations import split_options
+from grpo.data.readers.llava import read_llava
+from grpo.data.readers.sharegpt import read_sharegpt
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from tests.support.clips import source_of, video_of

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from grpo.data.conversations import Layout, samples_of
 from grpo.data.fields import (
     Record,
     as_seconds,
@@ -23,6 +22,7 @@ from grpo.data.fields import (
     has,
     shown,
 )
+from grpo.data.readers.conversations import Layout, samples_of
 from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 

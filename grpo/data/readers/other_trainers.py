@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from grpo.data.conversations import Layout, samples_of
 from grpo.data.fields import Record, has
+from grpo.data.readers.conversations import Layout, samples_of
 from grpo.data.records import Place, Reader
 from grpo.groups import Sample
 

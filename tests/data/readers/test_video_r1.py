@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from grpo.data.fields import without_letters
-from grpo.data.video_r1 import read_video_r1
+from grpo.data.readers.video_r1 import read_video_r1
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from tests.support.readers import VIDEO_R1, Record, write_json
