@@ -24,6 +24,7 @@ FLOORS = (
     {"grpo.startup"},
     {"grpo.trainer"},
     {"grpo.evaluation"},
+    {"grpo.benchmarks"},
     {"grpo.learner", "grpo.data"},
     {"grpo.demo"},
     {"grpo.rollout"},

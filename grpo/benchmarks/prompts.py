@@ -1,0 +1,28 @@
+"""The prompt for direct answers, where a benchmark has no official one, and the digest that tells prompts apart."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+
+from grpo.groups import Sample
+
+DIRECT = {
+    "choice": "Answer with only the letter of the right option.",
+    "number": "Answer with only the number.",
+    "regression": "Answer with only the number.",
+    "span": "Answer with only the start and the end in seconds, such as 3.0-4.5.",
+}
+
+
+def direct(sample: Sample) -> str:
+    """The user's turn that asks for the answer alone, without reasoning."""
+    options = [
+        f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, sample.options, strict=False)
+    ]
+    return "\n".join([sample.question, *options, DIRECT.get(sample.task, "Answer in a few words.")])
+
+
+def digest(text: str) -> str:
+    """The first 16 hex digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
