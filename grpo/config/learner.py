@@ -55,8 +55,10 @@ class LossConfig:
     the two compute slightly differently."""
     vllm_importance_sampling_mode: Literal[
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
-    ] = "sequence_mask"
-    """Ratios of single tokens or of whole completions; beyond the bounds they are cut, or the tokens left out."""
+    ] = "token_truncate"
+    """Ratios of single tokens or of whole completions; beyond the bounds they are cut, or the tokens left out. A
+    completion's ratio is the product over its tokens: the longer it is, the further rounding alone takes it from 1,
+    and the less it weighs once it is cut."""
     vllm_importance_sampling_clip_max: Positive[float | None] = 3.0
     vllm_importance_sampling_clip_min: float | None = None
     mask_truncated_completions: bool = False

@@ -248,7 +248,9 @@ def sampling_metrics(row: PackedRow, scores: TokenScores, settings: LossConfig) 
         return figures
     return figures + Metrics(
         means={
+            # Before it is cut: what is left of it is `weight_mean`.
             "sampler/ratio_mean": mean_at(settings.engine_level, correction.ratio_T, row.lengths_T),
+            "sampler/weight_mean": mean_of(correction.weight_T),
             "sampler/outside_frac": mean_of(correction.outside_T),
         },
         maxima={"sampler/ratio_max": correction.ratio_T.max().item()},

@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dapo, k1": {"type": "dapo", "beta": 0.1, "kl_estimator": "k1"},
     "dapo, k2": {"type": "dapo", "beta": 0.1, "kl_estimator": "k2", "use_bias_correction_kl": False},
     "dapo, token_mask": {"type": "dapo", "vllm_importance_sampling_mode": "token_mask"},
-    "dapo, token_truncate": {"type": "dapo", "vllm_importance_sampling_mode": "token_truncate"},
+    "dapo, sequence_mask": {"type": "dapo", "vllm_importance_sampling_mode": "sequence_mask"},
     "dapo, sequence_truncate": {"type": "dapo", "vllm_importance_sampling_mode": "sequence_truncate"},
     "sapo, sequence": {"type": "sapo", "importance_sampling_level": "sequence"},
     "grpo, entropy": {"type": "grpo", "entropy_coef": 0.01, "top_entropy_quantile": 0.3},

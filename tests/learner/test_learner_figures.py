@@ -72,6 +72,9 @@ def test_a_ratio_of_completions_counts_each_completion_once() -> None:
     assert len(ratios) == 9
     assert found["sampler/ratio_mean"] == pytest.approx(float(ratios.mean()), rel=1e-4)
     assert found["sampler/ratio_max"] == pytest.approx(float(ratios.max()), rel=1e-4)
+    # The ratios are those before they are left out; what is left of them is the weight.
+    kept = sum(float(ratio) * len(each) for each, ratio in zip(sums, ratios, strict=True) if ratio <= 1)
+    assert found["sampler/weight_mean"] == pytest.approx(kept / len(lengths_T), rel=1e-4)
     outside = sum(len(each) for each, ratio in zip(sums, ratios, strict=True) if ratio > 1)
     assert found["sampler/outside_frac"] == pytest.approx(outside / len(lengths_T))
 

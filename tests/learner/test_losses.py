@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo.config.learner import LossConfig
 from grpo.groups import Rollout, ScoredGroup
 from grpo.learner.losses import LOSSES, StepCounts, kl_T
-from grpo.learner.ratios import completion_sums_T, importance_ratio_T, sampler_correction
+from grpo.learner.ratios import completion_sums_T, sampler_correction
 from grpo.packing import PackedRow
 from grpo.policy.model import Policy
 from tests.support import tiny
@@ -118,41 +118,6 @@ def test_the_gradient_of_a_divergence_is_that_of_the_exact_one(estimator: str, c
     (found,) = torch.autograd.grad((logps.detach().exp() * estimate).sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad((logps.exp() * (logps - reference)).sum(), logits)
     torch.testing.assert_close(found, expected)
-
-
-def test_a_completions_ratio_is_the_geometric_mean_of_its_tokens() -> None:
-    # completions of 2, 1 and 2 tokens: (2 * 8)^(1/2) = 4, 3, (1 * 0.25)^(1/2) = 0.5
-    ratios, old = torch.tensor([2.0, 8.0, 3.0, 1.0, 0.25]), torch.full((5,), -1.0)
-    axes = {"completion_T": torch.tensor([0, 0, 1, 2, 2]), "lengths_T": torch.tensor([2, 2, 1, 2, 2])}
-    found = importance_ratio_T(old + ratios.log(), old, **axes, level="sequence")
-    assert found.tolist() == pytest.approx([4, 4, 3, 0.5, 0.5])
-    assert importance_ratio_T(old + ratios.log(), old, **axes, level="token").tolist() == pytest.approx(
-        ratios.tolist()
-    )
-
-
-@pytest.mark.parametrize(
-    ("mode", "weights", "outside"),
-    [
-        ("token_truncate", [2, 3, 2.5, 1, 0.5], [False, True, False, False, True]),
-        ("token_mask", [2, 0, 2.5, 1, 0], [False, True, False, False, True]),
-        ("sequence_truncate", [3, 3, 2.5, 0.5, 0.5], [True, True, False, True, True]),  # 16, 2.5 and 0.25
-        ("sequence_mask", [0, 0, 2.5, 0, 0], [True, True, False, True, True]),
-    ],
-)
-def test_the_sampler_correction_by_hand(mode: Any, weights: list[float], outside: list[bool]) -> None:
-    sampler = torch.full((5,), -2.0)
-    learner = sampler + torch.tensor([2.0, 8.0, 2.5, 1.0, 0.25]).log()
-    completion_T = torch.tensor([0, 0, 1, 2, 2])
-    found = sampler_correction(learner, sampler, completion_T, mode=mode, clip_min=0.5, clip_max=3.0)
-    assert found.weight_T.tolist() == pytest.approx(weights)
-    assert found.outside_T.tolist() == outside
-    # A ratio at a bound is inside.
-    at_bounds = sampler_correction(sampler, sampler, completion_T, mode=mode, clip_min=1.0, clip_max=1.0)
-    assert not at_bounds.outside_T.any()
-    unbounded = sampler_correction(learner, sampler, completion_T, mode=mode, clip_min=None, clip_max=None)
-    torch.testing.assert_close(unbounded.weight_T, unbounded.ratio_T)
-    assert not unbounded.outside_T.any()
 
 
 # Against trl: one step of the real Learner on one packed row, and trl's on one padded row per completion.
@@ -360,9 +325,12 @@ def test_loss_and_gradient_equal_trls(case: str, is_older: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("is_older", [False, True], ids=["on-policy", "old log-probs"])
-def test_with_nothing_set_the_loss_is_trls_with_nothing_set(is_older: bool, tmp_path: Path) -> None:
-    loss, gradient = our_loss(LossConfig(), is_older=is_older)
-    expected, expected_gradient = trl_loss(LossConfig(), tmp_path, is_older=is_older, is_given=False)
+def test_with_its_correction_and_nothing_else_set_the_loss_is_trls_with_nothing_set(
+    is_older: bool, tmp_path: Path
+) -> None:
+    settings = LossConfig(vllm_importance_sampling_mode="sequence_mask")
+    loss, gradient = our_loss(settings, is_older=is_older)
+    expected, expected_gradient = trl_loss(settings, tmp_path, is_older=is_older, is_given=False)
     assert loss == pytest.approx(expected, abs=1e-5)
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 2e-5
 
