@@ -26,7 +26,7 @@ from grpo.startup.ranks import launched_rank
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from grpo.trainer import GRPOTrainer
+    from grpo.loop import Loop
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,24 +61,20 @@ def main(argv: Sequence[str]) -> None:
 def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest, argv: Sequence[str]) -> None:
     """Prepare a run and train; a failure beyond a user's mistake at the start ends it in one line too."""
     try:
-        trainer = prepare(config, run_dir, rank, argv)
+        loop = prepare(config, run_dir, rank, argv)
     except (ValueError, OSError):
         raise
     except Exception as error:
         leave(failure_line(error, run_dir, rank))
-    stop.training_begins(config.checkpoint.stop_within_s)
     try:
-        trainer.run(stop.is_asked, stop.training_ends)
+        loop.run(stop)
     except Exception as error:
         leave(failure_line(error, run_dir, rank))
     finally:
-        stop.training_ends()
-        trainer.recorder.close()
-        trainer.engine.close()
-        trainer.feed.loader.close()
-        trainer.rewards.close()
-    trainer.accelerator.print(f"done: {run_dir.path}/ (metrics.jsonl, curves.png, rollouts/, final/)")
-    trainer.accelerator.end_training()
+        loop.close()
+    accelerator = loop.trainer.accelerator
+    accelerator.print(f"done: {run_dir.path}/ (metrics.jsonl, curves.png, rollouts/, final/)")
+    accelerator.end_training()
 
 
 def leave(why: str) -> Never:
@@ -95,7 +91,7 @@ def leave(why: str) -> Never:
     sys.exit(why)
 
 
-def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] = ()) -> GRPOTrainer:
+def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] = ()) -> Loop:
     """Check and build all that the first step needs; raise ValueError or OSError, in one line, for a user's mistake."""
     # These imports are late, since torch and transformers take seconds: a wrong key is reported before them, and
     # worker processes that import this file again do without them.
@@ -103,8 +99,9 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] 
         from accelerate.utils import set_seed
 
         from grpo.learner.launching import make_accelerator, quiet_libraries, show_loading
-        from grpo.startup.assembly import build_engine, build_learner, build_trainer
+        from grpo.startup.assembly import build_engine, build_learner
         from grpo.startup.checks import CHECKS, Start, read_data
+        from grpo.startup.loop import build_loop
 
     quiet_libraries()
     accelerator = make_accelerator()
@@ -129,24 +126,13 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] 
             learner = build_learner(config, start.family, accelerator, start.loader.memory)
         with under_way(f"starting rollout.engine={config.rollout.engine}", is_shown=rank == 0):
             engine = build_engine(config, accelerator, learner.policy)
-        trainer = build_trainer(
-            config,
-            accelerator,
-            learner,
-            engine,
-            start.rewards,
-            start.loader,
-            start.train_parts,
-            start.data.held_out,
-            run_dir,
-            start.media,
-        )
+        loop = build_loop(start, learner, engine)
         if accelerator.is_main_process:
             run_dir.open(to_yaml(config, argv), manifest(config, accelerator))
             start.media.write(run_dir.media_file)
-        # From here on the trainer's owner closes what was opened.
+        # From here on `Loop.close` closes what was opened.
         opened.pop_all()
-        return trainer
+        return loop
 
 
 def manifest(config: Config, accelerator: Accelerator) -> dict[str, object]:

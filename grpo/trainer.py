@@ -1,4 +1,4 @@
-"""The training loop of GRPO: `run` -> `step` -> `Learner.update`, each readable alone. Start with `step`.
+"""The step of GRPO: `Loop.run` -> `GRPOTrainer.step` -> `Learner.update`, each readable alone. Start with `step`.
 
 What this GRPO is, unless a config says otherwise; each choice is said again at its line:
 
@@ -23,15 +23,13 @@ What this GRPO is, unless a config says otherwise; each choice is said again at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from grpo.config.schema import Config
-from grpo.evaluation import Evaluator
 from grpo.feed.dynamic_sampling import Sampled, means_of
 from grpo.feed.prompts import Feed
 from grpo.groups import Batch, RewardTable, ScoredGroup
@@ -44,18 +42,13 @@ from grpo.learner.update import Learner, UpdateResult
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.counterfactuals import add_counterfactuals, make_plan
-from grpo.run import checkpoint
-from grpo.run.final_model import save_final
-from grpo.run.folder import RunDir
 from grpo.run.metrics import Metrics
-from grpo.run.progress import under_way
-from grpo.run.recorder import Recorder, held_out_score
-from grpo.run.stopping import Stopped
+from grpo.run.recorder import Recorder
 from rewards.scoring.runner import RewardSet
 
 
 class GRPOTrainer:
-    """The training loop of GRPO over the parts of a run, which `startup/assembly.py` puts together."""
+    """The steps of GRPO over the parts of a run, which `startup/` puts together."""
 
     def __init__(
         self,
@@ -67,14 +60,12 @@ class GRPOTrainer:
         sampling: Sampling,
         feed: Feed,
         rewards: RewardSet,
-        evaluator: Evaluator,
         guard: Guard,
         recorder: Recorder,
-        run_dir: RunDir,
     ) -> None:
-        self.config, self.accelerator, self.run_dir = config, accelerator, run_dir
+        self.config, self.accelerator = config, accelerator
         self.feed, self.engine, self.sampling = feed, engine, sampling
-        self.rewards, self.learner, self.evaluator = rewards, learner, evaluator
+        self.rewards, self.learner = rewards, learner
         self.guard, self.recorder = guard, recorder
         self.counterfactual_plan = make_plan(rewards.counterfactuals, sampling)
         self.score = partial(
@@ -144,20 +135,25 @@ class GRPOTrainer:
             for part in gather_object([means_of(groups, tables, memory.config.reward)]):
                 memory.record(step, part)
             self.recorder.add(Metrics(maxima={"groups/left_out": memory.num_left_out(step)}))
-        return Sampled(batch, groups, tables, [each.has_signal for each in self.score(groups, tables)])
+        return Sampled(batch, groups, tables)
 
     def _resample_flat(self, sampled: Sampled, step: int) -> Sampled:
         """Replace questions whose groups have no signal by others, as often as allowed (`dynamic_sampling.py`)."""
         for attempt in range(1, self.config.dynamic_sampling.max_resample_times + 1):
-            flat = sampled.flat_places
+            flat = self._flat_places(sampled)
             # All processes go on, or none does.
-            if not _any(bool(flat)):
+            if not in_any_process(bool(flat)):
                 break
             with self.recorder.timed("time/data"):
                 batch = self.feed.others(step, attempt, flat)
             self.recorder.add(Metrics(sums={"groups/resampled": len(flat)}))
-            sampled = sampled.with_others(self._sample(batch, step))
+            others = self._sample(batch, step)
+            sampled = sampled.with_others(others, but=self._flat_places(others))
         return sampled
+
+    def _flat_places(self, sampled: Sampled) -> list[int]:
+        scored = self.score(sampled.groups, sampled.tables)
+        return sampled.flat_places([each.has_signal for each in scored])
 
     def _less_kl(self, sampled: Sampled) -> Sequence[RewardTable]:
         """Return the reward tables with the KL divergence from the reference subtracted from the totals."""
@@ -171,78 +167,10 @@ class GRPOTrainer:
     def _watch(self, step: int, result: UpdateResult, rows: Sequence[PackedRow]) -> None:
         """Record the update's figures, the rows that it was skipped for, and gradients much larger than usual."""
         self.recorder.add(result.metrics)
-        is_blamed = _any(bool(result.bad_rows))
+        is_blamed = in_any_process(bool(result.bad_rows))
         self.recorder.append_failures(self.guard.watch(step, result, rows, is_blamed=is_blamed))
 
-    def run(
-        self,
-        is_asked_to_stop: Callable[[], bool] = lambda: False,
-        training_ends: Callable[[], object] = lambda: None,
-    ) -> None:
-        """Train from the latest checkpoint, or from the start, to the last step; then save the model.
 
-        A run that is asked to stop raises Stopped after a step, with a checkpoint. training_ends: called when all that
-        is left is to save the model.
-        """
-        with under_way("looking for a checkpoint", is_shown=self.accelerator.is_main_process):
-            last_step = checkpoint.restore(self.run_dir.checkpoints, self.accelerator)
-        self.recorder.begin(last_step)
-        # The engine has loaded the model's folder, which has neither the resumed nor the 4-bit weights.
-        self.engine.sync()
-        if last_step == 0:
-            self._finish_step(0, is_asked_to_stop)
-        for step in range(last_step + 1, self.config.num_steps + 1):
-            with self.recorder.timed("time/step"):
-                self.step(step)
-            self._finish_step(step, is_asked_to_stop)
-        training_ends()
-        save_final(
-            self.run_dir.final,
-            self.learner.policy,
-            dtype=getattr(torch, self.config.checkpoint.final_dtype),
-            step=max(last_step, self.config.num_steps),
-            writes=self.accelerator.is_main_process,
-        )
-        self.recorder.draw()
-
-    def _finish_step(self, step: int, is_asked_to_stop: Callable[[], bool]) -> None:
-        """Evaluate where it is due, write the step's row of metrics, and save a checkpoint where one is due.
-
-        The run is stopped if a figure is wrong, or if a process was asked to stop.
-        """
-        if self.evaluator.sets and self._is_due(step, self.config.eval.every_steps):
-            # The evaluation may take longer than a run that is asked to stop may go on.
-            if step and _any(is_asked_to_stop()):
-                self._save(step)
-            self._evaluate(step)
-        row = self.recorder.finish_step(step)
-        self.guard.check(step, row)
-        # All processes stop, or none does.
-        stops = _any(is_asked_to_stop())
-        if step and (stops or self._is_due(step, self.config.checkpoint.every_steps)):
-            self._save(step, held_out_score(row, self.config))
-        if stops:
-            self.recorder.draw()
-            # A process that is gone before another has left its training would be taken for one that failed.
-            self.accelerator.wait_for_everyone()
-            raise Stopped(f"stopped after step {step}" + (", which is saved" if step else ""))
-
-    def _evaluate(self, step: int) -> None:
-        with self.recorder.timed("time/eval"):
-            found = self.evaluator.run(self.engine)
-        self.recorder.add(found.metrics)
-        self.recorder.write_failures(step, found.lost, found.failures)
-        self.recorder.write_answers(step, found.answers)
-
-    def _save(self, step: int, score: float | None = None) -> None:
-        keep = self.config.checkpoint.keep
-        checkpoint.save(self.run_dir.checkpoints, step, self.accelerator, keep=keep, score=score)
-
-    def _is_due(self, step: int, every_steps: int) -> bool:
-        """Return whether what is due every so many steps, and after the last step, is due now; 0 means never."""
-        return every_steps > 0 and (step % every_steps == 0 or step == self.config.num_steps)
-
-
-def _any(is_so: bool) -> bool:
-    """Whether something is so in any process."""
+def in_any_process(is_so: bool) -> bool:
+    """Return whether something is so in any process."""
     return any(gather_object([is_so]))

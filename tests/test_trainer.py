@@ -56,7 +56,6 @@ class Step:
             rewards=SimpleNamespace(  # pyright: ignore[reportArgumentType]
                 counterfactuals=(), normalise=False, scoring=lambda _: self
             ),
-            evaluator=SimpleNamespace(),  # pyright: ignore[reportArgumentType]
             guard=SimpleNamespace(watch=lambda *_, **__: []),  # pyright: ignore[reportArgumentType]
             recorder=SimpleNamespace(  # pyright: ignore[reportArgumentType]
                 timed=lambda _: nullcontext(),
@@ -64,7 +63,6 @@ class Step:
                 append_failures=self.nothing,
                 write_groups=self.write_groups,
             ),
-            run_dir=SimpleNamespace(),  # pyright: ignore[reportArgumentType]
         ).step(7)
 
     def nothing(self, *_: Any) -> None:

@@ -7,7 +7,7 @@ Both change which questions a step sees, and nothing else; both are off by defau
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from grpo.config.schema import DynamicSamplingConfig
@@ -21,23 +21,18 @@ class Sampled:
     batch: Batch
     groups: Sequence[Group]
     tables: Sequence[RewardTable]
-    has_signal: Sequence[bool]
-    """Whether each group has a signal (`ScoredGroup.has_signal`)."""
 
-    @property
-    def flat_places(self) -> list[int]:
-        """The places in the batch of groups without signal.
+    def flat_places(self, has_signal: Sequence[bool]) -> list[int]:
+        """Return the places in the batch of groups without signal (`ScoredGroup.has_signal`).
 
         One in which a failed reward cost a total is never among them: the failure must not be lost with the group.
         """
-        each = zip(self.batch.places, self.tables, self.has_signal, strict=True)
+        each = zip(self.batch.places, self.tables, has_signal, strict=True)
         return [place for place, table, signal in each if not (signal or _has_lost_totals(table))]
 
-    def with_others(self, others: Sampled) -> Sampled:
-        """Replace groups by others that have a signal, and add the samples that were lost with those."""
-        new = {
-            place: index for index, place in enumerate(others.batch.places) if place not in others.flat_places
-        }
+    def with_others(self, others: Sampled, *, but: Collection[int]) -> Sampled:
+        """Replace groups by others except at some places, and add the samples that were lost with the others."""
+        new = {place: index for index, place in enumerate(others.batch.places) if place not in but}
         chosen = [
             (others, new[place]) if place in new else (self, index)
             for index, place in enumerate(self.batch.places)
@@ -50,7 +45,7 @@ class Sampled:
         )
         groups = [one.groups[index] for one, index in chosen]
         tables = [one.tables[index] for one, index in chosen]
-        return Sampled(batch, groups, tables, [one.has_signal[index] for one, index in chosen])
+        return Sampled(batch, groups, tables)
 
 
 def _has_lost_totals(table: RewardTable) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,13 +9,8 @@ from accelerate import Accelerator
 
 from grpo.config.model import PARTS
 from grpo.config.schema import Config
-from grpo.evaluation import EvalSet, Evaluator
-from grpo.feed.dynamic_sampling import DifficultyMemory
-from grpo.feed.mixture import Part
 from grpo.feed.planner import Planner
-from grpo.feed.prompts import Feed, Render
-from grpo.groups import Sample
-from grpo.learner.guards import Guard
+from grpo.feed.prompts import Render
 from grpo.learner.launching import compute_dtype, shards_weights
 from grpo.learner.update import Learner
 from grpo.media.disk_cache import DiskCache
@@ -28,114 +22,7 @@ from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
-from grpo.run.checkpoint import keep_json
-from grpo.run.folder import GUARD, RunDir
-from grpo.run.media_files import MediaFiles
-from grpo.run.recorder import Recorder
-from grpo.trainer import GRPOTrainer
 from rewards.scoring.runner import RewardSet, load_rewards
-
-
-def build_trainer(
-    config: Config,
-    accelerator: Accelerator,
-    learner: Learner,
-    engine: Engine,
-    rewards: RewardSet,
-    loader: ClipLoader,
-    train: Sequence[Part],
-    held_out: dict[str, list[Sample]],
-    run_dir: RunDir,
-    media: MediaFiles,
-) -> GRPOTrainer:
-    """Build the trainer from its parts."""
-    policy = learner.policy
-    feed = Feed(
-        train,
-        loader,
-        media.guarded(prompt_renderer(config, policy.family)),
-        seed=config.seed,
-        prompts_per_step=config.optim.prompts_per_step,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
-        prefetch_steps=config.media.prefetch_steps,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        memory=difficulty_memory(config, train, accelerator),
-    )
-    return GRPOTrainer(
-        config,
-        accelerator=accelerator,
-        learner=learner,
-        engine=engine,
-        sampling=sampling_of(config),
-        feed=feed,
-        rewards=rewards,
-        evaluator=build_evaluator(config, accelerator, feed, rewards, held_out, policy.family),
-        guard=build_guard(config, accelerator, run_dir),
-        recorder=Recorder(
-            config,
-            run_dir=run_dir,
-            accelerator=accelerator,
-            rewards=rewards,
-            loader=loader,
-            policy=policy,
-            max_gap=max_gap(config.rollout.max_gap, compute_dtype()),
-        ),
-        run_dir=run_dir,
-    )
-
-
-def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Guard:
-    """Build the guard over the updates, and make it a part of checkpoints."""
-    guard = Guard(
-        run_dir.bad_rows,
-        max_skipped=config.optim.max_skipped_updates,
-        max_idle=config.optim.max_idle_steps,
-        spike_factor=config.optim.spike_factor,
-        process=accelerator.process_index,
-    )
-    keep_json(accelerator, GUARD, guard)
-    return guard
-
-
-def max_gap(configured: float | None, dtype: torch.dtype) -> float:
-    """Return the mean log-prob difference between engine and learner that stops a run, at a precision; 0: none does."""
-    if configured is not None:
-        return configured
-    return 1e-3 if dtype == torch.float32 else 0.05
-
-
-def build_evaluator(
-    config: Config,
-    accelerator: Accelerator,
-    feed: Feed,
-    rewards: RewardSet,
-    held_out: dict[str, list[Sample]],
-    family: ModelFamily,
-) -> Evaluator:
-    """Build the evaluator of this process's share of the held-out samples; it decodes and renders as the feed does."""
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    return Evaluator(
-        sets=[
-            EvalSet(
-                name=name,
-                samples=samples[: config.eval.max_samples][rank::num_processes],
-                num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
-            )
-            for name, samples in held_out.items()
-        ],
-        loader=feed.loader,
-        render=feed.render,
-        rewards=rewards,
-        sampling=sampling_of(config),
-        sampled=config.eval.sampled,
-        seed=config.seed,
-        max_prompt_tokens=feed.max_prompt_tokens,
-        batch_prompts=config.eval.batch_prompts,
-        counterfactuals=rewards.counterfactuals,
-        blind=config.eval.blind,
-        is_shown=accelerator.is_main_process,
-    )
 
 
 def build_learner(
@@ -249,20 +136,6 @@ def clip_cache(config: Config) -> DiskCache | None:
     if not config.media.cache_disk_gib:
         return None
     return DiskCache(config.clip_cache, max_gib=config.media.cache_disk_gib)
-
-
-def difficulty_memory(
-    config: Config, train: Sequence[Part], accelerator: Accelerator
-) -> DifficultyMemory | None:
-    """Build the memory of the questions' difficulty, and make it a part of checkpoints; None if it is not used."""
-    if not config.dynamic_sampling.skip_epochs:
-        return None
-    num_samples = sum(len(part.samples) for part in train)
-    memory = DifficultyMemory(
-        config.dynamic_sampling, steps_per_epoch=num_samples / config.optim.prompts_per_step
-    )
-    keep_json(accelerator, "difficulty", memory)
-    return memory
 
 
 def make_planner(config: Config, family: ModelFamily) -> Planner:

@@ -44,7 +44,11 @@ def sampled(
         lost=(LostSample(sample_id=lost, reason="gone"),) if lost else (),
     )
     groups = [Group(prompt=prompt, rollouts=()) for prompt in prompts]
-    return Sampled(batch, groups, tables, [has_signal(each) for each in tables])
+    return Sampled(batch, groups, tables)
+
+
+def flat_places(of: Sampled) -> list[int]:
+    return of.flat_places([has_signal(each) for each in of.tables])
 
 
 def has_signal(of: RewardTable, *, stopped: bool = True, **settings: Any) -> bool:
@@ -56,7 +60,7 @@ def has_signal(of: RewardTable, *, stopped: bool = True, **settings: Any) -> boo
 
 
 def is_flat(of: RewardTable) -> bool:
-    return sampled([0], [of], "a").flat_places == [0]
+    return flat_places(sampled([0], [of], "a")) == [0]
 
 
 def ids(of: Sampled) -> list[str]:
@@ -88,10 +92,10 @@ def test_what_is_replaced_is_what_teaches_nothing() -> None:
 
 def test_others_take_the_places_of_flat_groups_if_they_have_a_signal() -> None:
     first = sampled([0, 1, 3, 4], [table(1, 0), table(1, 1), table(0, 0), table(None, 1)], "a", lost="a2")
-    assert first.flat_places == [1, 3, 4]
+    assert flat_places(first) == [1, 3, 4]
     others = sampled([1, 4], [table(0, 0), table(0, 1)], "b", lost="b3")
-    both = first.with_others(others)
-    assert ids(both) == ["a0", "a1", "a3", "b4"] and both.flat_places == [1, 3]
+    both = first.with_others(others, but=flat_places(others))
+    assert ids(both) == ["a0", "a1", "a3", "b4"] and flat_places(both) == [1, 3]
     assert both.tables[3] is others.tables[1] and both.batch.seeds == (0, 1, 2, 1)
     assert [each.sample_id for each in both.batch.lost] == ["a2", "b3"]
 

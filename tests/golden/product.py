@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from grpo.packing import Block, PackedRow
 from grpo.policy.model import Policy
 from grpo.rollout import Engine, OnGroup, Sampling, as_rollout
 from grpo.run.folder import RunDir, read_rows
+from grpo.run.stopping import StopRequest
 from rewards.scoring.runner import load_rewards
 from tests.golden import cases
 from tests.support import tiny
@@ -242,8 +243,7 @@ class Recording:
     def wake(self) -> None:
         self.engine.wake()
 
-    def close(self) -> None:
-        self.engine.close()
+    def close(self) -> None: ...
 
 
 class Replay:
@@ -310,13 +310,11 @@ def demo(folder: Path, rollouts: Stored | None) -> tuple[Stored, Stored]:
         ]
     )
     reset_process_state()
-    trainer = train.prepare(config, RunDir(config.run_dir))
-    with ExitStack() as stack:
-        for part in (trainer.engine, trainer.feed.loader, trainer.rewards):
-            stack.callback(part.close)
-        engine = Recording(trainer.engine) if rollouts is None else Replay(rollouts)
-        trainer.engine = engine
-        trainer.run()
+    loop = train.prepare(config, RunDir(config.run_dir))
+    with closing(loop), closing(loop.trainer.engine):
+        engine = Recording(loop.trainer.engine) if rollouts is None else Replay(rollouts)
+        loop.trainer.engine = engine
+        loop.run(StopRequest())
     reset_process_state()
     if isinstance(engine, Replay):
         assert not any(engine.answers.values()), "the stored run has asked more"

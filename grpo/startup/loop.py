@@ -1,0 +1,128 @@
+"""The loop of a run, put together from a start that has passed its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+
+from grpo.config.schema import Config
+from grpo.evaluation import EvalSet, Evaluator
+from grpo.feed.dynamic_sampling import DifficultyMemory
+from grpo.feed.mixture import Part
+from grpo.feed.prompts import Feed
+from grpo.learner.guards import Guard
+from grpo.learner.launching import compute_dtype
+from grpo.learner.update import Learner
+from grpo.loop import Loop
+from grpo.rollout import Engine
+from grpo.run.checkpoint import keep_json
+from grpo.run.folder import GUARD, RunDir
+from grpo.run.recorder import Recorder
+from grpo.startup.assembly import prompt_renderer, sampling_of
+from grpo.startup.checks import Start
+from grpo.trainer import GRPOTrainer
+
+
+def build_loop(start: Start, learner: Learner, engine: Engine) -> Loop:
+    """Build the loop, its trainer and evaluator, from a start and the two parts that hold the model."""
+    config, accelerator = start.config, start.accelerator
+    feed = build_feed(start)
+    trainer = GRPOTrainer(
+        config,
+        accelerator=accelerator,
+        learner=learner,
+        engine=engine,
+        sampling=sampling_of(config),
+        feed=feed,
+        rewards=start.rewards,
+        guard=build_guard(config, accelerator, start.run_dir),
+        recorder=Recorder(
+            config,
+            run_dir=start.run_dir,
+            accelerator=accelerator,
+            rewards=start.rewards,
+            loader=start.loader,
+            policy=learner.policy,
+            max_gap=max_gap(config.rollout.max_gap, compute_dtype()),
+        ),
+    )
+    return Loop(trainer=trainer, evaluator=build_evaluator(start, feed), run_dir=start.run_dir)
+
+
+def build_feed(start: Start) -> Feed:
+    config, accelerator = start.config, start.accelerator
+    return Feed(
+        start.train_parts,
+        start.loader,
+        start.media.guarded(prompt_renderer(config, start.family)),
+        seed=config.seed,
+        prompts_per_step=config.optim.prompts_per_step,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        prefetch_steps=config.media.prefetch_steps,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        memory=difficulty_memory(config, start.train_parts, accelerator),
+    )
+
+
+def difficulty_memory(
+    config: Config, train: Sequence[Part], accelerator: Accelerator
+) -> DifficultyMemory | None:
+    """Build the memory of the questions' difficulty, and make it a part of checkpoints; None if it is not used."""
+    if not config.dynamic_sampling.skip_epochs:
+        return None
+    num_samples = sum(len(part.samples) for part in train)
+    memory = DifficultyMemory(
+        config.dynamic_sampling, steps_per_epoch=num_samples / config.optim.prompts_per_step
+    )
+    keep_json(accelerator, "difficulty", memory)
+    return memory
+
+
+def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Guard:
+    """Build the guard over the updates, and make it a part of checkpoints."""
+    guard = Guard(
+        run_dir.bad_rows,
+        max_skipped=config.optim.max_skipped_updates,
+        max_idle=config.optim.max_idle_steps,
+        spike_factor=config.optim.spike_factor,
+        process=accelerator.process_index,
+    )
+    keep_json(accelerator, GUARD, guard)
+    return guard
+
+
+def max_gap(configured: float | None, dtype: torch.dtype) -> float:
+    """Return the mean log-prob difference between engine and learner that stops a run, at a precision; 0: none does."""
+    if configured is not None:
+        return configured
+    return 1e-3 if dtype == torch.float32 else 0.05
+
+
+def build_evaluator(start: Start, feed: Feed) -> Evaluator:
+    """Build the evaluator of this process's share of the held-out samples; it decodes and renders as the feed does."""
+    config, accelerator = start.config, start.accelerator
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    return Evaluator(
+        sets=[
+            EvalSet(
+                name=name,
+                samples=samples[: config.eval.max_samples][rank::num_processes],
+                num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
+            )
+            for name, samples in start.data.held_out.items()
+        ],
+        loader=feed.loader,
+        render=feed.render,
+        rewards=start.rewards,
+        sampling=sampling_of(config),
+        sampled=config.eval.sampled,
+        seed=config.seed,
+        max_prompt_tokens=feed.max_prompt_tokens,
+        batch_prompts=config.eval.batch_prompts,
+        counterfactuals=start.rewards.counterfactuals,
+        blind=config.eval.blind,
+        is_shown=accelerator.is_main_process,
+    )
