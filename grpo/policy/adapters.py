@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grpo.config.model import ALL_LINEAR, PARTS, LoraConfig, Part
-from grpo.policy.sharding import whole
 
 NAME = "default"
 """The name that peft gives the only adapter of a model."""
@@ -70,8 +69,8 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def adapter_weights(layer: Any) -> tuple[Tensor, Tensor, float]:
-    """Return a layer's A (R, I), B (O, R) and the factor of their product."""
-    return whole(layer.lora_A[NAME].weight), whole(layer.lora_B[NAME].weight), layer.scaling[NAME]
+    """Return a layer's A (R, I), B (O, R), as they are stored, and the factor of their product."""
+    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
 
 
 @contextmanager

@@ -19,19 +19,11 @@ from transformers import PreTrainedModel
 from grpo.config.model import LoraConfig, Part
 from grpo.media.clip import Clip
 from grpo.packing import PackedRow
-from grpo.policy.adapters import (
-    adapted_layers,
-    adapter_weights,
-    add_adapters,
-    is_adapter,
-    merged,
-    plain_name,
-    unquantized,
-)
+from grpo.policy.adapters import add_adapters
 from grpo.policy.attention import VISION_CHUNKS, implementation
 from grpo.policy.families.family import ModelFamily
-from grpo.policy.sharding import whole
 from grpo.policy.vision_features import FeatureCache
+from grpo.policy.weights import flat, weight_buckets
 
 HEAD_CHUNK_TOKENS = 1024
 """The tokens of one chunk of the output head: with a vocabulary of 152k, 0.6 GiB of fp32 logits."""
@@ -185,27 +177,12 @@ class Policy(nn.Module):
         """Return the logits that are sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""
         return self.head.logits(hidden_TD)
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight once, by its name in checkpoints, with adapters merged; a tied head is the embedding.
+    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield every weight once as `weight_buckets` does, with adapters merged; a tied head is the embedding.
 
-        Sharded weights are gathered one after another, so all processes must iterate together; no process holds the
-        whole model.
+        Sharded weights are gathered bucket by bucket, so all processes must iterate together.
         """
-        layers = adapted_layers(self.model)
-        for name, weight in self.model.named_parameters():
-            if is_adapter(name):
-                continue
-            plain, weight = plain_name(name), whole(unquantized(weight))
-            layer = layers.get(plain.removesuffix(".weight"))
-            if layer is not None:
-                down_RI, up_OR, scaling = adapter_weights(layer)
-                weight = merged(weight, whole(down_RI), whole(up_OR), scaling)
-            yield plain, weight
-
-    @property
-    def has_tied_head(self) -> bool:
-        """Whether the output head is the embedding."""
-        return self.model.lm_head.weight is self.model.get_input_embeddings().weight
+        return flat(weight_buckets(self.model, dtype=dtype))
 
 
 class Head(nn.Module):

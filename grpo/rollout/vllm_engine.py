@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from grpo.groups import Group, Prompt, Rollout
 from grpo.policy.model import SUPPRESSED_BIAS, Policy
-from grpo.policy.sharding import whole
+from grpo.policy.weights import engine_weights, flat
 from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
@@ -98,18 +97,10 @@ class VLLMEngine:
         """
         engine: Any = self.llm.llm_engine
         runner = engine.model_executor.driver_worker.model_runner
-        runner.reload_weights(weights_iterator=self._weights())
+        runner.reload_weights(weights_iterator=flat(engine_weights(self.policy.model, dtype=self.dtype)))
         self.llm.reset_prefix_cache()
         engine.reset_encoder_cache()
         engine.reset_mm_cache()
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the policy's weights in the engine's precision, a tied head under its own name too."""
-        for name, weight in self.policy.named_weights():
-            yield name, weight.to(self.dtype)
-        if self.policy.has_tied_head:
-            # vLLM keeps a copy of the embedding as its head, and would go on sampling with the old one.
-            yield "lm_head.weight", whole(self.policy.model.lm_head.weight).to(self.dtype)
 
     def sleep(self) -> None:
         if self.sleeps:

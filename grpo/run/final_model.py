@@ -25,9 +25,9 @@ def save_final(
     the run whose model it is; None for a model that is no run's.
     """
     weights: dict[str, torch.Tensor] = {}
-    for name, weight in policy.named_weights():
+    for name, weight in policy.named_weights(dtype):
         if writes:
-            weights[name] = weight.to("cpu", dtype)
+            weights[name] = weight.cpu()
     adapters = {n: whole(w) for n, w in policy.model.named_parameters() if is_adapter(n)}
     if not writes:
         return

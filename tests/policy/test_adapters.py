@@ -19,6 +19,7 @@ from grpo.config.learner import LossConfig, OptimConfig
 from grpo.config.model import LoraConfig, LoraTargets
 from grpo.policy.adapters import adapted_layers, adapter_weights, is_adapter, merged
 from grpo.policy.model import Policy
+from grpo.policy.weights import has_tied_head
 from grpo.run.final_model import save_final
 from tests.rollout.test_rollout import SAMPLING, SEEDS, TEMPERATURE, gap, prompts
 from tests.support import tiny
@@ -132,7 +133,7 @@ def test_a_head_of_its_own_is_sent_beside_the_embedding() -> None:
     policy = tiny.policy()
     policy.model.lm_head.weight = nn.Parameter(2 * policy.model.lm_head.weight.detach())
     sent = dict(policy.named_weights())
-    assert not policy.has_tied_head and sent.keys() == policy.model.state_dict().keys()
+    assert not has_tied_head(policy.model) and sent.keys() == policy.model.state_dict().keys()
     assert torch.equal(sent["lm_head.weight"], 2 * sent["model.language_model.embed_tokens.weight"])
 
 

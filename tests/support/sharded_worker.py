@@ -22,6 +22,7 @@ from grpo.config.model import LoraConfig, LoraTargets
 from grpo.learner.launching import make_accelerator, shards_weights
 from grpo.learner.update import Learner
 from grpo.policy.sharding import is_zero3
+from grpo.policy.weights import flat, weight_buckets
 from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.launched import allow_fsdp_on_cpu
@@ -78,7 +79,10 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
         learner.update(rows, counts_of(groups), 2)
     return {
         "figures": sum((result.metrics for result in results), Metrics()).reduced(gather_object),
-        "weights": {name: weight.clone() for name, weight in policy.named_weights()},
+        # In several buckets.
+        "weights": {
+            name: weight.clone() for name, weight in flat(weight_buckets(policy.model, max_bytes=100_000))
+        },
         "sharded": policy.sharded,
         "in parts": any(is_zero3(weight) or isinstance(weight, DTensor) for weight in policy.parameters()),
         "skipped": [result.num_skipped for result in results],
