@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from grpo.loop import Loop
 
 
+USAGE = """\
+usage: accelerate launch --config_file launch/accelerate/single.yaml grpo/train.py CONFIG.yaml ... key=value ...
+(--help lists every setting; configs/ has files to start from)"""
+
+
 def main(argv: Sequence[str]) -> None:
+    if not argv:
+        sys.exit(USAGE)
     if {"-h", "--help"} & set(argv):
         print(__doc__, "Every setting, with its default (??? where there is none):", sep="\n", end="\n\n")
         print(*explained(), sep="\n")

@@ -32,7 +32,6 @@ FLOORS = (
     {"grpo.feed", "grpo.run"},
     {"grpo.policy"},
     {"grpo.config"},
-    {"rewards.check"},
     {"rewards.builtin"},
     {"rewards.scoring"},
     {"rewards.hostile"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from grpo.run.progress import say_anything, under_way
 COMMANDS = {
     "doctor": ("grpo.commands.doctor.command", "check a run before it is started; plan tokens and memory"),
     "warm": ("grpo.commands.warm", "decode a run's clips into its disk cache ahead of it"),
-    "check": ("rewards.check", "try a reward out: FILE.py:FN, package.module:FN, a name"),
+    "check": ("grpo.commands.check", "try a reward out: FILE.py:FN, package.module:FN, a name"),
     "annotate": ("grpo.commands.annotate", "give data without key moments those of a CLIP-like model"),
     "sweep": ("grpo.commands.sweeps.command", "an ablation: arms x seeds from one file to one table"),
     "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
@@ -45,9 +47,26 @@ To start from: configs/. For several GPUs or nodes: launch/.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name; returns the exit status, 130 if it was stopped."""
+    """Run the command that the arguments name; returns the exit status, 130 if it was stopped.
+
+    What reads the output may stop before its end, as `head` does: then the command ends in silence too.
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # Else Python would try once more at its exit to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run(argv: Sequence[str]) -> int:
     say_anything()
-    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    name, *arguments = argv or ["--help"]
     if name in ("-h", "--help", "help"):
         lines = (f"  {command:<9} {purpose}" for command, (_, purpose) in COMMANDS.items())
         print(HELP.format(commands="\n".join(lines)), end="")
@@ -73,6 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped: egogrpo {name}", file=sys.stderr)
         return 130
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is the output that nobody reads any more, and not a pipe of the command's own."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported unasked
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _stop(number: int, frame: object) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 NAMES = {
     "run_dir": "output_dir default_local_dir save_checkpoint_path",
@@ -22,6 +23,7 @@ NAMES = {
     "model.activation_offloading": "enable_activation_offload",
     "prompt.system": "system system_prompt",
     "data.train": "dataset dataset_name train_files",
+    "data.train=[{reader: auto, path: FILE}]": "reader media_root frame_fps data.path",
     "data.eval": "val_dataset val_files",
     "media.fps": "video_fps",
     "media.min_frames": "fps_min_frames",
@@ -90,12 +92,32 @@ def our_name(key: str, settings: Iterable[str]) -> str | None:
 
     settings: all keys that there are here.
     """
+    known = _by_end(settings)
     parts = key.lstrip("-").lower().split(".")
     ends = [".".join(parts[start:]) for start in range(len(parts))]
-    by_end: dict[str, set[str]] = {}
+    return next((known[end] for end in ends if end in known), None)
+
+
+def meant_by(key: str, leaf: str, siblings: Iterable[str], settings: Iterable[str]) -> str:
+    """What to tell somebody who sets a dotted key that does not exist, as far as it can be told what is meant.
+
+    leaf: the key, or one below it that is set. siblings: the names in its section. settings: all keys that there are.
+    """
+    if ours := our_name(leaf, settings):
+        return f"no setting {leaf}; here it is {ours} (docs/coming_from.md)"
+    section, _, name = key.rpartition(".")
+    inside = {each: f"{section}.{each}" if section else each for each in siblings}
+    known = _by_end(settings) | inside
+    if close := get_close_matches(name.lstrip("-").lower(), known, n=1, cutoff=0.65):
+        return f"no setting {key}; did you mean {known[close[0]]}?"
+    return f"no setting {key}; {f'{section} has' if section else 'there are'} {', '.join(inside)}"
+
+
+def _by_end(settings: Iterable[str]) -> dict[str, str]:
+    """The settings by their whole keys, by their last parts and by the names of others, where these mean one alone."""
+    found: dict[str, set[str]] = {}
     for own in settings:
         for end in {own, own.rpartition(".")[2]}:
-            by_end.setdefault(end, set()).add(own)
-    by_end |= {name: {own} for own, names in NAMES.items() for name in names.split()}
-    found = next((by_end[end] for end in ends if end in by_end), set())
-    return found.pop() if len(found) == 1 else None
+            found.setdefault(end, set()).add(own)
+    found |= {name: {own} for own, names in NAMES.items() for name in names.split()}
+    return {end: min(owners) for end, owners in found.items() if len(owners) == 1}

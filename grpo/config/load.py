@@ -31,15 +31,20 @@ def load_config(argv: Sequence[str]) -> Config:
 
 def read_config(file: Path) -> Config:
     """The config of one file, as `to_yaml` wrote it."""
-    return to_config([_read_file(file)])
+    return to_config([read_file(file)])
 
 
 def read_layers(argv: Sequence[str]) -> list[DictConfig]:
     """The settings of each file, and behind them those of the overrides."""
-    files = [_read_file(Path(arg)) for arg in argv if not _is_override(arg)]
-    with one_line_errors():
-        overrides = [_layer(_nested(arg)) for arg in argv if _is_override(arg)]
-        return [*files, cast(DictConfig, OmegaConf.merge({}, *overrides))]
+    files = [read_file(Path(arg)) for arg in argv if not _is_override(arg)]
+    return [*files, read_overrides([arg for arg in argv if _is_override(arg)])]
+
+
+def read_overrides(pairs: Sequence[str], root: Any = Config, place: str = "config") -> DictConfig:
+    """The settings of `key=value` pairs, of which later ones win. root: the type of all settings together."""
+    with one_line_errors(place):
+        layers = [_layer(_nested(pair), root, place) for pair in pairs]
+        return cast(DictConfig, OmegaConf.merge({}, *layers))
 
 
 def to_config(layers: Sequence[DictConfig]) -> Config:
@@ -72,6 +77,26 @@ def to_yaml(config: Config, argv: Sequence[str] = ()) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_as_given(OmegaConf.to_container(layer), given)))
 
 
+def read_file(file: Path, root: Any = Config, place: str = "") -> DictConfig:
+    """The settings of a YAML file. root: the type of all settings together; place: what errors begin with."""
+    place = place or f"config: {file}"
+    if str(file).startswith("-"):
+        raise ValueError(
+            f"config: no option {file}: a setting is key=value (grpo/train.py --help lists them)"
+        )
+    if not file.is_file():
+        raise ValueError(f"config: no file {file}")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8: {error}") from error
+    with one_line_errors(place):
+        read = yaml.load(text, TextLoader)
+        if not isinstance(read, dict | None):
+            raise ValueError(f"{place} holds no settings by name")
+        return _layer(read or {}, root, place)
+
+
 @contextmanager
 def one_line_errors(place: str = "config") -> Iterator[None]:
     """Turn the errors of OmegaConf and YAML into a ValueError of one line that names the place and the key."""
@@ -83,7 +108,7 @@ def one_line_errors(place: str = "config") -> Iterator[None]:
     except OmegaConfBaseException as error:
         raise ValueError(f"{place}: {_one_line(error)}") from error
     except TypeError as error:  # a list met something else; OmegaConf does not say which
-        raise ValueError(f"{place}: {error}; lists are set whole: data.train=[{{path: FILE}}]") from error
+        raise ValueError(f"{place}: {error}; lists are set whole") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{place}: no YAML: {' '.join(str(error).split())}") from error
 
@@ -103,26 +128,11 @@ def _nested(arg: str) -> Any:
     return value
 
 
-def _layer(read: Any) -> DictConfig:
-    return OmegaConf.create(typed(read))
-
-
-def _read_file(file: Path) -> DictConfig:
-    if str(file).startswith("-"):
-        raise ValueError(
-            f"config: no option {file}: a setting is key=value (grpo/train.py --help lists them)"
-        )
-    if not file.is_file():
-        raise ValueError(f"config: no file {file}")
+def _layer(read: Any, root: Any, place: str) -> DictConfig:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"config: {file} is not UTF-8: {error}") from error
-    with one_line_errors(f"config: {file}"):
-        read = yaml.load(text, TextLoader)
-        if not isinstance(read, dict | None):
-            raise ValueError(f"config: {file} holds no settings by name")
-        return _layer(read or {})
+        return OmegaConf.create(typed(read, root))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def _escaped(value: Any) -> Any:

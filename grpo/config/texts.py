@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import MISSING
 
-from grpo.config.foreign import our_name
+from grpo.config.foreign import meant_by
 from grpo.config.limits import PATH
 from grpo.config.schema import Config
 
@@ -29,6 +29,10 @@ VALUES: dict[str, Callable[[str], object]] = {
     r"true|True|TRUE|false|False|FALSE": lambda text: text.lower() == "true",
 }
 """What a text without quotes means where no type says it."""
+
+
+WORDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}
+"""The types of single values, as messages call them."""
 
 
 class Plain(str):
@@ -66,17 +70,35 @@ TextLoader.add_constructor("tag:yaml.org,2002:str", _text)
 TextLoader.add_constructor("tag:yaml.org,2002:null", _nothing)
 
 
-def typed(value: Any, hint: Any = Config, key: str = "") -> Any:
-    """What `TextLoader` has read, as OmegaConf takes it for a setting, or a section, of that type.
+class NoSetting(ValueError):
+    """The error for a key that does not exist: it, one below it that is set, and the names in its section."""
+
+
+def typed(value: Any, root: Any = Config) -> Any:
+    """What `TextLoader` has read, as OmegaConf takes it for settings of that type.
 
     A single text for a list is a list of it, and one for a section that has to have a `path` is that path. Raises
     ValueError that names the key, and the key that is meant.
     """
+    try:
+        return _typed(value, root, "")
+    except NoSetting as error:
+        raise ValueError(meant_by(*error.args, keys_of(root))) from None
+
+
+def _typed(value: Any, hint: Any, key: str) -> Any:
     words = getattr(hint, "__metadata__", ())
     hint = hint.__origin__ if get_origin(hint) is Annotated else hint
-    hint = get_args(hint)[0] if isinstance(hint, UnionType) else hint
-    if value is NOTHING:
-        return {} if is_dataclass(hint) or get_origin(hint) is dict else None
+    is_union = get_origin(hint) in (Union, UnionType)
+    may_be_none = is_union or hint is Any
+    hint = get_args(hint)[0] if is_union else hint
+    is_section = is_dataclass(hint) or get_origin(hint) is dict
+    if value is NOTHING and is_section:
+        return {}
+    if value is NOTHING or (value is None and not is_section):
+        if not may_be_none:
+            raise ValueError(f"{key} has no value; {_wanted(hint)}")
+        return None
     if isinstance(value, str) and PATH in words:
         value = _filled_in(value, key)
     if isinstance(value, str) and value.startswith("${"):
@@ -87,8 +109,8 @@ def typed(value: Any, hint: Any = Config, key: str = "") -> Any:
         return _mapping(value, get_args(hint)[1], key)
     if get_origin(hint) is list and isinstance(value, str):
         value = [value]
-    if get_origin(hint) in (list, tuple) and value is not None:
-        return _list(value, get_args(hint)[0], key)
+    if get_origin(hint) in (list, tuple):
+        return _list(value, hint, key)
     is_text = hint is str or get_origin(hint) is Literal
     return str(value) if is_text and isinstance(value, Plain) else _value(value)
 
@@ -101,26 +123,38 @@ def _section(value: Any, cls: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         meant = [f"{key}.{name}={value}" for name, hint in hints.items() if value in get_args(hint)]
         says = f"did you mean {meant[0]}?" if meant else f"its settings are {', '.join(hints)}"
-        raise ValueError(f"config: {key} is a section; {says}")
+        raise ValueError(f"{key} is a section; {says}")
     inner = {name: f"{key}.{name}" if key else str(name) for name in value}
     for name, each in value.items():
-        for leaf in _leaves(each, inner[name]) if name not in hints else ():
-            if ours := our_name(leaf, keys_of(Config)):
-                raise ValueError(f"config: no setting {leaf}; here it is {ours} (docs/coming_from.md)")
-    return {name: typed(each, hints.get(name, Any), inner[name]) for name, each in value.items()}
+        if name not in hints:
+            leaf = next(_leaves(each, inner[name]), inner[name])
+            raise NoSetting(inner[name], leaf, hints)
+    return {name: _typed(each, hints[name], inner[name]) for name, each in value.items()}
 
 
 def _list(value: Any, hint: Any, key: str) -> list[Any]:
+    entry, *others = get_args(hint)
     if not isinstance(value, list):
-        example = "[{path: FILE}]" if is_dataclass(hint) else "[...]"
-        raise ValueError(f"config: {key}: lists are set whole: {key}={example}")
-    return [typed(each, hint, f"{key}.{index}") for index, each in enumerate(value)]
+        example = "[{reader: auto, path: FILE}]" if is_dataclass(entry) else "[...]"
+        raise ValueError(f"{key}: lists are set whole: {key}={example}")
+    if others and len(value) != 1 + len(others):
+        raise ValueError(f"{key} has {1 + len(others)} values, not {len(value)}")
+    return [_typed(each, entry, f"{key}.{index}") for index, each in enumerate(value)]
+
+
+def _wanted(hint: Any) -> str:
+    """What a setting of that type has to be."""
+    if get_origin(hint) in (list, tuple):
+        return "an empty list is []"
+    if get_origin(hint) is Literal:
+        return f"it is one of {', '.join(get_args(hint))}"
+    return f"it has to be {WORDS[hint]}"
 
 
 def _mapping(value: Any, hint: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"config: {key} is a mapping, whose entries have names: {key}={{NAME: ...}}")
-    return {name: typed(each, hint, f"{key}.{name}") for name, each in value.items()}
+        raise ValueError(f"{key} is a mapping, whose entries have names: {key}={{NAME: ...}}")
+    return {name: _typed(each, hint, f"{key}.{name}") for name, each in value.items()}
 
 
 def _value(value: Any) -> Any:
@@ -140,7 +174,7 @@ def _filled_in(path: str, key: str) -> str:
     """The path with the home folder for `~` and its value for each variable of the environment."""
     path = os.path.expanduser(os.path.expandvars(path))
     if unset := re.search(r"\$\w+", path):
-        raise ValueError(f"config: {key}: {unset[0]} is not set in the environment")
+        raise ValueError(f"{key}: {unset[0]} is not set in the environment")
     return path
 
 

@@ -115,6 +115,28 @@ def test_a_command_that_is_stopped_says_so_in_one_line(
     assert capsys.readouterr().err == "stopped: egogrpo stopped\n"
 
 
+def test_a_command_whose_output_is_read_in_part_ends_in_silence() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "grpo.commands", "--help"]
+    done = subprocess.run(
+        command, cwd=tiny.ROOT, stdout=writes, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.usefixtures("capfd")  # a file with a number, as an output is
+def test_a_broken_pipe_of_the_commands_own_is_no_reader_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: list[str]) -> int:
+        raise BrokenPipeError("a worker has ended")
+
+    monkeypatch.setitem(sys.modules, "broken_command", SimpleNamespace(main=run))
+    monkeypatch.setitem(COMMANDS, "broken", ("broken_command", ""))
+    with pytest.raises(BrokenPipeError, match="a worker has ended"):
+        main(["broken"])
+
+
 @pytest.mark.parametrize("file", ["rewards.py", "rewards/__init__.py"])
 def test_a_module_of_the_users_that_is_called_rewards_hides_nothing(file: str, tmp_path: Path) -> None:
     own = tmp_path / file

@@ -24,7 +24,7 @@ DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
         ("model.lora.r=-1", "model.lora.r must be at least 0"),
         ("model.lora.r=4 model.lora.alpha=0", "model.lora.alpha must be above 0, not 0"),
         ("model.lora.r=4 model.lora.targets.language=[]", "model.lora.targets names no layers"),
-        ("model.lora.r=4 model.lora.dropout=0.1", "Key 'dropout' not in 'LoraConfig'"),
+        ("model.lora.r=4 model.lora.dropout=0.1", "no setting model.lora.dropout"),
         ("model.lora.r=4 model.freeze=[language]", "model.freeze and model.lora.targets both name language"),
         (
             "model.lora.r=4 model.freeze_vision=true model.lora.targets.merger=[mlp.0]",

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from omegaconf import MISSING, OmegaConf
 
 from grpo.config.limits import NotNegative, Positive, refusals
-from grpo.config.load import load_config, one_line_errors
+from grpo.config.load import load_config, one_line_errors, read_file, read_overrides
 from grpo.config.schema import Config
 from grpo.run.folder import RunDir
 from rewards.scoring.runner import load_rewards
@@ -100,7 +100,7 @@ def load_sweep(file: str, overrides: Sequence[str] = ()) -> Sweep:
     own = [text for text in overrides if re.split(r"[.=\[]", text)[0] in names]
     others = [text for text in overrides if text not in own]
     with one_line_errors(file):
-        layers = OmegaConf.load(file), OmegaConf.from_dotlist(own)
+        layers = read_file(Path(file), Sweep, place=file), read_overrides(own, Sweep, place=file)
         merged = OmegaConf.merge(OmegaConf.structured(Sweep), *layers)
         # What ${...} stands for in them is for each run to say, which has other keys, and a run_dir of its own.
         raw = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False))

@@ -292,8 +292,11 @@ def test_the_command_prints_the_table_and_leaves_three_files(
         (["--steps", "7-9"], "--steps 7-9: the rollouts in {folder}/rollouts are of steps 1 to 2"),
         (["--limit", "0"], "--limit: must be at least 1, not 0"),
         (["gone.yaml"], "config: no file gone.yaml"),
-        (["reward.format.weight=2"], "config: Key 'reward' not in 'Config'"),
-        (["rewards.format.wieght=2"], "config: rewards.format.wieght: Key 'wieght' not in 'RewardSpec'"),
+        (["reward.format.weight=2"], "config: no setting reward; did you mean rewards?"),
+        (
+            ["rewards.format.wieght=2"],
+            "config: no setting rewards.format.wieght; did you mean rewards.format.weight?",
+        ),
         (
             ["rewards.format.weight=big"],
             "config: rewards.format.weight: Value 'big' of type 'str' could not be converted to Float",

@@ -72,6 +72,20 @@ def test_the_command_line_changes_the_sweep_or_all_its_runs(tmp_path: Path) -> N
     assert (config.seed, config.num_steps, config.optim.lr) == (5, 7, 0.5)
 
 
+def test_a_sweep_file_is_read_as_a_config_is(tmp_path: Path) -> None:
+    changes = "{model.path: 010, run.x: no, rewards.format.args: {a: 1:30, b: 1e-3}}"
+    (tmp_path / "sweep.yaml").write_text(
+        FILE.replace("name: small", "name: 20260801_120000").replace("full:", f"other: {changes}\n  full:")
+    )
+    sweep = load_sweep(str(tmp_path / "sweep.yaml"))
+    assert sweep.name == "20260801_120000"
+    assert sweep.arms["other"] == {
+        "model.path": "010",
+        "run.x": "no",
+        "rewards.format.args": {"a": "1:30", "b": 1e-3},
+    }
+
+
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     (run, *_) = plan(tmp_path, FILE, f"out='{tmp_path}/[a], b: #c'")
     assert load_config(run.argv).run_dir == f"{tmp_path}/[a], b: #c/base/seed_3"
@@ -85,8 +99,8 @@ def test_no_key_of_the_sweep_is_also_one_of_a_run() -> None:
 
 TWICE = FILE.replace("  full:", "  base:")
 WRONG = {
-    r"sweep.yaml: no YAML: while constructing a mapping .* found duplicate key base": (TWICE, []),
-    r"sweep.yaml: Key 'arm' not in 'Sweep'": (FILE.replace("arms:", "arm:"), []),
+    r"sweep.yaml: no YAML: base is set twice": (TWICE, []),
+    r"sweep.yaml: no setting arm; did you mean arms\?": (FILE.replace("arms:", "arm:"), []),
     r"sweep.yaml: arms is empty": (FILE.split("arms:")[0] + "metrics: [a]", []),
     r"sweep.yaml: config is empty": (FILE.replace("[configs/demo.yaml]", "[]"), []),
     r"sweep.yaml: metrics is empty": (FILE, ["metrics=[]"]),
@@ -104,14 +118,14 @@ WRONG = {
     r"arms.base: config: .*Interpolation key 'nowhere'": (FILE.replace("t=0]", "t=0, 'optim.lr=${nowhere}']"), []),
     r"sweep.yaml: last must be above 0": (FILE, ["last=0"]),
     r"sweep.yaml: launch.config_file: no file nowhere.yaml": (FILE, ["launch.config_file=nowhere.yaml"]),
-    r"arms.base: config: Key 'keyfram' not in 'Config'": (FILE.replace("rewards.keyframe.weight=0", "keyfram=1"), []),
-    r"arms.base: config: .*Key 'wieght' not in 'RewardSpec'": (FILE.replace(".weight=", ".wieght="), []),
+    r"arms.base: config: no setting keyfram; ": (FILE.replace("rewards.keyframe.weight=0", "keyfram=1"), []),
+    r"arms.base: config: no setting .*wieght; did you mean .*\.weight\?": (FILE.replace(".weight=", ".wieght="), []),
     r"arms.base: rewards.keyfram: no built-in.*'keyframe'": (FILE.replace("s.keyframe.w", "s.keyfram.w"), []),
     r"arms.base: 'seed' is no key=value": (FILE.replace("[rewards.keyframe.weight=0]", "[seed]"), []),
     r"arms.base: seed is set by the sweep, from seeds": (FILE.replace("rewards.keyframe.weight=0", "seed=1"), []),
     r"arms.base: 7 is neither a list .* nor a mapping": (FILE.replace("[rewards.keyframe.weight=0]", "7"), []),
     r"overrides: run_dir is set by the sweep, from out": (FILE, ["run_dir=x"]),
-    r"config: config: .*Key 'lrr' not in 'OptimConfig'": (FILE, ["optim.lrr=1"]),
+    r"config: config: no setting optim.lrr; did you mean optim.lr\?": (FILE, ["optim.lrr=1"]),
     r"config: config: no file none.yaml": (FILE.replace("configs/demo.yaml", "none.yaml"), []),
     r"sweep.yaml: search.trials must be above 0, not 0": (FILE, ["search.metric=loss", "search.trials=0"]),
 }  # fmt: skip

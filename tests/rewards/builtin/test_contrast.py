@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from grpo.commands.check import check_reward
 from grpo.groups import Group, Rollout
 from rewards import hostile
 from rewards.builtin.contrast import blank_contrast, other_clip_contrast, t_grpo
-from rewards.check import check_reward
 from rewards.hostile import make_group, synthetic_samples, with_counterfactuals
 from rewards.scoring.loading import load_reward
 from rewards.scoring.specs import RewardSpec

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo.commands.check import check_reward
 from grpo.groups import Rollout
 from rewards import hostile
 from rewards.builtin.keyframe import (
@@ -24,7 +25,6 @@ from rewards.builtin.keyframe import (
     keyframe_scores,
     num_pairs,
 )
-from rewards.check import check_reward
 from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples, with_counterfactuals
 from rewards.scoring.loading import load_reward
 from rewards.scoring.specs import RewardSpec

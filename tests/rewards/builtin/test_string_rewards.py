@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from grpo.commands.check import check_reward
 from grpo.groups import Sample, Task
 from rewards import hostile
-from rewards.check import check_reward
 from rewards.hostile import make_group, synthetic_samples
 from rewards.scoring.loading import find_function
 from rewards.scoring.runner import load_reward

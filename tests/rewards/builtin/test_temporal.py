@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo.commands.check import check_reward
 from grpo.groups import Group, Rollout, Sample
 from rewards import hostile
 from rewards.builtin.temporal import concordance, counting, event_order, point_in_span, temporal_iou
-from rewards.check import check_reward
 from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples
 from rewards.parsing import read_span
 from rewards.scoring.loading import load_reward

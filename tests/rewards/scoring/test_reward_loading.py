@@ -189,9 +189,7 @@ def test_what_a_plugin_imports_is_light() -> None:
 
 
 def test_scoring_needs_no_torch() -> None:
-    code = (
-        "import sys, rewards.check; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
-    )
+    code = "import sys, grpo.commands.check; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"

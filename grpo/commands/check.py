@@ -11,6 +11,7 @@ import argparse
 import inspect
 import math
 import random
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from grpo.config.load import one_line_errors, read_overrides
 from grpo.groups import Group, RewardFailure
 from rewards import hostile
 from rewards.scoring.calling import failures_in, run
@@ -82,19 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Knobs and dataset columns from `key=value`, read by what reads overrides of a config."""
+    """Knobs and dataset columns from `key=value`, read as a config's overrides are."""
     if bad := [argument for argument in arguments if "=" not in argument]:
         raise ValueError(f"{bad[0]!r} is not key=value")
     columns = [argument for argument in arguments if argument.startswith("column.")]
     knobs = [argument for argument in arguments if argument not in columns]
-    return read_dotlist(knobs), read_dotlist(columns).get("column", {})
+    return read_pairs(knobs), read_pairs(columns).get("column", {})
 
 
-def read_dotlist(arguments: list[str]) -> dict[str, Any]:
-    try:
-        read = OmegaConf.to_container(OmegaConf.from_dotlist(arguments), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ValueError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
+def read_pairs(pairs: list[str]) -> dict[str, Any]:
+    place = " ".join(pairs)
+    with one_line_errors(place):
+        read = OmegaConf.to_container(read_overrides(pairs, dict[str, Any], place), resolve=True)
     return cast(dict[str, Any], read)
 
 
@@ -182,9 +181,10 @@ def survival(groups: Sequence[Group], outcomes: Sequence[Sequence[Outcome]]) -> 
     num_calls = sum(len(column) for column in outcomes)
     if not failures:
         return Finding("hostile completions", True, f"{num_calls} rollouts, a finite number or None for each")
-    return Finding(
-        "hostile completions", False, f"{len(failures)} of {num_calls} rollouts failed, first {failures[0]}"
-    )
+    column = re.search(r"KeyError: '(\w+)'", failures[0])
+    hint = f"; is that a column of the data? then add column.{column[1]}=VALUE" if column else ""
+    failed = f"{len(failures)} of {num_calls} rollouts failed, first {failures[0]}{hint}"
+    return Finding("hostile completions", False, failed)
 
 
 def sameness(

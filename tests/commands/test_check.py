@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.check import main
+from grpo.commands.check import main, read_arguments
 
 ROOT = Path(__file__).parents[2]
 REMEMBERS = "-      memory                it remembers what it saw: "
@@ -189,6 +189,21 @@ def test_a_mistake_is_one_line_and_status_1(
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == (1 if message else 0)
+
+
+def test_knobs_and_columns_are_read_as_in_a_config() -> None:
+    pairs = ["a=no", "b=010", "c=1e-3", "column.d=[true, 1:30]", "c=2"]
+    assert read_arguments(pairs) == ({"a": "no", "b": "010", "c": 2}, {"d": [True, "1:30"]})
+
+
+def test_a_column_that_is_missing_is_named_with_how_to_give_it(
+    flawed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"{flawed}:reads_gaze"]) == 1
+    assert (
+        "KeyError: 'gaze'; is that a column of the data? then add column.gaze=VALUE"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow
