@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -71,7 +71,11 @@ TextLoader.add_constructor("tag:yaml.org,2002:null", _nothing)
 
 
 class NoSetting(ValueError):
-    """The error for a key that does not exist: it, one below it that is set, and the names in its section."""
+    """The error for a key that does not exist."""
+
+    def __init__(self, key: str, leaf: str, siblings: Iterable[str]) -> None:
+        """leaf: the key, or one below it that is set. siblings: the names that there are in its section."""
+        self.key, self.leaf, self.siblings = key, leaf, siblings
 
 
 def typed(value: Any, root: Any = Config) -> Any:
@@ -83,7 +87,7 @@ def typed(value: Any, root: Any = Config) -> Any:
     try:
         return _typed(value, root, "")
     except NoSetting as error:
-        raise ValueError(meant_by(*error.args, keys_of(root))) from None
+        raise ValueError(meant_by(error.key, error.leaf, error.siblings, keys_of(root))) from None
 
 
 def _typed(value: Any, hint: Any, key: str) -> Any:
