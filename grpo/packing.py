@@ -11,7 +11,7 @@ attention needs a rectangle: `Layout` says which flat positions to gather for it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -70,6 +70,12 @@ class Layout:
     blocks: tuple[Block, ...]
     restore_N: Tensor
     """The index of each flat position's output in the concatenation of all blocks' outputs."""
+    prompt_N: Tensor
+    """The number of the prompt that each flat position is of, or that its completion is of."""
+    completion_N: Tensor
+    """The number of the completion, among the row's, that each flat position is of; -1 for a prompt's own token."""
+    offset_N: Tensor
+    """The tokens between each flat position and its prompt's start, as if the completion were the only one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,7 +106,7 @@ class PackedRow:
             Block(**{name: value.to(device) for name, value in _tensors(block).items()})
             for block in self.layout.blocks
         )
-        layout = Layout(blocks=blocks, restore_N=self.layout.restore_N.to(device))
+        layout = Layout(blocks=blocks, **{n: value.to(device) for n, value in _tensors(self.layout).items()})
         return PackedRow(prompts=self.prompts, layout=layout, **moved)
 
 
@@ -218,10 +224,9 @@ def _segments(scored: ScoredGroup, budget: int, drop_flat: bool, trained: bool) 
 
 def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int) -> Layout:
     """Return the layout of segments that are sorted by shape and begin at given flat positions."""
-    pairs = list(zip(segments, starts, strict=True))
     blocks: list[Block] = []
     slots: list[Tensor] = []
-    for _, same_shape in groupby(pairs, key=lambda pair: _shape(pair[0])):
+    for _, same_shape in groupby(zip(segments, starts, strict=True), key=lambda pair: _shape(pair[0])):
         block, lengths_PG = _block(list(same_shape))
         blocks.append(block)
         # What attention gives out for a block is in this order: the prompts, then the completions, padding included.
@@ -234,7 +239,25 @@ def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int)
     real = (flat >= 0).nonzero()[:, 0]
     restore_N = torch.empty(num_tokens, dtype=torch.long)
     restore_N[flat[real]] = real
-    return Layout(blocks=tuple(blocks), restore_N=restore_N)
+    prompt, completion, offset = zip(*_places(segments), strict=True)
+    return Layout(
+        blocks=tuple(blocks),
+        restore_N=restore_N,
+        prompt_N=torch.tensor(prompt),
+        completion_N=torch.tensor(completion),
+        offset_N=torch.tensor(offset),
+    )
+
+
+def _places(segments: Sequence[Segment]) -> Iterator[tuple[int, int, int]]:
+    """Yield the numbers of each flat position's prompt and completion, and its offset, as `Layout` has them."""
+    num_completions = 0
+    for number, segment in enumerate(segments):
+        num_prompt = len(segment.prompt.token_ids)
+        yield from ((number, -1, offset) for offset in range(num_prompt))
+        for completion, rollout in enumerate(segment.rollouts, num_completions):
+            yield from ((number, completion, num_prompt + i) for i in range(len(rollout.token_ids)))
+        num_completions += len(segment.rollouts)
 
 
 def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
@@ -266,6 +289,6 @@ def _shape(segment: Segment) -> tuple[int, int]:
     return len(segment.prompt.token_ids), len(segment.rollouts)
 
 
-def _tensors(holder: Block | PackedRow) -> dict[str, Tensor]:
+def _tensors(holder: Block | Layout | PackedRow) -> dict[str, Tensor]:
     values = {name: getattr(holder, name) for name in holder.__slots__}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}

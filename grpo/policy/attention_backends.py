@@ -6,6 +6,7 @@ computed once for all layers. The dense mask is for what the others can't do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -34,56 +35,18 @@ class QKV(NamedTuple):
         return QKV(*(each.transpose(0, 1) for each in self))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Membership:
-    """The prompt and completion of each flat position of a row, and its offset from the prompt's start, all (N,)."""
-
-    prompt_N: Tensor
-    completion_N: Tensor
-    """The index of the completion in the row; -1 for a prompt's own token."""
-    offset_N: Tensor
-
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return whether query positions may look at key positions: index tensors of any shape that broadcast."""
-        same_text = self.prompt_N[query] == self.prompt_N[key]
-        common = (self.completion_N[key] < 0) | (self.completion_N[key] == self.completion_N[query])
-        return same_text & common & (self.offset_N[key] <= self.offset_N[query])
-
-
-@lru_cache(maxsize=2)
-def membership(layout: Layout) -> Membership:
-    """Return the prompt, completion and offset of each flat position of a row."""
-    prompt_N, offset_N = (torch.zeros_like(layout.restore_N) for _ in range(2))
-    completion_N = torch.full_like(layout.restore_N, -1)
-    num_prompts = num_completions = 0
-    device = layout.restore_N.device
-    for block in layout.blocks:
-        # The flat positions that everything below is written to.
-        index_PS, index_PGL, index_BL = (
-            block.prompt_PS,
-            block.completion_PGL,
-            block.completion_PGL.flatten(0, 1),
-        )
-        prompt_P = torch.arange(len(index_PS), device=device) + num_prompts
-        prompt_N[index_PS] = prompt_P[:, None].expand_as(index_PS)
-        prompt_N[index_PGL] = prompt_P[:, None, None].expand_as(index_PGL)
-        completion_B = torch.arange(len(index_BL), device=device) + num_completions
-        completion_N[index_BL] = completion_B[:, None].expand_as(index_BL)
-        num_tokens, longest = index_PS.shape[1], index_BL.shape[1]
-        offset_N[index_PS] = torch.arange(num_tokens, device=device).expand_as(index_PS)
-        offset_BL = num_tokens + torch.arange(longest, device=device).expand_as(index_BL)
-        # Padding repeats a completion's first token, whose own offset is the smallest.
-        offset_N.scatter_reduce_(0, index_BL.flatten(), offset_BL.flatten(), "amin", include_self=False)
-        num_prompts, num_completions = num_prompts + len(index_PS), num_completions + len(index_BL)
-    return Membership(prompt_N=prompt_N, completion_N=completion_N, offset_N=offset_N)
+def sees(layout: Layout, query: Tensor, key: Tensor) -> Tensor:
+    """Return whether query positions may look at key positions: index tensors of any shape that broadcast."""
+    same_text = layout.prompt_N[query] == layout.prompt_N[key]
+    common = (layout.completion_N[key] < 0) | (layout.completion_N[key] == layout.completion_N[query])
+    return same_text & common & (layout.offset_N[key] <= layout.offset_N[query])
 
 
 def dense_rows(states: QKV, layout: Layout, scaling: float | None, window: int) -> Tensor:
     """Compute attention with a mask of N x N in memory. window: the number of tokens that a token sees, with itself."""
-    members = membership(layout)
     index_N = torch.arange(len(layout.restore_N), device=layout.restore_N.device)
-    distance_NN = members.offset_N[:, None] - members.offset_N
-    mask_NN = members.sees(index_N[:, None], index_N) & (distance_NN < window)
+    distance_NN = layout.offset_N[:, None] - layout.offset_N
+    mask_NN = sees(layout, index_N[:, None], index_N) & (distance_NN < window)
     batch_of_1 = (each[None] for each in states)
     (out_ANE,) = F.scaled_dot_product_attention(
         *batch_of_1, attn_mask=mask_NN, scale=scaling, enable_gqa=True
@@ -111,9 +74,9 @@ def _flex(device_type: str) -> Any:
 def _block_mask(layout: Layout) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    members, num_tokens = membership(layout), len(layout.restore_N)
+    num_tokens = len(layout.restore_N)
     return create_block_mask(
-        lambda batch, head, query, key: members.sees(query, key),
+        lambda batch, head, query, key: sees(layout, query, key),
         B=None,
         H=None,
         Q_LEN=num_tokens,
@@ -124,11 +87,13 @@ def _block_mask(layout: Layout) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Sequences:
-    """A row as sequences without padding: each prompt over itself, each completion over its prompt and itself."""
+    """A row as sequences without padding: each prompt over itself, each completion over its prompt and itself.
 
-    query_index: Tensor
-    """The flat positions of the queries, sequence after sequence."""
+    The queries of one sequence after another are the row itself.
+    """
+
     key_index: Tensor
+    """The flat positions of the keys, sequence after sequence."""
     query_starts: Tensor
     """The start of each sequence, and the end of the last one; int32, as the kernel needs it."""
     key_starts: Tensor
@@ -141,8 +106,8 @@ def varlen_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
     parts, by_token = sequences(layout), states.swapped()
-    out_NAE = flash_attn_varlen_func(
-        by_token.query[parts.query_index],
+    return flash_attn_varlen_func(
+        by_token.query,
         by_token.key[parts.key_index],
         by_token.value[parts.key_index],
         cu_seqlens_q=parts.query_starts,
@@ -152,26 +117,20 @@ def varlen_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
         softmax_scale=scaling,
         causal=True,
     )
-    return torch.empty_like(out_NAE).index_copy(0, parts.query_index, out_NAE)
 
 
 @lru_cache(maxsize=2)
 def sequences(layout: Layout) -> Sequences:
     """Return the sequences of a row."""
-    members = membership(layout)
-    queries, keys = [], []
-    for block in layout.blocks:
-        prompts = list(block.prompt_PS)
-        queries += prompts
-        keys += prompts
-        for prompt_S, own_GL in zip(prompts, block.completion_PGL, strict=True):
-            # Padding has a larger offset here than the token that it repeats.
-            offset_L = len(prompt_S) + torch.arange(own_GL.shape[1], device=own_GL.device)
-            real = [own_L[members.offset_N[own_L] == offset_L] for own_L in own_GL]
-            queries += real
-            keys += [torch.cat([prompt_S, own]) for own in real]
+    texts_2N = torch.stack([layout.prompt_N, layout.completion_N])
+    texts_2C, lengths_C = torch.unique_consecutive(texts_2N, dim=1, return_counts=True)
+    queries = torch.arange(texts_2N.shape[1], device=texts_2N.device).split(lengths_C.tolist())
+    prompts = [own for own, completion in zip(queries, texts_2C[1].tolist(), strict=True) if completion < 0]
+    keys = [
+        own if completion < 0 else torch.cat([prompts[prompt], own])
+        for own, (prompt, completion) in zip(queries, texts_2C.T.tolist(), strict=True)
+    ]
     return Sequences(
-        query_index=torch.cat(queries),
         key_index=torch.cat(keys),
         query_starts=_starts(queries),
         key_starts=_starts(keys),
@@ -180,7 +139,7 @@ def sequences(layout: Layout) -> Sequences:
     )
 
 
-def _starts(parts: list[Tensor]) -> Tensor:
+def _starts(parts: Sequence[Tensor]) -> Tensor:
     lengths = torch.tensor([0, *map(len, parts)], dtype=torch.int32, device=parts[0].device)
     return lengths.cumsum(0, dtype=torch.int32)
 
