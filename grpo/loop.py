@@ -12,7 +12,7 @@ import torch
 from grpo.evaluation import Evaluator
 from grpo.run import checkpoint
 from grpo.run.final_model import save_final
-from grpo.run.folder import RunDir
+from grpo.run.folder import RunDir, Score
 from grpo.run.progress import under_way
 from grpo.run.recorder import held_out_score
 from grpo.run.stopping import Stopped, StopRequest
@@ -101,7 +101,7 @@ class Loop:
         recorder.write_failures(step, found.lost, found.failures)
         recorder.write_answers(step, found.answers)
 
-    def _save(self, step: int, score: float | None = None) -> None:
+    def _save(self, step: int, score: Score | None = None) -> None:
         keep = self.trainer.config.checkpoint.keep
         checkpoint.save(self.run_dir.checkpoints, step, self.trainer.accelerator, keep=keep, score=score)
 

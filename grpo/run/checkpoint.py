@@ -23,7 +23,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from grpo.run.disk import disk_errors, put_in_place, write_text
-from grpo.run.folder import CHECKPOINT_MANIFEST, best_checkpoint, checkpoint_steps, teaching_checkpoint
+from grpo.run.folder import CHECKPOINT_MANIFEST, Score, best_checkpoint, checkpoint_steps, teaching_checkpoint
 
 SHARD_LIST = {
     ("pathlib", "PosixPath"),
@@ -87,7 +87,7 @@ def _keep(
     accelerator.register_load_state_pre_hook(on_load)
 
 
-def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score: float | None = None) -> None:
+def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score: Score | None = None) -> None:
     """Save weights, optimizer and random states as `folder/step_N`; only then remove what is kept no longer.
 
     keep: how many of the newest stay. The one with the best held-out score stays beside them, and the newest from
@@ -105,7 +105,7 @@ def save(folder: Path, step: int, accelerator: Accelerator, *, keep: int, score:
         names = _own_share(_union(_files(partial)), accelerator)
         files = dict(sorted(gather_object([(name, _checksum(partial / name)) for name in names])))
         if accelerator.is_main_process:
-            manifest = {"step": step, "score": score, "files": files}
+            manifest = {"step": step, "score": score and score._asdict(), "files": files}
             write_text(partial / CHECKPOINT_MANIFEST, json.dumps(manifest, indent=2) + "\n")
             put_in_place(partial, finished)
             _remove_old(folder, step, keep)

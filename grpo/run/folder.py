@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo.config.schema import Config
 from grpo.run.disk import write_text
@@ -240,10 +240,24 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
+class Score(NamedTuple):
+    """A held-out score, and the questions that it is of."""
+
+    value: float
+    questions: str
+
+
 def best_checkpoint(folder: Path) -> int | None:
-    """Return the step of the checkpoint with the highest held-out score, the earliest of equals; None without one."""
+    """Return the step of the checkpoint with the highest held-out score, the earliest of equals; None without one.
+
+    Scores are compared with those of the same questions as the newest one's: a resumed run may have others.
+    """
     scores = {step: score for step in checkpoint_steps(folder) if (score := _score(folder, step)) is not None}
-    return max(scores, key=lambda step: (scores[step], -step), default=None)
+    if not scores:
+        return None
+    questions = scores[max(scores)].questions
+    alike = {step: score.value for step, score in scores.items() if score.questions == questions}
+    return max(alike, key=lambda step: (alike[step], -step))
 
 
 def teaching_checkpoint(folder: Path) -> int | None:
@@ -259,9 +273,10 @@ def _has_taught(folder: Path, step: int) -> bool:
         return False
 
 
-def _score(folder: Path, step: int) -> float | None:
+def _score(folder: Path, step: int) -> Score | None:
     try:
-        return float(json.loads((folder / f"step_{step:06d}" / CHECKPOINT_MANIFEST).read_bytes())["score"])
+        stored = json.loads((folder / f"step_{step:06d}" / CHECKPOINT_MANIFEST).read_bytes())["score"]
+        return Score(float(stored["value"]), str(stored["questions"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -19,7 +19,7 @@ from grpo.groups import LostSample, RewardFailure, ScoredGroup
 from grpo.media.loader import ClipLoader
 from grpo.policy.model import Policy
 from grpo.run.curves import draw_curves
-from grpo.run.folder import RunDir
+from grpo.run.folder import RunDir, Score
 from grpo.run.group_metrics import group_metrics
 from grpo.run.metrics import Metrics
 from grpo.run.rollout_files import rollout_rows, write_rollouts
@@ -187,7 +187,7 @@ class Recorder:
             )
 
 
-def held_out_score(row: Mapping[str, float], config: Config) -> float | None:
+def held_out_score(row: Mapping[str, float], config: Config) -> Score | None:
     """Return the mean, over held-out sets, of the greedy answers' rewards as they are weighted in training.
 
     None in a row of a step that was not evaluated.
@@ -201,7 +201,11 @@ def held_out_score(row: Mapping[str, float], config: Config) -> float | None:
         for each in config.data.eval
     ]
     totals = [sum(parts) for parts in measured if parts]
-    return sum(totals) / len(totals) if totals else None
+    if not totals:
+        return None
+    sets = ", ".join(f"{each.label}: {each.path}" for each in config.data.eval)
+    most = config.eval.max_samples
+    return Score(sum(totals) / len(totals), sets if most is None else f"the first {most} of {sets}")
 
 
 def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, get_args, get_origin, get
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
 from grpo.media.sampling import MediaSettings
+from grpo.run.disk import flush
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +81,8 @@ def write_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -
     file = folder / f"step_{step:06d}.parquet"
     partial_file = file.with_name(f".{file.name}.partial")
     pq.write_table(pa.Table.from_pylist(numbered, _schema(numbered[0])), partial_file, compression="zstd")
+    # A checkpoint is flushed too, and must not know of a step whose rollouts a power failure has cut.
+    flush(partial_file)
     os.replace(partial_file, file)
 
 

@@ -41,7 +41,9 @@ class Moment(NamedTuple):
 
 
 PHASES = {
+    "its media files are listed": Moment("grpo.run.media_files", "MediaFiles.write"),
     "a held-out question is asked": Moment("grpo.evaluation", "Evaluator.run"),
+    "held-out answers are written": Moment("grpo.run.recorder", "Recorder.write_answers", is_after=True),
     "completions are sampled": Moment(
         "grpo.rollout.transformers_engine", "TransformersEngine.generate", call=3
     ),
@@ -57,7 +59,7 @@ PHASES = {
     "it is whole": Moment("grpo.run.checkpoint", "put_in_place"),
     "it is in place": Moment("grpo.run.checkpoint", "put_in_place", is_after=True),
     "the old one is removed": Moment("grpo.run.checkpoint", "_remove_old", is_after=True),
-    "the model is written": Moment("grpo.trainer", "save_final"),
+    "the model is written": Moment("grpo.loop", "save_final"),
     "the model is whole": Moment("grpo.run.final_model", "put_in_place"),
     "the model is in place": Moment("grpo.run.final_model", "put_in_place", is_after=True),
     "a resumed run is loaded": Moment("grpo.run.checkpoint", "restore", is_after=True),
@@ -66,12 +68,18 @@ PHASES = {
 }
 
 
-def kill_at(moment: Moment) -> None:
-    """Let this process be killed at the moment, as often as it comes there."""
+def place_of(moment: Moment) -> tuple[Any, str]:
+    """The module or class that has the moment's function, and the function's name in it."""
     owner: Any = importlib.import_module(moment.module)
     *outer, name = moment.function.split(".")
     for each in outer:
         owner = getattr(owner, each)
+    return owner, name
+
+
+def kill_at(moment: Moment) -> None:
+    """Let this process be killed at the moment, as often as it comes there."""
+    owner, name = place_of(moment)
     function, calls = getattr(owner, name), iter(range(1, moment.call + 1))
 
     def killing(*arguments: Any, **named: Any) -> Any:

@@ -24,7 +24,7 @@ from torch import nn
 from grpo.learner.guards import Guard
 from grpo.run import checkpoint
 from grpo.run.checkpoint import keep_json, keep_weights, restore, save
-from grpo.run.folder import GUARD, best_checkpoint, checkpoint_steps
+from grpo.run.folder import GUARD, Score, best_checkpoint, checkpoint_steps
 from tests.support import tiny
 from tests.support.runs import reset_process_state
 
@@ -151,11 +151,11 @@ def test_a_damaged_checkpoint_does_not_count_among_the_newest(tmp_path: Path, sa
 def test_a_damaged_checkpoint_is_set_aside_and_is_no_longer_the_best(tmp_path: Path) -> None:
     parts = Parts(seed=1)
     for step, score in ((1, 0.5), (2, 0.9)):
-        save(tmp_path, step, parts.accelerator, keep=2, score=score)
+        save(tmp_path, step, parts.accelerator, keep=2, score=Score(score, "set"))
     (tmp_path / "step_000002" / "optimizer.bin").write_bytes(b"")
     assert restore(tmp_path, parts.accelerator) == 1 and best_checkpoint(tmp_path) == 1
     for step, score in ((3, 0.2), (4, 0.1)):
-        save(tmp_path, step, parts.accelerator, keep=1, score=score)
+        save(tmp_path, step, parts.accelerator, keep=1, score=Score(score, "set"))
     assert checkpoint_steps(tmp_path) == [1, 4]
     assert (tmp_path / "step_000002.damaged" / "model.safetensors").exists()
 
@@ -253,9 +253,17 @@ def test_only_finished_checkpoints_count(tmp_path: Path) -> None:
 def test_the_best_held_out_score_is_kept_beside_the_newest(tmp_path: Path) -> None:
     parts = Parts(seed=1)
     for step, score in ((1, 0.2), (2, 0.9), (3, None), (4, 0.9), (5, 0.0), (6, 0.0)):
-        save(tmp_path, step, parts.accelerator, keep=2, score=score)
+        of_set = None if score is None else Score(score, "set")
+        save(tmp_path, step, parts.accelerator, keep=2, score=of_set)
     # Of equals the earlier one: what follows may be ruined.
     assert checkpoint_steps(tmp_path) == [2, 5, 6] and best_checkpoint(tmp_path) == 2
+
+
+def test_scores_of_other_questions_are_not_compared(tmp_path: Path) -> None:
+    parts = Parts(seed=1)
+    for step, score in ((1, Score(0.9, "easy")), (2, Score(0.3, "hard")), (3, Score(0.2, "hard")), (4, None)):
+        save(tmp_path, step, parts.accelerator, keep=1, score=score)
+    assert checkpoint_steps(tmp_path) == [2, 4] and best_checkpoint(tmp_path) == 2
 
 
 def test_the_newest_checkpoint_of_a_run_that_still_learned_is_kept(tmp_path: Path) -> None:

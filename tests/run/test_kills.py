@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.run.kills import kill_in_phases
+from tests.run.kills import PHASES, kill_in_phases, place_of
+
+
+def test_every_phase_that_a_run_is_killed_in_still_exists() -> None:
+    for moment in PHASES.values():
+        owner, name = place_of(moment)
+        assert callable(getattr(owner, name))
 
 
 @pytest.mark.slow

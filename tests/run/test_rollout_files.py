@@ -17,6 +17,7 @@ from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip, MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
+from grpo.run import rollout_files as module
 from grpo.run.rollout_files import (
     num_groups,
     read_rollouts,
@@ -163,6 +164,19 @@ def test_values_that_are_all_missing_keep_their_types(tmp_path: Path) -> None:
     assert schema.field("rewards/keyframe").type == schema.field("total").type == pa.float64()
     assert schema.field("token_ids").type == pa.list_(pa.int32())
     assert schema.field("video").type == pa.string()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[int, list[Path]]] = []
+
+    def flush(file: Path) -> None:
+        flushed.append((file.stat().st_size, [*file.parent.glob("step_*")]))
+
+    monkeypatch.setattr(module, "flush", flush)
+    file = stored(tmp_path, scored(tiny.sample()))
+    assert flushed == [(file.stat().st_size, [])]
 
 
 def test_a_step_without_rollouts_leaves_no_file(tmp_path: Path) -> None:
