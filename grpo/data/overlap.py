@@ -20,7 +20,7 @@ from typing import Literal
 
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
-from grpo.media.identity import ends_digest
+from grpo.media.identity import identity
 from rewards.spelling import folded
 
 Allowed = Literal["nothing", "clips", "questions"]
@@ -143,15 +143,10 @@ def _copies(train: Set[str], held_out: Set[str]) -> dict[str, str]:
     for path in sorted(held_out - train):
         with suppress(OSError):
             for other in by_size.get(os.stat(path).st_size, ()):
-                if _digest(path) == _digest(other):
+                if identity(path)[2] == identity(other)[2]:
                     copy_of[path] = other
                     break
     return copy_of
-
-
-def _digest(path: str) -> str:
-    stat = os.stat(path)
-    return ends_digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 def _words(text: str) -> str:

@@ -36,7 +36,7 @@ from safetensors.numpy import load, save
 
 from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
 from grpo.media.frames import check_exists
-from grpo.media.identity import ends_digest
+from grpo.media.identity import Identity, identity
 from grpo.media.images import choose_images
 from grpo.media.sampling import MediaSettings, PatchShape
 
@@ -57,16 +57,16 @@ logger = logging.getLogger(__name__)
 def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape) -> str:
     """Return a clip's name, the same wherever its files lie; MediaError if one of the files is missing."""
     if source.video is not None:
-        identity: dict[str, Any] = {"file": _identity(source.video)}
+        files: dict[str, Any] = {"file": _identity(source.video)}
     else:
-        chosen, files, clip_end_s = choose_images(source, settings, patches)
+        chosen, paths, clip_end_s = choose_images(source, settings, patches)
         shown = [chosen.shown_s, chosen.sample_fps, clip_end_s]
-        identity = {"files": [_identity(file) for file in files], "shown": shown}
+        files = {"files": [_identity(path) for path in paths], "shown": shown}
     recipe = {
         "version": VERSION,
         # Another decoder or another resize may round differently.
         "libraries": [av.__version__, sorted(av.library_versions.items()), torch.__version__],
-        **identity,
+        **files,
         "part_s": [float(source.start_s), None if source.end_s is None else float(source.end_s)],
         "settings": {field.name: getattr(settings, field.name) for field in fields(MediaSettings)},
         "patches": asdict(patches),
@@ -220,12 +220,10 @@ def _lock(file: BinaryIO, within_s: float) -> None:
         time.sleep(0.002)
 
 
-def _identity(path: str) -> list[Any]:
-    """Return what tells a file from others, whatever it is called."""
+def _identity(path: str) -> Identity:
     check_exists(path)
     try:
-        stat = os.stat(path)
-        return [stat.st_size, stat.st_mtime_ns, ends_digest(path, stat.st_mtime_ns, stat.st_size)]
+        return identity(path)
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
 

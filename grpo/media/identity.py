@@ -1,12 +1,23 @@
-"""The digest that tells a video file from others, wherever it lies and whatever it is called."""
+"""The identity of a media file: what tells it from others, wherever it lies and whatever it is called."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 
 IDENTITY_BYTES = 64 * 1024
 """The bytes of a video's start, and as many of its end, that are read."""
+
+
+Identity = tuple[int, int, str]
+"""A file's size in bytes, its time of change in ns, and a digest of its ends."""
+
+
+def identity(path: str) -> Identity:
+    """Return a file's identity; OSError if it can't be read."""
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns, ends_digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4096)

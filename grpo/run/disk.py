@@ -22,8 +22,15 @@ UNSUPPORTED = (errno.EPERM, errno.EINVAL, errno.ENOTSUP)
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the path to write a file to, which has its own name when the block has ended, and only then."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    yield partial
     flush(partial)
     partial.replace(path)
 

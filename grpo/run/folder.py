@@ -41,6 +41,18 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.manifest_file = self.path / "manifest.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.failures_file = self.path / "failures.jsonl"
+        self.media_file = self.path / "media_files.json"
+        self.bad_rows = self.path / "bad_rows"
+        """The folder of rows that could not be trained on, as `guards.py` stores them."""
+        self.checkpoints = self.path / "checkpoints"
+        self.rollouts = self.path / "rollouts"
+        self.answers = self.path / "answers"
+        """The folder of the answers to held-out questions, in files like those of rollouts."""
+        self.final = self.path / "final"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -63,48 +75,6 @@ class RunDir:
                 with suppress(OSError):
                     self.path.rmdir()
             os.close(handle)
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest_file(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def failures_file(self) -> Path:
-        return self.path / "failures.jsonl"
-
-    @property
-    def media_file(self) -> Path:
-        return self.path / "media_files.json"
-
-    @property
-    def bad_rows(self) -> Path:
-        """The folder of rows that could not be trained on, as `guards.py` stores them."""
-        return self.path / "bad_rows"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def rollouts(self) -> Path:
-        return self.path / "rollouts"
-
-    @property
-    def answers(self) -> Path:
-        """The folder of the answers to held-out questions, in files like those of rollouts."""
-        return self.path / "answers"
-
-    @property
-    def final(self) -> Path:
-        return self.path / "final"
 
     @property
     def final_step(self) -> int | None:

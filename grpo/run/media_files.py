@@ -18,11 +18,9 @@ from pathlib import Path
 
 from grpo.groups import Prompt, Sample
 from grpo.media.clip import Clip, ClipSource, MediaError
-from grpo.media.identity import ends_digest
+from grpo.media.identity import Identity, identity
 from grpo.run.disk import write_text
 
-Identity = tuple[int, int, str]
-"""A file's size in bytes, its time of change in ns, and a digest of its ends."""
 Render = Callable[[Sample, Clip | None], Prompt]
 
 NUM_THREADS = 16
@@ -58,7 +56,7 @@ class MediaFiles:
         new = [path for path in paths if path not in self.known]
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             found = zip(new, pool.map(_identity, new), strict=True)
-            return [(path, identity) for path, identity in found if identity is not None]
+            return [(path, its) for path, its in found if its is not None]
 
     def lost(self, paths: Sequence[str]) -> set[str]:
         """Return those of these files that the run has known, and that are gone or others now."""
@@ -111,11 +109,10 @@ def all_files(samples: Iterable[Sample]) -> list[str]:
 def _identity(path: str) -> Identity | None:
     """Return a file's identity, or that of a folder's list of names and sizes; None if it can't be read."""
     try:
-        stat = os.stat(path)
         if not os.path.isdir(path):
-            return stat.st_size, stat.st_mtime_ns, ends_digest(path, stat.st_mtime_ns, stat.st_size)
+            return identity(path)
         entries = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path))
         digest = hashlib.blake2b(json.dumps(entries).encode(), digest_size=16).hexdigest()
-        return len(entries), stat.st_mtime_ns, digest
+        return len(entries), os.stat(path).st_mtime_ns, digest
     except OSError:
         return None

@@ -7,7 +7,6 @@ used. `rollout_rows` and `read_rollouts` are each other's inverse.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, get_args, get_origin, get
 from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
 from grpo.media.sampling import MediaSettings
-from grpo.run.disk import flush
+from grpo.run.disk import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,11 +78,9 @@ def write_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -
         group += row["rollout"] == 0
         numbered.append({"step": step, "group": group, **row})
     file = folder / f"step_{step:06d}.parquet"
-    partial_file = file.with_name(f".{file.name}.partial")
-    pq.write_table(pa.Table.from_pylist(numbered, _schema(numbered[0])), partial_file, compression="zstd")
     # A checkpoint is flushed too, and must not know of a step whose rollouts a power failure has cut.
-    flush(partial_file)
-    os.replace(partial_file, file)
+    with whole_file(file) as partial_file:
+        pq.write_table(pa.Table.from_pylist(numbered, _schema(numbered[0])), partial_file, compression="zstd")
 
 
 def rollout_files(folder: Path) -> dict[int, Path]:

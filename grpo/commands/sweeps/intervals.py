@@ -11,7 +11,6 @@ bootstrap of three differences is their range, which covers the true difference 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
+
+from grpo.run.disk import whole_file
 
 Interval = tuple[float, float]
 
@@ -130,10 +131,9 @@ def draw_arms(points: pd.DataFrame, metrics: Sequence[str], arms: Sequence[str],
         panel.set(title=metric, xlabel="step", ylabel="mean, and range over seeds")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)
-    os.replace(partial, path)
 
 
 def curves_of(points: pd.DataFrame, metric: str, arm: str) -> pd.DataFrame:
