@@ -17,7 +17,7 @@ from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
 from grpo.media.clip import Clip, MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
-from grpo.run import rollout_files as module
+from grpo.run import disk
 from grpo.run.rollout_files import (
     num_groups,
     read_rollouts,
@@ -174,7 +174,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
     def flush(file: Path) -> None:
         flushed.append((file.stat().st_size, [*file.parent.glob("step_*")]))
 
-    monkeypatch.setattr(module, "flush", flush)
+    monkeypatch.setattr(disk, "flush", flush)
     file = stored(tmp_path, scored(tiny.sample()))
     assert flushed == [(file.stat().st_size, [])]
 
