@@ -13,6 +13,7 @@ from grpo.evaluation import Evaluator
 from grpo.run import checkpoint
 from grpo.run.final_model import save_final
 from grpo.run.folder import RunDir, Score
+from grpo.run.model_inputs import ModelInputs
 from grpo.run.progress import under_way
 from grpo.run.recorder import held_out_score
 from grpo.run.stopping import Stopped, StopRequest
@@ -49,6 +50,7 @@ class Loop:
             trainer.learner.policy,
             dtype=getattr(torch, config.checkpoint.final_dtype),
             step=max(last_step, config.num_steps),
+            inputs=ModelInputs.of(config),
             writes=trainer.accelerator.is_main_process,
         )
         trainer.recorder.draw()

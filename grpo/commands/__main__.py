@@ -19,6 +19,8 @@ COMMANDS = {
     "sweep": ("grpo.commands.sweeps.command", "an ablation: arms x seeds from one file to one table"),
     "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
     "export": ("grpo.commands.export", "average two models' weights (WiSE-FT)"),
+    "ask": ("grpo.commands.ask", "ask a model about a video"),
+    "serve": ("grpo.commands.serve", "serve a model with vLLM, as it was trained"),
 }
 """What can be asked for: the module whose `main(arguments)` does it and gives the exit status, and what it is for."""
 
@@ -35,8 +37,7 @@ egogrpo: GRPO for video vision-language models. What one can do:
             --help lists every setting. Typed again, it goes on. It leaves
             metrics.jsonl, curves.png, rollouts/, checkpoints/ and final/ (a
             model folder) in its run_dir.
-  try out   make demo
-            trains a small model on clips made for it: minutes, no GPU, no data.
+  try out   make demo: a small model on clips made for it, in minutes, no GPU
 
 and beside a training run, as `egogrpo COMMAND` (its --help says more):
 

@@ -59,8 +59,8 @@ def to_config(layers: Sequence[DictConfig]) -> Config:
     return config
 
 
-def to_layer(config: Config) -> DictConfig:
-    """All settings of a config, in which what it says literally is not filled in once more."""
+def to_layer(config: Any) -> DictConfig:
+    """All settings of a config, or of another dataclass, in which what it says literally is not filled in once more."""
     return cast(DictConfig, OmegaConf.create(_escaped(asdict(config))))
 
 

@@ -19,8 +19,11 @@ NEEDED = {
 }
 """What there has to be beside the weights, with the files that it may be in."""
 
+INPUTS = "inputs.json"
+"""The file of a saved model that says how it is asked (`run/model_inputs.py`)."""
+
 DESCRIPTION = re.compile(
-    r"(config|generation_config|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*processor_config)"
+    r"(config|generation_config|inputs|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*processor_config)"
     r"\.(json|jinja|txt|model)|LICENSE.*"
 )
 """The names of what a model folder holds beside weights and notes."""

@@ -13,16 +13,24 @@ from grpo.policy.model import Policy
 from grpo.policy.sharding import whole
 from grpo.run.disk import disk_errors, put_in_place
 from grpo.run.folder import TRAINING
+from grpo.run.model_inputs import ModelInputs
 
 
 def save_final(
-    folder: Path, policy: Policy, *, dtype: torch.dtype, step: int | None = None, writes: bool = True
+    folder: Path,
+    policy: Policy,
+    *,
+    dtype: torch.dtype,
+    step: int | None = None,
+    inputs: ModelInputs | None = None,
+    writes: bool = True,
 ) -> None:
     """Save the model with tokenizer and processor, as `from_pretrained` and vLLM load them.
 
     With LoRA its weights are merged, and `folder/adapter` holds the adapters alone, for peft. Where weights are
     sharded, all processes must call it, since they gather them together; one of them writes. step: the last step of
-    the run whose model it is; None for a model that is no run's.
+    the run whose model it is; None for a model that is no run's. inputs: how the model is asked; None: as the model is
+    that it comes from.
     """
     weights: dict[str, torch.Tensor] = {}
     for name, weight in policy.named_weights(dtype):
@@ -38,6 +46,8 @@ def save_final(
         _set_dtype(partial / "config.json", dtype)
         if policy.has_adapters:
             save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)
+        if inputs is not None:
+            inputs.write(partial)
         if step is not None:
             facts = {"step": step, "base": policy.family.path}
             (partial / TRAINING).write_text(json.dumps(facts, indent=2) + "\n")

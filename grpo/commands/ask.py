@@ -1,0 +1,242 @@
+"""A question to a model about a video: its reasoning, the moments that it cites, and its answer.
+
+    egogrpo ask MODEL VIDEO "QUESTION" [--option TEXT ...] [key=value ...]
+
+The clip is sampled and the prompt written as in the model's training, and the answer is the likeliest one (greedy).
+Without `--server` the model is loaded here: by transformers, which starts in a fraction of vLLM's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from grpo.groups import Prompt, Rollout, Sample, Task
+from grpo.learner.launching import compute_dtype, on_gpu, quiet_libraries
+from grpo.media.clip import Clip, ClipSource
+from grpo.media.reading import read_source
+from grpo.policy.families import ModelFamily, load_family
+from grpo.policy.model import Policy
+from grpo.policy.model_folder import check_weights, find_model_folder
+from grpo.rollout import Sampling
+from grpo.rollout.server_client import ServerClient
+from grpo.run.model_inputs import ModelInputs, read_inputs
+from grpo.run.progress import under_way
+from rewards.parsing import ANSWER, KEYFRAMES, THINK, only_block, read_letter, read_moments
+
+SERVER_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A completion as its tags divide it; None for a part that is missing or can't be read."""
+
+    text: str
+    reasoning: str | None
+    moments_s: list[tuple[float, float]] | None
+    """The cited moments as spans, in seconds from the clip's start."""
+    answer: str | None
+    option: str | None
+    """The text of the option that the answer names."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Ask the question and print the answer; the exit status."""
+    arguments = _parser().parse_intermixed_args(argv)
+    quiet_libraries()
+    try:
+        family = load_family(arguments.model, seconds_dtype=compute_dtype())
+        inputs = read_inputs(family.path, arguments.settings)
+        prompt = prompt_of(sample_of(arguments), family, inputs)
+        with under_way("answering", is_shown=sys.stderr.isatty()):
+            rollout = complete(prompt, family, inputs, server=arguments.server)
+        answer = read_answer(rollout)
+        frames = save_frames(prompt, answer, arguments.frames) if arguments.frames else []
+    except (ValueError, OSError) as error:
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(as_record(prompt, answer, frames), ensure_ascii=False))
+    else:
+        print(*lines_of(prompt, answer, frames), sep="\n")
+    return 0
+
+
+def sample_of(arguments: argparse.Namespace) -> Sample:
+    """Return the question of a command line."""
+    if arguments.end is not None and arguments.end <= arguments.start:
+        raise ValueError(f"--end {arguments.end:g} must be above --start {arguments.start:g}")
+    return Sample(
+        id="question",
+        question=arguments.question,
+        answer="",
+        task=arguments.task or ("choice" if arguments.option else "open"),
+        source="the command line",
+        options=tuple(arguments.option),
+        clip_source=ClipSource(video=arguments.video, start_s=arguments.start, end_s=arguments.end),
+    )
+
+
+def prompt_of(sample: Sample, family: ModelFamily, inputs: ModelInputs) -> Prompt:
+    """Return the question as the model was asked in training; raise ValueError if it is too long or has no clip."""
+    assert sample.clip_source is not None
+    clip = read_source(sample.clip_source, settings=inputs.media, patches=family.patches)
+    prompt = family.render(sample, clip, **inputs.wording)
+    if len(prompt.token_ids) > inputs.max_prompt_tokens:
+        raise ValueError(
+            f"{sample.clip_source.path}: the prompt has {len(prompt.token_ids)} tokens, and "
+            f"rollout.max_model_tokens={inputs.rollout.max_model_tokens} leaves room for {inputs.max_prompt_tokens}; "
+            "media.max_tokens=... takes fewer or smaller frames, --end less of the video"
+        )
+    return prompt
+
+
+def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server: str | None) -> Rollout:
+    """Return the model's likeliest completion, from a server or computed here."""
+    greedy = Sampling(group_size=1, max_new_tokens=inputs.rollout.max_new_tokens, temperature=0.0)
+    if server is not None:
+        client = ServerClient(server, family, timeout_s=SERVER_TIMEOUT_S)
+        return client.generate(prompt, greedy, seed=0).rollouts[0]
+    check_weights(find_model_folder(family.path))
+    if family.has_sliding_windows:
+        return _complete_by_vllm(prompt, family, inputs, greedy)
+    from grpo.rollout.transformers_engine import TransformersEngine
+
+    policy = Policy(family.load_model(compute_dtype()), family, temperature=1.0)
+    policy = policy.to("cuda" if on_gpu() else "cpu").eval()
+    engine = TransformersEngine(policy, dtype=compute_dtype())
+    return engine.generate([prompt], greedy, [0])[0].rollouts[0]
+
+
+def _complete_by_vllm(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, greedy: Sampling) -> Rollout:
+    """Return a completion of a model that the transformers engine can't run."""
+    from grpo.rollout.vllm_engine import VLLMEngine
+
+    with torch.device("meta"):
+        outline = Policy(family.outline(), family, temperature=1.0)
+    length = inputs.rollout.max_model_tokens
+    engine = VLLMEngine(outline, seed=0, max_model_tokens=length, gpu_memory_frac=0.9, dtype=compute_dtype())
+    try:
+        return engine.generate([prompt], greedy, [0])[0].rollouts[0]
+    finally:
+        engine.close()
+
+
+def read_answer(rollout: Rollout) -> Answer:
+    """Return a completion divided by its tags."""
+    blocks = {tag: only_block(rollout.text, tag) for tag in (THINK, KEYFRAMES, ANSWER)}
+    answer, cited, options = blocks[ANSWER], blocks[KEYFRAMES], rollout.sample.options
+    letter = read_letter(answer, options) if options and answer is not None else None
+    return Answer(
+        text=rollout.text,
+        reasoning=_stripped(blocks[THINK]),
+        moments_s=read_moments(cited) if cited is not None else None,
+        answer=letter or _stripped(answer),
+        option=options[ord(letter) - ord("A")] if letter else None,
+    )
+
+
+def save_frames(prompt: Prompt, answer: Answer, folder: Path) -> list[Path]:
+    """Write the frames that the model saw at the cited moments, each named by its second in the file."""
+    clip = prompt.clip
+    assert clip is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index in cited_frames(clip, answer.moments_s or []):
+        paths.append(folder / f"{_file_second(prompt, clip.times_s[index]):08.2f}s.png")
+        Image.fromarray(clip.frames_FHWC[index]).save(paths[-1])
+    return paths
+
+
+def cited_frames(clip: Clip, moments_s: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the frames within the cited spans; of one without a frame, the frame that is nearest.
+
+    A moment outside the clip has none.
+    """
+    times = np.array(clip.times_s)
+    found: set[int] = set()
+    for start_s, end_s in moments_s:
+        if end_s < 0 or start_s > clip.duration_s:
+            continue
+        inside = np.flatnonzero((times >= start_s) & (times <= end_s)).tolist()
+        found |= {*(inside or [int(np.abs(times - (start_s + end_s) / 2).argmin())])}
+    return sorted(found)
+
+
+def lines_of(prompt: Prompt, answer: Answer, frames: Sequence[Path]) -> Iterator[str]:
+    """Yield what is printed: each part that the prompt asks for, then files; all text where a part can't be read."""
+    answered = f"{answer.answer} ({answer.option})" if answer.option else answer.answer
+    parts = {THINK: ("reasoning", answer.reasoning), KEYFRAMES: ("moments", _times(prompt, answer))}
+    parts[ANSWER] = ("answer", answered)
+    asked = [parts[tag] for tag in prompt.tags if tag in parts]
+    for name, content in asked:
+        yield f"{name + ':':<11}{'(none that can be read)' if content is None else content}"
+    if any(content is None for _, content in asked):
+        yield f"the text:  {answer.text}"
+    yield from (f"frame:     {path}" for path in frames)
+
+
+def as_record(prompt: Prompt, answer: Answer, frames: Sequence[Path]) -> dict[str, Any]:
+    """Return what `--json` prints, with times on the file's clock."""
+    moments = answer.moments_s
+    return {
+        "answer": answer.answer,
+        "option": answer.option,
+        "moments_s": moments and [[_file_second(prompt, time_s) for time_s in span] for span in moments],
+        "reasoning": answer.reasoning,
+        "text": answer.text,
+        "frames": [str(path) for path in frames],
+    }
+
+
+def _times(prompt: Prompt, answer: Answer) -> str | None:
+    """Return the cited moments as minutes and seconds of the file, which a player shows."""
+    if answer.moments_s is None:
+        return None
+    spans = [
+        dict.fromkeys(_clock(_file_second(prompt, time_s)) for time_s in span) for span in answer.moments_s
+    ]
+    return ", ".join("-".join(span) for span in spans)
+
+
+def _file_second(prompt: Prompt, time_s: float) -> float:
+    source = prompt.sample.clip_source
+    return round(time_s + (source.start_s if source else 0.0), 3)
+
+
+def _clock(time_s: float) -> str:
+    minutes, seconds = divmod(abs(time_s), 60)
+    return f"{'-' if time_s < 0 else ''}{int(minutes)}:{seconds:04.1f}"
+
+
+def _stripped(text: str | None) -> str | None:
+    return text.strip() if text is not None else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="egogrpo ask", description="Ask a model about a video.")
+    parser.add_argument("model", metavar="MODEL", help="a run's final/, a model folder, or a cached hub name")
+    parser.add_argument("video", metavar="VIDEO", help="a video file")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*", help="as media.max_frames=64 prompt.tags=[answer]"
+    )
+    parser.add_argument(
+        "--option", metavar="TEXT", action="append", default=[], help="a choice; once for each"
+    )
+    parser.add_argument("--start", metavar="S", type=float, default=0.0, help="the second the clip starts at")
+    parser.add_argument("--end", metavar="S", type=float, help="the second it ends at; else the video's end")
+    parser.add_argument("--task", choices=get_args(Task), help="the kind of answer; else a choice or open")
+    parser.add_argument("--frames", metavar="DIR", type=Path, help="write the cited frames there, as PNG")
+    parser.add_argument("--server", metavar="URL", help="ask a server that egogrpo serve has started")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

@@ -1,0 +1,94 @@
+"""A model behind vLLM's OpenAI-compatible server, with the media and sampling settings that it was trained with.
+
+    egogrpo serve MODEL [key=value ...] [-- FLAG ...]
+
+MODEL is a run's final/, any model folder, or a hub name that is in the local cache. What stands behind `--` goes to
+vLLM as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from grpo.learner.launching import compute_dtype, on_gpu
+from grpo.policy.families import load_family
+from grpo.policy.model_folder import check_weights, find_model_folder
+from grpo.rollout.server_flags import KEY_VARIABLE, LOOPBACK, MODULE, server_environment, server_flags
+from grpo.run.model_inputs import read_inputs
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the model and the port, and become vLLM's server; the exit status, if there is a mistake."""
+    own, rest = _divided(argv)
+    arguments = _parser().parse_intermixed_args(own)
+    try:
+        command, environment = command_of(arguments, rest)
+        if arguments.print:
+            print(
+                " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)])
+            )
+            return 0
+        check_start(arguments.host, arguments.port)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 1
+    os.execve(sys.executable, [sys.executable, *command[1:]], {**os.environ, **environment})
+
+
+def command_of(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the command that starts the server, and what it adds to the environment.
+
+    Raises ValueError for a model or a setting that can't be.
+    """
+    family = load_family(arguments.model)
+    check_weights(find_model_folder(family.path))
+    inputs = read_inputs(family.path, arguments.settings)
+    dtype = str(compute_dtype()).removeprefix("torch.")
+    flags = server_flags(
+        family.path, inputs, dtype=dtype, on_gpu=on_gpu(), host=arguments.host, port=arguments.port
+    )
+    return ["python", "-m", MODULE, *flags, *rest], server_environment(on_gpu=on_gpu())
+
+
+def check_start(host: str, port: int) -> None:
+    """Raise ValueError unless vLLM is installed, the port is free, and strangers who reach it need a key."""
+    if find_spec("vllm") is None:
+        raise ValueError("vllm is not installed")
+    if host not in LOOPBACK and not os.environ.get(KEY_VARIABLE):
+        raise ValueError(f"--host {host} listens beyond this machine, which wants a key: set {KEY_VARIABLE}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ValueError(f"--port {port} on {host}: {error.strerror or error}; another --port?") from error
+
+
+def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before and behind `--`."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return [*argv[:at]], [*argv[at + 1 :]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="egogrpo serve",
+        description="Serve a model with vLLM, as it was trained. What stands behind -- goes to vLLM.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run's final/, a model folder, or a cached hub name")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*", help="other settings, as media.max_frames=64"
+    )
+    parser.add_argument(
+        "--host", default=LOOPBACK[0], help=f"beyond this machine only with {KEY_VARIABLE} set"
+    )
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--print", action="store_true", help="show the command and its flags; start nothing")
+    return parser
