@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from grpo.config.load import read_config
 from grpo.run.folder import read_rows
+from grpo.run.model_inputs import ModelInputs, read_inputs
 from tests.support import tiny
 from tests.support.launched import run_in_two
 from tests.support.runs import SMALL, close, data, repeatable, run, weights
@@ -46,6 +48,7 @@ def test_a_run_leaves_everything_about_itself_in_its_folder(reference_run: Refer
         "final", "curves.png",
     }  # fmt: skip
     assert len({file.stat().st_mode for file in folder.rglob("*") if file.is_file()}) == 1
+    assert read_inputs(str(folder / "final")) == ModelInputs.of(read_config(folder / "config.yaml"))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["packages"]["torch"] == torch.__version__ and len(manifest["data"]) == 2
 

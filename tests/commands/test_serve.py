@@ -156,6 +156,8 @@ def test_a_video_that_can_not_be_read_is_refused(server: httpx.Client, model: Pa
 
 @pytest.mark.slow
 def test_the_command_ends_in_one_line_where_vllm_is_told_nonsense(model: Path) -> None:
-    command = [sys.executable, "-m", "grpo.commands", "serve", str(model), "media.frames=4"]
+    command = [sys.executable, "-m", "grpo.commands", "serve", str(model), "media.max_frams=4"]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Key 'frames'" in done.stderr
+    assert (
+        done.returncode == 1 and done.stderr.count("\n") == 1 and "no setting media.max_frams" in done.stderr
+    )

@@ -54,7 +54,7 @@ def test_a_model_that_does_not_say_it_is_shown_clips_that_leave_room_for_the_que
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("media.frames=4", "Key 'frames' not in 'MediaSettings'"),
+        ("media.max_frams=4", "no setting media.max_frams; did you mean media.max_frames?"),
         ("optim.lr=1", "Key 'optim' not in 'ModelInputs'"),
         ("media.max_frames=few", "media.max_frames"),
         ("media.max_frames=0", "media.max_frames must be at least 2, not 0"),
