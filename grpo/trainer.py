@@ -16,8 +16,7 @@ What this GRPO is, unless a config says otherwise; each choice is said again at 
   clipped, and the logged loss says nothing of progress: it only tells whether longer completions have the lower
   advantages. Its gradient is what moves the weights.
 - There is no KL term and so no reference, and no entropy bonus.
-- Engine and learner compute slightly different probabilities. A completion is weighted by the ratio of the two, and
-  left out if it is above 3.
+- Engine and learner compute slightly different probabilities. A token is weighted by the ratio of the two, cut at 3.
 - A completion that was cut off at the token limit is scored and trained on as any other.
 """
 
