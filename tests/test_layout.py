@@ -28,7 +28,7 @@ FLOORS = (
     {"grpo.benchmarks"},
     {"grpo.learner", "grpo.data"},
     {"grpo.demo"},
-    {"grpo.rollout"},
+    {"grpo.rollout", "grpo.report"},
     {"grpo.feed", "grpo.run"},
     {"grpo.policy"},
     {"grpo.config"},

@@ -110,6 +110,14 @@ def read_texts(file: Path, rows: Sequence[int]) -> list[dict[str, Any]]:
     return _read_table(file, columns).take(list(rows)).to_pylist()
 
 
+def read_columns(file: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of those of the columns that a file has."""
+    import pyarrow.parquet as pq
+
+    present = [name for name in names if name in pq.read_schema(file).names]
+    return _read_table(file, present).to_pydict() if present else {}
+
+
 def num_groups(file: Path) -> int:
     """Return the number of groups in a file."""
     return _read_table(file, ["rollout"]).column("rollout").to_pylist().count(0)
