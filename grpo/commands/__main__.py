@@ -17,7 +17,10 @@ COMMANDS = {
     "check": ("grpo.commands.check", "try a reward out: FILE.py:FN, package.module:FN, a name"),
     "annotate": ("grpo.commands.annotate", "give data without key moments those of a CLIP-like model"),
     "sweep": ("grpo.commands.sweeps.command", "an ablation: arms x seeds from one file to one table"),
-    "report": ("grpo.commands.report", "show runs as a web page: curves, and every completion with its frames"),
+    "report": (
+        "grpo.commands.report",
+        "show runs as a web page: curves, and every completion with its frames",
+    ),
     "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
     "export": ("grpo.commands.export", "average two models' weights (WiSE-FT)"),
     "ask": ("grpo.commands.ask", "ask a model about a video"),

@@ -78,7 +78,9 @@ class RunFollower:
         known = {step for of, step in self.stamps if of == kind}
         if gone := known - files.keys():
             yield {"forget": self.number, "what": kind, "after": min(gone) - 1}
-            self.stamps = {key: each for key, each in self.stamps.items() if key[0] != kind or key[1] < min(gone)}
+            self.stamps = {
+                key: each for key, each in self.stamps.items() if key[0] != kind or key[1] < min(gone)
+            }
         for step, file in files.items():
             stat = file.stat()
             stamp = (stat.st_mtime_ns, stat.st_size)
@@ -124,7 +126,9 @@ class GrowingFile:
         if is_same:
             self.seen += marks
             return None, finite(rows)
-        num_kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.seen, marks, strict=False)))
+        num_kept = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.seen, marks, strict=False))
+        )
         lost = [step for step, _ in self.seen[num_kept:]]
         self.seen = marks
         if not lost:

@@ -92,7 +92,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.server.report.write_clip(file.stem)
         return file if file.suffix in TYPES and file.is_file() else None
 
-    def _send(self, status: HTTPStatus, content: bytes, suffix: str, also: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: HTTPStatus, content: bytes, suffix: str, also: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in {**HEADERS, **(also or {})}.items():
             self.send_header(name, value)

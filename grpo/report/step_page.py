@@ -83,12 +83,13 @@ def columns_of(
     names = {name: None for scored in groups for name in scored.table.columns}
     parts = {name: None for scored in groups for name in scored.table.parts}
     raw = {name: _column(groups, lambda scored, name=name: scored.table.columns[name]) for name in names}
+    judged = raw.get("accuracy", [None] * len(rollouts))
     return {
         "total": _column(groups, lambda scored: scored.table.totals),
         "advantage": _column(groups, lambda scored: scored.advantages),
         "tokens": [len(rollout.token_ids) for rollout in rollouts],
         "stopped": [int(rollout.stopped) for rollout in rollouts],
-        "right": [is_right(rollout, value) for rollout, value in zip(rollouts, raw.get("accuracy", rollouts), strict=True)],
+        "right": [is_right(each, value) for each, value in zip(rollouts, judged, strict=True)],
         "answer": [(answer_of(rollout) or "")[:ANSWER_CHARACTERS] for rollout in rollouts],
         "logp": [short(float(np.mean(each.logprobs))) if each.logprobs else None for each in rollouts],
         "gap": [gap_of(rollout, each) for rollout, each in zip(rollouts, learner, strict=True)],
@@ -122,8 +123,7 @@ def group_page(
         "gates": _gates(scored, specs),
         "counterfactuals": [{"frames": frames, "answers": answers} for frames, answers in others],
         "completions": [
-            _completion(scored, index, learner[index], others)
-            for index in range(len(scored.group.rollouts))
+            _completion(scored, index, learner[index], others) for index in range(len(scored.group.rollouts))
         ],
     }
 
@@ -155,7 +155,11 @@ def _gates(scored: ScoredGroup, specs: Mapping[str, RewardSpec]) -> dict[str, An
     columns = scored.table.columns
     gated = {name: spec for name, spec in specs.items() if name in columns and conditions_of(name, spec)}
     return {
-        name: {"only_if": spec.only_if, "only_unless": spec.only_unless, "open": gates_open(name, spec, columns)}
+        name: {
+            "only_if": spec.only_if,
+            "only_unless": spec.only_unless,
+            "open": gates_open(name, spec, columns),
+        }
         for name, spec in gated.items()
         if all(gate.reward in columns for gate in conditions_of(name, spec).values())
     }
@@ -171,7 +175,10 @@ def _distinct_counterfactuals(rollouts: Iterable[Rollout]) -> list[tuple[str, li
 
 def _counterfactuals(rollout: Rollout) -> list[tuple[str, list[dict[str, Any]]]]:
     return [
-        (frames, [{"text": each.text, "answer": answer_of(each), "right": is_right(each)} for each in several])
+        (
+            frames,
+            [{"text": each.text, "answer": answer_of(each), "right": is_right(each)} for each in several],
+        )
         for frames, several in rollout.counterfactuals.items()
     ]
 

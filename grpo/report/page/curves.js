@@ -4,7 +4,10 @@
 /** Panels by subject, in order: the figures whose names match, and what a click on one asks for. */
 const SUBJECTS = [
   { title: "Rewards and held-out scores", isOpen: true, panels: rewardPanels },
-  { title: "Who is paid", isOpen: true, panels: payPanels, note: "From the stored completions. Where wrong answers earn as much of a reward as right ones, or more, that reward does not ask for what is right." },
+  {
+    title: "Who is paid", isOpen: true, panels: payPanels,
+    note: "What each reward adds to the totals of right answers (solid) and of wrong ones (dotted), in the stored completions. A reward that pays wrong answers as well as right ones, or better, is one that a policy can live on without being right.",
+  },
   { title: "Completions and groups", isOpen: true, match: /^(completion|groups)\// },
   { title: "Policy and update", isOpen: true, match: /^(policy\/|optim\/|loss$)/ },
   { title: "Engine against learner", match: /^sampler\// },
@@ -15,6 +18,8 @@ const SUBJECTS = [
   { title: "Memory and clips", match: /^(memory|media)\// },
 ];
 
+/** Beyond so many lines, their last values are no longer beside a panel's title. */
+const MANY_LINES = 4;
 const PANEL_PX = { width: 340, height: 172 };
 let drawn = { key: "", charts: [] };
 
@@ -85,10 +90,10 @@ function payPanels() {
   for (const name of table.names.filter((each) => each.startsWith("part/"))) {
     const lines = runs.flatMap((run) => ["right", "wrong"].map((side) => ({
       label: `${run.name}: ${side}`, run: run.number, points: perRun.get(run.number).paid[name][side],
-      dash: side === "wrong" ? [2, 3] : undefined, stroke: runs.length === 1 ? side : undefined,
+      dash: side === "wrong" ? [2, 3] : undefined, stroke: runs.length === 1 ? side : undefined, name: runs.length === 1 ? side : "",
     })));
     panels.push({
-      title: `${name.slice(5)} pays right, wrong`, hint: `what ${name.slice(5)} adds to the total, on average: solid for right answers, dotted for wrong ones`,
+      title: `${name.slice(5)} adds`, hint: `what ${name.slice(5)} adds to the total, on average: solid for right answers, dotted for wrong ones`,
       lines, opens: { kind: "rollouts", show: "wrong", sort: `-raw/${name.slice(5)}` },
     });
   }
@@ -170,9 +175,10 @@ function strokeOf(line) {
 }
 
 function legend(lines) {
+  if (lines.length > MANY_LINES) return null;
   return el("span", { class: "legend" }, ...lines.map((line) => el("span", {
     class: "key" + (line.dash ? " dashed" : ""), style: { "--key": strokeOf(line) }, title: line.label,
-    text: number(line.points[line.points.length - 1][1]),
+    text: `${line.name || ""} ${number(line.points[line.points.length - 1][1])}`,
   })));
 }
 

@@ -13,9 +13,9 @@ function listColumns(table) {
     { name: "", label: "question", of: (row) => sampleOf(table, row) },
     { name: "right", label: "answer", of: (row) => answerCell(table, row) },
     { name: "tokens", label: "tok", of: (row) => tokensCell(table, row) },
-    ...raws.map((name) => ({ name, label: columnLabel(name), of: (row) => heatCell(table.columns[name][row], rangeOf(table, name)) })),
     { name: "total", label: "total", of: (row) => number(table.columns.total[row]) },
     { name: "advantage", label: "adv", of: (row) => advantageCell(table.columns.advantage[row]) },
+    ...raws.map((name) => ({ name, label: columnLabel(name), of: (row) => heatCell(table.columns[name][row], rangeOf(table, name)) })),
   ];
 }
 
@@ -76,8 +76,8 @@ function showList() {
   const { table, rows } = selection();
   const columns = listColumns(table);
   const list = byId("list");
-  byId("listing").style.setProperty("--columns", ["10px", "3.2rem", "minmax(7rem, 1fr)", "4.6rem", "3rem",
-    ...columns.slice(4, -2).map(() => "4.2rem"), "3.4rem", "4rem"].join(" "));
+  byId("listing").style.setProperty("--columns", ["10px", "2.4rem", "minmax(5.6rem, 1fr)", "3.9rem", "2.7rem", "2.7rem", "3.5rem",
+    ...columns.slice(6).map(() => "3.1rem")].join(" "));
   byId("head").replaceChildren(el("span", {}), ...columns.map(headCell));
   byId("spacer").style.height = `${Math.min(MAX_PX, rows.length * ROW_PX)}px`;
   list.dataset.rows = rows.length;

@@ -103,7 +103,7 @@ function showFilters() {
   const { table, rows } = selection();
   const bar = byId("filters");
   const focused = document.activeElement && bar.contains(document.activeElement) ? document.activeElement.name : null;
-  bar.replaceChildren(
+  bar.replaceChildren(...[
     kindSwitch(),
     el("div", { class: "chips", role: "group", "aria-label": "What to show" }, ...Object.entries(SHOWS).map(showChip)),
     el("span", { class: "grow" }),
@@ -112,8 +112,8 @@ function showFilters() {
     categorySelect(table),
     el("output", { class: "count", text: countText(rows.length, table.length) }),
     el("button", { class: "quiet", text: "Clear", title: "Take all filters away", hidden: isFiltered() ? null : "", on: { click: () => go(NO_FILTER) } }),
-  );
-  for (const name of Object.keys(state.bins)) bar.append(binChip(name));
+    ...Object.keys(state.bins).map(binChip),
+  ].filter(Boolean));
   if (focused) {
     const again = bar.querySelector(`[name="${focused}"]`);
     if (again) { again.focus(); if (again.setSelectionRange) again.setSelectionRange(again.value.length, again.value.length); }

@@ -1,7 +1,8 @@
 "use strict";
 // A clip as a film strip: the frames that the model saw, their times, and the moments that are annotated and cited.
 
-const FRAME_PX = { height: 72, most: 128 };
+/** Frames are as large as lets the whole clip be seen, within limits; a long clip is moved sideways. */
+const FRAME_PX = { least: 44, most: 104 };
 
 /** The strip of a clip. `annotated`: spans in seconds; `cited`: for each completion its label and its spans. */
 function filmStrip(clip, annotated, cited = []) {
@@ -20,14 +21,16 @@ function filmStrip(clip, annotated, cited = []) {
       el("span", { text: `${clip.times.length} frames of ${clip.size[0]}×${clip.size[1]} px, ${seconds(clip.duration)}, ${number(clip.fps)} per second` }),
       annotated.length ? el("span", { class: "key-annotated", text: `annotated ${annotated.map(spanText).join(", ")}` }) : null,
       pointing.length ? el("span", { class: "key-cited", text: "cited, a line for each completion" }) : null,
-      el("span", { class: "path", text: clip.path, title: clip.path })),
+      el("span", { class: "path", text: clip.path.split("/").pop(), title: clip.path })),
     reason ? el("p", { class: "problem", text: `No pictures: ${reason}` }) : checked,
     el("div", { class: "scroll" }, inner));
 }
 
 function frameSize(clip) {
   const [width, height] = clip.thumbnail;
-  const scale = Math.min(FRAME_PX.height / height, FRAME_PX.most / width);
+  const room = (byId("viewer").clientWidth || 800) - 60;
+  const wanted = Math.min(FRAME_PX.most, Math.max(FRAME_PX.least, Math.floor(room / clip.times.length)));
+  const scale = wanted / Math.max(width, height);
   return { width: Math.round(width * scale), height: Math.round(height * scale) };
 }
 

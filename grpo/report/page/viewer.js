@@ -19,9 +19,16 @@ async function showViewer() {
 function markCompletion() {
   for (const card of document.querySelectorAll("#viewer article:first-child .completion")) {
     const isHere = card.dataset.completion === state.completion;
-    if (isHere && !card.classList.contains("here")) card.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (isHere && !card.classList.contains("here")) bringIntoView(card);
     card.classList.toggle("here", isHere);
   }
+}
+
+/** Move the row of completions sideways until a card is in it, and leave the rest where it is. */
+function bringIntoView(card) {
+  const row = card.parentElement;
+  const left = card.offsetLeft - row.offsetLeft;
+  if (left < row.scrollLeft || left + card.offsetWidth > row.scrollLeft + row.clientWidth) row.scrollLeft = left - 8;
 }
 
 async function groupView(key, isBeside) {
