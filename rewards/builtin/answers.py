@@ -166,7 +166,12 @@ def relative_accuracy(rollout: Rollout, *, latex: bool = True) -> float | None:
     """VSI-Bench's mean relative accuracy (arXiv 2412.14171, section 3.3): the share of the ten thresholds
     t = 0.5, 0.55, ... 0.95 with |given - right| / |right| < 1 - t. 0 to 1; None as for `regression`."""
     error = _regression_error(rollout, latex)
-    return None if error is None else sum(error < Fraction(k, 20) for k in range(1, 11)) / 10
+    return None if error is None else share_of_thresholds(error)
+
+
+def share_of_thresholds(error: Fraction) -> float:
+    """The share of 0.5, 0.45, ... 0.05 that a relative error is below."""
+    return sum(error < Fraction(k, 20) for k in range(1, 11)) / 10
 
 
 def _regression_error(rollout: Rollout, latex: bool) -> Fraction | None:

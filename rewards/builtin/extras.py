@@ -13,4 +13,4 @@ def import_extra(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{error}; this reward needs: pip install egogrpo[rewards]") from error
+        raise ImportError(f"{error}; this needs: pip install egogrpo[rewards]") from error

@@ -17,8 +17,11 @@ from grpo.data.readers.egocross import read_egocross, read_egocross_open
 from grpo.data.readers.egolife import read_egolife
 from grpo.data.readers.egoplan import read_egoplan
 from grpo.data.readers.egoschema import read_egoschema
+from grpo.data.readers.egotaskqa import read_egotaskqa
 from grpo.data.readers.egotempo import read_egotempo
 from grpo.data.readers.egothink import read_egothink
+from grpo.data.readers.hd_epic import read_hd_epic
+from grpo.data.readers.hourvideo import read_hourvideo
 from grpo.data.readers.jsonl import read_jsonl
 from grpo.data.readers.llava import read_llava
 from grpo.data.readers.nextqa import read_nextqa
@@ -26,7 +29,9 @@ from grpo.data.readers.openeqa import read_openeqa
 from grpo.data.readers.other_trainers import read_easyr1, read_swift, read_trl, read_verl
 from grpo.data.readers.qaego4d import read_qaego4d
 from grpo.data.readers.sharegpt import read_sharegpt
+from grpo.data.readers.video_mme import read_video_mme
 from grpo.data.readers.video_r1 import read_video_r1
+from grpo.data.readers.vsi_bench import read_vsi_bench
 from grpo.data.records import Reader
 
 
@@ -49,13 +54,18 @@ FORMATS: dict[str, Reader] = {
     "egolife": read_egolife,
     "egoplan": read_egoplan,
     "egoschema": read_egoschema,
+    "egotaskqa": read_egotaskqa,
     "egotempo": read_egotempo,
     "egothink": read_egothink,
+    "hd_epic": read_hd_epic,
+    "hourvideo": read_hourvideo,
     "nextqa": read_nextqa,
     "openeqa": read_openeqa,
     "qaego4d": read_qaego4d,
     "charades_sta": read_charades_sta,
+    "video_mme": read_video_mme,
     "video_r1": read_video_r1,
+    "vsi_bench": read_vsi_bench,
     "easyr1": read_easyr1,
     "verl": read_verl,
     "trl": read_trl,

@@ -59,9 +59,10 @@ class Judge:
         prediction = only_block(rollout.text, ANSWER)
         if self._settings.needs_answer and (prediction is None or is_blank(prediction)):
             return 0.0
-        shown = self._prompt.predicted((prediction or "").strip())
-        fields = fields_of(rollout, shown, max_chars=self._settings.max_chars)
-        return self._prompt.scaled(await self._score(self._prompt.render(fields)))
+        prompt = self._prompt.of(rollout.sample)
+        shown = prompt.predicted((prediction or "").strip())
+        fields = fields_of(rollout, shown, max_chars=self._settings.max_chars, fence=prompt.fence)
+        return self._prompt.scaled(await self._score(prompt.render(fields)))
 
     def stats(self) -> dict[str, int]:
         """Counts for the metrics, of this process: requests, retries, cached, tokens and more."""
@@ -102,9 +103,7 @@ class Judge:
     async def _ask(self, key: str, prompt: str) -> float:
         """Ask, and once more if the reply holds no score; JudgeError if there is none then."""
         low, high = self._prompt.scale
-        firmer = (
-            f"{prompt}\n\nWrite nothing but one number from {low:g} to {high:g}: no words, no explanation."
-        )
+        firmer = f"{prompt}\n\n{self._prompt.firmly}"
         refused = []
         try:
             for text in (prompt, firmer):
@@ -125,7 +124,7 @@ class Judge:
         return f"{text} (cut at max_tokens)" if reply.is_cut else text
 
     def _body(self, prompt: str) -> dict[str, Any]:
-        return {**self._request, "messages": [{"role": "user", "content": prompt}]}
+        return {**self._request, "messages": self._prompt.messages(prompt)}
 
 
 def _request(settings: JudgeSettings, prompt: JudgePrompt) -> dict[str, Any]:

@@ -11,8 +11,13 @@ the score, the pattern that finds it in a reply, fields of the request (`request
     How well does the response answer the question {question}?
     {prediction}
 
-Fields are `{question}`, `{options}`, `{answer}`, `{extra_answers}` (the sample's column of that name),
-`{completion}` and `{prediction}` (the content of the answer block). A brace of the text's own is written twice.
+Fields are `{question}`, `{options}`, `{answer}`, `{extra_answers}` and `{detailed_answer}` (the sample's columns of
+that name), `{extra_list}` (the extra answers as Python writes a list), `{completion}` and `{prediction}` (the content
+of the answer block). A brace of the text's own is written twice.
+
+Published prompts need more to be sent byte for byte: `words: {correct: 1}` for a reply in words, `system` for a system
+turn, `with_extra` for the prompt of questions with extra answers, and `fence: false` to show what the policy wrote as
+it is. Only an evaluation should go without fences: a policy that is trained may learn to talk to its judge.
 """
 
 from __future__ import annotations
@@ -21,16 +26,18 @@ import hashlib
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grpo.groups import Rollout, Sample
 from rewards.scoring.loading import did_you_mean
 
-FIELDS = ("question", "options", "answer", "extra_answers", "completion", "prediction")
+FIELDS = (
+    "question", "options", "answer", "extra_answers", "extra_list", "detailed_answer", "completion", "prediction",
+)  # fmt: skip
 BUILT_IN = Path(__file__).with_name("prompts")
-HEADER_KEYS = ("scale", "pattern", "request", "cut_tail")
+HEADER_KEYS = ("scale", "pattern", "request", "cut_tail", "words", "system", "fence", "with_extra")
 # Without a pattern the whole reply has to be a number.
 WHOLE_REPLY = r"\A\s*([+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*\Z"
 
@@ -50,6 +57,30 @@ class JudgePrompt:
     request: Mapping[str, Any]
     """Fields of the request, unless the config has others."""
     cut_tail: bool
+    words: Mapping[str, float] = field(default_factory=dict)
+    """The scores that words stand for."""
+    system: str | None = None
+    fence: bool = True
+    """Whether what the policy wrote is shown between lines that it can't write itself."""
+    with_extra: JudgePrompt | None = None
+    """The prompt for questions with extra answers, where that is another one."""
+
+    def of(self, sample: Sample) -> JudgePrompt:
+        """The prompt that is sent for a question."""
+        return self.with_extra if self.with_extra and _extra_answers(sample) else self
+
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The turns of a request with this text."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": text}]
+
+    @property
+    def firmly(self) -> str:
+        """What is added to a prompt after a reply without a score."""
+        low, high = self.scale
+        if self.read_score(f"{low:g}") is None:
+            return "Reply in exactly the form that is asked for above, and write nothing else."
+        return f"Write nothing but one number from {low:g} to {high:g}: no words, no explanation."
 
     def predicted(self, answer: str) -> str:
         """What is shown of an answer as the prediction."""
@@ -65,7 +96,7 @@ class JudgePrompt:
         if len(found) != 1:
             return None
         try:
-            score = float(found[0][1])
+            score = float(self.words.get(found[0][1], found[0][1]))
         except (TypeError, ValueError):  # a pattern may leave its group out, or match what is no number
             return None
         return score if self.scale[0] <= score <= self.scale[1] else None
@@ -88,16 +119,33 @@ def load_prompt(
     stated = _read_header(header[1], place) if header else {}
     template = text[header.end() :] if header else text
     first_line = 1 + text[: header.end()].count("\n") if header else 1
-    request, cut_tail = stated.get("request", {}), stated.get("cut_tail", False)
-    if not isinstance(request, dict) or not isinstance(cut_tail, bool):
-        raise ValueError(f"{place}: header: request is a mapping and cut_tail true or false")
+    if problem := _mistyped(stated):
+        raise ValueError(f"{place}: header: {problem}")
+    extra = stated.get("with_extra")
     return JudgePrompt(
-        request=request,
-        cut_tail=cut_tail,
+        request=stated.get("request", {}),
+        cut_tail=stated.get("cut_tail", False),
+        words=stated.get("words", {}),
+        system=stated.get("system"),
+        fence=stated.get("fence", True),
+        with_extra=load_prompt(extra, scale=scale, pattern=pattern) if extra else None,
         template=_checked_template(template.rstrip(), place, first_line),
         scale=_checked_scale(stated.get("scale") if scale is None else scale, place),
         pattern=_compiled(stated.get("pattern", WHOLE_REPLY) if pattern is None else pattern, place),
     )
+
+
+def _mistyped(stated: Mapping[str, Any]) -> str | None:
+    """What is wrong with the types of a header's values; None if nothing is."""
+    words = stated.get("words", {})
+    is_numbers = isinstance(words, dict) and all(type(score) in (int, float) for score in words.values())
+    if not is_numbers or not isinstance(stated.get("request", {}), dict):
+        return "request is a mapping, and words a mapping to numbers"
+    if not all(isinstance(stated.get(key, True), bool) for key in ("cut_tail", "fence")):
+        return "cut_tail and fence are true or false"
+    if not all(isinstance(stated.get(key, ""), str) for key in ("system", "with_extra")):
+        return "system and with_extra are texts"
+    return None
 
 
 def without_tail(text: str) -> str:
@@ -126,18 +174,22 @@ def find_prompt(prompt: str) -> tuple[str, str]:
         raise ValueError(f"prompt {prompt}: not UTF-8 text ({error.reason})") from None
 
 
-def fields_of(rollout: Rollout, prediction: str, *, max_chars: int) -> dict[str, str]:
+def fields_of(rollout: Rollout, prediction: str, *, max_chars: int, fence: bool = True) -> dict[str, str]:
     """What a prompt's fields stand for. What the policy wrote is cut to max_chars and fenced."""
     sample = rollout.sample
+    extra = _extra_answers(sample)
+    completion, prediction = (shortened(text, max_chars) for text in (rollout.text, prediction))
     letters = string.ascii_uppercase
     options = [f"{letter}: {text}" for letter, text in zip(letters, sample.options, strict=False)]
     return {
         "question": sample.question,
         "options": "; ".join(options) or "none",
         "answer": next((each for each in options if each.startswith(f"{sample.answer}:")), sample.answer),
-        "extra_answers": "; ".join(_extra_answers(sample)) or "none",
-        "completion": fenced("completion", shortened(rollout.text, max_chars)),
-        "prediction": fenced("response", shortened(prediction, max_chars)),
+        "extra_answers": "; ".join(extra) or "none",
+        "extra_list": str(extra),
+        "detailed_answer": str(sample.columns.get("detailed_answer", "none")),
+        "completion": fenced("completion", completion) if fence else sendable(completion),
+        "prediction": fenced("response", prediction) if fence else sendable(prediction),
     }
 
 
@@ -146,9 +198,14 @@ def fenced(name: str, text: str) -> str:
 
     The same text gets the same code, so that its prompt is found in the cache.
     """
-    text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate can't be sent
+    text = sendable(text)
     code = hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
     return f"[begin {name} {code}]\n{text}\n[end {name} {code}]"
+
+
+def sendable(text: str) -> str:
+    """The text without lone surrogates, which JSON in UTF-8 can't hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shortened(text: str, max_chars: int) -> str:
