@@ -185,9 +185,9 @@ def digit_of_the_answer(request: Request, number: int) -> Answer:
 
 
 @contextlib.contextmanager
-def recorded(**changed: Any) -> Iterator[tuple[Judge, list[Request]]]:
-    """A judge whose server always says 4, and what the server was sent."""
-    with JudgeServer(lambda request, number: says("4")) as server:
+def recorded(reply: str = "4", **changed: Any) -> Iterator[tuple[Judge, list[Request]]]:
+    """A judge whose server always says the same, and what the server was sent."""
+    with JudgeServer(lambda request, number: says(reply)) as server:
         yield Judge(**knobs(server.base_url, **changed)), server.requests
 
 

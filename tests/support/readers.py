@@ -149,6 +149,55 @@ NEXTQA: Record = {
     "type": "CW",
     **{f"a{number}": f"it does {number}" for number in range(5)},
 }
+VSI_BENCH: Record = {
+    "id": 3,
+    "dataset": "scannet",
+    "scene_name": "scene0011_00",
+    "question_type": "object_rel_distance",
+    "question": "Which of these objects is closest to the bed?",
+    "ground_truth": "B",
+    "options": ["A. lamp", "B. chair", "C. door"],
+}
+VIDEO_MME: Record = {
+    "video_id": "001",
+    "duration": "short",
+    "domain": "Knowledge",
+    "sub_category": "Humanity & History",
+    "url": "https://www.youtube.com/watch?v=fFjv93ACGo8",
+    "videoID": "fFjv93ACGo8",
+    "question_id": "001-1",
+    "task_type": "Counting Problem",
+    "question": "How many jars are found?",
+    "options": ["A. Four.", "B. Nine.", "C. Five.", "D. Two."],
+    "answer": "B",
+}
+HD_EPIC: Record = {
+    "inputs": {
+        "video 1": {
+            "id": "P05-20240425-124420",
+            "start_time": "00:00:01.170",
+            "end_time": "00:00:03.250",
+        }
+    },
+    "question": "What happens at <TIME 00:00:02.900 video 1>?",
+    "choices": ["a jar is opened", "a jar is closed", "the tap runs", "a cup falls", "nothing"],
+    "correct_idx": 3,
+}
+EGOTASKQA: Record = {
+    "video_path": "qa_videos/one.mp4",
+    "q": "What is the first action of the person?",
+    "a": "D",
+    "option": {letter: f"do {letter}" for letter in "ABCDE"},
+}
+HOURVIDEO: Record = {
+    "qid": "hv_1",
+    "task": "summarization/key_events_objects",
+    "question": "What did the camera wearer mainly do?",
+    "mcq_test": "A. ...",
+    "correct_answer_label": "C",
+    "relevant_timestamps": "00:00:02 - 00:00:03",
+    **{f"answer_{number}": f"thing {number}" for number in range(1, 6)},
+}
 CHARADES: Record = {"duration": 33.7, "timestamps": [[2.5, 6.9]], "sentences": ["a person puts a book down."]}
 ASKED = "<video>What is done?\nA. cutting\nB. washing"
 SWIFT: Record = {
@@ -273,6 +322,17 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "swift": listed("swift.json"),
     "trl": listed("trl.json"),
     "verl": listed("verl.json"),
+    "egotaskqa": listed("test.json"),
+    "hd_epic": lambda folder, *records: write_json(
+        folder / "fine_grained_how_recognition.json",
+        {f"fine_grained_how_recognition_{number}": record for number, record in enumerate(records)},
+    ),
+    "hourvideo": lambda folder, *records: write_json(
+        folder / "dev_v1.0_annotations.json",
+        {CLIP_UID: {"video_metadata": {}, "benchmark_dataset": list(records)}},
+    ),
+    "video_mme": listed("test.json"),
+    "vsi_bench": listed("test.json"),
 }
 """Each writes a data set's file of these records (of NLQ: queries) into a folder, under its published name."""
 
@@ -298,4 +358,9 @@ EXAMPLES: dict[str, Record] = {
     "swift": SWIFT,
     "trl": TRL,
     "verl": VERL,
+    "egotaskqa": EGOTASKQA,
+    "hd_epic": HD_EPIC,
+    "hourvideo": HOURVIDEO,
+    "video_mme": VIDEO_MME,
+    "vsi_bench": VSI_BENCH,
 }

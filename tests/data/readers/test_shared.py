@@ -17,9 +17,11 @@ from tests.support.clips import source_of
 from tests.support.readers import EXAMPLES, WRITERS, write_media
 
 FOREIGN = sorted(EXAMPLES.keys() - {"jsonl", "huggingface"})
-LISTS = sorted(set(FOREIGN) - {"ego4d_nlq", "egotempo", "nextqa", "charades_sta"})
+LISTS = sorted(set(FOREIGN) - {"ego4d_nlq", "egotempo", "nextqa", "charades_sta", "hd_epic", "hourvideo"})
 """Readers whose file is a list of records."""
-NAMED_BY_PLACE = {"ego4d_nlq", "sharegpt", "swift", "easyr1", "verl", "trl", "egothink", "charades_sta"}
+NAMED_BY_PLACE = {
+    "ego4d_nlq", "sharegpt", "swift", "easyr1", "verl", "trl", "egothink", "charades_sta", "egotaskqa", "hd_epic",
+}  # fmt: skip
 KEYS_OF_VIDEOS = {
     "llava": {"video": "../one.mp4"},
     "openeqa": {"episode_history": "../000"},
@@ -29,6 +31,10 @@ KEYS_OF_VIDEOS = {
     "egocross": {"video_path": ["/../frames/one.jpg"]},
     "sharegpt": {"videos": ["/elsewhere/one.mp4"]},
     "video_r1": {"path": "./../one.mp4"},
+    "vsi_bench": {"dataset": "../one"},
+    "video_mme": {"videoID": "../one"},
+    "egotaskqa": {"video_path": "../one.mp4"},
+    "hd_epic": {"inputs": {"video 1": {"id": "../../one"}}},
     "jsonl": {"video": "a/../../one.mp4"},
     "huggingface": {"video": "/elsewhere/one.mp4"},
 }
@@ -110,7 +116,8 @@ def test_a_missing_field_is_named_with_its_record(reader: str, tmp_path: Path) -
     needed = {"ego4d_nlq": "clip_end_sec", "llava": "conversations", "sharegpt": "messages", "egoschema": "q_uid",
               "video_r1": "path", "egocross": "correct_option_letter", "egocross_open": "answer_text",
               "egoplan": "golden_choice_idx", "swift": "messages", "trl": "prompt", "verl": "prompt",
-              "easyr1": "problem", "charades_sta": "timestamps"}.get(reader, "answer")  # fmt: skip
+              "easyr1": "problem", "charades_sta": "timestamps", "vsi_bench": "ground_truth", "egotaskqa": "a",
+              "hd_epic": "choices", "hourvideo": "correct_answer_label"}.get(reader, "answer")  # fmt: skip
     path = WRITERS[reader](tmp_path, {key: value for key, value in EXAMPLES[reader].items() if key != needed})
     named = {"sharegpt": "conversations", "swift": "query"}.get(reader, needed)
     with pytest.raises(ValueError, match=rf"^{path}: record 1: .*'{named}' is missing$"):

@@ -28,6 +28,9 @@ from rewards.builtin.judge.prompt import fenced, load_prompt, shortened
         ("---\nscale: [1\n---\n{prediction}", "header"),
         ("---\n- 1\n---\n{prediction}", "header: no mapping"),
         ("---\nscale: [1, 5]\nrequest: 5\n---\n{prediction}", "header: request is a mapping"),
+        ("---\nscale: [1, 5]\nwords: {good: high}\n---\n{prediction}", "words a mapping to numbers"),
+        ("---\nscale: [1, 5]\nfence: 1\n---\n{prediction}", "header: cut_tail and fence are true or false"),
+        ("---\nscale: [1, 5]\nsystem: 1\n---\n{prediction}", "header: system and with_extra are texts"),
     ],
 )
 def test_a_wrong_prompt_file_is_refused_with_file_and_line(
