@@ -45,6 +45,8 @@ class Sample:
     source: str
     """The file and line that the sample came from, for error messages."""
     options: tuple[str, ...] = ()
+    system: str = ""
+    """The record's own system prompt, which `prompt.system` takes the place of; empty: none."""
     clip_source: ClipSource | None = None
     """The files and times that the clip is read from; None for a question about text alone."""
     keyframes_s: tuple[tuple[float, float], ...] = ()

@@ -27,7 +27,8 @@ SHARE_UNITS = 10_000
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
     system: str | None = None
-    """The system's turn before the user's; None: the model's own, as its chat template has it."""
+    """The system's turn before the user's, in place of those that records have; None: the record's, or else the
+    model's own, as its chat template has it."""
     template: str = "{question}\n{options}\n{instruction}"
     """The user's turn after the clip."""
     option: str = "{letter}. {text}"

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from grpo.data.check import check_media
 from grpo.data.errors import BadRecords, DataError, NoSuchFile, placed, used_before
-from grpo.data.fields import Record
+from grpo.data.fields import Has, Record, shown
 from grpo.data.files import first
 from grpo.data.overlap import check_overlap, namesakes
 from grpo.data.readers import FORMATS, NOT_QUESTIONS
@@ -31,11 +31,12 @@ logger = logging.getLogger(__name__)
 def read_auto(path: str, media_root: str | None) -> list[Sample]:
     """The samples of a file in any of the formats, after it was said in which it is."""
     try:
-        name = _format(Path(path), _head(Path(path)))
+        head = _head(Path(path))
+        name = _format(Path(path), head)
     except ValueError as error:
         raise placed(error, path) from None
     if name is None:
-        raise DataError(path, f"in none of the known formats, which are {', '.join(FORMATS)}")
+        raise DataError(path, f"in none of the known formats: {_unlike(head)} (docs/datasets.md)")
     logger.warning("%s: read with the reader %s", path, name)
     return FORMATS[name](path, media_root)
 
@@ -58,6 +59,23 @@ def _format(file: Path, head: Record | None) -> str | None:
         if is_like(head):
             raise DataError(str(file), f"holds {what}, not questions with answers: write these first")
     return next((name for name, reader in FORMATS.items() if reader.is_like(head)), None)
+
+
+def _unlike(head: Record | None) -> str:
+    """What a file's first record has, and the one or two formats that it is nearest to, with the keys that it lacks."""
+    if head is None:
+        return "its first record is no object with keys"
+    names = {reader.is_like: name for name, reader in reversed(FORMATS.items())}
+    lacking = {
+        name: min((is_like.lacking(head, keys) for keys in is_like.sets), key=len)
+        for is_like, name in names.items()
+        if isinstance(is_like, Has)
+    }
+    shares = {name: len(keys) / len(FORMATS[name].is_like.sets[0]) for name, keys in lacking.items()}
+    near = [name for name in sorted(shares, key=lambda name: shares[name])[:2] if shares[name] < 1]
+    hints = (f"{name}, but for {', '.join(map(repr, lacking[name]))}" for name in near)
+    hint = f"it is like {' or '.join(hints)}" if near else "it is like none of them"
+    return f"its first record has {', '.join(map(shown, head))}; {hint}"
 
 
 class Dataset(Protocol):

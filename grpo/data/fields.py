@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeGuard, get_args
 
@@ -64,9 +65,23 @@ def get_rate(record: Record, key: str) -> float | None:
     return fps
 
 
-def has(*keys: str) -> Callable[[Record], bool]:
-    """A function that tells whether a record has all of these keys."""
-    return lambda record: all(record.get(key) is not None for key in keys)
+@dataclass(frozen=True, slots=True)
+class Has:
+    """A test of a record by its keys: whether it has all of one of these sets of keys."""
+
+    sets: tuple[tuple[str, ...], ...]
+
+    def __call__(self, record: Record) -> bool:
+        return any(not self.lacking(record, keys) for keys in self.sets)
+
+    @staticmethod
+    def lacking(record: Record, keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if record.get(key) is None]
+
+
+def has(*keys: str) -> Has:
+    """A test for records that have all of these keys."""
+    return Has((keys,))
 
 
 def lists(key: str, *keys: str) -> Callable[[Record], bool]:

@@ -81,7 +81,8 @@ def _values(file: Path, form: Form, unfold: Unfold | None) -> Iterator[Value | N
         # As bytes: a line ends at \n and nowhere else, and text that is no UTF-8 is the fault of its line alone.
         with open(file, "rb") as opened:
             for line in opened:
-                yield partial(parse, line) if line.strip() else None
+                # Without its end, behind which an error would be on a line 2.
+                yield partial(parse, line.rstrip(b"\r\n")) if line.strip() else None
     elif form == "text":
         for line in _text(file.read_bytes()).split("\n"):
             yield partial(_same, {"line": line.strip()}) if line.strip() else None

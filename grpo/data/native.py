@@ -24,6 +24,7 @@ def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[st
         "options": [*sample.options] or None,
         "answer": _on_the_files_clock(sample),
         "task": sample.task,
+        "system": sample.system or None,
         "keyframes_s": [
             [file_seconds(time_s, sample) for time_s in span] for span in sample.keyframes_s
         ] or None,

@@ -195,6 +195,9 @@ def test_a_system_prompt_stands_before_the_users_turn() -> None:
     assert text.startswith("<|im_start|>system\nAnswer briefly.<|im_end|>\n<|im_start|>user\nWhich one?")
     assert prompt.token_ids[-len(plain) :] == plain
     assert family.num_text_tokens(sample, **wording, system="Answer briefly.") == len(prompt.token_ids)
+    own = tiny.sample(question="Which one?", system="Answer briefly.")
+    assert family.render(own, None, **wording, system=None).token_ids == prompt.token_ids
+    assert family.render(own, None, **wording, system="").token_ids == plain
 
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "some/hub-model-that-is-not-here"])

@@ -8,9 +8,9 @@ answers to the same clip's other questions would stand there for the policy to r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo.data.fields import (
     ANSWER_WITH_A_SPAN,
@@ -18,7 +18,9 @@ from grpo.data.fields import (
     LETTERS,
     Record,
     as_options,
+    as_seconds,
     as_text,
+    check_bounds,
     get_objects,
     get_rate,
     get_text,
@@ -47,12 +49,16 @@ INSTRUCTION = re.compile(
 """A line behind the options that says how to answer, which our prompts say themselves."""
 IN_LINE = re.compile(r"(?:^|\s)\(?([A-Z])[.:)]\)?\s+")
 """The letter of an option in the middle of a line."""
-SYSTEM = "system"
-"""The column that keeps a conversation's system prompt."""
 REPLIED: Record = {"problem_type": "free-form"}
 """The kind of question whose answer is a reply of a conversation: a choice if it names an option, else open."""
 PATH_KEYS = ("video", "image", "path", "url")
 """The keys under which the path of a medium may be, if it is an object."""
+BOUNDS = ("video_start", "video_end")
+SETTINGS = (
+    *BOUNDS, "fps", "nframes", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "resized_height",
+    "resized_width",
+)  # fmt: skip
+"""The settings of a single medium, as qwen-vl-utils names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +106,23 @@ def samples_of(
     if record.get(layout.audios):
         raise ValueError(f"{layout.audios!r} is not supported: {shown(record[layout.audios])}")
     talk = _talk(record, layout)
-    clip_source = _clip_source(record, place, layout, talk, bounds_s)
+    media = [
+        *talk.media,
+        *_column(record, layout.videos, "video"),
+        *_column(record, layout.images, "image"),
+    ]
+    clip_source = _clip_source(record, place, media, bounds_s)
     num_media = len(clip_source.frames or [clip_source.video]) if clip_source else 0
+    if clip_source and len(clip_source.frames) > 1:
+        place.remark("several images of a question are taken as the frames of one clip")
+    if ignored := sorted({name for medium in media for name in medium.settings} - {*BOUNDS}):
+        place.remark(
+            f"{', '.join(ignored)} of single media are left out: the config's media.* are those of all"
+        )
     # Columns with the answer are kept, since rewards that were written for another trainer are called with them.
     own = (talk.key, layout.videos, layout.images, layout.audios, layout.system)
     columns = without(record, *own, "video", "image", "frame_fps")
-    if system := record.get(layout.system) or talk.system:
-        place.remark(f"a system prompt is kept as the column {SYSTEM!r}, not shown to the model")
-        columns[SYSTEM] = system
+    system = record.get(layout.system) or talk.system
     for number, (question, answer) in enumerate(talk.pairs, start=1):
         if (num_tokens := len(MEDIA.findall(question))) not in (0, num_media):
             raise ValueError(f"{num_tokens} media tokens in a question for {num_media} videos or images")
@@ -115,10 +130,20 @@ def samples_of(
         yield Sample(
             id=place.id((name or str(place.number)) + (f"#{number}" if len(talk.pairs) > 1 else "")),
             source=place.source,
+            system=as_text(system, layout.system) if system else "",
             clip_source=clip_source,
             columns=columns,
             **_posed(asked, answer, REPLIED if talk.is_replied else record, clip_source),
         )
+
+
+class Medium(NamedTuple):
+    """A video or an image of a record."""
+
+    kind: str
+    path: str
+    settings: Mapping[str, Any]
+    """What the record says of it beside its path, for qwen-vl-utils."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +156,8 @@ class Talk:
     is_replied: bool
     """Whether the answers are replies of the conversation, not values of a column."""
     system: str
-    parts: list[tuple[str, str]]
-    """The kinds, video or image, and paths of the media that are parts of turns."""
+    media: list[Medium]
+    """The media that are parts of turns."""
 
 
 def _talk(record: Record, layout: Layout) -> Talk:
@@ -146,17 +171,17 @@ def _talk(record: Record, layout: Layout) -> Talk:
     system = ""
     if turns and turns[0].get(tags.role) == tags.system:
         system, turns = turns[0].get(tags.content) or "", turns[1:]
-    parts: list[tuple[str, str]] = []
-    said = [(turn.get(tags.role), _said(turn, tags, parts)) for turn in turns]
+    media: list[Medium] = []
+    said = [(turn.get(tags.role), _said(turn, tags, media)) for turn in turns]
     answer = _answer(record, layout)
     if answer is not None:
         questions = [text for role, text in said if role == tags.user]
         if len(questions) != 1:
             raise ValueError(f"a record with an answer has one question, not {len(questions)}")
-        return Talk(key, [(questions[0], answer)], False, system, parts)
+        return Talk(key, [(questions[0], answer)], False, system, media)
     if layout.answers and len(said) == 1:
         raise ValueError(f"there is no answer: no reply, and none of {', '.join(layout.answers)}")
-    return Talk(key, _pairs(said, tags), True, system, parts)
+    return Talk(key, _pairs(said, tags), True, system, media)
 
 
 def _pairs(said: Sequence[tuple[Any, str]], tags: Tags) -> list[tuple[str, Any]]:
@@ -171,8 +196,8 @@ def _pairs(said: Sequence[tuple[Any, str]], tags: Tags) -> list[tuple[str, Any]]
     return [*zip(texts[::2], texts[1::2], strict=True)]
 
 
-def _said(turn: Record, tags: Tags, media: list[tuple[str, str]]) -> str:
-    """The text of a turn. One that is in parts has a token for each video and image, whose paths go into media."""
+def _said(turn: Record, tags: Tags, media: list[Medium]) -> str:
+    """The text of a turn. One that is in parts has a token for each video and image, which go into media."""
     if type(turn.get(tags.content)) is not list:
         return get_text(turn, tags.content)
     text = ""
@@ -186,14 +211,16 @@ def _said(turn: Record, tags: Tags, media: list[tuple[str, str]]) -> str:
             continue
         text += f"<{medium}>"
         if part.get(kind) is not None:
-            media.append((medium, _path(part[kind], kind)))
+            media.append(_medium(medium, part[kind], kind, beside=part))
     return text
 
 
-def _path(value: Any, key: str) -> str:
-    """The path of a video or an image that is given alone, or as an object with settings of other trainers."""
-    given = value if type(value) is not dict else next(filter(None, map(value.get, PATH_KEYS)), None)
-    return as_text(given, key)
+def _medium(kind: str, value: Any, key: str, beside: Record | None = None) -> Medium:
+    """A video or an image that is given by its path, or as an object with settings, which may also stand beside it."""
+    given = value if type(value) is dict else {"path": value}
+    path = as_text(next(filter(None, map(given.get, PATH_KEYS)), None), key)
+    stated = {**(beside or {}), **given}
+    return Medium(kind, path, {name: stated[name] for name in SETTINGS if stated.get(name) is not None})
 
 
 def _answer(record: Record, layout: Layout) -> Any:
@@ -208,13 +235,10 @@ def _answer(record: Record, layout: Layout) -> Any:
 
 
 def _clip_source(
-    record: Record, place: Place, layout: Layout, talk: Talk, bounds_s: tuple[float, float | None]
+    record: Record, place: Place, media: Sequence[Medium], bounds_s: tuple[float, float | None]
 ) -> ClipSource | None:
     """The one video of a conversation, or its images, which are the frames of a clip; None if it is about text."""
-    videos, images = (
-        [path for kind, path in talk.parts if kind == medium] + _column(record, key, medium)
-        for key, medium in ((layout.videos, "video"), (layout.images, "image"))
-    )
+    videos, images = ([each.path for each in media if each.kind == kind] for kind in ("video", "image"))
     if videos and images:
         raise ValueError(f"a video and images in a question are not supported: {shown([*videos, *images])}")
     if len(videos) > 1:
@@ -223,16 +247,29 @@ def _clip_source(
         return None
     video, frames = (place.media(videos[0]) if videos else None), tuple(map(place.media, images))
     rate = get_rate(record, "frame_fps")
-    return ClipSource(video=video, frames=frames, frame_fps=rate, start_s=bounds_s[0], end_s=bounds_s[1])
+    start_s, end_s = _bounds(media[0].settings) or bounds_s
+    return ClipSource(video=video, frames=frames, frame_fps=rate, start_s=start_s, end_s=end_s)
 
 
-def _column(record: Record, key: str, medium: str) -> list[str]:
-    """The paths in a column that lists some, and in the one that is named after the medium."""
+def _bounds(settings: Mapping[str, Any]) -> tuple[float, float | None] | None:
+    """The part of a video that qwen-vl-utils would read; None for all of it."""
+    start_s, end_s = (as_seconds(settings[key], key) if key in settings else None for key in BOUNDS)
+    if start_s is None and end_s is None:
+        return None
+    if end_s is not None:
+        check_bounds(start_s or 0.0, end_s, keys=BOUNDS)
+    return start_s or 0.0, end_s
+
+
+def _column(record: Record, key: str, medium: str) -> list[Medium]:
+    """The media in a column that lists some, and in the one that is named after the medium."""
     listed, one = record.get(key) or [], record.get(medium)
     if type(listed) is not list:
         raise ValueError(f"{key!r} must be a list of paths, not {shown(listed)}")
     alone = one if type(one) is list else [] if one is None else [one]
-    return [_path(value, key) for value in listed] + [_path(value, medium) for value in alone]
+    return [_medium(medium, value, key) for value in listed] + [
+        _medium(medium, value, medium) for value in alone
+    ]
 
 
 def _posed(question: str, given: Any, record: Record, clip_source: ClipSource | None) -> dict[str, Any]:

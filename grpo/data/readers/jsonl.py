@@ -5,10 +5,11 @@
      "keyframes_s": [[18.0, 19.5], 30.0]}
 
 In place of `video`: `"frames": [paths]`, or the path of their folder, with `"frame_fps"` or `"frame_times_s"`; or
-`"image"`, a single picture; or nothing. Paths start from the media root. All times count from the start of the file, or
-are on the clock of `frame_times_s`, also those of an answer of the task "span" (`18.0-19.5`); `keyframes_s` holds
-spans or single moments. A sample's times, its answer's too, count from its clip's start. Other keys are kept as columns
-for rewards. Nothing is guessed or dropped: a record that is not right raises with file and line.
+`"image"`, a single picture; or nothing. `"system"` is a system prompt of the record's own. Paths start from the media
+root. All times count from the start of the file, or are on the clock of `frame_times_s`, also those of an answer of the
+task "span" (`18.0-19.5`); `keyframes_s` holds spans or single moments. A sample's times, its answer's too, count from
+its clip's start. Other keys are kept as columns for rewards. Nothing is guessed or dropped: a record that is not right
+raises with file and line.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from grpo.media.clip import ClipSource
 MEDIA_KEYS = ("video", "frames", "image", "images")
 FRAME_KEYS = ("frame_fps", "frame_times_s")
 OWN_KEYS = (
-    "id", "start_s", "end_s", "question", "options", "answer", "task", "keyframes_s", *MEDIA_KEYS, *FRAME_KEYS,
+    "id", "start_s", "end_s", "question", "options", "answer", "task", "system", "keyframes_s", *MEDIA_KEYS,
+    *FRAME_KEYS,
 )  # fmt: skip
 CLIP_KEYS = ("start_s", "end_s", "keyframes_s")
 
@@ -62,6 +64,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         task=task,  # pyright: ignore[reportArgumentType] (it is one of TASKS)
         source=place.source,
         options=choices,
+        system=get_text(record, "system") if record.get("system") is not None else "",
         clip_source=clip_source,
         keyframes_s=_keyframes(record, clip_source),
         columns=without(record, *OWN_KEYS),

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from grpo.data.fields import Record, has
+from grpo.data.fields import Has, Record, has
 from grpo.data.readers.conversations import Layout, samples_of
 from grpo.data.records import Place, Reader
 from grpo.groups import Sample
@@ -34,20 +34,11 @@ def translate(record: Record, place: Place, *, layout: Layout) -> Iterator[Sampl
     yield from samples_of(record, place, layout)
 
 
-def _is_swift(record: Record) -> bool:
-    is_question = has("messages")(record) and any(record.get(key) is not None for key in SOLUTIONS)
-    return is_question or has("query", "response")(record) or has("query", "solution")(record)
+IS_SWIFT = Has((*(("messages", key) for key in SOLUTIONS), ("query", "response"), ("query", "solution")))
+IS_EASYR1 = Has((("problem", "answer"), ("problem", "solution")))
+IS_TRL = Has(tuple(("prompt", key) for key in TRL.answers))
 
-
-def _is_easyr1(record: Record) -> bool:
-    return has("problem", "answer")(record) or has("problem", "solution")(record)
-
-
-def _is_trl(record: Record) -> bool:
-    return has("prompt")(record) and any(record.get(key) is not None for key in TRL.answers)
-
-
-read_swift = Reader(translate=partial(translate, layout=SWIFT), is_like=_is_swift)
-read_easyr1 = Reader(translate=partial(translate, layout=EASYR1), is_like=_is_easyr1)
+read_swift = Reader(translate=partial(translate, layout=SWIFT), is_like=IS_SWIFT)
+read_easyr1 = Reader(translate=partial(translate, layout=EASYR1), is_like=IS_EASYR1)
 read_verl = Reader(translate=partial(translate, layout=VERL), is_like=has("prompt", "reward_model"))
-read_trl = Reader(translate=partial(translate, layout=TRL), is_like=_is_trl)
+read_trl = Reader(translate=partial(translate, layout=TRL), is_like=IS_TRL)

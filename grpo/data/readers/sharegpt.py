@@ -4,8 +4,7 @@
 or `conversations` of `from` and `value`. A `dataset_info.json` in the file's folder or the one above it that
 lists the file says what its columns and tags are called. `images`, an `<image>` each in the first question, are the
 frames of a clip, as in EgoCross's support set; with several of them, `frame_fps` in the record or of the data set
-in the config says how many there are per second. A system prompt, in a turn or a column of its own, is kept as the
-column `system` and not shown.
+in the config says how many there are per second. A system prompt may be a turn, or a column of its own.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ class ModelFamily:
     def prompt_text(self, sample: Sample, *, has_clip: bool, **wording: Unpack[Wording]) -> str:
         """Return the text of the sample's prompt, with a single pad token for the clip."""
         content = [{"type": "video"}] if has_clip else []
-        system = wording.get("system")
+        given = wording.get("system")
+        system = sample.system if given is None else given
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         text = user_text(sample, template=wording["template"], option=wording["option"], tags=wording["tags"])
         messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})

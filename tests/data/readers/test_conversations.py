@@ -151,9 +151,7 @@ def test_a_reply_that_names_an_option_is_a_choice(reply: str, tmp_path: Path) ->
     assert sample.question == "What is the colour?"
 
 
-def test_a_system_prompt_is_kept_as_a_column_and_said_not_to_be_shown(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_system_prompt_is_the_samples_own(tmp_path: Path) -> None:
     turn = {"from": "system", "value": "Be brief."}
     [of_llava] = llava(tmp_path, conversations=[turn, *said("What?", "A cup.")])
     first = {"role": "system", "content": "Be brief."}
@@ -167,12 +165,8 @@ def test_a_system_prompt_is_kept_as_a_column_and_said_not_to_be_shown(
     )
     of_turn, of_column, of_none = read_sharegpt(path)
     for sample in (of_llava, of_turn, of_column):
-        assert sample.columns["system"] == "Be brief." and "Be brief." not in sample.question
-    assert of_none.columns == {}
-    assert (
-        f"{path}: a system prompt is kept as the column 'system', not shown to the model: 2, e.g. {path}: record 1"
-        in caplog.text
-    )
+        assert sample.system == "Be brief." and "Be brief." not in sample.question
+    assert (of_none.system, of_none.columns) == ("", {})
 
 
 def test_a_letter_that_is_no_option_stays_an_open_answer(tmp_path: Path) -> None:

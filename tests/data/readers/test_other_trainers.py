@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,8 @@ def test_each_trainers_record_is_the_same_choice(reader: str, record: Record, tm
     assert (sample.question, sample.answer, sample.task) == ("What is done?", "B", "choice")
     assert sample.options == ("cutting", "washing")
     assert sample.clip_source == ClipSource(video=str(tmp_path / "clips/one.mp4"))
-    has_system = "useful" in json.dumps(record)
-    assert ("system" in sample.columns, sample.columns.get("solution")) == (
-        has_system,
-        record.get("solution"),
-    )
+    assert sample.system == (SYSTEM["content"] if "useful" in json.dumps(record) else "")
+    assert sample.columns.get("solution") == record.get("solution")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +144,9 @@ def test_two_files_of_one_name_are_told_why_their_ids_are_the_same(tmp_path: Pat
         load_samples([DatasetConfig(reader="swift", path=path) for path in paths])
 
 
-def test_several_images_are_a_clip_whose_times_have_to_be_told(tmp_path: Path) -> None:
+def test_several_images_are_a_clip_whose_times_have_to_be_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     turns = [
         {"from": "human", "value": "<image><image>Compare"},
         {"from": "gpt", "value": "<answer>same</answer>"},
@@ -159,6 +159,7 @@ def test_several_images_are_a_clip_whose_times_have_to_be_told(tmp_path: Path) -
     frames = tuple(f"{tmp_path}/{name}.png" for name in "ab")
     assert sample.clip_source == ClipSource(frames=frames, frame_fps=1.0)
     assert (sample.question, sample.answer) == ("Compare", "same")
+    assert "several images of a question are taken as the frames of one clip: 1" in caplog.text
 
 
 def test_images_in_a_table_are_written_beside_it_once(tmp_path: Path) -> None:
@@ -241,10 +242,47 @@ def test_an_error_in_the_readers_own_format_is_left_as_it_is(tmp_path: Path) -> 
     path = write_json(tmp_path / "other.jsonl", json.dumps({"text": "no question"}))
     with pytest.raises(ValueError, match=f"^{path}:1: 'task' is missing$"):
         read_records(DatasetConfig(path=str(path)))
-    with pytest.raises(DataError, match=f"^{path}: in none of the known formats, which are jsonl, "):
+    with pytest.raises(
+        DataError, match=f"^{path}: in none of the known formats: its first record has 'text'; it is like "
+    ):
         read_records(DatasetConfig(path=str(path), reader="auto"))
     with pytest.raises(FileNotFoundError, match="no such dataset file"):
         read_records(DatasetConfig(path="nowhere.jsonl", reader="auto"))
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"question": "What?", "answer": 1}, "has 'question', 'answer'; it is like jsonl, but for 'task'"),
+        ({"prompt": "What?"}, "it is like trl, but for 'solution' or verl, but for 'reward_model' (docs/datasets.md)"),
+        ({"text": "What?"}, "has 'text'; it is like none of them (docs/datasets.md)"),
+        (["What?"], "its first record is no object with keys"),
+    ],
+)  # fmt: skip
+def test_a_record_of_no_format_is_shown_beside_the_nearest(record: object, says: str, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "train.jsonl", json.dumps(record))
+    with pytest.raises(DataError, match=re.escape(says)):
+        read_records(DatasetConfig(path=str(path), reader="auto"))
+
+
+def test_what_is_said_of_a_single_medium_bounds_the_clip_or_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    video = {"video": "a.mp4", "fps": 2.0, "max_pixels": 1000, "video_start": 3, "video_end": 4.5}
+    for reader, record in (
+        ("verl", VERL | {"videos": [video]}),
+        ("trl", TRL | {"prompt": user([{"type": "video", **video}, {"type": "text", "text": "What?"}])}),
+    ):
+        source = read(reader, tmp_path, {**record, "video": None}).clip_source
+        assert source == ClipSource(video=str(tmp_path / "a.mp4"), start_s=3.0, end_s=4.5)
+    assert (
+        caplog.text.count(
+            "fps, max_pixels of single media are left out: the config's media.* are those of all"
+        )
+        == 2
+    )
+    with pytest.raises(ValueError, match=r"'video_end' \(1\) must lie behind 'video_start' \(3\)"):
+        read("verl", tmp_path, VERL | {"videos": [video | {"video_end": 1}]})
 
 
 @pytest.mark.parametrize("reader", ["jsonl", "auto", "llava"])
