@@ -82,7 +82,7 @@ class StopRequest:
     def end(self, why: str) -> None:
         """Say why the run was stopped, in the first process, and that it can go on."""
         line = f"{why}; the same command goes on"
-        say(line)
+        write_line(line)
         # A disk that is full does not change that the run was stopped.
         with suppress(OSError):
             if self._file is not None:
@@ -122,7 +122,7 @@ class StopRequest:
         name, within_s = signal.Signals(number).name, self._within_s or START_WITHIN_S
         self._end_with_peers()
         if self._within_s is not None and not self._has_trained:
-            say(
+            write_line(
                 f"{name}: the run stops after this step, with a checkpoint (Ctrl-C again: at once, without one)"
             )
         end = time.monotonic() + within_s
@@ -149,7 +149,7 @@ class StopRequest:
     def _end_with_peers(self) -> None:
         """End this process if another one of the run has: it would wait for that one until the launcher kills it."""
         if not self._has_trained and any(map(_has_ended, self._peers)):
-            say("another process of the run has ended, and this one with it")
+            write_line("another process of the run has ended, and this one with it")
             os._exit(1)
 
 
@@ -172,7 +172,7 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
-def say(text: str) -> None:
+def write_line(text: str) -> None:
     """Write a line, in the first process, from wherever a signal has struck: print may be under way."""
     # Whoever read the error stream may be gone, and the process is to end all the same.
     with suppress(OSError):
