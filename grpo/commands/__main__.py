@@ -22,6 +22,7 @@ COMMANDS = {
         "show runs as a web page: curves, and every completion with its frames",
     ),
     "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
+    "evaluate": ("grpo.commands.evaluate.command", "models on a benchmark: scores, intervals, submissions"),
     "export": ("grpo.commands.export", "average two models' weights (WiSE-FT)"),
     "ask": ("grpo.commands.ask", "ask a model about a video"),
     "serve": ("grpo.commands.serve", "serve a model with vLLM, as it was trained"),
