@@ -61,7 +61,8 @@ def wilson(mean: float, count: int) -> Interval:
     z = 1.959964
     centre, half = mean + z**2 / (2 * count), z * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # At 0 and at 1 a bound is the mean itself, but for rounding.
+    return max(0.0, min(mean, (centre - half) / scale)), min(1.0, max(mean, (centre + half) / scale))
 
 
 def difference(

@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--shard", type=_shard, help="I/N: answer the I-th of N shares (from 0), score nothing"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         evaluated = prepare(options.configs, shard=options.shard, score_only=options.score_only)
         if not options.score_only:
