@@ -42,7 +42,9 @@ def test_the_clustered_interval_is_the_sandwich_of_a_regression_on_a_constant():
     count = len({*clusters})
     error = math.sqrt(count / (count - 1) * meat) / 60
     half = student.ppf(0.975, count - 1) * error
-    assert interval_of_mean(values, clusters) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert interval_of_mean([*values], clusters) == pytest.approx(
+        (values.mean() - half, values.mean() + half)
+    )
 
 
 def test_equal_scores_have_an_interval_all_the_same():
