@@ -26,6 +26,7 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".jsonl": "application/jsonl",
     ".jpg": "image/jpeg",
+    ".svg": "image/svg+xml",
 }
 """The kinds of files that are served; no others are."""
 NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -71,7 +72,9 @@ class Handler(BaseHTTPRequestHandler):
         start = int(asked[1]) if asked else 0
         # The last line is whole: a line is appended in one write, and one that is not is sent the next time.
         content = content[: content.rfind(b"\n") + 1]
-        if start and start >= len(content):
+        if start and start == len(content):
+            return self._send(HTTPStatus.NO_CONTENT, b"", ".jsonl")
+        if start > len(content):
             size = {"Content-Range": f"bytes */{len(content)}"}
             return self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", ".jsonl", size)
         end = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}

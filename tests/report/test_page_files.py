@@ -61,7 +61,7 @@ def test_the_page_names_the_files_that_are_beside_it_and_no_others(tmp_path: Pat
     text = page.read_text()
     named = re.findall(r'(?:src|href)="([^"]+)"', text)
     assert {*named} == {
-        str(file.relative_to(PAGE)) for file in PAGE.rglob("*") if file.suffix in (".js", ".css")
+        str(file.relative_to(PAGE)) for file in PAGE.rglob("*") if file.suffix in (".js", ".css", ".svg")
     }
     assert all((tmp_path / "report" / name).is_file() for name in named)
     assert "<script>" not in text and "style=" not in text and not re.search(r"\son\w+=", text)

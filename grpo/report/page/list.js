@@ -140,9 +140,15 @@ function moveInList(by) {
 
 function startList() {
   const list = byId("list");
+  let isAsked = false;
   list.addEventListener("scroll", () => {
-    const { table, rows } = selection();
-    fillList(table, rows, listColumns(table));
+    if (isAsked) return;
+    isAsked = true;
+    requestAnimationFrame(() => {
+      isAsked = false;
+      const { table, rows } = selection();
+      fillList(table, rows, listColumns(table));
+    });
   }, { passive: true });
   list.addEventListener("keydown", (event) => {
     const by = { ArrowDown: 1, ArrowUp: -1, j: 1, k: -1 }[event.key];

@@ -52,7 +52,8 @@ const followed = { offset: 0, rest: [] };
 /** Read on in a served index, by byte offset; returns whether there was something new. */
 async function readIndexOn() {
   const answer = await fetch("index.jsonl", { headers: { Range: `bytes=${followed.offset}-` }, cache: "no-store" });
-  if (answer.status === 416) {
+  if (answer.status === 204) return false;
+  if (answer.status === 416) {  // other servers than ours say so as well where there is nothing new
     const size = Number((answer.headers.get("Content-Range") || "").split("/")[1]);
     if (size < followed.offset) location.reload();  // the report was begun anew
     return false;
