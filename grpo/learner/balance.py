@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -59,12 +59,14 @@ def balanced(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segm
         return [*segments]
     sizes = gather_object([[segment.num_tokens for segment in segments]])
     own, received = dict(enumerate(segments)), []
+    # In batches: NCCL would make a communicator for every pair of processes otherwise, each with buffers on the GPU.
+    options: dict[str, Any] = {"device": accelerator.device, "use_batch": True}
     for source, index, target in plan_moves(sizes):
         if accelerator.process_index == source:
-            dist.send_object_list([_light(own.pop(index))], dst=target, device=accelerator.device)
+            dist.send_object_list([_light(own.pop(index))], dst=target, **options)
         elif accelerator.process_index == target:
             arrived: list[Segment] = [None]  # pyright: ignore[reportAssignmentType]
-            dist.recv_object_list(arrived, src=source, device=accelerator.device)
+            dist.recv_object_list(arrived, src=source, **options)
             received += arrived
     return [*own.values(), *received]
 

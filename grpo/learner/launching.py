@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import MutableMapping
+from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
 from grpo.config.learner import OptimConfig
 from grpo.config.model import ModelConfig
+
+PATIENCE = timedelta(hours=4)
+"""How long a process waits for another. The libraries' ten minutes on GPUs are less than one of them may need alone for
+a checkpoint on a slow disk, or for checking the files of a large data set."""
 
 
 def quiet_libraries() -> None:
@@ -47,10 +52,15 @@ def make_accelerator() -> Accelerator:
     # Several processes without a GPU: accelerate gives every DeepSpeed process the rank 0 of 1 unless it is told the
     # backend, and lets all others train for themselves, each on its part of the data, unless it is told of the CPU.
     several_on_cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    backend = {"backend": "gloo"} if several_on_cpu else {}
     accelerator = Accelerator(
         cpu=several_on_cpu and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
         mixed_precision="bf16" if on_gpu() else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if several_on_cpu else None,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE, **backend),
+            # Else DDP's buckets are a second copy of all gradients.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     # Else transformers loads every model in pieces under ZeRO-3, whatever zero3_init_flag says: also the reference
     # and the engine's copy, which nobody would put together again.

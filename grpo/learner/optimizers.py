@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from grpo.config.learner import OptimConfig
+from grpo.learner.launching import on_gpu
 from grpo.policy.sharding import gathered
 
 
@@ -104,7 +105,8 @@ def make_optimizer(
     from_zero: the weights are adapters, whose start is zero.
     """
     robust = optim.robust
-    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas}
+    # On a GPU, torch chooses an implementation with a temporary copy of all weights (foreach); the fused one has none.
+    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "fused": on_gpu() or None}
     to_start = {"strength": robust.strength, "from_zero": from_zero, "weight_decay": 0.0}
     if robust.method == "spd":
         return SPD(weights, accumulated=robust.spd_accumulates, **to_start, **options)
@@ -114,6 +116,7 @@ def make_optimizer(
     if optim.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
+        del options["fused"]
         return AdamW8bit(groups, **options)
     return torch.optim.AdamW(groups, **options)
 

@@ -281,9 +281,13 @@ class Learner:
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Return a context in which gradients are exchanged between processes in the last backward pass only."""
+        """Return a context in which gradients are exchanged between processes in the last backward pass only.
+
+        FSDP2 exchanges them in each: otherwise it would keep whole gradients of all weights until the last, in fp32.
+        """
         self.accelerator.sync_gradients = last
-        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+        waits = not last and not self.accelerator.is_fsdp2
+        return self.accelerator.no_sync(self.wrapped) if waits else nullcontext()
 
     def _set_lr(self, step: int) -> Metrics:
         factor = lr_factor(

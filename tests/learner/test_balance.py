@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo.learner import balance
 from grpo.learner.balance import MIN_GAIN_FRAC, plan_moves
 from grpo.learner.launching import stay_on_this_machine
+from grpo.packing import segments_of
 from tests.support.balance_worker import unequal_groups
 from tests.support.launched import run_two
 from tests.support.learners import packed
@@ -73,6 +77,18 @@ def test_segments_travel_whole_between_processes_over_the_loopback(tmp_path: Pat
         for scored in unequal_groups()
         if scored.group.prompt.clip
     )
+
+
+def test_a_segment_travels_in_a_batch_which_needs_no_communicator_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under NCCL a plain call makes one for each pair of processes; torch's docstring of `send_object_list`."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(balance.dist, "send_object_list", lambda *_, **options: given.append(options))
+    segments = segments_of(unequal_groups(), tokens_per_row=1000)
+    monkeypatch.setattr(balance, "gather_object", lambda own: [own[0], []])
+    balance.balanced(segments, SimpleNamespace(num_processes=2, process_index=0, device="cpu"))  # pyright: ignore
+    assert given and all(each["use_batch"] for each in given)
 
 
 @pytest.mark.parametrize(

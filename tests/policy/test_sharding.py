@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from grpo.learner import launching
 from grpo.run.folder import read_rows
 from tests.support import tiny
 from tests.support.launched import run_two
@@ -57,6 +58,10 @@ def test_two_processes_make_the_update_of_one(
         pytest.importorskip("deepspeed")
     run_two(kind, ["-m", "tests.support.sharded_worker", case, str(tmp_path / "two.pt")], tmp_path)
     one, two = in_one_process[case], torch.load(tmp_path / "two.pt")
+    # Where FSDP2 is let run on a CPU, accelerate's state is there before the run asks for it.
+    assert two["timeout_s"] == launching.PATIENCE.total_seconds() or kind == "fsdp2"
+    # FSDP2 would keep whole gradients until the last of a step's rows.
+    assert two["kept whole"] == 0 and two["rows"] > 1
     assert two["sharded"] == two["in parts"] == (kind in ("zero3", "zero3_offload", "fsdp2"))
     keys = ["optim/projected_frac"] if case == "spd" else []
     for key in (*keys, "loss", "optim/grad_norm", "policy/kl", "policy/entropy", "sampler/gap_max"):
@@ -72,6 +77,34 @@ def test_two_processes_make_the_update_of_one(
     )
     way = sum(float((start[name] - weight).square().sum()) for name, weight in one["weights"].items())
     assert off < 1e-8 * way  # 1e-4 of the distance travelled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multi_gpu", "zero2", "zero3", "fsdp2"])
+def test_two_processes_in_bf16_make_the_update_of_one_and_skip_one_that_is_not_finite(
+    kind: str, in_one_process: dict[str, Result], tmp_path: Path
+) -> None:
+    """As on GPUs: passes in bf16, the head in fp32, fused AdamW. The worker asserts that the second one is skipped."""
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    run_two(kind, ["-m", "tests.support.sharded_worker", "in bf16", str(tmp_path / "two.pt")], tmp_path)
+    one, two = in_one_process["in bf16"], torch.load(tmp_path / "two.pt")
+    exact = in_one_process["checkpointed"]["figures"]
+    assert two["kept whole"] == 0 and two["rows"] > 1
+    # The loss is about 0, since advantages cancel.
+    assert two["figures"]["loss"] == pytest.approx(exact["loss"], abs=3e-4)
+    for key in ("optim/grad_norm", "policy/kl", "policy/entropy"):
+        assert two["figures"][key] != pytest.approx(exact[key], rel=1e-5), key
+        # Under DeepSpeed weights and states are in bf16 throughout, and elsewhere the products alone.
+        assert two["figures"][key] == pytest.approx(one["figures"][key], rel=0.1), key
+        assert two["figures"][key] == pytest.approx(exact[key], rel=0.1), key
+    start = dict(tiny.policy(seed=1, **CASES["in bf16"]).named_weights())
+    names = [name for name in start if two["weights"][name].ndim > 1]
+    ways = [
+        torch.cat([(each["weights"][name].float() - start[name]).flatten() for name in names])
+        for each in (one, two)
+    ]
+    assert float(torch.nn.functional.cosine_similarity(*ways, dim=0)) > 0.9
 
 
 TRAINED = {

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import grpo.policy.model
 from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
 from grpo.config.model import LoraConfig, LoraTargets
+from grpo.learner import launching, optimizers
 from grpo.learner.launching import make_accelerator, shards_weights
 from grpo.learner.update import Learner
 from grpo.policy.sharding import is_zero3
@@ -38,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "not finite": {},
     "checkpointed": {"gradient_checkpointing": True},
     "full of qwen3_vl": {},
+    "in bf16": {"gradient_checkpointing": True, "fp32_head": True},
 }
 ONE_IDLE = ("full", "lora")
 LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5)
@@ -54,6 +57,8 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     One has all clips, the other the group without a clip, and their rows have different numbers of head chunks. In the
     cases of ONE_IDLE another update follows in which the second process has no rows at all.
     """
+    if case == "in bf16":
+        compute_as_on_gpu()
     accelerator, groups = make_accelerator(), tiny.ragged_groups()
     seeing = [scored for scored in groups if scored.group.prompt.clip is not None]
     blind = [scored for scored in groups if scored.group.prompt.clip is None]
@@ -63,6 +68,7 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     learner = Learner(
         policy, accelerator, loss=LOSS, optim=optim, num_steps=10, load_reference=lambda _: moved_policy()
     )
+    kept_whole = watch_whole_gradients(learner)
     rows = packed(own, tokens_per_row=600)
     if case == "spd":  # a step away from the start, and one back, against the momentum
         learner.update(rows, counts_of(groups), 1)
@@ -70,6 +76,12 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     if case == "not finite" and of_process == 1:
         rows = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
     results = [learner.update(rows, counts_of(groups), 1)]
+    if case == "in bf16":
+        moved = {name: weight.clone() for name, weight in policy.named_weights()}
+        spoilt = [replace(row, advantages_T=row.advantages_T * torch.nan) for row in rows]
+        skipped = learner.update(rows if of_process == 0 else spoilt, counts_of(groups), 1).num_skipped
+        assert skipped == 1
+        assert all(torch.equal(weight, moved[name]) for name, weight in policy.named_weights())
     if case == "not finite":  # of the second process: first its loss, then its gradient
         if of_process == 1:
             overflowing(policy)
@@ -86,7 +98,44 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
         "sharded": policy.sharded,
         "in parts": any(is_zero3(weight) or isinstance(weight, DTensor) for weight in policy.parameters()),
         "skipped": [result.num_skipped for result in results],
+        "rows": len(rows),
+        "kept whole": sum(kept_whole),
+        "timeout_s": timeout_s(),
     }
+
+
+def compute_as_on_gpu() -> None:
+    """Let passes run in bf16 and AdamW be the fused one, as on a GPU."""
+    for module in (launching, optimizers):
+        module.on_gpu = lambda: True  # pyright: ignore[reportPrivateImportUsage]
+
+
+def watch_whole_gradients(learner: Learner) -> list[int]:
+    """Return a list that gets, after each row, how many whole gradients FSDP2 keeps beside the shards."""
+    found: list[int] = []
+    row_pass = learner._row_pass
+
+    def watched(*given: Any) -> Any:
+        result = row_pass(*given)
+        modules = [module for module in learner.wrapped.modules() if isinstance(module, FSDPModule)]
+        groups = [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
+        weights = [weight for group in groups for weight in group.fsdp_params]
+        # In the precision of the pass they are the weights' own, else they are accumulated beside them.
+        own = [weight._unsharded_param.grad for weight in weights if hasattr(weight, "_unsharded_param")]
+        beside = [weight.unsharded_accumulated_grad for weight in weights]
+        found.append(sum(each is not None for each in own + beside))
+        return result
+
+    learner._row_pass = watched
+    return found
+
+
+def timeout_s() -> float | None:
+    """Return how long a process of the run waits for the others; None in a single process."""
+    if not torch.distributed.is_initialized():
+        return None
+    backend = torch.distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    return backend.options._timeout.total_seconds()
 
 
 def main(case: str, out: str) -> None:
