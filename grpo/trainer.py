@@ -85,6 +85,8 @@ class GRPOTrainer:
         sampled = self._sample(batch, step)
         # Other questions in the place of flat groups: none, by default (`dynamic_sampling`).
         sampled = self._resample_flat(sampled, step)
+        # Nothing is sampled from here on, and the reference's pass needs the engine's memory too.
+        self.engine.sleep()
         # The divergence from a reference may be a part of the totals; by default there is no reference.
         tables = self._less_kl(sampled) if config.loss.kl_in_reward else sampled.tables
         # (total - mean) / (std + 1e-4) in each group; 0 where all of its totals are equal, None without a total.
@@ -96,14 +98,13 @@ class GRPOTrainer:
         # All that is not trained on is read without a gradient: the policy's figures are those of all completions.
         watched = self._rows(scored, trained=False)
         with recorder.timed("time/update"):
-            self.engine.sleep()
             # One update (`num_iterations`), by the clipped loss with importance weights (`losses.row_loss`).
             result = self.learner.update(rows, counts, step, watched=watched)
             self.engine.wake()
         # The next step samples from the weights that were just trained.
         with recorder.timed("time/sync"):
             self.engine.sync()
-        self._record_update(step, result, rows)
+        self._watch(step, result, rows)
         recorder.write_groups(step, scored, sampled.batch.lost)
 
     def _rows(self, scored: Sequence[ScoredGroup], *, trained: bool = True) -> list[PackedRow]:
@@ -163,7 +164,7 @@ class GRPOTrainer:
         self.recorder.add(metrics)
         return tables
 
-    def _record_update(self, step: int, result: UpdateResult, rows: Sequence[PackedRow]) -> None:
+    def _watch(self, step: int, result: UpdateResult, rows: Sequence[PackedRow]) -> None:
         """Record the update's figures, the rows that it was skipped for, and gradients much larger than usual."""
         self.recorder.add(result.metrics)
         is_blamed = in_any_process(bool(result.bad_rows))

@@ -42,15 +42,29 @@ class SecondCopy:
         self.device, self.offload = device, offload
         if not offload:
             self.policy.to(device)
+        elif device.type == "cuda":
+            # Pinned memory is copied from several times as fast as other memory.
+            for tensor in self._tensors():
+                tensor.data = tensor.data.pin_memory()
 
     @contextmanager
     def ready(self) -> Iterator[Any]:
-        self.policy.to(self.device)
+        if not self.offload:
+            yield self.policy
+            return
+        # The copies on the device are dropped, since nothing has changed them.
+        at_home = [(tensor, tensor.data) for tensor in self._tensors()]
         try:
+            for tensor, data in at_home:
+                tensor.data = data.to(self.device, non_blocking=True)
             yield self.policy
         finally:
-            if self.offload:
-                self.policy.to("cpu")
+            for tensor, data in at_home:
+                tensor.data = data
+
+    def _tensors(self) -> list[Tensor]:
+        """Return all weights and buffers of the reference, each once."""
+        return [*self.policy.parameters(), *self.policy.buffers()]
 
     @torch.no_grad()
     def follow(self, named_weights: Iterable[tuple[str, Tensor]], share: float) -> None:

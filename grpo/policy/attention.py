@@ -140,16 +140,27 @@ def vision_chunk_attention(
 
     query, key, value: (1, A, N, E); cu_seq_lens_q: the chunks' boundaries. Returns (1, N, A, E).
     """
-    starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
-    states, parts, indices = QKV(query[0], key[0], value[0]), [], []
-    for length in lengths.unique().tolist():
-        # Flat positions, (chunks of this length, length).
-        index = starts[lengths == length][:, None] + torch.arange(length, device=query.device)
+    states, parts = QKV(query[0], key[0], value[0]), []
+    indices, restore_N = vision_chunks(cu_seq_lens_q)
+    for index in indices:
         out = F.scaled_dot_product_attention(*states.at(index).swapped(), scale=scaling)
         parts.append(out.transpose(1, 2).flatten(0, 1))
-        indices.append(index.flatten())
-    output = torch.cat(parts)[torch.cat(indices).argsort()]
-    return output[None], None
+    return torch.cat(parts)[restore_N][None], None
+
+
+@lru_cache(maxsize=4)
+def vision_chunks(cu_seq_lens: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return the flat positions of the chunks of each length, (chunks, length), and each position's output, (N,).
+
+    All layers of a pass share the tensors of boundaries, one of frames and one of windows: asking the GPU for lengths
+    in each layer would make it wait.
+    """
+    starts, lengths = cu_seq_lens[:-1], cu_seq_lens.diff()
+    indices = [
+        starts[lengths == length][:, None] + torch.arange(length, device=cu_seq_lens.device)
+        for length in lengths.unique().tolist()
+    ]
+    return indices, torch.cat([index.flatten() for index in indices]).argsort()
 
 
 BACKENDS = {

@@ -6,10 +6,11 @@ computed once for all layers. The dense mask is for what the others can't do.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo.packing import Layout
+
+logger = logging.getLogger(__name__)
+
+FLEX_BLOCK = 128
+"""The tokens of a block of queries or keys, all of which FlexAttention skips if none sees another; its default."""
 
 
 class QKV(NamedTuple):
@@ -58,7 +64,7 @@ def flex_rows(states: QKV, layout: Layout, scaling: float | None) -> Tensor:
     """Compute attention with FlexAttention: on a GPU compiled, so that it skips blocks that are all masked."""
     batch_of_1 = (each[None] for each in states)
     (out_ANE,) = _flex(states.query.device.type)(
-        *batch_of_1, block_mask=_block_mask(layout), scale=scaling, enable_gqa=True
+        *batch_of_1, block_mask=block_mask(layout), scale=scaling, enable_gqa=True
     )
     return out_ANE.transpose(0, 1)
 
@@ -71,18 +77,40 @@ def _flex(device_type: str) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _block_mask(layout: Layout) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+def block_mask(layout: Layout) -> Any:
+    from torch.nn.attention.flex_attention import BlockMask
 
-    num_tokens = len(layout.restore_N)
-    return create_block_mask(
-        lambda batch, head, query, key: sees(layout, query, key),
-        B=None,
-        H=None,
-        Q_LEN=num_tokens,
-        KV_LEN=num_tokens,
-        device=str(layout.restore_N.device),
+    counts_QK, num_tokens = _visible_counts(layout), len(layout.restore_N)
+    # A block at the end of the row has fewer tokens, and is never whole: the kernel has to look at its mask.
+    partial_QK = (counts_QK > 0) & (counts_QK < FLEX_BLOCK**2)
+    return BlockMask.from_kv_blocks(
+        *_listed(partial_QK),
+        *_listed(counts_QK == FLEX_BLOCK**2),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=lambda batch, head, query, key: sees(layout, query, key),
+        seq_lengths=(num_tokens, num_tokens),
     )
+
+
+def _visible_counts(layout: Layout) -> Tensor:
+    """Return how many pairs of tokens see each other in each pair of blocks, (blocks of queries, blocks of keys).
+
+    One block of queries after another: what `create_block_mask` makes is N x N, in several tensors.
+    """
+    num_tokens, device = len(layout.restore_N), layout.restore_N.device
+    num_blocks = -(-num_tokens // FLEX_BLOCK)
+    key_N = torch.arange(num_tokens, device=device)
+    counts_QK = torch.zeros(num_blocks, num_blocks, dtype=torch.int32, device=device)
+    for row, query in enumerate(key_N.split(FLEX_BLOCK)):
+        sees_N = sees(layout, query[:, None], key_N).sum(0, dtype=torch.int32)
+        counts_QK[row].index_add_(0, key_N // FLEX_BLOCK, sees_N)
+    return counts_QK
+
+
+def _listed(is_set_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many blocks of keys each block of queries has, and their indices, with axes for batch and heads."""
+    order_QK = is_set_QK.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return is_set_QK.sum(1, dtype=torch.int32)[None, None], order_QK.to(torch.int32)[None, None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -144,10 +172,30 @@ def _starts(parts: Sequence[Tensor]) -> Tensor:
     return lengths.cumsum(0, dtype=torch.int32)
 
 
+@lru_cache
+def why_no_flash_attn() -> str | None:
+    """Return why flash-attn can't be used here; None: it can.
+
+    It is imported, since a package that was built for another torch is found all the same.
+    """
+    try:
+        import_module("flash_attn")
+    except ModuleNotFoundError as error:
+        if error.name == "flash_attn":
+            return "flash-attn is not installed"
+        reason = str(error)
+    except (ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+    else:
+        return None
+    logger.warning("flash-attn is installed but does not load, and PyTorch's kernels are used: %s", reason)
+    return f"flash-attn does not load ({reason})"
+
+
 def check_backend(name: str) -> None:
     """Raise ValueError if a kernel was asked for that can't train here."""
-    if name == "flash_attn" and find_spec("flash_attn") is None:
-        raise ValueError("model.attention=flash_attn: flash-attn is not installed; leave it at auto")
+    if name == "flash_attn" and (reason := why_no_flash_attn()) is not None:
+        raise ValueError(f"model.attention=flash_attn: {reason}; leave it at auto")
     if name == "flex" and not torch.cuda.is_available():
         raise ValueError(
             "model.attention=flex: FlexAttention has no backward pass on a CPU; leave it at auto"
@@ -155,10 +203,10 @@ def check_backend(name: str) -> None:
 
 
 def chosen_backend(name: str, device_type: str, dtype: torch.dtype) -> str:
-    """Resolve `auto`: on a GPU flash-attn if it is installed and the precision has 16 bits; else PyTorch's kernels."""
+    """Resolve `auto`: on a GPU flash-attn if it loads and the precision has 16 bits; else PyTorch's kernels."""
     if name != "auto":
         return name
     if device_type == "cpu":
         return "split"
     can_flash = dtype in (torch.bfloat16, torch.float16)
-    return "flash_attn" if can_flash and find_spec("flash_attn") is not None else "sdpa"
+    return "flash_attn" if can_flash and why_no_flash_attn() is None else "sdpa"

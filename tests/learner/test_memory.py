@@ -11,12 +11,12 @@ from torch import Tensor
 from grpo.commands.doctor.plan import memory_of
 from grpo.config.learner import LossConfig
 from grpo.config.load import load_config
+from grpo.learner.reference import SecondCopy
 from grpo.startup.assembly import build_outline
 from tests.support import tiny
 from tests.support.learners import (
     counts_of,
     gradient_of,
-    make_learner,
     moved_policy,
     packed,
     text_groups,
@@ -91,16 +91,19 @@ def test_an_offloaded_reference_gives_the_same_update() -> None:
     assert torch.equal(*results)
 
 
-def test_an_offloaded_reference_is_on_the_device_only_while_it_is_needed(
+def test_an_offloaded_reference_is_on_the_device_only_while_it_is_needed_and_is_not_copied_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = LossConfig(beta=0.04, reference_offload=True)
-    reference = make_learner(tiny.policy(), loss=settings, reference=moved_policy()).reference
-    moves: list[Any] = []
-    monkeypatch.setattr(reference.policy, "to", moves.append)
+    """On a CPU nothing has to move, so that a copy stands for what is moved."""
+    reference = SecondCopy(moved_policy(), torch.device("cpu"), offload=True)
+    tensors = [*reference.policy.parameters(), *reference.policy.buffers()]
+    places, copied = [each.data_ptr() for each in tensors], []
+    assert len(set(places)) > 50
+    monkeypatch.setattr(Tensor, "to", lambda self, *_, **__: copied.append(self) or self.clone())
     with reference.ready():
-        assert moves == [reference.device]
-    assert moves == [reference.device, "cpu"]
+        assert not {each.data_ptr() for each in tensors} & {*places}
+    assert [each.data_ptr() for each in tensors] == places
+    assert len(copied) == len(tensors)
 
 
 def test_the_doctor_counts_what_each_choice_takes() -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +14,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from grpo.config.load import load_config
 from grpo.packing import Block, PackedRow
-from grpo.policy import attention_backends
 from grpo.policy.attention import in_one_call, in_two_parts, shared_prefix_attention
-from grpo.policy.attention_backends import QKV, check_backend, chosen_backend
+from grpo.policy.attention_backends import (
+    FLEX_BLOCK,
+    QKV,
+    block_mask,
+    check_backend,
+    chosen_backend,
+    sees,
+    why_no_flash_attn,
+)
 from tests.support import tiny
 from tests.support.learners import gradient_of, packed
 
@@ -108,6 +118,42 @@ def test_flex_attention_gives_what_sdpa_gives() -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
+def test_flex_attention_gets_the_blocks_that_torch_would_find_with_a_mask_of_row_by_row_size() -> None:
+    (row,) = packed(
+        [
+            tiny.ragged_group(tiny.prompt(tiny.sample("long"), None), [300, 20, 170], seed=0),
+            *tiny.ragged_groups(),
+        ]
+    )
+    num_tokens = len(row.input_ids_N)
+    assert num_tokens > 6 * FLEX_BLOCK
+    found = block_mask(row.layout)
+    expected = create_block_mask(
+        lambda batch, head, query, key: sees(row.layout, query, key),
+        None,
+        None,
+        num_tokens,
+        num_tokens,
+        "cpu",
+    )
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert int(found.full_kv_num_blocks.sum()) > 0
+
+
+def test_the_vision_tower_finds_its_chunks_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for lengths makes a GPU wait."""
+    policy = tiny.policy(gradient_checkpointing=True).train()
+    asked: list[int] = []
+    unique = torch.Tensor.unique
+    monkeypatch.setattr(torch.Tensor, "unique", lambda self, *given: asked.append(1) or unique(self, *given))
+    (row,) = packed(tiny.ragged_groups()[:1])
+    policy(row).logps_T.sum().backward()
+    # Of windows and of frames: not again in the backward pass, which computes each layer once more.
+    assert len(asked) == 2
+
+
 def test_a_model_with_a_sliding_window_gets_a_dense_mask_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -133,18 +179,44 @@ def test_a_window_is_counted_within_a_completions_own_text() -> None:
     torch.testing.assert_close(policy(both).logps_T, found, atol=2e-5, rtol=0)
 
 
-def test_auto_takes_flash_attn_only_where_it_can_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    for installed in (False, True):
-        monkeypatch.setattr(attention_backends, "find_spec", lambda _, found=installed: found or None)
-        assert chosen_backend("auto", "cuda", torch.bfloat16) == ("flash_attn" if installed else "sdpa")
+@pytest.fixture
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """A function that installs a module as flash-attn; None: it is not installed."""
+
+    def install(module: Any) -> None:
+        why_no_flash_attn.cache_clear()
+        monkeypatch.setitem(sys.modules, "flash_attn", module)
+
+    yield install
+    why_no_flash_attn.cache_clear()
+
+
+def test_auto_takes_flash_attn_only_where_it_can_compute(flash_attn: Callable[[Any], None]) -> None:
+    for module in (None, SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)):
+        flash_attn(module)
+        assert chosen_backend("auto", "cuda", torch.bfloat16) == ("sdpa" if module is None else "flash_attn")
         assert chosen_backend("auto", "cuda", torch.float32) == "sdpa"
         assert chosen_backend("auto", "cpu", torch.bfloat16) == "split"
         assert chosen_backend("flex", "cpu", torch.float32) == "flex"
 
 
-def test_a_kernel_that_can_not_train_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attn_that_was_built_for_another_torch_is_refused_with_what_the_loader_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c105ErrorC2E')")
+    monkeypatch.syspath_prepend(tmp_path)
+    why_no_flash_attn.cache_clear()
+    with pytest.raises(ValueError, match="flash_attn: flash-attn does not load .undefined symbol: _ZN3c10"):
+        check_backend("flash_attn")
+    assert chosen_backend("auto", "cuda", torch.bfloat16) == "sdpa"
+    why_no_flash_attn.cache_clear()
+
+
+def test_a_kernel_that_can_not_train_here_is_refused(
+    monkeypatch: pytest.MonkeyPatch, flash_attn: Callable[[Any], None]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(attention_backends, "find_spec", lambda _: None)
+    flash_attn(None)
     for name, reason in {"flash_attn": "is not installed", "flex": "has no backward pass on a CPU"}.items():
         config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), f"model.attention={name}"])
         with pytest.raises(ValueError, match=f"model.attention={name}: .* {reason}"):
