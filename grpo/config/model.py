@@ -59,6 +59,9 @@ class ModelConfig:
     """Kernel for packed rows. auto: flash-attn where it is installed and the passes run in 16 bits on a GPU, else
     PyTorch's own: sdpa on a GPU, split on a CPU. split: the prompt's keys are not repeated for each completion; on a
     GPU it computes in 16 bits only, and has not been tried. flex: FlexAttention, which a GPU has to compile first."""
+    cast_lm_head_to_fp32: bool = False
+    """Learner and engine keep the products of the output head in fp32, so that their log-probs are nearer where passes
+    run in bf16. It costs a copy of the head in fp32."""
     gradient_checkpointing: Free[bool] = False
     """Recompute activations in the backward pass: about a third more compute for far less memory."""
     activation_offloading: Free[bool] = False

@@ -106,8 +106,8 @@ class RolloutConfig:
     sleep: Free[bool] = False
     """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU)."""
     max_gap: Free[NotNegative[float | None]] = None
-    """Stop when the mean difference between engine and learner log-probs in a step exceeds this. None:
-    0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""
+    """Stop when the mean difference between engine and learner log-probs exceeds this in three steps in a row, or four
+    times this in one. None: 0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""
 
     @property
     def max_prompt_tokens(self) -> int:

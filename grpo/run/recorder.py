@@ -28,6 +28,11 @@ from rewards.scoring.runner import RewardSet
 MAX_LOST_STEPS = 3
 """The steps in a row without a usable prompt that stop a run: all of the data is wrong then, not a clip."""
 
+MAX_GAP_STEPS = 3
+"""The steps in a row with a gap above the limit that stop a run: in 16 bits one step may be beyond it by rounding."""
+FAR_GAPS = 4
+"""The multiple of the limit that stops a run at once: no rounding comes so far."""
+
 
 class Recorder:
     """The recorder of a run: it collects each step's figures, and writes to the run folder and the screen."""
@@ -52,7 +57,7 @@ class Recorder:
         """The values of counters that only grow, as they were last read."""
         self.reward_failures: list[dict[str, Any]] = []
         """The latest step's records of rewards that failed, of all processes."""
-        self.num_lost_steps = 0
+        self.num_lost_steps = self.num_gap_steps = 0
         self.bar: tqdm | None = None
 
     def begin(self, last_step: int) -> None:
@@ -178,12 +183,13 @@ class Recorder:
             )
 
     def _check_gap(self, step: int, row: Mapping[str, float]) -> None:
-        limit = self.max_gap
+        limit, gap = self.max_gap, row.get("sampler/gap_mean", 0.0)
         # A gap of NaN is beyond any limit.
-        if limit and not row.get("sampler/gap_mean", 0.0) <= limit:
+        self.num_gap_steps = 0 if not limit or gap <= limit else self.num_gap_steps + 1
+        if self.num_gap_steps == MAX_GAP_STEPS or (self.num_gap_steps and not gap <= FAR_GAPS * limit):
             raise RuntimeError(
-                f"step {step}: the engine's log-probs differ from the learner's by {row['sampler/gap_mean']:.2g} on "
-                f"average, more than rollout.max_gap={limit:g}: it does not sample from the trained weights"
+                f"step {step}: the engine's log-probs differ from the learner's by {gap:.2g} on average, more than "
+                f"rollout.max_gap={limit:g}: it does not sample from the trained weights"
             )
 
 

@@ -71,6 +71,7 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
         max_model_tokens=rollout.max_model_tokens,
         gpu_memory_frac=rollout.gpu_memory_frac,
         dtype=compute_dtype(),
+        fp32_head=config.model.cast_lm_head_to_fp32,
         sleep=rollout.sleep,
     )
 
@@ -95,6 +96,7 @@ def load_policy(config: Config, family: ModelFamily, accelerator: Accelerator, m
         gradient_checkpointing=model.gradient_checkpointing,
         activation_offloading=model.activation_offloading,
         attention=model.attention,
+        fp32_head=model.cast_lm_head_to_fp32,
         sharded=shards_weights(accelerator),
         feature_cache=FeatureCache(
             network.model.visual,
@@ -128,6 +130,7 @@ def load_reference(config: Config, policy: Policy, dtype: torch.dtype) -> Policy
         temperature=config.rollout.temperature,
         frozen=PARTS,
         attention=config.model.attention,
+        fp32_head=config.model.cast_lm_head_to_fp32,
         feature_cache=policy.feature_cache,
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,39 @@ def test_names_that_are_not_of_a_run_are_left_alone(run: RunDir) -> None:
         "step_best.parquet", "step_000002.parquet", "notes.txt",
     }  # fmt: skip
     assert [json.loads(line)["step"] for line in run.metrics_file.open()] == [*range(11)]
+
+
+def test_a_lock_is_on_a_file_that_is_open_for_writing_which_nfs_tells_its_server_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, modes = RunDir(tmp_path / "run"), []
+    monkeypatch.setattr(
+        fcntl, "flock", lambda handle, _: modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+    )
+    with run.locked():
+        assert modes == [os.O_RDWR]
+    assert not run.path.exists()
+
+
+def test_a_folder_that_got_a_file_while_it_was_locked_stays(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with run.locked(), pytest.raises(ValueError, match="another process is running in"), run.locked():
+        pass
+    assert not run.path.exists()
+    with run.locked():
+        run.config_file.write_text("{}")
+    assert run.config_file.exists()
+    with run.locked():
+        pass
+
+
+def test_a_file_system_without_locks_is_said_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with RunDir(tmp_path / "run").locked():
+        pass
+    assert "has no locks ([Errno 38] Function not implemented)" in caplog.text

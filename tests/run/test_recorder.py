@@ -196,7 +196,8 @@ def test_three_steps_in_a_row_without_a_prompt_stop_the_run(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("gap", "max_gap", "stops"),
-    [(0.2, 0.1, True), (0.2, 0.3, False), (0.2, 0.0, False), (math.nan, 9.0, True)],
+    # At once only if it is more than four times the limit.
+    [(0.5, 0.1, True), (0.3, 0.1, False), (0.2, 0.3, False), (0.2, 0.0, False), (math.nan, 9.0, True)],
 )
 def test_an_engine_that_samples_from_other_weights_stops_the_run(
     make: Make, gap: float, max_gap: float, stops: bool
@@ -204,9 +205,19 @@ def test_an_engine_that_samples_from_other_weights_stops_the_run(
     recorder = make(max_gap=max_gap)
     recorder.add(Metrics(means={"sampler/gap_mean": Mean(gap * 10, 10)}))
     if not stops:
-        assert recorder.finish_step(1)["sampler/gap_mean"] == 0.2
+        assert recorder.finish_step(1)["sampler/gap_mean"] == pytest.approx(gap)
         return
     with pytest.raises(
         RuntimeError, match=rf"differ from the learner's by {gap} .* more than rollout.max_gap={max_gap:g}"
     ):
         recorder.finish_step(1)
+
+
+def test_a_gap_above_the_limit_stops_the_run_in_the_third_step_in_a_row(make: Make) -> None:
+    recorder = make(max_gap=0.1)
+    for step, gap in enumerate((0.2, 0.2, 0.05, 0.2, 0.2)):
+        recorder.add(Metrics(means={"sampler/gap_mean": Mean(gap, 1)}, sums={"tokens/prompt": 9}))
+        recorder.finish_step(step)
+    recorder.add(Metrics(means={"sampler/gap_mean": Mean(0.2, 1)}, sums={"tokens/prompt": 9}))
+    with pytest.raises(RuntimeError, match=r"step 5: .* by 0.2 on average, more than rollout.max_gap=0.1"):
+        recorder.finish_step(5)
