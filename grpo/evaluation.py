@@ -108,16 +108,14 @@ class Evaluator:
         return replace(self.sampling, group_size=1, temperature=0.0)
 
     def _batches(self, eval_set: EvalSet) -> Iterator[Batch]:
-        num_samples = len(eval_set.samples)
-        # All chunks have about one size: a reward may want the clip of another question of the same chunk.
-        num_chunks = math.ceil(num_samples / self.batch_prompts)
-        ends = [num_samples * index // num_chunks for index in range(num_chunks + 1)] if num_chunks else []
-        chunks = [eval_set.samples[start:end] for start, end in pairwise(ends)]
-        for index, chunk in enumerate(chunks):
-            for ahead in chunks[index : index + 2]:
-                self.loader.prefetch([sample.clip_source for sample in ahead])
-            seeds = [rollout_seed(self.seed, "eval", sample.id) for sample in chunk]
-            yield make_batch(chunk, seeds, self.loader, self.render, self.max_prompt_tokens)
+        return batches(
+            eval_set.samples,
+            self.loader,
+            self.render,
+            seed=self.seed,
+            batch_prompts=self.batch_prompts,
+            max_prompt_tokens=self.max_prompt_tokens,
+        )
 
     def _generate(self, batch: Batch, sampling: Sampling, engine: Engine, bar: tqdm) -> list[Group]:
         """Sample groups of one rollout, with the counterfactuals that the rewards declare."""
@@ -163,6 +161,28 @@ class Evaluator:
             answers = tuple({**about, **row} for row in rollout_rows(unscored))
             found += Evaluation(metrics=metrics, failures=table.failures, answers=answers)
         return found
+
+
+def batches(
+    samples: Sequence[Sample],
+    loader: ClipLoader,
+    render: Render,
+    *,
+    seed: int,
+    batch_prompts: int,
+    max_prompt_tokens: int,
+) -> Iterator[Batch]:
+    """Yield samples as batches of at most so many prompts, whose clips and the next batch's are decoded ahead."""
+    num_samples = len(samples)
+    # All chunks have about one size: a reward may want the clip of another question of the same chunk.
+    num_chunks = math.ceil(num_samples / batch_prompts)
+    ends = [num_samples * index // num_chunks for index in range(num_chunks + 1)] if num_chunks else []
+    chunks = [samples[start:end] for start, end in pairwise(ends)]
+    for index, chunk in enumerate(chunks):
+        for ahead in chunks[index : index + 2]:
+            loader.prefetch([sample.clip_source for sample in ahead])
+        seeds = [rollout_seed(seed, "eval", sample.id) for sample in chunk]
+        yield make_batch(chunk, seeds, loader, render, max_prompt_tokens)
 
 
 def accuracy_of(rewards: RewardSet) -> Callable[[Rollout], float | None]:

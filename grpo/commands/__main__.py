@@ -19,9 +19,10 @@ COMMANDS = {
     "sweep": ("grpo.commands.sweeps.command", "an ablation: arms x seeds from one file to one table"),
     "report": (
         "grpo.commands.report",
-        "show runs as a web page: curves, and every completion with its frames",
+        "runs as a web page: curves, and each completion with its frames",
     ),
     "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
+    "evaluate": ("grpo.commands.evaluate.command", "models on a benchmark: scores, intervals, submissions"),
     "export": ("grpo.commands.export", "average two models' weights (WiSE-FT)"),
     "ask": ("grpo.commands.ask", "ask a model about a video"),
     "serve": ("grpo.commands.serve", "serve a model with vLLM, as it was trained"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -20,13 +20,22 @@ from grpo.config.rules import contradictions
 from grpo.config.schema import Config
 from grpo.config.texts import TextLoader, typed
 
+T = TypeVar("T")
+Rules = Callable[[T], Iterator[str]]
+"""What is wrong with settings taken together."""
+
 
 def load_config(argv: Sequence[str]) -> Config:
     """Layer YAML files, then key=value overrides, on the defaults; later ones win.
 
     An unknown key, a wrong type or an impossible combination raises ValueError here, before a model is loaded.
     """
-    return to_config(read_layers(argv))
+    return load_settings(argv, Config, contradictions)
+
+
+def load_settings(argv: Sequence[str], root: type[T], rules: Rules[T]) -> T:
+    """The settings of a command, layered and checked as a run's are. root: their type."""
+    return _to_settings(read_layers(argv, root), root, rules)
 
 
 def read_config(file: Path) -> Config:
@@ -34,10 +43,10 @@ def read_config(file: Path) -> Config:
     return to_config([read_file(file)])
 
 
-def read_layers(argv: Sequence[str]) -> list[DictConfig]:
-    """The settings of each file, and behind them those of the overrides."""
-    files = [read_file(Path(arg)) for arg in argv if not _is_override(arg)]
-    return [*files, read_overrides([arg for arg in argv if _is_override(arg)])]
+def read_layers(argv: Sequence[str], root: Any = Config) -> list[DictConfig]:
+    """The settings of each file, and behind them those of the overrides. root: the type of all settings together."""
+    files = [read_file(Path(arg), root) for arg in argv if not _is_override(arg)]
+    return [*files, read_overrides([arg for arg in argv if _is_override(arg)], root)]
 
 
 def read_overrides(pairs: Sequence[str], root: Any = Config, place: str = "config") -> DictConfig:
@@ -49,12 +58,16 @@ def read_overrides(pairs: Sequence[str], root: Any = Config, place: str = "confi
 
 def to_config(layers: Sequence[DictConfig]) -> Config:
     """The defaults under these layers."""
+    return _to_settings(layers, Config, contradictions)
+
+
+def _to_settings(layers: Sequence[DictConfig], root: type[T], rules: Rules[T]) -> T:
     with one_line_errors():
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
+        merged = OmegaConf.merge(OmegaConf.structured(root), *layers)
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"config: {missing[0]} is not set")
-        config = cast(Config, OmegaConf.to_object(merged))
-    for problem in chain(refusals(config), contradictions(config)):
+        config = cast(T, OmegaConf.to_object(merged))
+    for problem in chain(refusals(config), rules(config)):
         raise ValueError(f"config: {problem}")
     return config
 

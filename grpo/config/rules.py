@@ -5,10 +5,10 @@ A rule yields what is wrong in lines that name the keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from grpo.config.model import PARTS
-from grpo.config.schema import SHARE_UNITS, Config
+from grpo.config.schema import SHARE_UNITS, Config, PromptConfig
 from grpo.media.sampling import MediaSettings
 from rewards.parsing import TAGS
 
@@ -24,10 +24,15 @@ def contradictions(config: Config) -> Iterator[str]:
 def _prompt(config: Config) -> Iterator[str]:
     if config.rollout.max_prompt_tokens <= 0:
         yield "rollout.max_new_tokens leaves no room for a prompt in rollout.max_model_tokens"
-    for tag in sorted(set(config.tags) - set(TAGS)):
-        yield f"prompt.tags: no tag {tag!r}; there are {', '.join(TAGS)}"
-    yield from _format("prompt.template", config.prompt.template, "question", "options", "instruction")
-    yield from _format("prompt.option", config.prompt.option, "letter", "text")
+    yield from prompt_contradictions(config.prompt, config.tags, "prompt")
+
+
+def prompt_contradictions(prompt: PromptConfig, tags: Sequence[str], key: str) -> Iterator[str]:
+    """What is wrong with a prompt's wording, whoever has one."""
+    for tag in sorted(set(tags) - set(TAGS)):
+        yield f"{key}.tags: no tag {tag!r}; there are {', '.join(TAGS)}"
+    yield from _format(f"{key}.template", prompt.template, "question", "options", "instruction")
+    yield from _format(f"{key}.option", prompt.option, "letter", "text")
 
 
 def _format(key: str, text: str, *names: str) -> Iterator[str]:

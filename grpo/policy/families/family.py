@@ -199,7 +199,12 @@ class ModelFamily:
         given = wording.get("system")
         system = sample.system if given is None else given
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        text = user_text(sample, template=wording["template"], option=wording["option"], tags=wording["tags"])
+        whole, tags = wording.get("user"), wording["tags"]
+        text = (
+            user_text(sample, template=wording["template"], option=wording["option"], tags=tags)
+            if whole is None
+            else whole(sample)
+        )
         messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if rendered.count(self.processor.video_token) != len(content):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NotRequired, TypedDict
 
 from grpo.groups import Sample
@@ -24,6 +24,8 @@ class Wording(TypedDict):
     option: str
     tags: Sequence[str]
     system: NotRequired[str | None]
+    user: NotRequired[Callable[[Sample], str] | None]
+    """The whole user's turn after the clip, in the place of the template: the official prompt of a benchmark."""
 
 
 def user_text(sample: Sample, *, template: str, option: str, tags: Sequence[str]) -> str:

@@ -59,8 +59,12 @@ class Judge:
         prediction = only_block(rollout.text, ANSWER)
         if self._settings.needs_answer and (prediction is None or is_blank(prediction)):
             return 0.0
+        return await self.mark(rollout, (prediction or "").strip())
+
+    async def mark(self, rollout: Rollout, prediction: str) -> float:
+        """The judge's score, from 0 to 1, of what a completion is taken to answer, wherever in it that stands."""
         prompt = self._prompt.of(rollout.sample)
-        shown = prompt.predicted((prediction or "").strip())
+        shown = prompt.predicted(prediction)
         fields = fields_of(rollout, shown, max_chars=self._settings.max_chars, fence=prompt.fence)
         return self._prompt.scaled(await self._score(prompt.render(fields)))
 

@@ -1,0 +1,322 @@
+"""Evaluate models on a benchmark: `egogrpo evaluate CONFIG.yaml ... key=value ...`.
+
+Answers come first and scores second: each answer is stored as it is given, and the same command goes on where it was
+stopped. Then all stored answers are scored, and results.json, results.md and items.html are written into out_dir.
+Over several processes: `accelerate launch -m grpo.commands evaluate ...`, or one command with --shard I/N for each,
+and one with --score-only behind them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from grpo.benchmarks import find_benchmark
+from grpo.benchmarks.answers import (
+    AnswerWriter,
+    answers_folder,
+    check_answers,
+    questions_digest,
+    read_answers,
+)
+from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer, StoredAnswer
+from grpo.benchmarks.changed import PLAIN, all_asked
+from grpo.benchmarks.prompts import digest, direct
+from grpo.benchmarks.questions import read_questions, stored_under, weights_digest, without_missing
+from grpo.benchmarks.scoring import by_rules, score_answers
+from grpo.config.evaluate import EvaluateConfig, load_evaluation
+from grpo.groups import Sample
+from grpo.media.sampling import MediaSettings
+from grpo.run.folder import make_manifest
+from grpo.run.progress import say, under_way
+from grpo.startup.ranks import launched_rank
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SESSIONS = "sessions.jsonl"
+"""The file of an answers folder that has a line of times for each time that a process has answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation that is ready to ask or score."""
+
+    config: EvaluateConfig
+    benchmark: Benchmark
+    every: list[Sample]
+    """All questions of the benchmark's file."""
+    samples: list[Sample]
+    """Those that are asked: the first so many, with a video that is there."""
+    num_missing: int
+    """Questions that are left out since their video is missing."""
+    rank: int = 0
+    num_processes: int = 1
+
+    @property
+    def answers(self) -> Path:
+        return Path(self.config.out_dir) / "answers"
+
+    @property
+    def asked(self) -> list[tuple[Sample, str]]:
+        return all_asked(self.samples, blind=self.config.blind, rotations=self.config.rotations)
+
+    @property
+    def has_tags(self) -> bool:
+        return bool(self.config.tags)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Answer what has no answer yet, and score all; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="egogrpo evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")
+    parser.add_argument(
+        "--score-only", action="store_true", help="score stored answers again, without a model"
+    )
+    parser.add_argument(
+        "--shard", type=_shard, help="I/N: answer the I-th of N shares (from 0), score nothing"
+    )
+    options = parser.parse_intermixed_args(argv)
+    try:
+        evaluated = prepare(options.configs, shard=options.shard, score_only=options.score_only)
+        if not options.score_only:
+            answer_all(evaluated)
+        if evaluated.rank == 0 and options.shard is None:
+            report(evaluated)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 1
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no I/N with I from 0 to N - 1")
+    return int(found[1]), int(found[2])
+
+
+def prepare(argv: list[str], *, shard: tuple[int, int] | None = None, score_only: bool = False) -> Evaluated:
+    """Read settings and questions; ValueError or OSError, in one line, for a user's mistake."""
+    config = load_evaluation(argv)
+    benchmark = find_benchmark(config.benchmark)
+    check_uses(config, benchmark)
+    launched = launched_rank(os.environ), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, num_processes = shard or launched
+    files = config.data
+    every = read_questions(benchmark, files.path, files.media_root, files.frame_fps)
+    if not every:
+        raise ValueError(f"data.path: {files.path} has no questions of {benchmark.name}")
+    samples = first = every[: config.max_samples]
+    if not score_only:
+        tell = say if rank == 0 else lambda _: None
+        samples = without_missing(first, allow_missing=config.allow_missing, say=tell)
+    return Evaluated(
+        config=config,
+        benchmark=benchmark,
+        every=every,
+        samples=samples,
+        num_missing=len(first) - len(samples),
+        rank=rank,
+        num_processes=num_processes,
+    )
+
+
+def check_uses(config: EvaluateConfig, benchmark: Benchmark) -> None:
+    """Raise ValueError for settings that the benchmark has no use for, or lacks."""
+    if benchmark.judge is not None and not {"base_url", "model"} <= config.judge.keys():
+        raise ValueError(
+            f"judge: {benchmark.name} is marked by a judge: set judge.base_url and judge.model (docs/judge.md)"
+        )
+    if config.likeliest and benchmark.candidates is None:
+        raise ValueError(f"likeliest: {benchmark.name} has no candidates whose losses could be compared")
+
+
+def header_of(evaluated: Evaluated) -> dict[str, Any]:
+    """What a model's answers depend on beside its weights."""
+    config, benchmark = evaluated.config, evaluated.benchmark
+    names = [each.name for each in fields(MediaSettings)]
+    wording: Any = {"system": config.think.system, **asdict(config.think), "tags": config.tags}
+    if config.prompt != "think":
+        user = benchmark.prompt if config.prompt == "official" and benchmark.prompt else direct
+        wording = {"system": benchmark.system, "user": digest("\0".join(map(user, evaluated.every)))}
+    rollout = config.rollout
+    return {
+        "benchmark": benchmark.name,
+        "questions": questions_digest(evaluated.every),
+        "prompt": config.prompt,
+        "wording": wording,
+        "media": {name: getattr(config.media, name) for name in names},
+        "engine": rollout.engine,
+        "likeliest": config.likeliest,
+        "num_samples": rollout.num_samples,
+        "temperature": rollout.temperature,
+        "max_new_tokens": rollout.max_new_tokens,
+        "max_model_tokens": rollout.max_model_tokens,
+        "seed": config.seed if rollout.temperature else None,
+    }
+
+
+def answer_all(evaluated: Evaluated) -> None:
+    """Have each model answer this process's share of what it has not answered yet."""
+    with under_way("importing torch and transformers", is_shown=evaluated.rank == 0):
+        from grpo.learner.launching import compute_dtype, make_accelerator, quiet_libraries
+        from grpo.policy.families import load_family
+
+    quiet_libraries()
+    accelerator = make_accelerator()
+    for path in evaluated.config.paths.values():
+        load_family(path, seconds_dtype=compute_dtype())
+    for name, path in evaluated.config.paths.items():
+        answer(evaluated, name, path, accelerator)
+    accelerator.wait_for_everyone()
+
+
+def answer(evaluated: Evaluated, name: str, path: str, accelerator: Accelerator) -> None:
+    """Have a model answer this process's share of what it has not answered yet."""
+    config, benchmark = evaluated.config, evaluated.benchmark
+    header = {**header_of(evaluated), "weights": weights_digest(path)}
+    folder = answers_folder(evaluated.answers, name, header)
+    # By place among all, not among what is left: then it does not matter when the others have read what is there.
+    own = evaluated.asked[evaluated.rank :: evaluated.num_processes]
+    with AnswerWriter(folder, header, evaluated.rank) as writer:
+        known = read_answers(folder)
+        check_answers(known.values(), evaluated.every, folder)
+        last = config.rollout.num_samples - 1
+        left = [
+            (sample, variant)
+            for sample, variant in own
+            if (key := (sample.id, variant, last)) not in known or known[key].finish == "failed"
+        ]
+        if not left:
+            return
+        from grpo.commands.evaluate.asking import Asker
+        from grpo.startup.answering import answering
+
+        with (
+            answering(config, benchmark, path, accelerator) as model,
+            tqdm(
+                desc=f"{benchmark.name}, {name}",
+                total=len(own),
+                initial=len(own) - len(left),
+                unit="question",
+                disable=evaluated.rank > 0,
+            ) as bar,
+        ):
+            running = Running(evaluated, bar, known.values())
+
+            def write(answer: StoredAnswer) -> None:
+                writer.write(answer)
+                running.add(answer)
+
+            asker = Asker(
+                model=model,
+                write=write,
+                seed=config.seed,
+                batch_prompts=config.rollout.batch_prompts,
+                candidates=benchmark.candidates if config.likeliest else None,
+                num_samples=config.rollout.num_samples,
+            )
+            timing = asker.ask(left, bar)
+    with (folder / SESSIONS).open("a") as file:
+        file.write(json.dumps({"process": evaluated.rank, **asdict(timing)}) + "\n")
+
+
+class Running:
+    """The score so far, shown beside a bar: of all answers that are there, not of the new ones alone."""
+
+    def __init__(self, evaluated: Evaluated, bar: tqdm, known: Any) -> None:
+        self.evaluated, self.bar = evaluated, bar
+        self.samples = {sample.id: sample for sample in evaluated.samples}
+        self.total, self.count = 0.0, 0
+        for each in known:
+            self.add(each)
+
+    def add(self, answer: StoredAnswer) -> None:
+        if answer.variant != PLAIN or answer.sample_id not in self.samples:
+            return
+        benchmark, sample = self.evaluated.benchmark, self.samples[answer.sample_id]
+        verdict = by_rules(benchmark, sample, answer, has_tags=self.evaluated.has_tags).verdict
+        if verdict is None or benchmark.judge is not None:
+            return
+        self.total += verdict.score
+        self.count += 1
+        self.bar.set_postfix_str(f"score {self.total / self.count:.3f}", refresh=False)
+
+
+def report(evaluated: Evaluated) -> None:
+    """Score all models' stored answers, and write and print the results."""
+    from grpo.benchmarks.results import Results, as_markdown, write_results
+
+    config, header = evaluated.config, header_of(evaluated)
+    folders = {
+        name: stored_under(evaluated.answers, name, header, path) for name, path in config.paths.items()
+    }
+    answers = {name: read_answers(folder) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        check_answers(answers[name].values(), evaluated.every, folder)
+    samples = evaluated.samples
+    if config.allow_missing:
+        there = [{sample_id for sample_id, _, _ in each} for each in answers.values()]
+        samples = [sample for sample in samples if all(sample.id in each for each in there)]
+    asked = all_asked(samples, blind=config.blind, rotations=config.rotations)
+    judge = {"cache": str(Path(config.out_dir) / "judge.sqlite"), **config.judge}
+    scored: dict[str, list[ScoredAnswer]] = {
+        name: score_answers(
+            evaluated.benchmark,
+            asked,
+            answers[name],
+            num_samples=config.rollout.num_samples,
+            has_tags=evaluated.has_tags,
+            judge=judge,
+            is_shown=True,
+        )
+        for name in folders
+    }
+    results = Results(
+        benchmark=evaluated.benchmark,
+        prompt={"kind": config.prompt, "digest": digest(json.dumps(header["wording"], sort_keys=True))},
+        num_missing=evaluated.num_missing + len(evaluated.samples) - len(samples),
+        paths=config.paths,
+        folders={name: str(folder) for name, folder in folders.items()},
+        scored=scored,
+        timings={name: timing_of(folder) for name, folder in folders.items()},
+        manifest=make_manifest(
+            data_files=[config.data.path], settings={"settings": without_secrets(asdict(config))}
+        ),
+    )
+    write_results(Path(config.out_dir), results)
+    print(as_markdown(results))
+    print(f"done: {config.out_dir}/ (results.json, results.md, answers/)")
+
+
+def without_secrets(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without fields of judge requests, which may hold keys."""
+    return {**settings, "judge": {k: v for k, v in settings["judge"].items() if k != "extra_body"}}
+
+
+def timing_of(folder: Path) -> Mapping[str, float | None]:
+    """The questions answered per second, all processes together, and how much of that time the engine worked."""
+    path = folder / SESSIONS
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    of_process: dict[int, float] = {}
+    for row in rows:
+        of_process[row["process"]] = of_process.get(row["process"], 0.0) + row["wall_s"]
+    wall_s = sum(row["wall_s"] for row in rows)
+    if not wall_s:
+        return {"items_per_s": None, "engine_busy_frac": None}
+    return {
+        "items_per_s": sum(row["num_questions"] for row in rows) / max(of_process.values()),
+        "engine_busy_frac": sum(row["engine_s"] for row in rows) / wall_s,
+    }
