@@ -26,7 +26,7 @@ Key = tuple[str, str, int]
 
 def questions_digest(samples: Iterable[Sample]) -> str:
     """A digest of what is asked, in order: ids, words and options. A right answer that is mended asks nothing new."""
-    asked = [(sample.id, sample.question, sample.options) for sample in samples]
+    asked = [(sample.id, sample.system, sample.question, sample.options) for sample in samples]
     return digest(json.dumps(asked))
 
 

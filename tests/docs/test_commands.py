@@ -22,9 +22,11 @@ import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from grpo import train
+from grpo.benchmarks import find_benchmark
 from grpo.commands.__main__ import COMMANDS
 from grpo.commands.__main__ import main as egogrpo
 from grpo.commands.sweeps.plan import load_sweep, plan_runs
+from grpo.config.evaluate import load_evaluation
 from grpo.config.load import load_config
 from tests.support import pages
 
@@ -75,6 +77,8 @@ def check_egogrpo(words: list[str]) -> None:
         return
     if name in ("doctor", "warm"):
         load_config(arguments.configs)
+    elif name == "evaluate":
+        find_benchmark(load_evaluation(arguments.configs).benchmark)
     elif name == "sweep":
         plan_runs(load_sweep(arguments.file, arguments.overrides))
     elif name in RUN_QUICKLY:
@@ -86,6 +90,10 @@ def check_accelerate(words: list[str]) -> None:
     if words[1:] in (["grpo/train.py"], ["grpo/train.py", "CONFIG..."]):
         return
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words[1:]))
+    if arguments.module:
+        assert arguments.training_script == "grpo.commands"
+        check_egogrpo(arguments.training_script_args)
+        return
     assert arguments.training_script == "grpo/train.py" and Path(arguments.config_file).is_file()
     if not has_placeholder(arguments.training_script_args):
         load_config(arguments.training_script_args)

@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from grpo.commands.__main__ import COMMANDS
+from grpo.config.evaluate import EvaluateConfig
 from grpo.config.load import Config, read_layers
 from grpo.data import READERS
 from grpo.policy.families import FAMILIES
@@ -67,9 +69,10 @@ def test_every_link_leads_somewhere() -> None:
                 assert (page.parent / target.partition("#")[0]).exists(), f"{page}: {target}"
 
 
-def settings() -> set[str]:
-    """Every key of a config with its dots, sections included."""
-    return set(dotted(OmegaConf.to_container(OmegaConf.structured(Config))))
+@lru_cache
+def settings(root: type) -> set[str]:
+    """Every key of a config with its dots, sections included. root: its type."""
+    return set(dotted(OmegaConf.to_container(OmegaConf.structured(root))))
 
 
 def dotted(value: object, prefix: str = "") -> Iterator[str]:
@@ -79,16 +82,17 @@ def dotted(value: object, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_that_a_page_names_exists() -> None:
-    known, of_a_reward = settings(), {each.name for each in fields(RewardSpec)}
+    of_a_reward = {each.name for each in fields(RewardSpec)}
     of_others = first_cells("coming_from.md")
     ours = [(text, page) for text, page in mentions(KEY) if text not in of_others]
     assert len(ours) > 100
     for text, page in ours:
+        root = EvaluateConfig if str(page).endswith("evaluation.md") else Config
         key, equals, _ = text.partition("=")
         section, *parts = key.split(".")
-        assert key in known or (section == "rewards" and parts[1] in of_a_reward), f"{page}: {text}"
+        assert key in settings(root) or (section == "rewards" and parts[1] in of_a_reward), f"{page}: {text}"
         if equals:
-            OmegaConf.merge(OmegaConf.structured(Config), *read_layers([text]))
+            OmegaConf.merge(OmegaConf.structured(root), *read_layers([text], root))
 
 
 def options_of(command: str) -> set[str]:
