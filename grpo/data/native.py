@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grpo.data.readers.jsonl import OWN_KEYS
+from grpo.data.readers.jsonl import FRAME_KEYS, OWN_KEYS
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from rewards.parsing import read_span
@@ -31,6 +31,18 @@ def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[st
     }  # fmt: skip
     columns = {f"original_{key}" if key in OWN_KEYS else key: value for key, value in sample.columns.items()}
     return {key: value for key, value in own.items() if value is not None} | columns
+
+
+def own_fields(sample: Sample) -> set[str]:
+    """The keys of the native record that a sample has values for; a picture counts as each way to give one."""
+    source = sample.clip_source
+    values = {
+        **dict.fromkeys(("id", "question", "answer", "task"), True),
+        **{key: getattr(sample, key) for key in ("options", "system", "keyframes_s")},
+        **{key: getattr(source, key, None) for key in ("video", "start_s", "end_s", *FRAME_KEYS)},
+        **dict.fromkeys(("frames", "image", "images"), source and source.frames),
+    }
+    return {key for key, value in values.items() if value}
 
 
 def file_seconds(time_s: float, sample: Sample) -> float:

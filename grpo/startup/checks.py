@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 
 from grpo.config.schema import Config
 from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
+from grpo.data.native import own_fields
 from grpo.data.readers.jsonl import OWN_KEYS
 from grpo.feed.mixture import Part, parts
 from grpo.feed.prompts import make_batch
@@ -78,7 +79,8 @@ class Start:
     @cached_property
     def data(self) -> Data:
         """All samples, after a summary for the user: a misspelt field shows up as an unexpected column."""
-        self.say("reading the data (a demo's clips are rendered on first use)")
+        is_demo = "synthetic" in {each.reader for each in (*self.config.data.train, *self.config.data.eval)}
+        self.say("reading the data" + (" (the demo's clips are rendered on first use)" if is_demo else ""))
         # A reader may render its clips on first use.
         with self.accelerator.main_process_first():
             data = self.read(self.config)
@@ -219,6 +221,23 @@ def check_scores(start: Start) -> None:
         )
 
 
+def check_open_answers(start: Start) -> None:
+    """Say if an open answer earns something by its very words alone."""
+    rewards = {name: spec for name, spec in start.config.rewards.items() if spec.weight}
+    strict = [
+        name
+        for name, spec in rewards.items()
+        if (spec.fn or name) == "accuracy" and "open" in (spec.tasks or ["open"])
+    ]
+    if not strict or {spec.fn or name for name, spec in rewards.items()} & {*GRADERS}:
+        return
+    if num_open := sum(sample.task == "open" for sample in start.train):
+        start.say(
+            f"note: rewards.{strict[0]}: {num_open} questions are open, and accuracy is 1 for the very words of their "
+            f"answers alone; {', '.join(GRADERS)} take other words too (docs/reward_catalogue.md)"
+        )
+
+
 def check_fit(start: Start) -> None:
     """Raise ValueError unless every prompt leaves room for a completion; each process checks its share for all."""
     config, accelerator = start.config, start.accelerator
@@ -246,6 +265,9 @@ def check_prompts(start: Start) -> None:
         raise ValueError(batch.lost[0].reason)
 
 
+GRADERS = ("graded_accuracy", "rouge", "judge")
+"""Rewards that take an open answer in other words than the annotated ones."""
+
 GOES_ON = Check("run_dir", lambda start: start.run_dir.check_goes_on(start.config))
 """The check before all others, which a run makes while nothing is imported yet."""
 
@@ -261,6 +283,7 @@ CHECKS = (
     Check("data.allow_overlap", check_held_out),
     Check("run_dir", check_same_data),
     Check("rewards", check_scores),
+    Check("rewards", check_open_answers),
     Check("rollout.max_model_tokens", check_fit, of_records=True),
     Check("prompt", check_prompts, of_records=True),
 )
@@ -281,9 +304,19 @@ def describe(samples: Sequence[Sample]) -> str:
     without_clip = sum(sample.clip_source is None for sample in samples)
     kinds = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
     about_text = f", {without_clip} about text alone" if without_clip else ""
-    columns = sorted({name for sample in samples for name in sample.columns})
-    unknown = [name for name in columns if name not in OWN_KEYS]  # other data sets have columns of such names
-    meant = {name: get_close_matches(name, OWN_KEYS, n=1, cutoff=0.75) for name in unknown}
-    named = [f"{name} (did you mean {meant[name][0]!r}?)" if meant.get(name) else name for name in columns]
-    extra = f"; other columns: {', '.join(named)}" if columns else ""
+    named = [*_named_columns(samples)]
+    extra = f"; other columns: {', '.join(named)}" if named else ""
     return f"{len(samples)} questions ({kinds or 'none'}), {with_moments} with key moments{about_text}{extra}"
+
+
+def _named_columns(samples: Sequence[Sample]) -> Iterator[str]:
+    """The columns that samples have beside their own fields, with the field that a name may be a misspelling of."""
+    beside: dict[str, set[str]] = {}
+    for sample in samples:
+        fields = own_fields(sample) if sample.columns else set()
+        for name in sample.columns.keys() - fields:
+            beside.setdefault(name, set()).update(fields)
+    for name, fields in sorted(beside.items()):
+        # Other data sets have columns of such names beside what they mean.
+        meant = get_close_matches(name, set(OWN_KEYS) - fields, n=1, cutoff=0.75)
+        yield f"{name} (did you mean {meant[0]!r}?)" if meant and name not in OWN_KEYS else name

@@ -82,7 +82,7 @@ def test_of_fifty_good_and_ten_bad_records_it_names_the_ten(
     assert main(arguments(tmp_path, records)) == 1
     lines = capsys.readouterr().out.splitlines()
     for kind, source in expected:
-        assert sum(f"{source}: {kind}: " in line for line in lines) == 1
+        assert sum(line.startswith(f"  {kind:<10}  {source}: ") for line in lines) == 1
     assert any("answer 'E' is not one of the options A to D" in line for line in lines)
     assert lines[-1] == "this would NOT run as it is"
 
@@ -203,7 +203,11 @@ def test_images_without_times_or_files_and_answers_without_numbers_are_named_one
     records[3] |= {"video": "a\0b.mp4"}
     records[4] |= {"task": "number", "options": None, "answer": "a few"}
     status, report = examined(arguments(tmp_path, records, "--decode", "0"), capsys)
-    found = {finding["source"][-1]: (finding["kind"], finding["reason"]) for finding in report["findings"]}
+    found = {
+        finding["source"][-1]: (finding["kind"], finding["reason"])
+        for finding in report["findings"]
+        if finding["source"] != "rewards.keyframe"  # which scores none of these
+    }
     assert status == 1 and found.keys() == {"1", "2", "4", "5"}
     assert found["1"] == (
         "record",
@@ -330,3 +334,21 @@ def test_a_published_number_in_words_is_odd() -> None:
     samples = [tiny.sample(each, task="number", answer=each, options=()) for each in ("3/4", "none")]
     [finding] = wordy_numbers(samples)
     assert not finding.is_fatal and finding.source == "made-up:none" and "'none' holds none" in finding.reason
+
+
+def test_what_a_run_would_note_of_its_rewards_is_found(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        record | {"task": "open", "options": None, "answer": "the red one", "keyframes_s": None}
+        for record in good_records(clips, tmp_path, 2)
+    ]
+    rewards = "rewards={accuracy: {}, choice: {weight: 0.5}}"
+    _, report = examined(arguments(tmp_path, records, "model.path=/nowhere", rewards), capsys)
+    odd = {each["source"]: each["reason"] for each in report["findings"] if not each["is_fatal"]}
+    assert "2 questions are open, and accuracy is 1 for the very words" in odd["rewards.accuracy"]
+    assert odd["rewards.choice"].startswith("gave no score (None) to any completion")
+    _, report = examined(
+        arguments(tmp_path, records, "model.path=/nowhere", "rewards={accuracy: {}, rouge: {}}"), capsys
+    )
+    assert "rewards.accuracy" not in {each["source"] for each in report["findings"]}

@@ -60,6 +60,14 @@ def test_delta_bounds_the_ratio_of_a_negative_advantage() -> None:
     assert clipped_in("dapo", *case, delta=4.0) == [False, True, True]
 
 
+def test_a_ratio_at_a_bound_is_not_clipped_and_no_ratio_is_without_an_advantage() -> None:
+    # All exact in binary: 1 - 0.25, 1 + 0.5, 2.
+    settings = {"epsilon": 0.25, "epsilon_high": 0.5, "delta": 2.0}
+    assert clipped_in("dapo", [0.75, 1.5, 2.0], [-1.0, 1.0, -1.0], **settings) == [False, False, False]
+    assert clipped_in("dapo", [0.7, 1.6, 2.1], [-1.0, 1.0, -1.0], **settings) == [True, True, True]
+    assert clipped_in("dapo", [0.1, 9.0], [0.0, 0.0], **settings) == [False, False]
+
+
 def test_a_clipped_token_has_no_gradient() -> None:
     logps = torch.tensor([1.5, 1.2, 9.0]).log().requires_grad_()
     settings = LossConfig(epsilon_high=0.28, delta=4.0)
@@ -85,6 +93,9 @@ def test_sapo_has_the_plain_gradient_on_policy_and_less_far_from_it() -> None:
     LOSSES["sapo"].token_T(ratio, ratio.log(), torch.tensor([1.0, -1.0, 2.0]), settings).sum().backward()
     assert ratio.grad is not None and ratio.grad.tolist() == pytest.approx([-1.0, 1.0, -0.1413], abs=1e-5)
     assert clipped_in("sapo", [9.0], [1.0]) == [False]
+    # Any positive advantage has the positive temperature: 4 / 2 * sigmoid(2 * 2) * 0.5 = 0.98201
+    positive = loss_of("sapo", [3.0], [0.5], sapo_temperature_pos=2.0, sapo_temperature_neg=9.0)
+    assert positive == pytest.approx([-0.98201], abs=1e-5)
 
 
 def test_weights_divide_by_the_steps_counts() -> None:

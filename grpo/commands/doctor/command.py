@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -66,6 +67,7 @@ def examine_run(
         held_out=dict(zip(labels, (samples for samples, _ in held_out.values()), strict=True)),
     )
     problems = [problem for _, bad in read.values() for problem in bad]
+    notes: list[str] = []
     with ExitStack() as opened:
         start = Start(
             config=config,
@@ -73,7 +75,7 @@ def examine_run(
             accelerator=make_accelerator(),
             opened=opened,
             read=lambda _: data,
-            say=lambda _: None,
+            say=notes.append,
         )
         failed = failures(start)
         everything = [sample for samples, _ in read.values() for sample in samples]
@@ -87,6 +89,7 @@ def examine_run(
         }
         problems += shared_ids(data.train_sets)
         problems += [DataError(key, reason, "config") for key, reason in failed.items()]
+        problems += noted(notes)
         problems += found
         problems += oddities(start.train, [*data.held_out.values()])
         if plans and "model.lora" not in failed:
@@ -129,6 +132,7 @@ def _planned(
 def failures(start: Start) -> dict[str, str]:
     """Why a run would stop at its start, by the key of the check that fails; records are examined elsewhere."""
     reasons: dict[str, str] = {}
+    said: set[str] = set()
     for check in (GOES_ON, *CHECKS):
         if check.of_records or check.key in reasons:
             continue
@@ -138,9 +142,17 @@ def failures(start: Start) -> dict[str, str]:
         except (ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
             # What needs a model says once more that there is none.
-            if reason not in reasons.values():
-                reasons[check.key] = reason
+            if reason not in said:
+                said.add(reason)
+                reasons[check.key] = reason.removeprefix("config: ").removeprefix(f"{check.key}: ")
     return reasons
+
+
+def noted(notes: Iterable[str]) -> Iterator[DataError]:
+    """What a run says of its rewards at its start; what it says of data is found record by record."""
+    for note in notes:
+        if match := re.fullmatch(r"note: (rewards\.\w+):? (.*)", note):
+            yield DataError(match[1], match[2], "config", is_fatal=False)
 
 
 def _parser() -> argparse.ArgumentParser:

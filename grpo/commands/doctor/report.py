@@ -12,17 +12,18 @@ TOKEN_NAMES = {
 }
 
 
+WRONG = ("record", "too short")
+"""The kinds of findings that are a mistake even where no run stops at it: an answer that nothing is equal to, or a time
+behind a video's end."""
+
+
 def as_text(report: dict[str, Any]) -> str:
     """The report as lines to read."""
     lines = [f"{key}: {text}" for key, text in report["sets"].items()]
-    for is_fatal, title in (
-        (True, "the run would stop at these or lose them"),
-        (False, "odd, but no obstacle"),
-    ):
-        found = [finding for finding in report["findings"] if finding["is_fatal"] is is_fatal]
-        if found:
-            lines.append(f"{len(found)} found, {title}:")
-        lines += [f"  {each['source']}: {each['kind']}: {each['reason']}" for each in found]
+    for title, found in _sorted_out(report["findings"]).items():
+        width = max((len(each["kind"]) for each in found), default=0)
+        lines += [f"{len(found)} found, {title}:"] if found else []
+        lines += [f"  {each['kind']:<{width}}  {each['source']}: {each['reason']}" for each in found]
     if "tokens" in report:
         lines += ["the first prompt:", *(f"  | {line}" for line in report["prompt"].splitlines())]
         lines += [*_token_lines(report), *_memory_lines(report)]
@@ -34,6 +35,17 @@ def as_text(report: dict[str, Any]) -> str:
             "{run_h:.3g} h the run".format(**report["time"])
         )
     return "\n".join([*lines, "this would run" if report["would_run"] else "this would NOT run as it is"])
+
+
+def _sorted_out(findings: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The findings by what they do to a run."""
+    stops = [each for each in findings if each["is_fatal"]]
+    others = [each for each in findings if not each["is_fatal"]]
+    return {
+        "the run would stop at these or lose them": stops,
+        "wrong, though no run stops at it": [each for each in others if each["kind"] in WRONG],
+        "odd, but no obstacle": [each for each in others if each["kind"] not in WRONG],
+    }
 
 
 def _token_lines(report: dict[str, Any]) -> list[str]:

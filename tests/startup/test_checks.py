@@ -1,0 +1,34 @@
+"""What a start says of the data before the first step."""
+
+from __future__ import annotations
+
+import pytest
+
+from grpo.media.clip import ClipSource
+from grpo.startup.checks import describe
+from tests.support import tiny
+
+CLIP = ClipSource(video="a.mp4", end_s=3.0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "clip_source", "other"),
+    [
+        ({"keyframe_s": [1], "level": 3}, CLIP, "keyframe_s (did you mean 'keyframes_s'?), level"),
+        # With a video, an id of it is none that was misspelt.
+        ({"video_id": "x"}, CLIP, "video_id"),
+        ({"vidoe": "x"}, None, "vidoe (did you mean 'video'?)"),
+        # What the sample has is no other column, although it is kept for rewards.
+        ({"answer": "B", "options": ["A. x"], "data_type": "video"}, CLIP, "data_type"),
+        ({"end": 3, "system": "no prompt"}, CLIP, "end, system"),
+    ],
+)
+def test_columns_are_listed_with_the_field_that_may_be_meant(
+    columns: dict[str, object], clip_source: ClipSource | None, other: str
+) -> None:
+    samples = [tiny.sample(columns=columns, clip_source=clip_source), tiny.sample("plain")]
+    assert describe(samples).endswith(f"; other columns: {other}")
+
+
+def test_samples_without_other_columns_are_counted_alone() -> None:
+    assert describe([tiny.sample(columns={"answer": "B"}, clip_source=CLIP)]).endswith("0 with key moments")
