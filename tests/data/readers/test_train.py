@@ -49,5 +49,5 @@ def test_a_run_trains_on_the_samples_of_every_reader(
     asked = {reader for reader, path in paths.items() for each in rollouts if each["source"].startswith(path)}
     assert asked == READERS.keys() - {"synthetic", "auto"}
     said = capsys.readouterr().out
-    assert "training: 21 questions (13 choice, 6 open, 2 span), 5 with key moments; other columns: " in said
+    assert "training: 26 questions (18 choice, 6 open, 2 span), 5 with key moments; other columns: " in said
     assert said.count("'id'") == said.count("qid (did you mean 'id'?)") == 1
