@@ -16,7 +16,7 @@ import pytest
 
 from grpo.benchmarks import BENCHMARKS
 from grpo.benchmarks.benchmark import StoredAnswer
-from grpo.benchmarks.egoschema import read
+from grpo.benchmarks.published.egoschema import read
 from grpo.benchmarks.replies import letter_of
 from grpo.groups import Sample
 from tests.support.benchmarks import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.benchmarks.grounding import extract_time
+from grpo.benchmarks.published.grounding import extract_time
 from tests.support.benchmarks import (
     FAILED,
     metrics,

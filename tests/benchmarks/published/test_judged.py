@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.benchmarks.openeqa import prediction
+from grpo.benchmarks.published.openeqa import prediction
 from tests.support.benchmarks import (
     FAILED,
     metrics,
@@ -21,7 +21,7 @@ from tests.support.benchmarks import (
 )
 from tests.support.readers import CLIP_UID, EGOTEMPO, EGOTHINK, OPENEQA, WRITERS, Record, touch, write_json
 
-SLICE = Path(__file__).parents[1] / "data/readers/files/open_eqa_slice.json"
+SLICE = Path(__file__).parents[2] / "data/readers/files/open_eqa_slice.json"
 
 
 def openeqa(folder: Path, *ids: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer
-from grpo.benchmarks.egoplan import PREFIXES
+from grpo.benchmarks.published.egoplan import PREFIXES
 from grpo.benchmarks.replies import first_letter, grouped, lettered, written
 from grpo.groups import Sample
 
