@@ -13,7 +13,7 @@ from grpo.config.schema import DatasetConfig
 from grpo.data import load_samples, timed
 from grpo.data.check import missing_media
 from grpo.groups import Sample
-from grpo.media.identity import ends_digest
+from grpo.media.identity import identity
 from grpo.policy.model_folder import find_model_folder
 
 
@@ -51,11 +51,8 @@ def weights_digest(model_path: str) -> dict[str, str]:
     """What tells a model's weights from others: of each of its files of weights the size and a digest of its ends."""
     folder = find_model_folder(model_path)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    stats = [(file, file.stat()) for file in files]
-    return {
-        file.name: f"{stat.st_size} {ends_digest(str(file), stat.st_mtime_ns, stat.st_size)}"
-        for file, stat in stats
-    }
+    found = {file.name: identity(str(file)) for file in files}
+    return {name: f"{num_bytes} {digest}" for name, (num_bytes, _, digest) in found.items()}
 
 
 def stored_under(parent: Path, model: str, header: Mapping[str, Any], model_path: str) -> Path:

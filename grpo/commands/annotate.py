@@ -30,6 +30,7 @@ from grpo.config.limits import refusals
 from grpo.config.rules import media_contradictions
 from grpo.config.schema import DatasetConfig, MediaConfig
 from grpo.data import READERS, load_samples
+from grpo.data.fields import LETTERS
 from grpo.data.native import file_seconds, native_record
 from grpo.groups import Sample
 from grpo.media.clip import Clip, ClipSource, MediaError
@@ -89,9 +90,7 @@ def texts_of(sample: Sample) -> list[str]:
     """What frames are compared with: the question, and the answer in words."""
     if sample.task not in ANSWERS_SHOWN:
         return [sample.question]
-    answer = (
-        sample.options["ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(sample.answer)] if sample.options else sample.answer
-    )
+    answer = sample.options[LETTERS.index(sample.answer)] if sample.options else sample.answer
     return [sample.question, answer]
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.benchmarks.changed import BLIND
 from grpo.benchmarks.prompts import digest
+from grpo.data.fields import LETTERS
 from grpo.evaluation import batches
 from grpo.feed.prompts import Render
 from grpo.groups import Batch, Group, LostSample, Prompt, Rollout, Sample
@@ -116,7 +117,7 @@ class Asker:
         row = build_row([segment], self.model.family).to(policy.device)
         logps_T = policy(row).logps_T.float()
         losses = [-float(logps_T[row.completion_T == number].mean()) for number in range(len(texts))]
-        letter = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[losses.index(min(losses))]
+        letter = LETTERS[losses.index(min(losses))]
         answer = as_rollout(prompt, text=letter, token_ids=[], logprobs=[], stopped=True)
         return stored(prompt, answer, 0, variant, losses=tuple(losses))
 
