@@ -8,7 +8,8 @@ and not by the decoder, whose scaler gives other values than the reference.
 
 Frames and times are those of a full decoding from the file's start, or `MediaError` says why the clip can't be read.
 What a container says is believed as long as the decoder agrees: a stretch begins with what the decoder itself calls a
-keyframe, and every frame that comes has its place in the list. If not, the file is decoded from its start.
+keyframe, and every frame that comes has its place in the list. If not, the keyframes before it are tried, and then the
+file is decoded from its start.
 There is no "nearest frame that could be read".
 
 Not torchcodec: its wheel on the package index (0.17) loads neither beside the CPU build of torch 2.13 nor without
@@ -39,6 +40,8 @@ from grpo.media.sequential import decode, decode_parts, in_parts, is_true_keyfra
 
 CODECS_WITH_MARKED_FRAMES = ("h264",)
 """Codecs whose packets say if no other frame depends on theirs; in others such a mark may not hold for all."""
+EARLIER_KEYFRAMES = 3
+"""The most keyframes that frames are decoded from, one after another, before the file is decoded from its start."""
 PROGRESSIVE = 1
 """FFmpeg's field order of a stream without fields."""
 
@@ -119,16 +122,41 @@ def _decode(
     """
     stretches = np.searchsorted(table.keyframes, indices, side="right") - 1
     for stretch, members in groupby(zip(stretches, indices, strict=True), key=lambda member: member[0]):
-        first, wanted = int(table.keyframes[stretch]), [index for _, index in members]
-        times_wanted, due = Counter(wanted), _due(table, stream, first, wanted)
-        if stretch > 0:
-            container.seek(table.pts[first], stream=stream)
-        if table.is_counted:
-            decoded = enumerate(_decode_all(path, container, stream))
-        else:
-            decoded = _by_pts(table, _decode_stretch(container, stream, table, first, due))
-        for index, frame in _checked(path, table, decoded, first, due):
-            yield from repeat(frame, times_wanted[index])
+        wanted = [index for _, index in members]
+        begins = range(int(stretch), max(int(stretch) - EARLIER_KEYFRAMES, 0), -1) or range(1)
+        for begin in begins:
+            frames = _decode_from(path, container, stream, table, begin, wanted)
+            try:
+                head = next(frames)
+            except NotAsListed:
+                # What is marked as a keyframe may be none, and the one before it a true one.
+                if begin == begins[-1]:
+                    raise
+                continue
+            yield head
+            yield from frames
+            break
+
+
+def _decode_from(
+    path: str,
+    container: InputContainer,
+    stream: VideoStream,
+    table: FrameTable,
+    begin: int,
+    wanted: Sequence[int],
+) -> Iterator[av.VideoFrame]:
+    """Yield the wanted frames, decoded from the keyframe of that number on."""
+    first, times_wanted = int(table.keyframes[begin]), Counter(wanted)
+    due = _due(table, stream, first, wanted)
+    if begin > 0:
+        container.seek(table.pts[first], stream=stream)
+    if table.is_counted:
+        decoded = enumerate(_decode_all(path, container, stream))
+    else:
+        decoded = _by_pts(table, _decode_stretch(container, stream, table, first, due))
+    for index, frame in _checked(path, table, decoded, first, due):
+        yield from repeat(frame, times_wanted[index])
 
 
 def _decode_stretch(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,21 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(decode, "_by_pts", noted)
     return indices
+
+
+def test_what_is_only_marked_as_a_keyframe_is_decoded_from_the_one_before(
+    sparse_mp4: str, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = frame_table(sparse_mp4)
+    assert table.keyframes.tolist() == [0, 24, 48, 72]
+    marked = replace(table, keyframes=np.array([0, 24, 48, 50, 52]))
+    # No other table: the file is not decoded from its start.
+    monkeypatch.setattr(decode, "frame_tables", lambda _: iter([marked]))
+    assert numbers(read_video(sparse_mp4, start_s=53 / 30, end_s=56 / 30)) == [53, 54, 55, 56]
+    assert min(decoded) >= 48
+    none = replace(table, keyframes=np.array([0, 50, 51, 52]))
+    monkeypatch.setattr(decode, "frame_tables", lambda _: iter([none]))
+    assert "is no keyframe, but marked as one" in refusal(sparse_mp4, start_s=53 / 30, end_s=56 / 30)
 
 
 def test_only_the_stretches_that_hold_a_chosen_frame_are_decoded(sparse_mp4: str, decoded: list[int]) -> None:

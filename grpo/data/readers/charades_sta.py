@@ -1,13 +1,14 @@
 """Charades-STA (https://github.com/jiyanggao/TALL), and Time-R1's files (https://github.com/www-Ye/Time-R1).
 
-A sentence asks for the span of the video `<name>.mp4` that it describes; the span is both the answer (the task "span")
-and the key moment. The data set has a line `AO8RW 0.0 6.9##a person puts a book down.` for each, Time-R1 an object
-`{"AO8RW": {"duration": 33.7, "timestamps": [[0.0, 6.9]], "sentences": ["..."]}}`, or a record with `video`, `timestamp`
-and `sentence` for each.
+A sentence asks for the span of the video `<name>.mp4` (or `.mkv`, `.webm`) that it describes; the span is both the
+answer (the task "span") and the key moment. The data set has a line `AO8RW 0.0 6.9##a person puts a book down.` for
+each, Time-R1 an object `{"AO8RW": {"duration": 33.7, "timestamps": [[0.0, 6.9]], "sentences": ["..."]}}`, or a record
+with `video`, `timestamp` and `sentence` for each.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from grpo.data.fields import (
     get_text,
     get_texts,
     get_value,
+    is_number,
     shown,
     span_answer,
     without,
@@ -27,7 +29,8 @@ from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from rewards.parsing import read_span
 
-LINE = re.compile(r"(\S+) ([0-9.]+) ([0-9.]+)##(.+)")
+LINE = re.compile(r"(\S+)\s+([0-9.]+)\s+([0-9.]+)\s*##(.+)")
+ENDINGS = (".mp4", ".mkv", ".webm")
 QUESTION = f'When does the video show "{{sentence}}"? {ANSWER_WITH_A_SPAN}'
 OWN_KEYS = ("line", "timestamp", "timestamps", "sentence", "sentences")
 
@@ -35,9 +38,8 @@ OWN_KEYS = ("line", "timestamp", "timestamps", "sentence", "sentences")
 def translate(record: Record, place: Place) -> Iterator[Sample]:
     video, moments = _moments(record)
     for number, (span, sentence) in enumerate(moments):
-        file = video if "." in video else f"{video}.mp4"
-        clip_source = ClipSource(video=place.media(file))
-        answer = span_answer(span, clip_source)
+        clip_source = ClipSource(video=_file(place, video))
+        answer = span_answer(_in_order(span, place), clip_source)
         yield Sample(
             id=place.id(f"{video}_{number}" if "sentences" in record else str(place.number)),
             question=QUESTION.format(sentence=sentence.strip().removesuffix(".")),
@@ -50,13 +52,29 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         )
 
 
+def _file(place: Place, video: str) -> str:
+    """The path of a video that may be named without its ending: the first ending that there is a file with."""
+    if "." in video:
+        return place.media(video)
+    paths = [place.media(video + ending) for ending in ENDINGS]
+    return next(filter(os.path.isfile, paths), paths[0])
+
+
+def _in_order(span: Any, place: Place) -> Any:
+    """The span with its start first: a few of the data set's lines have the end there."""
+    if type(span) is list and len(span) == 2 and all(map(is_number, span)) and span[0] > span[1]:
+        place.remark("spans whose end stands first are turned round")
+        return span[::-1]
+    return span
+
+
 def _moments(record: Record) -> tuple[str, list[tuple[Any, str]]]:
     """The name of the video, and the spans in it with their sentences."""
     if "line" in record:
         match = LINE.fullmatch(record["line"])
         if match is None:
             raise ValueError(f"a line is `name start end##sentence`, not {shown(record['line'])}")
-        return match[1], [(f"{match[2]}-{match[3]}", match[4])]
+        return match[1], [([float(match[2]), float(match[3])], match[4])]
     if "sentences" not in record:
         return get_text(record, "video"), [(get_value(record, "timestamp"), get_text(record, "sentence"))]
     spans, sentences = get_value(record, "timestamps"), get_texts(record, "sentences")

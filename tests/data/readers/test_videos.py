@@ -106,13 +106,27 @@ def test_charades_and_time_r1_ask_for_the_same_spans(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("AO8RW 2.5##a person", ":1: a line is `name start end##sentence`, not 'AO8RW 2.5##a person'"),
-        ("A 2.5 2.5##a person", ":1: 'answer' must be a span in seconds, such as 3.0-4.5, not '2.5-2.5'"),
+        (
+            "A 2.5 2.5##a person",
+            ":1: 'answer' must be a span in seconds, such as 3.0-4.5, not \\[2.5, 2.5\\]",
+        ),
     ],
 )
 def test_a_line_of_charades_that_is_none_is_refused(content: str, message: str, tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.txt", content)
     with pytest.raises(ValueError, match=f"^{path}{message}"):
         READERS["charades_sta"](str(path), None)
+
+
+def test_charades_span_may_have_its_end_first_and_its_video_another_ending(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "B.webm").touch()
+    path = write_json(tmp_path / "a.txt", "A 6.9 2.5 ##she smiles.\nB  0.0 3##he sits.\n")
+    first, second = READERS["charades_sta"](str(path), None)
+    assert (first.answer, first.keyframes_s) == ("2.5-6.9", ((2.5, 6.9),))
+    assert [video_of(each) for each in (first, second)] == [f"{tmp_path}/A.mp4", f"{tmp_path}/B.webm"]
+    assert f"spans whose end stands first are turned round: 1, e.g. {path}:1" in caplog.text
 
 
 def test_time_r1s_lists_must_be_as_long_as_each_other(tmp_path: Path) -> None:
