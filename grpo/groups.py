@@ -164,3 +164,11 @@ class Batch:
 def differ(low: Any, high: Any) -> Any:
     """Return whether values differ from lower ones by more than rounding: a bool for two numbers, else an array."""
     return high - low > ROUNDING * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+
+
+def completion_key(token_ids: Any, logprobs: Any) -> bytes:
+    """Return what tells a completion from others, wherever it was packed: its tokens and the engine's log-probs.
+
+    Completions that agree in both are equal as far as the learner's log-probs go.
+    """
+    return np.asarray(token_ids, np.int64).tobytes() + np.asarray(logprobs, np.float32).tobytes()

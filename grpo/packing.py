@@ -11,15 +11,15 @@ attention needs a rectangle: `Layout` says which flat positions to gather for it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from grpo.groups import Prompt, Rollout, Sample, ScoredGroup
+from grpo.groups import Prompt, Rollout, Sample, ScoredGroup, completion_key
 
 
 class Family(Protocol):
@@ -181,6 +181,21 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
             [value for rollout in rollouts for value in rollout.logprobs], dtype=torch.float32
         ),
     )
+
+
+def by_completion(rows: Iterable[tuple[PackedRow, Tensor]]) -> dict[bytes, list[float]]:
+    """Return rows' values of completion tokens, (T,) each, as a list for each completion, by `completion_key`."""
+    found: dict[bytes, list[float]] = {}
+    for row, values_T in rows:
+        # The first token of each completion, and the end of the row.
+        starts = (
+            torch.cat([row.completion_T.new_full((1,), -1), row.completion_T]).diff().nonzero()[:, 0].tolist()
+        )
+        target_T, sampler_logps_T = row.target_T.numpy(), row.sampler_logps_T.numpy()
+        values = values_T.float().cpu().tolist()
+        for start, end in pairwise([*starts, len(values)]):
+            found[completion_key(target_T[start:end], sampler_logps_T[start:end])] = values[start:end]
+    return found
 
 
 def padding_row(family: Family) -> PackedRow:

@@ -105,7 +105,7 @@ class GRPOTrainer:
         with recorder.timed("time/sync"):
             self.engine.sync()
         self._watch(step, result, rows)
-        recorder.write_groups(step, scored, sampled.batch.lost)
+        recorder.write_groups(step, scored, sampled.batch.lost, result.logps)
 
     def _rows(self, scored: Sequence[ScoredGroup], *, trained: bool = True) -> list[PackedRow]:
         """Pack the completions that are trained on, or the others."""

@@ -104,7 +104,7 @@ class Step:
     def lengths(self, rows: Sequence[PackedRow]) -> list[int]:
         return sorted({int(length) for row in rows for length in row.lengths_T})
 
-    def write_groups(self, step: int, scored: Sequence[ScoredGroup], lost: Any) -> None:
+    def write_groups(self, step: int, scored: Sequence[ScoredGroup], lost: Any, logps: Any) -> None:
         self.written = scored
 
 

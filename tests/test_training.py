@@ -62,6 +62,7 @@ def test_the_rollouts_file_explains_every_completion(reference_run: Reference) -
         assert row["prompt"].count("<|video_pad|>") == 1 and row["question"] in row["prompt"]
         total = row["rewards/accuracy"] + 0.5 * row["rewards/format"] + 0.5 * row["rewards/keyframe"]
         assert row["total"] == pytest.approx(total)
+        assert row["learner_logprobs"] == pytest.approx(row["logprobs"], abs=1e-3)
 
 
 def test_the_answers_to_held_out_questions_are_kept(reference_run: Reference) -> None:

@@ -6,9 +6,9 @@ The gradient is that of the whole step's loss, however the step is spread over r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from grpo.learner.launching import pass_dtype, set_up_sharding
 from grpo.learner.losses import StepCounts, mean_at, row_loss, sampling_metrics
 from grpo.learner.optimizers import SPD, make_optimizer, take_start
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
-from grpo.packing import PackedRow, padding_row
+from grpo.packing import PackedRow, by_completion, padding_row
 from grpo.policy.model import Policy, TokenScores, store_trained_only
 from grpo.policy.sharding import share_head
 from grpo.run.checkpoint import keep_weights
@@ -71,6 +71,8 @@ class UpdateResult:
     """The gradient norm of each update before clipping; an update whose norm is not finite was skipped."""
     bad_rows: Sequence[PackedRow] = ()
     """This process's rows whose loss was not finite."""
+    logps: Mapping[bytes, Sequence[float]] = field(default_factory=dict)
+    """The policy's log-probs of this process's completions before the first update, by `groups.completion_key`."""
 
     @property
     def num_skipped(self) -> int:
@@ -128,7 +130,8 @@ class Learner:
 
         watched: the rows of the step's other completions, which count in what is said about the policy.
         """
-        metrics = self._set_lr(step) + self._watch(watched)
+        of_watched, watched_logps = self._watch(watched)
+        metrics = self._set_lr(step) + of_watched
         inputs = self.prepare(rows, counts, watched)
         passes, norms, bad_rows = [], [], []
         for _ in range(self.optim.num_iterations if inputs.num_passes else 0):
@@ -141,7 +144,9 @@ class Learner:
         if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
             assert isinstance(self.reference, SecondCopy)
             self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
-        result = UpdateResult(norms=norms, bad_rows=bad_rows)
+        logps = [each.old_logps_T for each in passes] + watched_logps
+        seen = by_completion(zip([*rows, *watched], logps, strict=True))
+        result = UpdateResult(norms=norms, bad_rows=bad_rows, logps=seen)
         skipped = Metrics(maxima={"optim/skipped_updates": result.num_skipped})
         return replace(result, metrics=metrics + skipped)
 
@@ -200,15 +205,16 @@ class Learner:
         most = int(counts.max())  # pyright: ignore[reportAttributeAccessIssue]
         return [*rows, *[self.padding_row] * (most - len(rows))]
 
-    def _watch(self, rows: Sequence[PackedRow]) -> Metrics:
-        """Return the figures of rows that are not trained on. Their ratios are clipped in no update."""
+    def _watch(self, rows: Sequence[PackedRow]) -> tuple[Metrics, list[Tensor]]:
+        """Return the figures and the log-probs of rows that are not trained on. No update clips their ratios."""
         device, found = self.accelerator.device, Metrics()
-        for row, scores in zip([row.to(device) for row in rows], self._scores_only(rows), strict=True):
+        read = self._scores_only(rows)
+        for row, scores in zip([row.to(device) for row in rows], read, strict=True):
             num_seen = mean_at(self.loss.level, scores.logps_T, row.lengths_T).count
             clipped = Mean(0.0, num_seen * self.optim.num_iterations)
             found += Metrics(means={"policy/clip_fraction": clipped})
             found += sampling_metrics(row, scores, self.loss)
-        return found
+        return found, [scores.logps_T for scores in read]
 
     def _scores_only(self, rows: Sequence[PackedRow]) -> list[TokenScores]:
         """Return the scores of rows without a gradient, in as many passes as the process with most rows makes."""

@@ -21,9 +21,7 @@ from grpo.report.step_page import step_page
 from grpo.report.thumbnails import SeenClip
 from grpo.report.tokens import Pieces, find_tokenizer
 from grpo.run.folder import RunDir
-from grpo.run.rollout_files import ANSWERED, read_columns, read_rollouts, rollout_files
-
-LEARNER_LOGPROBS = "learner_logprobs"
+from grpo.run.rollout_files import ANSWERED, LEARNER_LOGPROBS, read_columns, read_rollouts, rollout_files
 
 Kind = Literal["rollouts", "answers"]
 Entry = dict[str, Any]

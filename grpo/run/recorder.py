@@ -91,8 +91,17 @@ class Recorder:
         yield
         self.add(Metrics(seconds={name: perf_counter() - start}))
 
-    def write_groups(self, step: int, scored: Sequence[ScoredGroup], lost: Sequence[LostSample]) -> None:
-        """Add the figures of a step's groups, and write its rollouts and failures."""
+    def write_groups(
+        self,
+        step: int,
+        scored: Sequence[ScoredGroup],
+        lost: Sequence[LostSample],
+        learner_logps: Mapping[bytes, Sequence[float]] | None = None,
+    ) -> None:
+        """Add the figures of a step's groups, and write its rollouts and failures.
+
+        learner_logps: the learner's log-probs of this process's completions, by `groups.completion_key`.
+        """
         specs, min_std = self.rewards.specs, self.config.advantages.min_std
         self.add(sum((group_metrics(group, specs, min_std=min_std) for group in scored), Metrics()))
         deaths = self._growth({"rewards/process_deaths": self.rewards.num_deaths})
@@ -102,7 +111,9 @@ class Recorder:
         self.reward_failures = self.write_failures(step, lost, failures)
         every = self.config.log.rollouts_every_steps
         if every and step % every == 0:
-            rows = gather_object([row for group in scored for row in rollout_rows(group)])
+            # A completion may have been learned from in another process than the one that sampled it.
+            logps = {key: each for part in gather_object([learner_logps or {}]) for key, each in part.items()}
+            rows = gather_object([row for group in scored for row in rollout_rows(group, logps)])
             if self.accelerator.is_main_process:
                 self.run_dir.write_rollouts(step, rows)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, Never, get_args, get_origin, get_type_hints
 
-from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup, completion_key
 from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
 from grpo.media.sampling import MediaSettings
 from grpo.run.disk import whole_file
@@ -41,8 +41,14 @@ ANSWERED = ("set", "pass")
 """The columns that answers to held-out questions have besides: of which set, and whether greedy or sampled."""
 
 
-def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
-    """Return the row of each completion of a group."""
+LEARNER_LOGPROBS = "learner_logprobs"
+"""The column of the learner's log-probs before the step's update; empty in a row of which it has none."""
+
+
+def rollout_rows(
+    scored: ScoredGroup, learner_logps: Mapping[bytes, Sequence[float]] | None = None
+) -> list[dict[str, Any]]:
+    """Return the row of each completion of a group. learner_logps: the learner's, by `groups.completion_key`."""
     sample, table = _sample_row(scored.group.prompt.sample), scored.table
     return [
         {
@@ -60,6 +66,7 @@ def rollout_rows(scored: ScoredGroup) -> list[dict[str, Any]]:
             **{PART + name: column[index] for name, column in table.parts.items()},
             "total": table.totals[index],
             "advantage": scored.advantages[index],
+            **_learner_row(rollout, learner_logps),
         }
         for index, rollout in enumerate(scored.group.rollouts)
     ]
@@ -164,7 +171,7 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
     """Return the columns' types, which can't be inferred from values that are all missing or empty."""
     import pyarrow as pa
 
-    types = column_types() | dict.fromkeys(ANSWERED, pa.string())
+    types = column_types() | dict.fromkeys(ANSWERED, pa.string()) | {LEARNER_LOGPROBS: pa.list_(pa.float32())}
     is_reward = {name: name.startswith((REWARD, PART)) for name in row}
     return pa.schema([(name, pa.float64() if is_reward[name] else types[name]) for name in row])
 
@@ -183,6 +190,11 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
 def _completion_row(rollout: Rollout) -> dict[str, Any]:
     """Return the values that a rollout does not share with its group, also of one about changed frames."""
     return {"clip": rollout.clip.facts.as_dict() if rollout.clip else None, **_row(rollout, COMPLETION)}
+
+
+def _learner_row(rollout: Rollout, logps: Mapping[bytes, Sequence[float]] | None) -> dict[str, Any]:
+    """Return the learner's log-probs of a rollout, if any are known of its step."""
+    return {LEARNER_LOGPROBS: logps.get(completion_key(rollout.token_ids, rollout.logprobs))} if logps else {}
 
 
 def _row(of: object, names: Iterable[str]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from grpo.config.learner import LossConfig, OptimConfig
+from grpo.groups import completion_key
 from grpo.learner import update as update_module
 from grpo.learner.losses import row_loss
 from grpo.learner.update import lr_factor
@@ -79,6 +81,24 @@ def test_a_row_that_spoils_one_of_several_updates_is_named(monkeypatch: pytest.M
     learner = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=OptimConfig(num_iterations=2))
     result = learner.update(rows, counts_of(groups), 1)
     assert result.num_skipped == 1 and result.bad_rows == rows and len(passes) == 2
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_an_update_tells_the_log_probs_that_all_completions_had_before_it(num_iterations: int) -> None:
+    groups, policy = text_groups(), tiny.policy(seed=1)
+    before = {
+        completion_key(rollout.token_ids, rollout.logprobs): policy(
+            packed([replace(group, group=replace(group.group, rollouts=(rollout,)), advantages=(1.0,))])[0]
+        ).logps_T.detach()
+        for group in groups
+        for rollout in group.group.rollouts
+    }
+    rows, watched = (packed(groups, drop_flat=True, trained=trained) for trained in (True, False))
+    learner = make_learner(policy, loss=LossConfig(), optim=OptimConfig(num_iterations=num_iterations))
+    found = learner.update(rows, counts_of(groups), 1, watched=watched).logps
+    assert len(watched) > 0 and found.keys() == before.keys()
+    for key, logps_T in before.items():
+        torch.testing.assert_close(torch.tensor(found[key]), logps_T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

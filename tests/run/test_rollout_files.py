@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo.data.readers.jsonl import read_jsonl
-from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup, completion_key
 from grpo.media.clip import Clip, MediaError
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from grpo.run import disk
 from grpo.run.rollout_files import (
     num_groups,
+    read_columns,
     read_rollouts,
     rollout_files,
     rollout_rows,
@@ -182,3 +183,14 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
 def test_a_step_without_rollouts_leaves_no_file(tmp_path: Path) -> None:
     write_rollouts(tmp_path / "rollouts", 1, [])
     assert rollout_files(tmp_path / "rollouts") == {}
+
+
+def test_the_learners_log_probs_stand_beside_their_completions(tmp_path: Path) -> None:
+    group = scored(tiny.sample(), texts=["ab", "c"])
+    first, _ = group.group.rollouts
+    known = {completion_key(first.token_ids, first.logprobs): [-0.5, -0.25]}
+    write_rollouts(tmp_path, 1, rollout_rows(group, known))
+    file = tmp_path / "step_000001.parquet"
+    assert read_columns(file, ["learner_logprobs", "nothing"]) == {"learner_logprobs": [[-0.5, -0.25], None]}
+    write_rollouts(tmp_path, 2, rollout_rows(group))
+    assert read_columns(tmp_path / "step_000002.parquet", ["learner_logprobs"]) == {}

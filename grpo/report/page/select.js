@@ -13,7 +13,7 @@ const SHOWS = {
   highest: { label: "Highest reward", hint: "the highest totals", test: (table, row) => !Number.isNaN(table.columns.total[row]), sort: "-total" },
   gap: {
     label: "Worst gap",
-    hint: "engine and learner differ most; needs log.learner_logprobs",
+    hint: "engine and learner differ most in their log-probs",
     test: (table, row) => !Number.isNaN(table.columns.gap[row]),
     sort: "-gap",
   },
