@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grpo.config.learner import LossConfig
 from grpo.groups import ScoredGroup
-from grpo.packing import PackedRow
+from grpo.packing import PackedRow, Segment, build_row
 from grpo.policy import attention
 from grpo.policy import model as policy_module
 from grpo.policy.model import SUPPRESSED_BIAS, Head, Policy
@@ -246,3 +246,16 @@ def test_every_flat_position_is_restored_from_its_own_slot() -> None:
         index.flatten() for block in row.layout.blocks for index in (block.prompt_PS, block.completion_PGL)
     ]
     assert torch.equal(torch.cat(slots)[row.layout.restore_N], torch.arange(len(row.input_ids_N)))
+
+
+def test_each_flat_position_knows_its_prompt_its_completion_and_its_place_in_the_text() -> None:
+    """A prompt of two tokens with completions of one and three, and one of three tokens with one of two."""
+    segments = []
+    for num_prompt, lengths in ((2, (1, 3)), (3, (2,))):
+        prompt = replace(tiny.prompt(tiny.sample(), None), token_ids=(5,) * num_prompt)
+        rollouts = tuple(tiny.rollout(prompt, [7] * length) for length in lengths)
+        segments.append(Segment(prompt=prompt, rollouts=rollouts, advantages=(0.0,) * len(rollouts)))
+    layout = build_row(segments, tiny.family()).to(torch.device("cpu")).layout
+    assert layout.prompt_N.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert layout.completion_N.tolist() == [-1, -1, 0, 1, 1, 1, -1, -1, -1, 2, 2]
+    assert layout.offset_N.tolist() == [0, 1, 2, 2, 3, 4, 0, 1, 2, 3, 4]
