@@ -35,6 +35,8 @@ class EvalSet:
     samples: Sequence[Sample]
     num_blind: int = 0
     """The number of samples, from the first on, that are also asked about changed frames."""
+    largest_share: int = 0
+    """The number of samples of the process that has most. All have as many batches: they may share an engine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +117,7 @@ class Evaluator:
             seed=self.seed,
             batch_prompts=self.batch_prompts,
             max_prompt_tokens=self.max_prompt_tokens,
+            largest_share=eval_set.largest_share,
         )
 
     def _generate(self, batch: Batch, sampling: Sampling, engine: Engine, bar: tqdm) -> list[Group]:
@@ -171,11 +174,15 @@ def batches(
     seed: int,
     batch_prompts: int,
     max_prompt_tokens: int,
+    largest_share: int = 0,
 ) -> Iterator[Batch]:
-    """Yield samples as batches of at most so many prompts, whose clips and the next batch's are decoded ahead."""
+    """Yield samples as batches of at most so many prompts, whose clips and the next batch's are decoded ahead.
+
+    largest_share: the samples of the process that has most, which sets the number of batches.
+    """
     num_samples = len(samples)
     # All chunks have about one size: a reward may want the clip of another question of the same chunk.
-    num_chunks = math.ceil(num_samples / batch_prompts)
+    num_chunks = math.ceil(max(num_samples, largest_share) / batch_prompts)
     ends = [num_samples * index // num_chunks for index in range(num_chunks + 1)] if num_chunks else []
     chunks = [samples[start:end] for start, end in pairwise(ends)]
     for index, chunk in enumerate(chunks):

@@ -100,7 +100,6 @@ class GRPOTrainer:
         with recorder.timed("time/update"):
             # One update (`num_iterations`), by the clipped loss with importance weights (`losses.row_loss`).
             result = self.learner.update(rows, counts, step, watched=watched)
-            self.engine.wake()
         # The next step samples from the weights that were just trained.
         with recorder.timed("time/sync"):
             self.engine.sync()

@@ -87,6 +87,16 @@ def test_a_policy_that_looks_loses_its_accuracy_without_frames(
         assert left == pytest.approx(row[f"eval/held/{frames}/accuracy"])
 
 
+def test_a_process_with_fewer_samples_has_as_many_batches_as_the_others(
+    samples: list[Sample], loader: ClipLoader
+) -> None:
+    own = evaluator(loader, batch_prompts=2)
+    for count in (0, 3, 4):
+        eval_set = EvalSet(name="held", samples=samples[:count], largest_share=5)
+        batches = list(own._batches(eval_set))
+        assert len(batches) == 3 and sum(len(batch.prompts) for batch in batches) == count
+
+
 def test_the_slice_is_asked_again_about_changed_frames_and_only_the_slice(
     samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
 ) -> None:

@@ -228,10 +228,10 @@ def test_a_killed_run_with_vllm_resumes_and_its_model_is_served(clips: Path, tmp
     serve = (
         "import sys; from dataclasses import replace; from tests.rollout import test_rollout as t;"
         "from grpo.policy.families import load_family; from grpo.policy.model import Policy; import torch;"
-        "from grpo.rollout.vllm_engine import VLLMEngine;"
+        "from tests.support.engines import vllm_engine;"
         "family = load_family(sys.argv[1]);"
         "policy = Policy(family.load_model(torch.float32), family, temperature=t.TEMPERATURE);"
-        "engine = VLLMEngine(policy, seed=0, max_model_tokens=2048, gpu_memory_frac=0.3);"
+        "engine = vllm_engine(policy);"
         "assert t.gap(policy, engine.generate(t.prompts(), t.SAMPLING, t.SEEDS)) < 1e-3"
     )
     subprocess.run(

@@ -38,6 +38,8 @@ NAMES = {
         "vllm_max_model_length vllm_max_model_len max_model_len max_length max_prompt_length"
     ),
     "rollout.gpu_memory_frac": "vllm_gpu_memory_utilization gpu_memory_utilization",
+    "rollout.stop": "stop_sequences stop_words",
+    "rollout.tensor_parallel_size": "vllm_tensor_parallel_size tensor_model_parallel_size",
     "rollout.sleep": "vllm_enable_sleep_mode sleep_level free_cache_engine",
     "rewards.NAME.weight": "reward_weights",
     "rewards.NAME.fn": (
@@ -87,6 +89,19 @@ NAMES = {
 """The names of others by ours; one with a dot is known by both of its parts."""
 
 
+WHOLE = "completions are sampled from the whole distribution, of which the learner's log-probs are"
+REFUSED = {
+    f"{WHOLE}; what is cut off would have to be cut off there too": "top_p top_k min_p typical_p epsilon_cutoff",
+    f"{WHOLE}; a penalty changes it with every token": (
+        "repetition_penalty presence_penalty frequency_penalty no_repeat_ngram_size"
+    ),
+    f"{WHOLE}; a grammar would mask it anew at every token: rewards.format teaches the form": (
+        "structured_outputs vllm_structured_outputs_regex guided_decoding guided_json guided_regex guided_grammar"
+    ),
+}
+"""Settings of sampling that are not here, by the reason."""
+
+
 def our_name(key: str, settings: Iterable[str]) -> str | None:
     """The setting here that another project's dotted key means, as far as its end tells; None if it tells nothing.
 
@@ -103,6 +118,9 @@ def meant_by(key: str, leaf: str, siblings: Iterable[str], settings: Iterable[st
 
     leaf: the key, or one below it that is set. siblings: the names in its section. settings: all keys that there are.
     """
+    for reason, names in REFUSED.items():
+        if leaf.lstrip("-").lower().rpartition(".")[2] in names.split():
+            return f"no setting {leaf}: {reason}"
     if ours := our_name(leaf, settings):
         return f"no setting {leaf}; here it is {ours} (docs/coming_from.md)"
     section, _, name = key.rpartition(".")

@@ -113,6 +113,18 @@ def _lora(config: Config) -> Iterator[str]:
         yield "loss.sync_ref_model does not go with model.lora: its reference can't move"
 
 
+def _rollout(config: Config) -> Iterator[str]:
+    rollout, model = config.rollout, config.model
+    if "" in rollout.stop:
+        yield "rollout.stop: an empty text would end every completion at once"
+    if rollout.lora != "auto" and not model.lora.is_on:
+        yield f"rollout.lora={rollout.lora} has no effect without model.lora.r"
+    if rollout.lora == "adapters" and model.load_in_4bit:
+        yield "rollout.lora=adapters does not go with model.load_in_4bit: vLLM's weights would not be those of 4 bits"
+    if rollout.tensor_parallel_size > 1 and rollout.engine != "vllm":
+        yield f"rollout.tensor_parallel_size has no effect with rollout.engine={rollout.engine}"
+
+
 def _reference(config: Config) -> Iterator[str]:
     loss = config.loss
     for key in ("kl_in_reward", "sync_ref_model"):
@@ -165,5 +177,6 @@ def _dynamic_sampling(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
-    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _reference, _ratios, _robust, _dynamic_sampling,
+    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _reference, _ratios, _robust,
+    _dynamic_sampling,
 )  # fmt: skip

@@ -99,12 +99,25 @@ class RolloutConfig:
     """Completions per prompt (G); one alone would have no group to be compared with."""
     max_new_tokens: Positive[int] = 768
     temperature: Positive[float] = 1.0
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a completion and stay a part of it, `</answer>` say, beside the model's own end of a turn."""
     max_model_tokens: int = 8192
     """Prompt and completion together. A prompt is never cut: a run with one that can't fit does not start."""
     gpu_memory_frac: Free[PositiveFrac[float]] = 0.3
     """Share of a GPU's memory that vLLM takes for weights and cache."""
     sleep: Free[bool] = False
-    """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU)."""
+    """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU). The weights are loaded anew from
+    the policy after it; with `lora: adapters` those that don't train wait in main memory."""
+    tensor_parallel_size: Positive[int] = 1
+    """Processes that share an engine, each with a part of its weights, for a model that is too large for one GPU. A
+    divisor of the number of processes on a machine."""
+    lora: Free[Literal["auto", "adapters", "merge"]] = "auto"
+    """How vLLM gets LoRA adapters. adapters: beside its weights, in the precision of the passes, which is slower to
+    sample with. merge: added to the weights, which rounds what they change. auto: adapters, but merge with
+    `model.load_in_4bit` and above rank 512, where vLLM can't."""
+    prove_sync_every: Free[NotNegative[int]] = 20
+    """After how many syncs a fixed question proves that the engine has the policy's weights, as it does after each of
+    the first three; 0: never."""
     max_gap: Free[NotNegative[float | None]] = None
     """Stop when the mean difference between engine and learner log-probs exceeds this in three steps in a row, or four
     times this in one. None: 0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""

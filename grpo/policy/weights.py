@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ HEAD = "lm_head.weight"
 
 EMBEDDING = ".embed_tokens.weight"
 """How the name of the embedding's weight ends."""
+
+MAX_NAMED = 8
+"""The most names in a message."""
 
 Bucket = list[tuple[str, Tensor]]
 
@@ -93,6 +96,20 @@ def has_tied_head(model: Any) -> bool:
 def flat(buckets: Iterator[Bucket]) -> Iterator[tuple[str, Tensor]]:
     """Return the weights of all buckets one after another."""
     return chain.from_iterable(buckets)
+
+
+def check_names(unknown: Iterable[str], missing: Iterable[str]) -> None:
+    """Raise ValueError if there are names that one side does not know."""
+    wrong = {"unknown to the engine": sorted(set(unknown)), "not given to the engine": sorted(set(missing))}
+    said = [f"{what}: {_listed(names)}" for what, names in wrong.items() if names]
+    if said:
+        raise ValueError("the policy's weights are not the engine's; " + "; ".join(said))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (
+        f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    )
 
 
 def _in_buckets(sources: list[_Source], dtype: torch.dtype | None, max_bytes: int) -> Iterator[list[_Source]]:

@@ -18,6 +18,8 @@ class Sampling:
     max_new_tokens: int
     temperature: float
     """The sampling temperature; 0 is greedy."""
+    stop: tuple[str, ...] = ()
+    """The texts that end a completion, beside the model's own tokens. They stay a part of it."""
 
 
 OnGroup = Callable[[Group], object]
@@ -41,14 +43,12 @@ class Engine(Protocol):
         ...
 
     def sync(self) -> None:
-        """Load the policy's weights, and drop everything computed with the old ones."""
+        """Load the policy's weights, and drop everything computed with the old ones; a sleeping engine wakes."""
         ...
 
     def sleep(self) -> None:
-        """Free the engine's memory until `wake`."""
+        """Free the engine's memory until the next sync."""
         ...
-
-    def wake(self) -> None: ...
 
     def close(self) -> None: ...
 

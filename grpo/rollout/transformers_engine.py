@@ -15,7 +15,9 @@ from transformers import DynamicCache
 
 from grpo.groups import Group, Prompt
 from grpo.packing import Segment, build_row
+from grpo.policy.families import ModelFamily
 from grpo.policy.model import Policy
+from grpo.policy.weights import check_names
 from grpo.rollout import OnGroup, Sampling, as_rollout
 
 
@@ -65,14 +67,15 @@ class TransformersEngine:
         """Copy the policy's weights, unless the engine samples with the policy itself."""
         if self.sampler is self.policy:
             return
-        own = dict(self.sampler.model.named_parameters())
+        own, given = dict(self.sampler.model.named_parameters()), set[str]()
         with torch.no_grad():
-            for name, weight in self.policy.named_weights():
-                own[name].copy_(weight)
+            for name, weight in self.policy.named_weights(self.dtype):
+                given.add(name)
+                if name in own:
+                    own[name].copy_(weight)
+        check_names(given - own.keys(), own.keys() - given)
 
     def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -93,15 +96,13 @@ class TransformersEngine:
         position_B = position.repeat_interleave(sampling.group_size)
         cache.batch_repeat_interleave(sampling.group_size)
         sampler = _Sampler(sampling, seeds)
-        eos = torch.tensor(self.family.eos_ids, device=hidden_BD.device)
-        done_B = torch.zeros(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
+        ends = Ends(self.family, sampling.stop, len(hidden_BD))
         columns: list[tuple[Tensor, Tensor]] = []
         for _ in range(sampling.max_new_tokens):
             tokens_B, logps_B = sampler.sample(self.sampler.logits(hidden_BD))
             columns.append((tokens_B, logps_B))
             # Completions that have ended are sampled on until all have; `_groups` cuts the rest off.
-            done_B |= torch.isin(tokens_B, eos)
-            if bool(done_B.all()):
+            if ends.all_after(tokens_B.tolist()):
                 break
             hidden_BD = language_model(
                 inputs_embeds=self.sampler.model.get_input_embeddings()(tokens_B)[:, None],
@@ -112,7 +113,7 @@ class TransformersEngine:
             position_B = position_B + 1
         self.sampler.train(was_training)
         tokens_BL, logps_BL = (torch.stack(column, dim=1).tolist() for column in zip(*columns, strict=True))
-        return self._groups(prompts, tokens_BL, logps_BL)
+        return self._groups(prompts, tokens_BL, logps_BL, ends.lengths)
 
     def _prefill(self, prompts: Sequence[Prompt], cache: DynamicCache) -> tuple[Tensor, Tensor]:
         """Compute the last hidden state (P, D) and next position (P,) of each prompt, and fill the cache."""
@@ -129,12 +130,15 @@ class TransformersEngine:
         return hidden_PSD[:, -1], positions_3PS.amax(dim=(0, 2)) + 1
 
     def _groups(
-        self, prompts: Sequence[Prompt], tokens_BL: list[list[int]], logps_BL: list[list[float]]
+        self,
+        prompts: Sequence[Prompt],
+        tokens_BL: list[list[int]],
+        logps_BL: list[list[float]],
+        lengths: Sequence[int | None],
     ) -> list[Group]:
         group_size = len(tokens_BL) // len(prompts)
         rollouts = []
-        for index, (tokens, logps) in enumerate(zip(tokens_BL, logps_BL, strict=True)):
-            end = next((i + 1 for i, token in enumerate(tokens) if token in self.family.eos_ids), None)
+        for index, (tokens, logps, end) in enumerate(zip(tokens_BL, logps_BL, lengths, strict=True)):
             rollouts.append(
                 as_rollout(
                     prompts[index // group_size],
@@ -148,6 +152,33 @@ class TransformersEngine:
             Group(prompt=prompt, rollouts=tuple(rollouts[i * group_size : (i + 1) * group_size]))
             for i, prompt in enumerate(prompts)
         ]
+
+
+class Ends:
+    """The ends of completions that are sampled together: each at a token that ends a turn, or at a text."""
+
+    def __init__(self, family: ModelFamily, stop: Sequence[str], num_completions: int) -> None:
+        self.family, self.stop = family, stop
+        # A token has a byte at least.
+        self.most_tokens = max((len(text.encode()) for text in stop), default=0)
+        self.tokens: list[list[int]] = [[] for _ in range(num_completions)]
+        self.lengths: list[int | None] = [None] * num_completions
+        """The number of each completion's tokens; None for one that has not ended."""
+
+    def all_after(self, tokens_B: Sequence[int]) -> bool:
+        """Take the next token of each completion, and return whether all have ended."""
+        for index, token in enumerate(tokens_B):
+            own = self.tokens[index]
+            own.append(token)
+            if self.lengths[index] is None and (token in self.family.eos_ids or self._has_stop(own)):
+                self.lengths[index] = len(own)
+        return None not in self.lengths
+
+    def _has_stop(self, tokens: list[int]) -> bool:
+        if not self.stop:
+            return False
+        text = self.family.decode(tokens[-self.most_tokens :])
+        return any(each in text for each in self.stop)
 
 
 class _Sampler:

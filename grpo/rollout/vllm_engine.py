@@ -5,18 +5,20 @@ All G completions of a prompt are one request, so the clip is encoded and the pr
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 
 from grpo.groups import Group, Prompt, Rollout
 from grpo.policy.model import SUPPRESSED_BIAS, Policy
-from grpo.policy.weights import engine_weights, flat
+from grpo.policy.weights import Bucket, engine_weights, flat, weight_buckets
 from grpo.rollout import OnGroup, Sampling, as_rollout
+from grpo.rollout.sync_proof import SyncProof
+from grpo.rollout.vllm_arguments import EngineSize, engine_arguments, set_environment
+from grpo.rollout.vllm_weights import AdapterLoader, WeightLoader
 
 
 class VLLMEngine:
@@ -27,37 +29,39 @@ class VLLMEngine:
         policy: Policy,
         *,
         seed: int,
-        max_model_tokens: int,
-        gpu_memory_frac: float,
+        size: EngineSize,
         dtype: torch.dtype = torch.float32,
-        fp32_head: bool = False,
         sleep: bool = False,
+        proof: SyncProof | None = None,
     ) -> None:
-        """Load vLLM; `dtype` is the precision that the engine computes in, the learner's too, but for an fp32 head."""
-        _set_environment()
+        """Load vLLM.
+
+        dtype: the precision that the engine computes in, the learner's too. sleep: its memory is free during updates.
+        proof: what is asked after a sync; None: nothing.
+        """
+        set_environment()
         with warnings.catch_warnings():
             # vLLM's own use of torch warns.
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
-        self.policy = policy
+        self.policy, self.proof = policy, proof
         self.family, self.dtype = policy.family, dtype
         self.on_gpu = torch.cuda.is_available()
         self.sleeps = sleep and self.on_gpu
+        self.tensor_parallel_size = size.tensor_parallel_size
+        self.is_launched = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        arguments = engine_arguments(size, on_gpu=self.on_gpu, launched=self.is_launched, sleeps=self.sleeps)
         num_threads = torch.get_num_threads()
-        self.llm = LLM(
-            self.family.path,
-            dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
-            seed=seed,
-            max_model_len=max_model_tokens,
-            limit_mm_per_prompt={"video": 1, "image": 0},
-            logprobs_mode="processed_logprobs",
-            hf_overrides={"head_dtype": "float32"} if fp32_head else {},
-            use_tqdm_on_load=False,
-            mm_processor_kwargs={"do_resize": False, "cap_pixels_per_frame": False},
-            **self._device_arguments(max_model_tokens, gpu_memory_frac),
-        )
+        # vLLM's seed only matters for requests that have none.
+        self.llm = LLM(self.family.path, dtype=str(dtype).removeprefix("torch."), seed=seed, **arguments)  # pyright: ignore
         torch.set_num_threads(num_threads)  # vLLM changes it on CPU
+        engine: Any = self.llm.llm_engine
+        worker = engine.model_executor.driver_worker.worker
+        self.weights = WeightLoader(worker, repacks=not self.on_gpu)
+        self.adapters = AdapterLoader(engine, worker) if size.lora_rank else None
+        self.adapter: Any = None
+        """The request for the adapters that are sampled with; None: none."""
 
     def generate(
         self,
@@ -67,68 +71,120 @@ class VLLMEngine:
         on_group: OnGroup | None = None,
     ) -> list[Group]:
         """Sample as `Engine.generate` describes; raise ValueError if vLLM has other prompt tokens than the learner."""
-        if not prompts:
-            return []
         for prompt in prompts:
             self.family.check_vision_tokens(prompt)
-        ids = self.llm.enqueue(
-            [self._request(prompt) for prompt in prompts],
-            [self._sampling_params(sampling, seed) for seed in seeds],
+        requests = list(zip(prompts, seeds, strict=True))
+        if self.tensor_parallel_size == 1:
+            return self._sample(requests, sampling, on_group or (lambda _: None))
+        # All processes of an engine have it compute the same, and each keeps what it has asked for.
+        everyones, start = _shared(requests)
+        own = range(start, start + len(requests))
+        tell = on_group or (lambda _: None)
+        mine = {id(everyones[index][0]) for index in own}
+        groups = self._sample(
+            everyones, sampling, lambda group: tell(group) if id(group.prompt) in mine else None
+        )
+        return [groups[index] for index in own]
+
+    def _sample(
+        self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling, on_group: OnGroup
+    ) -> list[Group]:
+        """Sample a group for each prompt and seed."""
+        asked: dict[str, int] = {}
+        groups: dict[int, Group] = {}
+
+        def step() -> None:
+            for output in self.llm.llm_engine.step():
+                if output.finished:
+                    index = asked[output.request_id]
+                    groups[index] = self._group(requests[index][0], output)
+                    on_group(groups[index])
+
+        # The longest first, since what is left at the end is decoded with few others.
+        for index in sorted(range(len(requests)), key=lambda index: -len(requests[index][0].token_ids)):
+            prompt, seed = requests[index]
+            asked[self._enqueue(prompt, sampling, seed)] = index
+            # The next clip is prepared while the GPU is busy with those before.
+            if self.on_gpu:
+                step()
+        while self._is_busy():
+            step()
+        return [groups[index] for index in range(len(requests))]
+
+    def _enqueue(self, prompt: Prompt, sampling: Sampling, seed: int) -> str:
+        """Give vLLM a request, and return the number that it answers under."""
+        (id,) = self.llm.enqueue(
+            [self._request(prompt)],
+            [self._sampling_params(sampling, seed)],
+            lora_request=self.adapter,
             use_tqdm=False,
         )
         # vLLM returns ids with a random tail, and answers under the number before the tail.
-        asked = {id.partition("-")[0]: prompt for id, prompt in zip(ids, prompts, strict=True)}
-        groups: dict[str, Group] = {}
-        for output in self._finished():
-            group = groups[output.request_id] = self._group(asked[output.request_id], output)
-            if on_group is not None:
-                on_group(group)
-        return [groups[number] for number in asked]
+        return id.partition("-")[0]
 
-    def _finished(self) -> Iterator[Any]:
-        """Yield requests as they finish: `LLM.generate` without waiting for the last one."""
-        engine = self.llm.llm_engine
-        while engine.has_unfinished_requests():
-            yield from (output for output in engine.step() if output.finished)
+    def _is_busy(self) -> bool:
+        """Return whether vLLM has work: requests, or a batch behind the last one's end that async scheduling began."""
+        engine: Any = self.llm.llm_engine
+        return engine.has_unfinished_requests() or bool(engine.engine_core.engine_core.batch_queue)
 
     def sync(self) -> None:
-        """Load the policy's weights, then drop what the old ones left: prefixes, vision features, inputs.
+        """Load the policy's weights, drop what the old ones left, and have the proof asked where it is due.
 
-        `reload_weights` also works where vLLM has repacked its layers (CPU). It clears the worker's encoder
-        cache but not the scheduler's, which would then ask for features that are gone.
+        A sleeping engine wakes: first its weights, which have to be loaded, and then its cache. Adapters are loaded
+        beside the weights, which stay; without that they are merged.
         """
+        was_asleep = self.sleeps and self.llm.llm_engine.is_sleeping()
+        if was_asleep:
+            self.llm.wake_up(["weights"])
+        if self.adapters is not None:
+            self.adapter = self.adapters.load(self.policy)
+        else:
+            self.weights.load(flat(self._weights()))
+        if was_asleep:
+            self.llm.wake_up(["kv_cache"])
+        self._reset_caches()
+        if self.proof is not None:
+            without = self._generate_without_adapters if self.adapters is not None else None
+            self.proof.after_sync(self.generate, self._differing, without)
+
+    def _weights(self) -> Iterator[Bucket]:
+        # Where layers are not packed, the head is the embedding here too.
+        buckets = weight_buckets if self.on_gpu else engine_weights
+        return buckets(self.policy.model, dtype=self.dtype)
+
+    def _reset_caches(self) -> None:
+        """Drop prefixes, vision features and inputs; the scheduler would otherwise ask for features that are gone."""
         engine: Any = self.llm.llm_engine
-        runner = engine.model_executor.driver_worker.model_runner
-        runner.reload_weights(weights_iterator=flat(engine_weights(self.policy.model, dtype=self.dtype)))
-        self.llm.reset_prefix_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps prefixes of older weights: requests are still running")
         engine.reset_encoder_cache()
         engine.reset_mm_cache()
 
-    def sleep(self) -> None:
-        if self.sleeps:
-            self.llm.sleep(level=1)
+    def _differing(self) -> list[str]:
+        if self.adapters is not None:
+            return self.adapters.differing(self.policy)
+        return self.weights.differing(flat(self._weights()))
 
-    def wake(self) -> None:
+    def _generate_without_adapters(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Group]:
+        adapter, self.adapter = self.adapter, None
+        try:
+            return self.generate(prompts, sampling, seeds)
+        finally:
+            self.adapter = adapter
+
+    def sleep(self) -> None:
+        """Free the memory: weights that a sync loads anew are dropped, and those below adapters kept in main memory."""
         if self.sleeps:
-            self.llm.wake_up()
+            self.llm.sleep(level=2 if self.adapters is None else 1)
 
     def close(self) -> None:
-        self.llm.llm_engine.engine_core.shutdown()
-
-    def _device_arguments(self, max_model_tokens: int, gpu_memory_frac: float) -> dict[str, Any]:
-        if self.on_gpu:
-            arguments = {"gpu_memory_utilization": gpu_memory_frac, "enable_sleep_mode": self.sleeps}
-            # One engine in each process of the launcher, instead of processes of vLLM's own.
-            launched = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-            return arguments | ({"distributed_executor_backend": "external_launcher"} if launched else {})
-        # A seeded request whose prompt is prefilled in parts dies on CPU ("CPU Generator does not use offset").
-        # vLLM calls whole prefills unofficial; sampler/gap_max shows at every step that they are right.
-        return {
-            "enforce_eager": True,
-            "max_num_seqs": 256,
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(16384, max_model_tokens),
-        }
+        if self.adapters is not None:
+            self.adapters.close()
+        # vLLM would end the process group of the launcher, and wait for the others, who may have failed.
+        if not self.is_launched:
+            self.llm.llm_engine.engine_core.shutdown()
 
     def _request(self, prompt: Prompt) -> Any:
         request: dict[str, Any] = {"prompt_token_ids": self.family.folded_ids(prompt)}
@@ -148,6 +204,7 @@ class VLLMEngine:
             stop_token_ids=list(self.family.eos_ids),
             logit_bias={token: SUPPRESSED_BIAS for token in self.family.suppressed_ids},
             skip_special_tokens=False,
+            stop=list(sampling.stop),
         )
 
     def _group(self, prompt: Prompt, output: Any) -> Group:
@@ -170,15 +227,13 @@ class VLLMEngine:
         )
 
 
-def _set_environment() -> None:
-    """Set the environment variables that vLLM reads when it is imported, unless they are set already."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # On CPU vLLM warns, at length, of GPU features that are missing.
-    if not torch.cuda.is_available():
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    # Else vLLM takes the learner's threads.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+def _shared(requests: list[tuple[Prompt, int]]) -> tuple[list[tuple[Prompt, int]], int]:
+    """Return the requests of all processes that share this one's engine, and the place of its own first one."""
+    from vllm.distributed import get_tp_group
+
+    group = get_tp_group()
+    parts: list[list[tuple[Prompt, int]]] = [[] for _ in range(group.world_size)]
+    torch.distributed.all_gather_object(parts, requests, group=group.cpu_group)
+    # Its own are the objects that the caller knows.
+    parts[group.rank_in_group] = requests
+    return [*chain.from_iterable(parts)], sum(map(len, parts[: group.rank_in_group]))

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from grpo.config.model import PARTS
 from grpo.config.schema import Config
-from grpo.feed.planner import Planner
+from grpo.feed.planner import Planner, most_vision_tokens
 from grpo.feed.prompts import Render
 from grpo.learner.launching import compute_dtype, shards_weights
 from grpo.learner.update import Learner
@@ -22,7 +22,12 @@ from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
+from grpo.rollout.sync_proof import SyncProof, make_prompt
+from grpo.rollout.vllm_arguments import MAX_LORA_RANK, EngineSize
 from rewards.scoring.runner import RewardSet, load_rewards
+
+MAX_SEQUENCES = 1024
+"""The most completions that vLLM decodes at once, its own number for large GPUs; others wait."""
 
 
 def build_learner(
@@ -68,12 +73,55 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
     return VLLMEngine(
         policy,
         seed=config.seed,
+        size=engine_size(config, policy.family, accelerator.num_processes),
+        dtype=compute_dtype(),
+        sleep=rollout.sleep,
+        proof=build_proof(config, policy),
+    )
+
+
+def engine_size(config: Config, family: ModelFamily, num_processes: int) -> EngineSize:
+    """Return what vLLM makes room for: a step's completions, the largest clips, and adapters beside its weights."""
+    rollout, lora = config.rollout, config.model.lora
+    own_prompts = config.optim.prompts_per_step // num_processes * rollout.tensor_parallel_size
+    clip_tokens = min(most_vision_tokens(config.media, family.patches), rollout.max_model_tokens)
+    return EngineSize(
         max_model_tokens=rollout.max_model_tokens,
         gpu_memory_frac=rollout.gpu_memory_frac,
-        dtype=compute_dtype(),
+        max_sequences=min(MAX_SEQUENCES, max(own_prompts * rollout.group_size, config.eval.batch_prompts)),
+        max_clip_tokens=clip_tokens,
+        tensor_parallel_size=rollout.tensor_parallel_size,
         fp32_head=config.model.cast_lm_head_to_fp32,
-        sleep=rollout.sleep,
+        lora_rank=lora.r if adds_adapters(config) else 0,
+        lora_in_tower=bool(lora.targets.vision or lora.targets.merger),
     )
+
+
+def adds_adapters(config: Config) -> bool:
+    """Return whether vLLM gets the adapters beside its weights; otherwise they are merged."""
+    model, rollout = config.model, config.rollout
+    if rollout.lora == "auto":
+        return model.lora.is_on and not model.load_in_4bit and model.lora.r <= MAX_LORA_RANK
+    return model.lora.is_on and rollout.lora == "adapters"
+
+
+def build_proof(config: Config, policy: Policy) -> SyncProof:
+    """Build the proof of sync. Its few tokens are noisier than the mean of a step's, whose limit it takes twice."""
+    limit = max_gap(config.rollout.max_gap, compute_dtype())
+    return SyncProof(
+        policy=policy,
+        prompt=make_prompt(policy.family),
+        dtype=compute_dtype(),
+        max_gap=2 * limit,
+        every=config.rollout.prove_sync_every if limit else 0,
+    )
+
+
+def max_gap(configured: float | None, dtype: torch.dtype) -> float:
+    """Return the mean log-prob difference between engine and learner that stops a run, at a precision; 0: none does."""
+    if configured is not None:
+        return configured
+    return 1e-3 if dtype == torch.float32 else 0.05
 
 
 def load_policy(config: Config, family: ModelFamily, accelerator: Accelerator, memory: MemoryCache) -> Policy:
@@ -163,5 +211,8 @@ def wording(config: Config) -> Wording:
 def sampling_of(config: Config) -> Sampling:
     rollout = config.rollout
     return Sampling(
-        group_size=rollout.group_size, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature
+        group_size=rollout.group_size,
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        stop=tuple(rollout.stop),
     )

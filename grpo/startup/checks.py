@@ -150,6 +150,12 @@ def check_engine(start: Start) -> None:
         raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
     if engine == "transformers" and start.family.has_sliding_windows:
         raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
+    # The processes of an engine are next to each other, on one machine.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or start.accelerator.num_processes)
+    if local % (shared_by := start.config.rollout.tensor_parallel_size):
+        raise ValueError(
+            f"rollout.tensor_parallel_size={shared_by} does not divide the {local} processes of a machine"
+        )
 
 
 def check_rewards(start: Start) -> None:

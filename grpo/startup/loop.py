@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from accelerate import Accelerator
 
 from grpo.config.schema import Config
@@ -20,7 +19,7 @@ from grpo.rollout import Engine
 from grpo.run.checkpoint import keep_json
 from grpo.run.folder import GUARD, RunDir
 from grpo.run.recorder import Recorder
-from grpo.startup.assembly import prompt_renderer, sampling_of
+from grpo.startup.assembly import max_gap, prompt_renderer, sampling_of
 from grpo.startup.checks import Start
 from grpo.trainer import GRPOTrainer
 
@@ -94,13 +93,6 @@ def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Gu
     return guard
 
 
-def max_gap(configured: float | None, dtype: torch.dtype) -> float:
-    """Return the mean log-prob difference between engine and learner that stops a run, at a precision; 0: none does."""
-    if configured is not None:
-        return configured
-    return 1e-3 if dtype == torch.float32 else 0.05
-
-
 def build_evaluator(start: Start, feed: Feed) -> Evaluator:
     """Build the evaluator of this process's share of the held-out samples; it decodes and renders as the feed does."""
     config, accelerator = start.config, start.accelerator
@@ -111,6 +103,7 @@ def build_evaluator(start: Start, feed: Feed) -> Evaluator:
                 name=name,
                 samples=samples[: config.eval.max_samples][rank::num_processes],
                 num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
+                largest_share=len(samples[: config.eval.max_samples][::num_processes]),
             )
             for name, samples in start.data.held_out.items()
         ],

@@ -240,9 +240,6 @@ class Recording:
     def sleep(self) -> None:
         self.engine.sleep()
 
-    def wake(self) -> None:
-        self.engine.wake()
-
     def close(self) -> None: ...
 
 
@@ -287,8 +284,6 @@ class Replay:
     def sync(self) -> None: ...
 
     def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
 
     def close(self) -> None: ...
 

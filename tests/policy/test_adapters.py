@@ -229,10 +229,10 @@ def test_a_run_with_adapters_samples_what_it_trains_and_resumes(clips: Path, tmp
 def test_vllm_samples_with_the_adapters() -> None:
     """It has only ever loaded the base: what it knows of adapters, it was sent."""
     pytest.importorskip("vllm")
-    from grpo.rollout.vllm_engine import VLLMEngine
+    from tests.support.engines import vllm_engine
 
     policy = tiny.policy(lora=tiny.LORA, temperature=TEMPERATURE)
-    engine = VLLMEngine(policy, seed=0, max_model_tokens=2048, gpu_memory_frac=0.3)
+    engine = vllm_engine(policy)
     for seed in (3, 4):  # merged anew from the base each time
         tiny.stir(adapters_of(policy), seed)
         assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) > 1e-2

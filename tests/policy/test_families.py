@@ -13,7 +13,7 @@ from grpo.media.clip import Clip
 from grpo.policy.families import load_family
 from grpo.policy.families.prompt_text import user_text
 from grpo.rollout import Sampling
-from grpo.rollout.transformers_engine import TransformersEngine
+from grpo.rollout.transformers_engine import Ends, TransformersEngine
 from tests.support import tiny
 from tests.support.clips import with_facts
 
@@ -144,7 +144,9 @@ def test_a_completion_ends_at_the_first_of_any_of_the_tokens_that_end_one() -> N
         engine = TransformersEngine(tiny.policy())
         engine.family = family
         prompt = tiny.prompt(tiny.sample(), None)
-        (group,) = engine._groups([prompt], [[65, 66, eos, 65, 300], [65, 66, 67, 68, 69]], [[0.0] * 5] * 2)
+        tokens, ends = [[65, 66, eos, 65, 300], [65, 66, 67, 68, 69]], Ends(family, (), 2)
+        assert [ends.all_after(column) for column in zip(*tokens, strict=True)] == [False] * 5
+        (group,) = engine._groups([prompt], tokens, [[0.0] * 5] * 2, ends.lengths)
         ended, cut_off = group.rollouts
         assert (ended.token_ids, ended.stopped, ended.text) == ((65, 66, eos), True, text)
         assert (len(cut_off.token_ids), cut_off.stopped) == (5, False)

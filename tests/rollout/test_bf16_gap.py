@@ -13,7 +13,7 @@ from grpo.groups import ScoredGroup
 from grpo.packing import PackedRow
 from grpo.policy.model import Policy
 from grpo.startup import assembly
-from grpo.startup.loop import max_gap
+from grpo.startup.assembly import max_gap
 from tests.rollout.test_rollout import SAMPLING, SEEDS, TEMPERATURE, prompts
 from tests.support import tiny
 from tests.support.learners import packed
@@ -35,7 +35,7 @@ def test_in_bf16_an_engine_with_an_fp32_head_is_near_the_learner_that_has_one_to
     config = load_config([demo, "model.cast_lm_head_to_fp32=true", "rollout.max_model_tokens=2048"])
     policies = [tiny.policy(temperature=TEMPERATURE, fp32_head=flag) for flag in (True, False)]
     monkeypatch.setattr(assembly, "compute_dtype", lambda: torch.bfloat16)
-    engine = assembly.build_engine(config, SimpleNamespace(device="cpu"), policies[0])  # pyright: ignore
+    engine = assembly.build_engine(config, SimpleNamespace(device="cpu", num_processes=1), policies[0])  # pyright: ignore
     try:
         engine.sync()
         groups = engine.generate(prompts(), SAMPLING, SEEDS)

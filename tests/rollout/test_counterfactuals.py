@@ -233,10 +233,10 @@ def test_a_policy_that_looks_is_right_from_the_moment_alone_and_blind_without_fr
 @pytest.mark.slow
 def test_vllm_answers_about_changed_frames_as_transformers_does() -> None:
     pytest.importorskip("vllm")
-    from grpo.rollout.vllm_engine import VLLMEngine
+    from tests.support.engines import vllm_engine
 
     policy = tiny.policy()
-    vllm = VLLMEngine(policy, seed=0, max_model_tokens=512, gpu_memory_frac=0.3)
+    vllm = vllm_engine(policy, max_model_tokens=512)
     plan: Plan = {frames: replace(SAMPLING, group_size=1, temperature=0.0) for frames in EVERY}
     ours, theirs = (add(each, groups(), plan=plan) for each in (TransformersEngine(policy), vllm))
     vllm.close()

@@ -61,11 +61,11 @@ def engine(engine_name: str, policy: Policy) -> Iterator[Engine]:
         yield TransformersEngine(policy, max_sequences=8)
         return
     pytest.importorskip("vllm")
-    from grpo.rollout.vllm_engine import VLLMEngine
+    from tests.support.engines import vllm_engine
 
-    vllm_engine = VLLMEngine(policy, seed=0, max_model_tokens=2048, gpu_memory_frac=0.3)
-    yield vllm_engine
-    vllm_engine.close()
+    started = vllm_engine(policy)
+    yield started
+    started.close()
 
 
 def test_a_group_has_g_rollouts_with_a_log_prob_per_token(engine: Engine) -> None:
@@ -92,8 +92,12 @@ def test_vllm_is_asked_once_per_prompt_for_a_whole_group(
 
     monkeypatch.setattr(llm, "enqueue", watched)
     groups = engine.generate(prompts(), SAMPLING, SEEDS)
-    assert [(parameters.n, parameters.seed) for _, parameters in asked] == [(4, seed) for seed in SEEDS]
-    assert [len(request.get("multi_modal_data", {})) for request, _ in asked] == [1, 1, 1, 1, 0, 1]
+    assert sorted((parameters.n, parameters.seed) for _, parameters in asked) == [(4, seed) for seed in SEEDS]
+    by_seed = sorted(asked, key=lambda pair: pair[1].seed)
+    assert [len(request.get("multi_modal_data", {})) for request, _ in by_seed] == [1, 1, 1, 1, 0, 1]
+    # The longest prompts first.
+    lengths = [len(prompts()[SEEDS.index(parameters.seed)].token_ids) for _, parameters in asked]
+    assert lengths == sorted(lengths, reverse=True)
     assert [len(group.rollouts) for group in groups] == [4] * 6
 
 
@@ -173,6 +177,29 @@ def test_vision_pad_tokens_are_never_sampled(engine: Engine, policy: Policy) -> 
     with torch.no_grad():
         embeddings.copy_(before)
     engine.sync()
+
+
+def test_a_completion_ends_at_a_text_and_keeps_it_with_exact_log_probs(
+    engine: Engine, policy: Policy
+) -> None:
+    free = engine.generate(prompts(), SAMPLING, SEEDS)
+    # Of several tokens that a completion goes on behind, if nothing stops it.
+    long = max((rollout for group in free for rollout in group.rollouts), key=lambda one: len(one.token_ids))
+    text = tiny.family().decode(long.token_ids[5:8])
+    groups = engine.generate(prompts(), replace(SAMPLING, stop=("never said", text)), SEEDS)
+    pairs = [
+        (before, now)
+        for one, other in zip(free, groups, strict=True)
+        for before, now in zip(one.rollouts, other.rollouts, strict=True)
+    ]
+    for before, now in pairs:
+        assert now.token_ids == before.token_ids[: len(now.token_ids)]
+        assert (text in now.text) == (text in before.text)
+        if text in now.text:
+            # What precedes the last token does not have it yet.
+            assert now.stopped and text not in tiny.family().decode(now.token_ids[:-1])
+    assert any(len(now.token_ids) < len(before.token_ids) for before, now in pairs)
+    assert gap(policy, groups) < 1e-3
 
 
 def test_no_prompts_give_no_groups(engine: Engine) -> None:

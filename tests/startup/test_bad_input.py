@@ -58,6 +58,10 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
         r"train.jsonl:2: .*answer": edited(clips, tmp_path / "c", answer="E"),
         r"no setting optim.lrr; did you mean optim.lr\?": ["optim.lrr=1"],
         r"model.path: .*nowhere": ["model.path=./nowhere"],
+        r"rollout.tensor_parallel_size=2 does not divide the 1 processes": [
+            "rollout.engine=vllm",
+            "rollout.tensor_parallel_size=2",
+        ],
         r"rewards.briefness: .*": ["rewards.briefness.weight=1"],
         r"rewards.mine: .*none.py": ["rewards.mine.fn=none.py:f"],
         r"rewards.broken: .*ZeroDivisionError": [f"rewards.broken.fn={plugin}:broken"],

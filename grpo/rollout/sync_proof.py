@@ -1,0 +1,136 @@
+"""The proof that an engine samples from the policy's weights: a fixed question, on whose answers both must agree.
+
+The engine answers it after a sync, and the policy computes the log-probs of these answers. What the engine still has of
+older weights, in a prefix or a clip's features, shows up too, since question and clip are always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from grpo.groups import Group, Prompt, Sample
+from grpo.media.clip import Clip, ClipFacts
+from grpo.packing import Segment, build_row
+from grpo.policy.adapters import adapters_off
+from grpo.policy.families import ModelFamily
+from grpo.policy.model import Policy
+from grpo.rollout import Sampling
+
+ALWAYS_FIRST = 3
+"""The number of first syncs that are all proven."""
+
+NUM_COMPLETIONS, NUM_TOKENS = 4, 8
+"""The answers to the question: some tokens, so that the mean of their differences has little noise."""
+
+SEED = 20
+
+Ask = Callable[[Sequence[Prompt], Sampling, Sequence[int]], list[Group]]
+"""An engine's way of sampling, as `Engine.generate`."""
+
+
+def make_prompt(family: ModelFamily) -> Prompt:
+    """Return the fixed question, about a clip of noise of two temporal patches."""
+    shape = family.patches
+    side_px = 2 * shape.token_px
+    frames_FHWC = np.random.default_rng(SEED).integers(
+        0, 256, (2 * shape.temporal_frames, side_px, side_px, 3), dtype=np.uint8
+    )
+    facts = ClipFacts.at_fps(frames_FHWC.shape, 2.0, path="proof of sync", patches=shape)
+    sample = Sample(
+        id="proof of sync", question="What happens, and when?", answer="", task="text", source="proof of sync"
+    )
+    return family.render(sample, Clip(facts, frames_FHWC), template="{question}", option="", tags=())
+
+
+@dataclass(kw_only=True)
+class SyncProof:
+    """The proof after a sync, on the first ones and then on every so many."""
+
+    policy: Policy
+    prompt: Prompt
+    dtype: torch.dtype
+    """The precision of the learner's passes."""
+    max_gap: float
+    """The largest mean difference of the log-probs."""
+    every: int
+    """After how many syncs there is a proof; 0: never."""
+    num_syncs: int = 0
+
+    def after_sync(
+        self, ask: Ask, differing: Callable[[], list[str]], ask_without: Ask | None = None
+    ) -> None:
+        """Count a sync, and raise RuntimeError if it is to be proven and engine and policy don't agree.
+
+        differing: returns the names of weights that differ; all processes call it together, and only after a failure.
+        ask_without: samples without the policy's adapters, where the engine can.
+        """
+        self.num_syncs += 1
+        is_due = self.every and (self.num_syncs <= ALWAYS_FIRST or self.num_syncs % self.every == 0)
+        if not is_due:
+            return
+        group = self._answer(ask)
+        logps_T = self._policy_logps(group)
+        gap = float((logps_T - _sampled(group)).abs().mean())
+        # NaN is no agreement.
+        if not (worst := max(gather_object([gap]), key=_badness)) <= self.max_gap:
+            raise RuntimeError(self._disagreement(worst, differing()))
+        if ask_without is not None:
+            self._prove_adapters(group, logps_T, self._answer(ask_without))
+
+    def _prove_adapters(self, group: Group, logps_T: Tensor, without: Group) -> None:
+        """Raise RuntimeError if adapters change the policy's numbers, and not the engine's."""
+        with adapters_off(self.policy.model):
+            change = float((self._policy_logps(group) - logps_T).abs().mean())
+        is_unchanged = without == group
+        if any(gather_object([is_unchanged and change > self.max_gap / 10])):
+            raise RuntimeError(
+                f"the engine ignores the policy's adapters: they change the policy's log-probs by {change:.2g} on "
+                "average, and not the engine's"
+            )
+
+    def _answer(self, ask: Ask) -> Group:
+        temperature = self.policy.head.temperature
+        sampling = Sampling(group_size=NUM_COMPLETIONS, max_new_tokens=NUM_TOKENS, temperature=temperature)
+        (group,) = ask([self.prompt], sampling, [SEED])
+        return group
+
+    @torch.no_grad()
+    def _policy_logps(self, group: Group) -> Tensor:
+        """Return the policy's log-probs of the answers' tokens, (T,); all processes must call it together."""
+        segment = Segment(
+            prompt=group.prompt, rollouts=group.rollouts, advantages=(0.0,) * len(group.rollouts)
+        )
+        row = build_row([segment], self.policy.family).to(self.policy.device)
+        # The tower's features are computed anew, as the engine does.
+        kept, self.policy.feature_cache = self.policy.feature_cache, None
+        try:
+            with torch.autocast(row.target_T.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return self.policy(row).logps_T.cpu()
+        finally:
+            self.policy.feature_cache = kept
+
+    def _disagreement(self, gap: float, names: list[str]) -> str:
+        where = (
+            f"it has other values of {len(names)} weights: {', '.join(names[:8])}"
+            if names
+            else "all of its weights are the policy's, so something computed with older ones is still in use, or it "
+            "computes otherwise"
+        )
+        return (
+            f"after sync {self.num_syncs} the engine's log-probs differ from the policy's by {gap:.2g} on average, "
+            f"more than {self.max_gap:g}: {where}"
+        )
+
+
+def _sampled(group: Group) -> Tensor:
+    return torch.tensor([value for rollout in group.rollouts for value in rollout.logprobs])
+
+
+def _badness(gap: float) -> float:
+    return float("inf") if gap != gap else gap
