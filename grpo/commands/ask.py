@@ -119,12 +119,14 @@ def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server
 
 def _complete_by_vllm(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, greedy: Sampling) -> Rollout:
     """Return a completion of a model that the transformers engine can't run."""
+    from grpo.rollout.vllm_arguments import EngineSize
     from grpo.rollout.vllm_engine import VLLMEngine
 
     with torch.device("meta"):
         outline = Policy(family.outline(), family, temperature=1.0)
     length = inputs.rollout.max_model_tokens
-    engine = VLLMEngine(outline, seed=0, max_model_tokens=length, gpu_memory_frac=0.9, dtype=compute_dtype())
+    size = EngineSize(max_model_tokens=length, gpu_memory_frac=0.9, max_clip_tokens=length)
+    engine = VLLMEngine(outline, seed=0, size=size, dtype=compute_dtype())
     try:
         return engine.generate([prompt], greedy, [0])[0].rollouts[0]
     finally:

@@ -128,7 +128,8 @@ def _values(model: Any, parameter: str, like: Tensor) -> Tensor:
     layer = getattr(layer, "base_layer", layer)
     if kind == "weight" and hasattr(layer, "cpu_linear") and not parameter.endswith(EMBEDDING):
         # A packed layer has no weights to look at, but what it makes of unit vectors are its columns.
-        units_KK = torch.eye(like.shape[1], dtype=like.dtype)
+        # One that tensor parallelism has split has fewer inputs.
+        units_KK = torch.eye(getattr(layer, "input_size_per_partition", like.shape[1]), dtype=like.dtype)
         return layer.quant_method.apply(layer, units_KK, None).T
     return _as_rows(getattr(layer, kind))
 

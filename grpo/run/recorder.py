@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
@@ -23,6 +23,7 @@ from grpo.run.folder import RunDir, Score
 from grpo.run.group_metrics import group_metrics
 from grpo.run.metrics import Metrics
 from grpo.run.rollout_files import rollout_rows, write_rollouts
+from grpo.run.warning_rules import warnings_of
 from rewards.scoring.runner import RewardSet
 
 MAX_LOST_STEPS = 3
@@ -58,6 +59,8 @@ class Recorder:
         self.reward_failures: list[dict[str, Any]] = []
         """The latest step's records of rewards that failed, of all processes."""
         self.num_lost_steps = self.num_gap_steps = 0
+        self.warned: Set[str] = frozenset()
+        """The names of what the user was warned of in the latest step."""
         self.bar: tqdm | None = None
 
     def begin(self, last_step: int) -> None:
@@ -146,6 +149,7 @@ class Recorder:
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix_str(progress(row))
+            self._warn(step, row)
             if evaluated := {key: value for key, value in row.items() if key.startswith("eval/")}:
                 self.bar.write(f"step {step}: " + summary(evaluated))
                 self.draw()
@@ -153,6 +157,13 @@ class Recorder:
         self._check_rewards(step, row)
         self._check_gap(step, row)
         return row
+
+    def _warn(self, step: int, row: Mapping[str, float]) -> None:
+        """Say what is wrong with the step's sampling, unless it was said of the step before too."""
+        found = warnings_of(row, self.config.rollout.group_size)
+        for name in found.keys() - self.warned:
+            tqdm.write(f"warning: step {step}: {found[name]}")
+        self.warned = found.keys()
 
     def _write_row(self, step: int, row: Mapping[str, float]) -> None:
         """Write a step's figures. JSON has no infinity and no NaN: such figures are named in `failures.jsonl`."""
