@@ -103,7 +103,7 @@ class GRPOTrainer:
         # The next step samples from the weights that were just trained.
         with recorder.timed("time/sync"):
             self.engine.sync()
-        self._watch(step, result, rows)
+        self._record_update(step, result, rows)
         recorder.write_groups(step, scored, sampled.batch.lost, result.logps)
 
     def _rows(self, scored: Sequence[ScoredGroup], *, trained: bool = True) -> list[PackedRow]:
@@ -163,7 +163,7 @@ class GRPOTrainer:
         self.recorder.add(metrics)
         return tables
 
-    def _watch(self, step: int, result: UpdateResult, rows: Sequence[PackedRow]) -> None:
+    def _record_update(self, step: int, result: UpdateResult, rows: Sequence[PackedRow]) -> None:
         """Record the update's figures, the rows that it was skipped for, and gradients much larger than usual."""
         self.recorder.add(result.metrics)
         is_blamed = in_any_process(bool(result.bad_rows))
