@@ -14,6 +14,7 @@ from grpo.packing import PackedRow, Segment, build_row
 from grpo.policy import attention
 from grpo.policy import model as policy_module
 from grpo.policy.model import SUPPRESSED_BIAS, Head, Policy
+from grpo.policy.uploads import uploaded
 from tests.support import tiny
 from tests.support.learners import counts_of, packed, updated
 
@@ -48,7 +49,11 @@ def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ..
             prompt_positions = family.positions(prompt)
             after = prompt_positions.max() + 1 + torch.arange(len(rollout.token_ids))
             positions = torch.cat([prompt_positions, after.expand(3, -1)], dim=1)[:, None]
-            pixels, grid = family.pixels([prompt.clip]) if prompt.clip is not None else (None, None)
+            pixels, grid = (
+                family.pixels([uploaded(prompt.clip, torch.device("cpu"))])
+                if prompt.clip is not None
+                else (None, None)
+            )
             logits = model(
                 input_ids=ids, position_ids=positions, pixel_values_videos=pixels, video_grid_thw=grid
             ).logits[0, len(prompt.token_ids) - 1 : -1]
@@ -138,7 +143,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 def num_patches(scored: ScoredGroup) -> int:
     clip = scored.group.prompt.clip
-    return 0 if clip is None else len(tiny.family().pixels([clip])[0])
+    return 0 if clip is None else len(tiny.family().pixels([uploaded(clip, torch.device("cpu"))])[0])
 
 
 def test_in_an_update_the_tower_runs_once_per_group_and_of_a_split_group_once_per_part() -> None:

@@ -130,6 +130,7 @@ class Learner:
 
         watched: the rows of the step's other completions, which count in what is said about the policy.
         """
+        self.policy.expect([*watched, *rows])
         of_watched, watched_logps = self._watch(watched)
         metrics = self._set_lr(step) + of_watched
         inputs = self.prepare(rows, counts, watched)
@@ -144,6 +145,7 @@ class Learner:
         if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
             assert isinstance(self.reference, SecondCopy)
             self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
+        self.policy.uploads.clear()
         logps = [each.old_logps_T for each in passes] + watched_logps
         seen = by_completion(zip([*rows, *watched], logps, strict=True))
         result = UpdateResult(norms=norms, bad_rows=bad_rows, logps=seen)
@@ -195,6 +197,7 @@ class Learner:
     def reference_logps(self, rows: Sequence[PackedRow]) -> list[Tensor]:
         """Return the rows' log-probs under the reference, each (T,), in the precision of the policy's passes."""
         assert self.reference is not None
+        self.policy.expect(rows)
         padded = self._padded(rows)
         with torch.no_grad(), self.accelerator.autocast(), self.reference.ready() as policy:
             return [policy(row.to(self.accelerator.device)).logps_T for row in padded][: len(rows)]

@@ -22,6 +22,7 @@ from grpo.packing import PackedRow
 from grpo.policy.adapters import add_adapters
 from grpo.policy.attention import VISION_CHUNKS, implementation
 from grpo.policy.families.family import ModelFamily
+from grpo.policy.uploads import Uploads
 from grpo.policy.vision_features import FeatureCache
 from grpo.policy.weights import flat, weight_buckets
 
@@ -57,6 +58,7 @@ class Policy(nn.Module):
         fp32_head: bool = False,
         sharded: bool = False,
         feature_cache: FeatureCache | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         """Prepare a model for training.
 
@@ -64,6 +66,7 @@ class Policy(nn.Module):
         attention: the kernel for packed rows. fp32_head: the head's products are kept in fp32.
         sharded: the processes will hold a part of each weight.
         feature_cache: where the features of a frozen vision tower are kept; None: every pass computes them.
+        uploads: another policy's frames on the device, to be shared; None: its own.
         """
         super().__init__()
         # Its submodules are typed as "module or tensor" otherwise.
@@ -85,6 +88,7 @@ class Policy(nn.Module):
         self.trains_vision = any(weight.requires_grad for weight in self.model.model.visual.parameters())
         # Where weights are split, all processes must run the tower equally often, whatever clips each has seen.
         self.feature_cache = None if self.trains_vision or sharded else feature_cache
+        self.uploads = uploads or Uploads()
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -146,14 +150,24 @@ class Policy(nn.Module):
     def _features_of(self, clips: Sequence[Clip]) -> Tensor:
         """Return the clips' features, one clip after another: fresh, or those that a frozen tower gave before."""
         if self.feature_cache is not None:
-            return torch.cat([self.feature_cache.get(clip, self._fresh_features) for clip in clips])
+            return torch.cat([self.feature_cache.get(clip, self._features_of_one) for clip in clips])
         distinct = list(dict.fromkeys(clips))  # several questions may be about one clip
-        features = self.vision_features(*self.family.pixels(distinct))
+        features = self._fresh_features(*distinct)
         features_of = dict(zip(distinct, features, strict=True))
         return torch.cat([features_of[clip] for clip in clips])
 
-    def _fresh_features(self, clip: Clip) -> Tensor:
-        return self.vision_features(*self.family.pixels([clip]))[0]
+    def _features_of_one(self, clip: Clip) -> Tensor:
+        return self._fresh_features(clip)[0]
+
+    def _fresh_features(self, *clips: Clip) -> tuple[Tensor, ...]:
+        frames = [self.uploads.get(clip, self.device) for clip in clips]
+        return self.vision_features(*self.family.pixels(frames))
+
+    def expect(self, rows: Sequence[PackedRow]) -> None:
+        """Begin to upload the clips of rows that passes will be made of; they stay until `uploads.clear`."""
+        # A frozen tower sees a clip once in a run, and not once a step.
+        clips = [prompt.clip for row in rows for prompt in row.prompts] if self.feature_cache is None else []
+        self.uploads.expect([clip for clip in clips if clip is not None], self.device)
 
     def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
         """Return the vision tower's output for each clip, (M, D)."""

@@ -180,6 +180,7 @@ def load_reference(config: Config, policy: Policy, dtype: torch.dtype) -> Policy
         attention=config.model.attention,
         fp32_head=config.model.cast_lm_head_to_fp32,
         feature_cache=policy.feature_cache,
+        uploads=policy.uploads,
     )
 
 

@@ -235,18 +235,32 @@ class ModelFamily:
         """Return the clip as vLLM and transformers take it: frames, and metadata that says they are sampled already."""
         return clip.frames_FHWC.copy(), {**self.metadata(clip), "do_sample_frames": False}
 
-    def pixels(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-        """Return the inputs of the vision tower: patches (M * merge**2, patch features) and grids (clips, 3)."""
-        features = self.processor.video_processor(
-            # A copy, since torch warns of read-only arrays.
-            videos=[clip.frames_FHWC.copy() for clip in clips],
-            video_metadata=[self.metadata(clip) for clip in clips],
-            do_sample_frames=False,
-            do_resize=False,
-            cap_pixels_per_frame=False,
-            return_tensors="pt",
+    def pixels(self, frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the vision tower's inputs: patches (M * merge**2, patch features) and grids (clips, 3).
+
+        frames: each clip's, uint8 of (F, H, W, C), on the device that makes the patches. They equal the processor's.
+        """
+        made = [self._patches(each) for each in frames]
+        return torch.cat([patches for patches, _ in made]), torch.tensor([grid for _, grid in made])
+
+    def _patches(self, frames_FHWC: Tensor) -> tuple[Tensor, list[int]]:
+        """Return a clip's patches, normalised, and its patches along time, height and width."""
+        processor = self.processor.video_processor
+        # The axis of patches is Q, that of a patch's values X, channel by channel. Bytes are put into order, which are
+        # a quarter of the normalised values.
+        bytes_1QX, *grid_thw = processor.patchify(
+            frames_FHWC.permute(0, 3, 1, 2)[None],
+            patch_size=processor.patch_size,
+            merge_size=processor.merge_size,
+            temporal_patch_size=processor.temporal_patch_size,
         )
-        return features["pixel_values_videos"], features["video_grid_thw"]
+        # As the processor does: values are not divided by 255, but mean and std multiplied.
+        mean_C, std_C = (
+            torch.tensor(each, device=frames_FHWC.device) * (1.0 / processor.rescale_factor)
+            for each in (processor.image_mean, processor.image_std)
+        )
+        values_QCX = bytes_1QX[0].unflatten(1, (len(mean_C), -1)).float()
+        return values_QCX.sub_(mean_C[:, None]).div_(std_C[:, None]).flatten(1), grid_thw
 
     def positions(self, prompt: Prompt) -> Tensor:
         """Return the mRoPE positions of a prompt, (3, S): rows time, height, width.

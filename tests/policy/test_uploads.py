@@ -1,0 +1,72 @@
+"""A step's clips reach the device once, ahead of the passes, and stay for all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from grpo.config.learner import LossConfig, OptimConfig
+from grpo.learner.update import Learner
+from grpo.media.clip import Clip
+from grpo.policy import uploads
+from grpo.policy.uploads import Uploads, uploaded
+from tests.support import tiny
+from tests.support.learners import counts_of, make_learner, moved_policy, packed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Clip, str]]:
+    """The uploads that are made, each with the name of its thread."""
+    found: list[tuple[Clip, str]] = []
+
+    def watched(clip: Clip, device: torch.device) -> Any:
+        found.append((clip, threading.current_thread().name))
+        return uploaded(clip, device)
+
+    monkeypatch.setattr(uploads, "uploaded", watched)
+    return found
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_all_passes_of_a_step_share_one_upload_of_a_clip_made_in_a_thread(
+    beta: float, seen: list[tuple[Clip, str]]
+) -> None:
+    groups, policy = tiny.ragged_groups(), tiny.policy(seed=1)
+    reference = moved_policy()
+    reference.uploads = policy.uploads
+    learner: Learner = make_learner(
+        policy, loss=LossConfig(beta=beta), optim=OptimConfig(num_iterations=2), reference=reference
+    )
+    rows, watched = packed(groups[:4], tokens_per_row=600), packed(groups[4:])
+    learner.update(rows, counts_of(groups), 1, watched=watched)
+    clips = [group.group.prompt.clip for group in groups]
+    assert Counter(clip for clip, _ in seen) == Counter(clip for clip in clips if clip is not None)
+    assert all(name.startswith("uploads") for _, name in seen)
+    # Between updates the device's memory is the engine's.
+    policy.uploads.get(clips[0], CPU)
+    assert seen[-1] == (clips[0], threading.current_thread().name)
+
+
+def test_what_a_clip_can_not_give_is_said_where_it_is_needed() -> None:
+    def fail() -> Any:
+        raise ValueError("clip.mp4: cut off")
+
+    own, clip = Uploads(), Clip(facts=tiny.clip().facts, frames=fail)
+    own.expect([clip], CPU)
+    with pytest.raises(ValueError, match="clip.mp4: cut off"):
+        own.get(clip, CPU)
+    own.clear()
+
+
+def test_bytes_travel_and_no_patches() -> None:
+    clip = tiny.clip()
+    frames = uploaded(clip, CPU)
+    assert frames.dtype == torch.uint8 and frames.shape == clip.frames_FHWC.shape
+    patches, _ = tiny.family().pixels([frames])
+    assert patches.nbytes == 4 * frames.nbytes
