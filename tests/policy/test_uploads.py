@@ -45,8 +45,8 @@ def test_all_passes_of_a_step_share_one_upload_of_a_clip_made_in_a_thread(
     )
     rows, watched = packed(groups[:4], tokens_per_row=600), packed(groups[4:])
     learner.update(rows, counts_of(groups), 1, watched=watched)
-    clips = [group.group.prompt.clip for group in groups]
-    assert Counter(clip for clip, _ in seen) == Counter(clip for clip in clips if clip is not None)
+    clips = [group.group.prompt.clip for group in groups if group.group.prompt.clip is not None]
+    assert Counter(clip for clip, _ in seen) == Counter(clips)
     assert all(name.startswith("uploads") for _, name in seen)
     # Between updates the device's memory is the engine's.
     policy.uploads.get(clips[0], CPU)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import gather_object
@@ -52,13 +55,17 @@ def family_of(case: str) -> str:
 
 
 def update(case: str, *, of_process: int | None) -> dict[str, Any]:
+    """The update of `update_of`, in the precision of the case."""
+    with computing_as_on_gpu() if case == "in bf16" else nullcontext():
+        return update_of(case, of_process=of_process)
+
+
+def update_of(case: str, *, of_process: int | None) -> dict[str, Any]:
     """An update with the rows of one of two processes, or with all rows.
 
     One has all clips, the other the group without a clip, and their rows have different numbers of head chunks. In the
     cases of ONE_IDLE another update follows in which the second process has no rows at all.
     """
-    if case == "in bf16":
-        compute_as_on_gpu()
     accelerator, groups = make_accelerator(), tiny.ragged_groups()
     seeing = [scored for scored in groups if scored.group.prompt.clip is not None]
     blind = [scored for scored in groups if scored.group.prompt.clip is None]
@@ -104,10 +111,11 @@ def update(case: str, *, of_process: int | None) -> dict[str, Any]:
     }
 
 
-def compute_as_on_gpu() -> None:
+@contextmanager
+def computing_as_on_gpu() -> Iterator[None]:
     """Let passes run in bf16 and AdamW be the fused one, as on a GPU."""
-    for module in (launching, optimizers):
-        setattr(module, "on_gpu", lambda: True)  # noqa: B010
+    with patch.object(launching, "on_gpu", lambda: True), patch.object(optimizers, "on_gpu", lambda: True):
+        yield
 
 
 def watch_whole_gradients(learner: Learner) -> list[int]:
