@@ -122,6 +122,8 @@ class Benchmark:
     """What one has to know beside the number, such as what the official code does otherwise than its paper."""
     sources: tuple[str, ...] = ()
     """URLs of paper, code and data."""
+    files: str = ""
+    """Where the questions are several files, the pattern of these in a folder that is given in the place of a file."""
     prepare: Callable[[list[Sample]], list[Sample]] = lambda samples: samples
     """Which questions are asked of those read, in what form: a published subset, or five shuffles of the options, each
     a sample with an id of its own (`ID#shuffle3`) and what `summary` needs to know in its columns."""

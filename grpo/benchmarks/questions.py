@@ -20,11 +20,26 @@ from grpo.policy.model_folder import find_model_folder
 def read_questions(
     benchmark: Benchmark, path: str, media_root: str | None, frame_fps: float | None
 ) -> list[Sample]:
-    """The questions that a benchmark asks, of its own file."""
-    if isinstance(benchmark.reader, str):
-        entry = DatasetConfig(reader=benchmark.reader, path=path, media_root=media_root, frame_fps=frame_fps)
-        return benchmark.prepare(load_samples([entry]))
-    return benchmark.prepare([timed(sample, frame_fps) for sample in benchmark.reader(path, media_root)])
+    """The questions that a benchmark asks, of its own file, or of all its files in a folder."""
+    samples: list[Sample] = []
+    for file in _files(benchmark, path):
+        if isinstance(benchmark.reader, str):
+            entry = DatasetConfig(
+                reader=benchmark.reader, path=file, media_root=media_root, frame_fps=frame_fps
+            )
+            samples += load_samples([entry])
+        else:
+            samples += [timed(sample, frame_fps) for sample in benchmark.reader(file, media_root)]
+    return benchmark.prepare(samples)
+
+
+def _files(benchmark: Benchmark, path: str) -> list[str]:
+    if not benchmark.files or not Path(path).is_dir():
+        return [path]
+    found = sorted(str(file) for file in Path(path).glob(benchmark.files))
+    if not found:
+        raise ValueError(f"data.path: {path} has no {benchmark.files}")
+    return found
 
 
 def without_missing(

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from grpo.benchmarks import find_benchmark
 from grpo.benchmarks.benchmark import Judging, ScoredAnswer, StoredAnswer, Verdict
-from grpo.benchmarks.rules import verdict_of
+from grpo.benchmarks.scoring import by_rules
 from grpo.data import FORMATS
 from grpo.groups import Sample
 
@@ -48,11 +48,7 @@ def _scored(name: str, sample: Sample, said: object, marks: Mapping[str, float])
     )
     if benchmark.judge is not None:
         return _judged(benchmark.judge, sample, answer, marks)
-    verdict = verdict_of(benchmark, sample, answer, has_tags=False)
-    official = verdict.score if verdict else None
-    if verdict and benchmark.official is not None:
-        official = benchmark.official(sample, text)
-    return ScoredAnswer(sample=sample, answer=answer, verdict=verdict, official=official)
+    return by_rules(benchmark, sample, answer, has_tags=False)
 
 
 def _judged(

@@ -35,6 +35,7 @@ def summary(scored: Sequence[ScoredAnswer]) -> Mapping[str, float]:
 EGOTHINK = Benchmark(
     name="egothink",
     reader="egothink",
+    files="**/annotations.json",
     notes="The official judge is gpt-4o, earlier gpt-4. Published: GPT-4V 65.5, EgoGPT-7B 61.7.",
     sources=("https://arxiv.org/abs/2311.15596", "https://github.com/AdaCheng/EgoThink"),
     prepare=with_task,

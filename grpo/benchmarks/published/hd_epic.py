@@ -63,6 +63,7 @@ def summary(scored: Sequence[ScoredAnswer]) -> Mapping[str, float]:
 HD_EPIC = Benchmark(
     name="hd_epic",
     reader="hd_epic",
+    files="*.json",
     notes="Published: Qwen2.5-VL-7B 25.7, EgoReasoner-3B 37.5 (arXiv 2603.06561).",
     sources=("https://hd-epic.github.io", "https://github.com/hd-epic/hd-epic-vqa-eval"),
     prepare=with_category,
