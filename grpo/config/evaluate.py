@@ -56,7 +56,7 @@ class EvaluateConfig:
     out_dir: FilePath[str] = MISSING
     """Answers and results go here. The same command with the same folder goes on."""
     benchmark: str = MISSING
-    """A benchmark (docs/evaluation.md lists them), or a reader of data sets for questions of one's own."""
+    """A benchmark (docs/benchmarks.md lists them), or a reader of data sets for questions of one's own."""
     data: BenchmarkFiles = field(default_factory=BenchmarkFiles)
     model: EvaluatedModel = field(default_factory=EvaluatedModel)
     models: dict[str, str] = field(default_factory=dict)

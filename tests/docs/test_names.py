@@ -87,7 +87,7 @@ def test_every_setting_that_a_page_names_exists() -> None:
     ours = [(text, page) for text, page in mentions(KEY) if text not in of_others]
     assert len(ours) > 100
     for text, page in ours:
-        root = EvaluateConfig if str(page).endswith("evaluation.md") else Config
+        root = EvaluateConfig if str(page).endswith(("evaluation.md", "benchmarks.md")) else Config
         key, equals, _ = text.partition("=")
         section, *parts = key.split(".")
         assert key in settings(root) or (section == "rewards" and parts[1] in of_a_reward), f"{page}: {text}"
