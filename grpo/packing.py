@@ -111,7 +111,7 @@ class PackedRow:
 
 
 def segments_of(
-    scored: Sequence[ScoredGroup], *, tokens_per_row: int, drop_flat: bool = True, trained: bool = True
+    scored: Sequence[ScoredGroup], *, tokens_per_row: int, drop_flat: bool, trained: bool
 ) -> list[Segment]:
     """Split each group's rollouts that have an advantage into as few segments as the budget of a row allows.
 

@@ -1,6 +1,6 @@
 """Packed rows against the plain thing: one forward per completion, with its prompt, through transformers."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from grpo.config.learner import LossConfig
-from grpo.groups import ScoredGroup
-from grpo.packing import PackedRow, Segment, build_row
+from grpo.groups import Prompt, ScoredGroup
+from grpo.packing import PackedRow, Segment, build_row, pack
 from grpo.policy import attention
 from grpo.policy import model as policy_module
 from grpo.policy.model import SUPPRESSED_BIAS, Head, Policy
@@ -194,6 +194,34 @@ def test_rows_keep_the_budget_unless_one_completion_exceeds_it() -> None:
     alone = [len(row.prompts) == 1 and int(row.lengths_T[0]) == len(row.lengths_T) for row in rows]
     assert all(len(row.input_ids_N) <= 320 or only for row, only in zip(rows, alone, strict=True))
     assert len(rows) < len(tiny.ragged_groups()) + 2  # small groups share rows
+
+
+def test_large_segments_come_first_so_that_small_ones_fill_their_rows() -> None:
+    prompt = Prompt(sample=tiny.sample(), clip=None, token_ids=(1,), tags=())
+    sizes = (3, 4, 5, 6)
+    segments = [
+        Segment(prompt=prompt, rollouts=(tiny.rollout(prompt, [2] * (size - 1)),), advantages=(1.0,))
+        for size in sizes
+    ]
+    rows = pack(segments, tiny.family(), tokens_per_row=9)
+    assert sorted(len(row.input_ids_N) for row in rows) == [9, 9]
+
+
+def test_a_row_is_moved_with_all_that_it_holds() -> None:
+    (row,) = packed(tiny.ragged_groups(), tokens_per_row=100_000)
+    moved = row.to(torch.device("meta"))
+    parts = (
+        (row, moved),
+        (row.layout, moved.layout),
+        *zip(row.layout.blocks, moved.layout.blocks, strict=True),
+    )
+    for old, new in parts:
+        before = {each.name: getattr(old, each.name) for each in fields(old)}
+        tensors = {name: value for name, value in before.items() if isinstance(value, Tensor)}
+        assert len(tensors) >= 3
+        for name, tensor in tensors.items():
+            assert getattr(new, name).device.type == "meta" and getattr(new, name).shape == tensor.shape
+    assert moved.prompts == row.prompts
 
 
 def test_flat_groups_and_abstentions_are_left_out() -> None:

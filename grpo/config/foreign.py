@@ -1,4 +1,4 @@
-"""Names that trl, ms-swift, verl, EasyR1 and Video-R1 give to settings, for who types one of them here.
+"""Names that trl, ms-swift, verl, EasyR1, VLM-R1 and Video-R1 give to settings, for who types one of them here.
 
 `docs/coming_from.md` says what differs. Names that are the same in another section here need no line.
 """
@@ -16,13 +16,14 @@ NAMES = {
     "model.lora.alpha": "lora_alpha",
     "model.lora.targets.language": "target_modules lora_target_modules",
     "model.freeze": "freeze_vit freeze_aligner freeze_llm",
-    "model.freeze_vision": "freeze_vision_tower",
+    "model.freeze_vision": "freeze_vision_tower freeze_vision_modules",
     "model.load_in_4bit": "quant_bits",
     "model.attention": "attn_impl attn_implementation",
     "model.gradient_checkpointing": "enable_gradient_checkpointing",
     "model.activation_offloading": "enable_activation_offload",
     "prompt.system": "system system_prompt",
-    "data.train": "dataset dataset_name train_files",
+    "prompt.template": "format_prompt",
+    "data.train": "dataset dataset_name train_files data_file_paths image_folders",
     "data.train=[{reader: auto, path: FILE}]": "reader media_root frame_fps data.path",
     "data.eval": "val_dataset val_files",
     "media.fps": "video_fps",

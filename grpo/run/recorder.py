@@ -255,12 +255,8 @@ def progress(row: Mapping[str, float]) -> str:
 
 
 def summary(evaluated: Mapping[str, float]) -> str:
-    """Return held-out scores in one line."""
-    kept = {
-        key.removeprefix("eval/"): value
-        for key, value in evaluated.items()
-        if not key.endswith(("/lost", "_failures"))
-    }
+    """Return held-out scores in one line, by their names in `metrics.jsonl`."""
+    kept = {key: value for key, value in evaluated.items() if not key.endswith(("/lost", "_failures"))}
     return ", ".join(f"{key} {value:.3g}" for key, value in kept.items())
 
 

@@ -85,7 +85,7 @@ def as_text(group: ScoredGroup) -> ScoredGroup:
 def rows_of(policy: Policy, group: ScoredGroup, *, shared: bool) -> list[PackedRow]:
     """One row for the group, or a row of its own for every completion."""
     tokens_per_row = 10**9 if shared else 1
-    segments = segments_of([group], tokens_per_row=tokens_per_row)
+    segments = segments_of([group], tokens_per_row=tokens_per_row, drop_flat=True, trained=True)
     return pack(segments, policy.family, tokens_per_row=tokens_per_row)
 
 

@@ -85,7 +85,7 @@ def test_a_segment_travels_in_a_batch_which_needs_no_communicator_of_its_own(
     """Under NCCL a plain call makes one for each pair of processes; torch's docstring of `send_object_list`."""
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(balance.dist, "send_object_list", lambda *_, **options: given.append(options))
-    segments = segments_of(unequal_groups(), tokens_per_row=1000)
+    segments = segments_of(unequal_groups(), tokens_per_row=1000, drop_flat=True, trained=True)
     monkeypatch.setattr(balance, "gather_object", lambda own: [own[0], []])
     balance.balanced(segments, SimpleNamespace(num_processes=2, process_index=0, device="cpu"))  # pyright: ignore
     assert given and all(each["use_batch"] for each in given)

@@ -44,7 +44,7 @@ def main(out: str) -> None:
     accelerator = make_accelerator()
     own = unequal_groups()[: 5 if dist.get_rank() == 0 else 0]
     own += unequal_groups()[5:] if dist.get_rank() == 1 else []
-    segments = balanced(segments_of(own, tokens_per_row=1000), accelerator)
+    segments = balanced(segments_of(own, tokens_per_row=1000, drop_flat=True, trained=True), accelerator)
     rows = pack(segments, tiny.family(), tokens_per_row=1000)
     found = {
         "ids": [prompt.sample.id for row in rows for prompt in row.prompts],
