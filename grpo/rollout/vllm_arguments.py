@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from grpo.rollout import vllm_settings
+
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for; an adapter may have any up to that."""
 
@@ -40,15 +42,17 @@ class EngineSize:
 
 def engine_arguments(size: EngineSize, *, on_gpu: bool, launched: bool, sleeps: bool) -> dict[str, Any]:
     """Return vLLM's arguments for a size. launched: there are several processes, each with an engine of its own."""
-    arguments: dict[str, Any] = {
-        "max_model_len": size.max_model_tokens,
+    arguments = vllm_settings.engine_arguments(size.max_model_tokens, on_gpu=on_gpu)
+    batched_tokens = arguments.get("max_num_batched_tokens", LEAST_BATCHED_TOKENS)
+    arguments |= {
         "max_num_seqs": size.max_sequences,
-        "limit_mm_per_prompt": {"video": 1, "image": 0},
-        "logprobs_mode": "processed_logprobs",
+        # vLLM refuses a clip of more tokens, in the middle of a run.
+        "max_num_batched_tokens": max(batched_tokens, size.max_clip_tokens, size.max_sequences),
         "use_tqdm_on_load": False,
         "hf_overrides": {"head_dtype": "float32"} if size.fp32_head else {},
-        "mm_processor_kwargs": {"do_resize": False, "cap_pixels_per_frame": False},
     }
+    if on_gpu:
+        arguments |= {"gpu_memory_utilization": size.gpu_memory_frac, "enable_sleep_mode": sleeps}
     if launched:
         arguments["distributed_executor_backend"] = "external_launcher"
         arguments["tensor_parallel_size"] = size.tensor_parallel_size
@@ -59,26 +63,7 @@ def engine_arguments(size: EngineSize, *, on_gpu: bool, launched: bool, sleeps: 
             "max_lora_rank": next(rank for rank in RANKS if rank >= size.lora_rank),
             "enable_tower_connector_lora": size.lora_in_tower,
         }
-    return arguments | (_on_gpu(size, sleeps) if on_gpu else _on_cpu(size))
-
-
-def _on_gpu(size: EngineSize, sleeps: bool) -> dict[str, Any]:
-    return {
-        "gpu_memory_utilization": size.gpu_memory_frac,
-        "enable_sleep_mode": sleeps,
-        # vLLM refuses a clip of more tokens, in the middle of a run.
-        "max_num_batched_tokens": max(LEAST_BATCHED_TOKENS, size.max_clip_tokens, size.max_sequences),
-    }
-
-
-def _on_cpu(size: EngineSize) -> dict[str, Any]:
-    # A seeded request whose prompt is prefilled in parts dies on CPU ("CPU Generator does not use offset").
-    # vLLM calls whole prefills unofficial; sampler/gap_max shows at every step that they are right.
-    return {
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(16384, size.max_model_tokens, size.max_clip_tokens),
-    }
+    return arguments
 
 
 def set_environment() -> None:

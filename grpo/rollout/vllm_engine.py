@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from grpo.groups import Group, Prompt, Rollout
-from grpo.policy.model import SUPPRESSED_BIAS, Policy
+from grpo.policy.model import Policy
 from grpo.policy.weights import Bucket, engine_weights, flat, weight_buckets
 from grpo.rollout import OnGroup, Sampling, as_rollout
 from grpo.rollout.sync_proof import SyncProof
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments, set_environment
+from grpo.rollout.vllm_settings import sampling_fields
 from grpo.rollout.vllm_weights import AdapterLoader, WeightLoader
 
 
@@ -113,9 +114,11 @@ class VLLMEngine:
 
     def _enqueue(self, prompt: Prompt, sampling: Sampling, seed: int) -> str:
         """Give vLLM a request, and return the number that it answers under."""
+        from vllm import SamplingParams
+
         (id,) = self.llm.enqueue(
             [self._request(prompt)],
-            [self._sampling_params(sampling, seed)],
+            [SamplingParams(**sampling_fields(self.family, sampling, seed))],
             lora_request=self.adapter,
             use_tqdm=False,
         )
@@ -191,21 +194,6 @@ class VLLMEngine:
         if prompt.clip is not None:
             request["multi_modal_data"] = {"video": [self.family.engine_video(prompt.clip)]}
         return request
-
-    def _sampling_params(self, sampling: Sampling, seed: int) -> Any:
-        from vllm import SamplingParams
-
-        return SamplingParams(
-            n=sampling.group_size,
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            seed=seed,
-            logprobs=0,
-            stop_token_ids=list(self.family.eos_ids),
-            logit_bias={token: SUPPRESSED_BIAS for token in self.family.suppressed_ids},
-            skip_special_tokens=False,
-            stop=list(sampling.stop),
-        )
 
     def _group(self, prompt: Prompt, output: Any) -> Group:
         if tuple(output.prompt_token_ids) != prompt.token_ids:

@@ -40,4 +40,5 @@ def sampling_fields(family: ModelFamily, sampling: Sampling, seed: int) -> dict[
         "stop_token_ids": list(family.eos_ids),
         "logit_bias": {token: SUPPRESSED_BIAS for token in family.suppressed_ids},
         "skip_special_tokens": False,
+        "stop": list(sampling.stop),
     }
