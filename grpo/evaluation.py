@@ -15,6 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from grpo.benchmarks.answers import stored
+from grpo.benchmarks.benchmark import Benchmark
+from grpo.benchmarks.scoring import by_rules
 from grpo.feed.prompts import Render, make_batch, rollout_seed
 from grpo.groups import Batch, Group, LostSample, RewardFailure, Rollout, Sample, ScoredGroup
 from grpo.media.loader import ClipLoader
@@ -37,6 +40,10 @@ class EvalSet:
     """The number of samples, from the first on, that are also asked about changed frames."""
     largest_share: int = 0
     """The number of samples of the process that has most. All have as many batches: they may share an engine."""
+    benchmark: Benchmark | None = None
+    """The benchmark by whose rules greedy answers are scored too."""
+    render: Render | None = None
+    """The benchmark's own prompts, whose answers are scored by its rules alone; None: those of training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +88,9 @@ class Evaluator:
 
     def run(self, engine: Engine) -> Evaluation:
         """Ask all sets. The metrics are `eval/<set>/<reward>` of the greedy answers, `eval/<set>/sampled/<reward>` and
-        `eval/<set>/<frames>/accuracy`.
+        `eval/<set>/<frames>/accuracy`; of a benchmark also `eval/<set>/ours`, `/official` and `/unparsed`.
         """
-        total = (1 + self.sampled) * sum(len(each.samples) for each in self.sets)
+        total = sum((1 + (self.sampled and each.render is None)) * len(each.samples) for each in self.sets)
         with tqdm(
             desc="evaluating", total=total, unit="answer", leave=False, disable=not self.is_shown
         ) as bar:
@@ -93,17 +100,20 @@ class Evaluator:
 
     def _ask(self, eval_set: EvalSet, batch: Batch, engine: Engine, bar: tqdm) -> Evaluation:
         prefix = f"eval/{eval_set.name}"
+        lost = Evaluation(metrics=Metrics(sums={f"{prefix}/lost": len(batch.lost)}), lost=batch.lost)
+        if eval_set.render is not None:
+            asked = engine.generate(batch.prompts, self._greedy, batch.seeds, on_group=lambda _: bar.update())
+            return lost + Evaluation(metrics=benchmark_metrics(eval_set, asked))
         groups = self._generate(batch, self._greedy, engine, bar)
-        found = self._score(prefix, groups, {"set": eval_set.name, "pass": "greedy"})
+        found = lost + self._score(prefix, groups, {"set": eval_set.name, "pass": "greedy"})
+        found += Evaluation(metrics=benchmark_metrics(eval_set, groups))
         if self.sampled:
             others = self._generate(batch, replace(self.sampling, group_size=1), engine, bar)
             found += self._score(f"{prefix}/sampled", others, {"set": eval_set.name, "pass": "sampled"})
         blind_ids = {sample.id for sample in eval_set.samples[: eval_set.num_blind]}
         in_slice = [group.prompt.sample.id in blind_ids for group in groups]
         few, few_seeds = [*compress(groups, in_slice)], [*compress(batch.seeds, in_slice)]
-        metrics = self._blind_metrics(prefix, few, few_seeds, engine)
-        lost = Metrics(sums={f"{prefix}/lost": len(batch.lost)})
-        return found + Evaluation(metrics=metrics + lost, lost=batch.lost)
+        return found + Evaluation(metrics=self._blind_metrics(prefix, few, few_seeds, engine))
 
     @property
     def _greedy(self) -> Sampling:
@@ -113,7 +123,7 @@ class Evaluator:
         return batches(
             eval_set.samples,
             self.loader,
-            self.render,
+            eval_set.render or self.render,
             seed=self.seed,
             batch_prompts=self.batch_prompts,
             max_prompt_tokens=self.max_prompt_tokens,
@@ -164,6 +174,31 @@ class Evaluator:
             answers = tuple({**about, **row} for row in rollout_rows(unscored))
             found += Evaluation(metrics=metrics, failures=table.failures, answers=answers)
         return found
+
+
+def benchmark_metrics(eval_set: EvalSet, groups: Sequence[Group]) -> Metrics:
+    """Return `eval/<set>/ours`, `/official` and `/unparsed` of greedy answers; nothing without a benchmark.
+
+    A question that was lost on the way is not in these means, but in `eval/<set>/lost`.
+    """
+    if eval_set.benchmark is None:
+        return Metrics()
+    scored = [
+        by_rules(
+            eval_set.benchmark,
+            group.prompt.sample,
+            stored(group.prompt, group.rollouts[0], 0),
+            has_tags=bool(group.prompt.tags),
+        )
+        for group in groups
+    ]
+    verdicts = [each.verdict for each in scored if each.verdict is not None]
+    means = {
+        "ours": Mean.of(verdict.score for verdict in verdicts),
+        "official": Mean.of(each.official for each in scored),
+        "unparsed": Mean.of(float(verdict.outcome in ("unparsed", "truncated")) for verdict in verdicts),
+    }
+    return Metrics(means={f"eval/{eval_set.name}/{name}": mean for name, mean in means.items()})
 
 
 def batches(

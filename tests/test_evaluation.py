@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from grpo.benchmarks.benchmark import Benchmark
 from grpo.config.load import load_config
+from grpo.config.schema import DatasetConfig
 from grpo.data import load_samples
 from grpo.evaluation import EvalSet, Evaluator, accuracy_of
 from grpo.groups import Sample
@@ -18,6 +21,8 @@ from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
 from grpo.rollout import Sampling
+from grpo.run.recorder import held_out_score
+from grpo.startup.checks import read_held_out
 from rewards import Counterfactual
 from rewards.hostile import make_group
 from rewards.scoring.runner import load_rewards
@@ -172,6 +177,59 @@ def test_answers_about_changed_frames_are_judged_as_the_runs_accuracy_judges() -
         0.0,
     ]
     assert accuracy_of(load_rewards({"accuracy": RewardSpec(fn="number")}))(two) is None
+
+
+def test_a_benchmarks_rules_score_the_same_answers(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    lenient = Benchmark(
+        name="lenient", reader="jsonl", official=lambda sample, text: 100.0 * (text in "ABCD")
+    )
+    held = EvalSet(name="held", samples=samples[:6], benchmark=lenient)
+    row = row_of(replace(evaluator(loader, held), blind=()), engine)
+    assert len(engine.calls) == 1
+    assert row["eval/held/ours"] == row["eval/held/accuracy"] > 0.8
+    assert (row["eval/held/official"], row["eval/held/unparsed"]) == (100.0, 0.0)
+
+
+def test_a_benchmarks_own_prompt_is_scored_by_its_rules_alone(
+    samples: list[Sample], loader: ClipLoader, engine: RecordingEngine
+) -> None:
+    own: Any = {"tags": (), "system": None, "user": lambda sample: f"{sample.question} Explain."}
+    render = partial(tiny.family().render, template="", option="", **own)
+    held = EvalSet(
+        name="held", samples=samples[:4], benchmark=Benchmark(name="b", reader="jsonl"), render=render
+    )
+    row = row_of(replace(evaluator(loader, held), sampled=True), engine)
+    ((prompts, _),) = engine.calls
+    assert "Explain." in prompts[0].text and not prompts[0].tags
+    assert {*row} == {f"eval/held/{name}" for name in ("ours", "official", "unparsed", "lost")} | {
+        "eval/reward_failures"
+    }
+
+
+def test_the_best_checkpoint_may_be_by_one_metric() -> None:
+    least = ["run_dir=x", "num_steps=1", "model.path=x", "rewards={accuracy: {}}", "data.train=[{path: x}]"]
+    held = [*least, "data.eval=[{path: questions.json, name: ego, benchmark: egoschema}]"]
+    config = load_config([*held, "eval.best_metric=eval/ego/official"])
+    row = {"eval/ego/accuracy": 0.5, "eval/ego/official": 0.75}
+    assert held_out_score(row, config) == (0.75, "eval/ego/official of ego: questions.json")
+    assert held_out_score({"loss": 1.0}, config) is None
+    with pytest.raises(ValueError, match=r"no metric eval/ego/official; there are eval/ego/accuracy"):
+        held_out_score({"eval/ego/accuracy": 0.5}, config)
+    for metric, says in (("eval/eg/ours", "of none of the held-out sets"), ("eval/ego/right", "there is no")):
+        with pytest.raises(ValueError, match=rf"eval\.best_metric: .*{says}"):
+            load_config([*held, f"eval.best_metric={metric}"])
+    with pytest.raises(ValueError, match="only held-out sets are of a benchmark"):
+        load_config([*least, "data.train=[{path: x, benchmark: egoschema}]"])
+    with pytest.raises(ValueError, match="official_prompt is for a set with a benchmark"):
+        load_config([*least, "data.eval=[{path: x, official_prompt: true}]"])
+
+
+def test_a_judged_benchmark_is_refused_in_training() -> None:
+    held = DatasetConfig(path="open-eqa-v0.json", benchmark="openeqa")
+    with pytest.raises(ValueError, match=r"openeqa is marked by a judge.*egogrpo evaluate"):
+        read_held_out(held)
 
 
 def test_questions_without_a_clip_are_left_out(loader: ClipLoader, engine: RecordingEngine) -> None:

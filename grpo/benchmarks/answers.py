@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.benchmarks.prompts import digest
-from grpo.groups import Sample
+from grpo.groups import Prompt, Rollout, Sample
 
 HEADER = "header.json"
 Key = tuple[str, str, int]
@@ -37,6 +37,26 @@ def answers_folder(parent: Path, model: str, header: Mapping[str, Any]) -> Path:
 
 def key_of(answer: StoredAnswer) -> Key:
     return answer.sample_id, answer.variant, answer.index
+
+
+def stored(
+    prompt: Prompt, rollout: Rollout, index: int, variant: str = "", losses: tuple[float, ...] = ()
+) -> StoredAnswer:
+    """A completion as it is stored."""
+    source, clip = prompt.sample.clip_source, prompt.clip
+    return StoredAnswer(
+        sample_id=prompt.sample.id,
+        index=index,
+        text=rollout.text,
+        finish="stop" if rollout.stopped else "length",
+        variant=variant,
+        video=(source.video or source.frames[0]) if source else "",
+        times_s=clip.times_s if clip else (),
+        num_tokens=len(rollout.token_ids),
+        num_prompt_tokens=len(prompt.token_ids),
+        prompt_hash=digest(prompt.text),
+        losses=losses,
+    )
 
 
 class AnswerWriter:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import string
+from collections.abc import Callable
+from typing import TypedDict
 
+from grpo.benchmarks.benchmark import Benchmark
 from grpo.groups import Sample
 
 DIRECT = {
@@ -21,6 +24,19 @@ def direct(sample: Sample) -> str:
         f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, sample.options, strict=False)
     ]
     return "\n".join([sample.question, *options, DIRECT.get(sample.task, "Answer in a few words.")])
+
+
+class Official(TypedDict):
+    """What an official prompt says in the place of a training prompt's wording."""
+
+    tags: tuple[str, ...]
+    system: str | None
+    user: Callable[[Sample], str]
+
+
+def official_wording(benchmark: Benchmark) -> Official:
+    """A benchmark's own prompt, or the one for direct answers where it has none."""
+    return {"tags": (), "system": benchmark.system, "user": benchmark.prompt or direct}
 
 
 def digest(text: str) -> str:

@@ -12,6 +12,8 @@ from grpo.config.schema import SHARE_UNITS, Config, PromptConfig
 from grpo.media.sampling import MediaSettings
 from rewards.parsing import TAGS
 
+EVAL_METRICS = ("length", "ours", "official", "unparsed", "accuracy", "drop")
+"""What is measured of held-out sets beside the rewards: of all, of those of benchmarks, and about changed frames."""
 CLIPPED_LOSSES = ("grpo", "gspo", "bnpo", "dapo", "dr_grpo")
 
 
@@ -53,9 +55,24 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.train: shares of {total:g} leave nothing to the sets without one"
     if any(dataset.share is not None for dataset in config.data.eval):
         yield "data.eval: only training sets have a share"
+    if any(dataset.benchmark or dataset.official_prompt for dataset in config.data.train):
+        yield "data.train: only held-out sets are of a benchmark"
+    if any(dataset.official_prompt and not dataset.benchmark for dataset in config.data.eval):
+        yield "data.eval: official_prompt is for a set with a benchmark"
     labels = [dataset.label for dataset in config.data.eval]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
         yield f"data.eval: two sets are called {label!r}; set their name"
+    yield from _best_metric(config, labels)
+
+
+def _best_metric(config: Config, labels: list[str]) -> Iterator[str]:
+    metric, names = config.eval.best_metric, [*config.rewards, *EVAL_METRICS]
+    if metric is None:
+        return
+    if not any(metric.startswith(f"eval/{label}/") for label in labels):
+        yield f"eval.best_metric: {metric} is of none of the held-out sets, which are {', '.join(labels) or 'none'}"
+    elif metric.rpartition("/")[2] not in names:
+        yield f"eval.best_metric: there is no {metric}; a held-out set has {', '.join(names)}"
 
 
 def _media(config: Config) -> Iterator[str]:

@@ -50,6 +50,11 @@ class DatasetConfig:
     share: Annotated[float | None, Ge(1 / SHARE_UNITS), Le(1)] = None
     """How many of the prompts are from this training set, whatever its size: with 0.1 one in ten, held at every step
     to within one prompt. None: the sets without one share the rest as if they were one set."""
+    benchmark: str | None = None
+    """A held-out set's benchmark (docs/evaluation.md), whose reader and rules are used: greedy answers get
+    `eval/<set>/ours` and `eval/<set>/official` too."""
+    official_prompt: bool = False
+    """Ask a benchmark's questions in its own prompt, not in training's; then rewards don't score the answers."""
 
     @property
     def label(self) -> str:
@@ -157,6 +162,9 @@ class EvalConfig:
     the like: what is left shows how much is answered without looking. Empty: not at all."""
     blind_samples: NotNegative[int] = 64
     """The first so many of each set for that."""
+    best_metric: str | None = None
+    """The metric of an evaluation by which the best checkpoint is kept, such as `eval/egoschema/official`; None: the
+    mean, over held-out sets, of the greedy answers' rewards as they are weighted in training."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -216,10 +216,19 @@ class Recorder:
 
 
 def held_out_score(row: Mapping[str, float], config: Config) -> Score | None:
-    """Return the mean, over held-out sets, of the greedy answers' rewards as they are weighted in training.
+    """Return `eval.best_metric`; else the mean, over held-out sets, of the greedy answers' rewards as they are weighted
+    in training.
 
-    None in a row of a step that was not evaluated.
+    None in a row of a step that was not evaluated; ValueError if the evaluation had no metric of that name.
     """
+    sets = ", ".join(f"{each.label}: {each.path}" for each in config.data.eval)
+    most, metric = config.eval.max_samples, config.eval.best_metric
+    questions = sets if most is None else f"the first {most} of {sets}"
+    if metric is not None:
+        found = {key: value for key, value in row.items() if key.startswith("eval/")}
+        if found and metric not in found:
+            raise ValueError(f"eval.best_metric: no metric {metric}; there are {', '.join(found)}")
+        return Score(found[metric], f"{metric} of {questions}") if found else None
     measured = [
         [
             row[f"eval/{each.label}/{name}"] * spec.weight
@@ -231,9 +240,7 @@ def held_out_score(row: Mapping[str, float], config: Config) -> Score | None:
     totals = [sum(parts) for parts in measured if parts]
     if not totals:
         return None
-    sets = ", ".join(f"{each.label}: {each.path}" for each in config.data.eval)
-    most = config.eval.max_samples
-    return Score(sum(totals) / len(totals), sets if most is None else f"the first {most} of {sets}")
+    return Score(sum(totals) / len(totals), questions)
 
 
 def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:

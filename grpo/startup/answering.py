@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from accelerate import Accelerator
 
 from grpo.benchmarks.benchmark import Benchmark
-from grpo.benchmarks.prompts import direct
+from grpo.benchmarks.prompts import official_wording
 from grpo.config.evaluate import EvaluateConfig
 from grpo.feed.prompts import Render
 from grpo.learner.launching import compute_dtype
@@ -80,6 +80,9 @@ def evaluated_wording(config: EvaluateConfig, benchmark: Benchmark) -> Wording:
     own = wording(config.as_run(""))
     if config.prompt == "think":
         return own
-    official = config.prompt == "official"
-    user = benchmark.prompt if official and benchmark.prompt is not None else direct
-    return {**own, "system": benchmark.system if official else None, "user": user}
+    return {**own, **official_wording(asked_as(config, benchmark))}
+
+
+def asked_as(config: EvaluateConfig, benchmark: Benchmark) -> Benchmark:
+    """The benchmark without its official prompt where the direct one is asked."""
+    return benchmark if config.prompt == "official" else replace(benchmark, prompt=None, system=None)

@@ -20,7 +20,9 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from grpo.config.schema import Config
+from grpo.benchmarks import find_benchmark
+from grpo.benchmarks.questions import read_questions
+from grpo.config.schema import Config, DatasetConfig
 from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
 from grpo.data.native import own_fields
 from grpo.data.readers.jsonl import OWN_KEYS
@@ -299,8 +301,22 @@ def read_data(config: Config) -> Data:
     """Read all samples; raise ValueError with the first bad record."""
     return Data(
         train_sets=load_sets(config.data.train),
-        held_out={each.label: load_samples([each]) for each in config.data.eval},
+        held_out={each.label: read_held_out(each) for each in config.data.eval},
     )
+
+
+def read_held_out(dataset: DatasetConfig) -> list[Sample]:
+    """Read a held-out set, or the questions of its benchmark whose answers are published."""
+    if dataset.benchmark is None:
+        return load_samples([dataset])
+    benchmark = find_benchmark(dataset.benchmark)
+    if benchmark.judge is not None:
+        raise ValueError(
+            f"data.eval: {benchmark.name} is marked by a judge, which an evaluation in training does not ask: use "
+            "egogrpo evaluate on its checkpoints"
+        )
+    samples = read_questions(benchmark, dataset.path, dataset.media_root, dataset.frame_fps)
+    return [sample for sample in samples if sample.answer]
 
 
 def describe(samples: Sequence[Sample]) -> str:

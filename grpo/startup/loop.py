@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from accelerate import Accelerator
 
-from grpo.config.schema import Config
+from grpo.benchmarks import find_benchmark
+from grpo.benchmarks.prompts import official_wording
+from grpo.config.schema import Config, DatasetConfig
 from grpo.evaluation import EvalSet, Evaluator
 from grpo.feed.dynamic_sampling import DifficultyMemory
 from grpo.feed.mixture import Part
@@ -19,7 +22,7 @@ from grpo.rollout import Engine
 from grpo.run.checkpoint import keep_json
 from grpo.run.folder import GUARD, RunDir
 from grpo.run.recorder import Recorder
-from grpo.startup.assembly import max_gap, prompt_renderer, sampling_of
+from grpo.startup.assembly import max_gap, prompt_renderer, sampling_of, wording
 from grpo.startup.checks import Start
 from grpo.trainer import GRPOTrainer
 
@@ -96,17 +99,8 @@ def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Gu
 def build_evaluator(start: Start, feed: Feed) -> Evaluator:
     """Build the evaluator of this process's share of the held-out samples; it decodes and renders as the feed does."""
     config, accelerator = start.config, start.accelerator
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
     return Evaluator(
-        sets=[
-            EvalSet(
-                name=name,
-                samples=samples[: config.eval.max_samples][rank::num_processes],
-                num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
-                largest_share=len(samples[: config.eval.max_samples][::num_processes]),
-            )
-            for name, samples in start.data.held_out.items()
-        ],
+        sets=[build_eval_set(start, dataset) for dataset in config.data.eval],
         loader=feed.loader,
         render=feed.render,
         rewards=start.rewards,
@@ -118,4 +112,22 @@ def build_evaluator(start: Start, feed: Feed) -> Evaluator:
         counterfactuals=start.rewards.counterfactuals,
         blind=config.eval.blind,
         is_shown=accelerator.is_main_process,
+    )
+
+
+def build_eval_set(start: Start, dataset: DatasetConfig) -> EvalSet:
+    """Build this process's share of a held-out set, with the rules and the prompt of its benchmark if it has one."""
+    config, samples = start.config, start.data.held_out[dataset.label]
+    rank, num_processes = start.accelerator.process_index, start.accelerator.num_processes
+    benchmark = find_benchmark(dataset.benchmark) if dataset.benchmark else None
+    official = {**wording(config), **official_wording(benchmark)} if benchmark else None
+    return EvalSet(
+        name=dataset.label,
+        samples=samples[: config.eval.max_samples][rank::num_processes],
+        num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
+        largest_share=len(samples[: config.eval.max_samples][::num_processes]),
+        benchmark=benchmark,
+        render=start.media.guarded(partial(start.family.render, **official))
+        if official and dataset.official_prompt
+        else None,
     )

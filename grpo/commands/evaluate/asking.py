@@ -11,13 +11,13 @@ from itertools import groupby
 import torch
 from tqdm import tqdm
 
+from grpo.benchmarks.answers import stored
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.benchmarks.changed import BLIND
-from grpo.benchmarks.prompts import digest
 from grpo.data.fields import LETTERS
 from grpo.evaluation import batches
 from grpo.feed.prompts import Render
-from grpo.groups import Batch, Group, LostSample, Prompt, Rollout, Sample
+from grpo.groups import Batch, Group, LostSample, Prompt, Sample
 from grpo.media.clip import Clip
 from grpo.media.variants import blank
 from grpo.packing import Segment, build_row
@@ -144,26 +144,6 @@ def failed(lost: LostSample, variant: str, index: int) -> StoredAnswer:
     """What is stored of a question that could not be asked; it is asked again when the command is given again."""
     return StoredAnswer(
         sample_id=lost.sample_id, index=index, text=lost.reason, finish="failed", variant=variant
-    )
-
-
-def stored(
-    prompt: Prompt, rollout: Rollout, index: int, variant: str, losses: tuple[float, ...] = ()
-) -> StoredAnswer:
-    """A completion as it is stored."""
-    source, clip = prompt.sample.clip_source, prompt.clip
-    return StoredAnswer(
-        sample_id=prompt.sample.id,
-        index=index,
-        text=rollout.text,
-        finish="stop" if rollout.stopped else "length",
-        variant=variant,
-        video=(source.video or source.frames[0]) if source else "",
-        times_s=clip.times_s if clip else (),
-        num_tokens=len(rollout.token_ids),
-        num_prompt_tokens=len(prompt.token_ids),
-        prompt_hash=digest(prompt.text),
-        losses=losses,
     )
 
 
