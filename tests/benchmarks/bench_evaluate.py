@@ -49,9 +49,9 @@ def evaluation(folder: Path, num_questions: int) -> dict[str, float]:
     counted: list[MediaCounters] = []
     close = ClipLoader.close
 
-    def counting(loader: ClipLoader) -> None:
-        counted.append(loader.counters())
-        close(loader)
+    def counting(self: ClipLoader) -> None:
+        counted.append(self.counters())
+        close(self)
 
     ClipLoader.close = counting
     for limit in (num_questions // 4, None):

@@ -84,7 +84,10 @@ def dotted(value: object, prefix: str = "") -> Iterator[str]:
 def test_every_setting_that_a_page_names_exists() -> None:
     of_a_reward = {each.name for each in fields(RewardSpec)}
     of_others = first_cells("coming_from.md")
-    ours = [(text, page) for text, page in mentions(KEY) if text not in of_others]
+    # `eval.py` is a file of a benchmark's.
+    ours = [
+        (text, page) for text, page in mentions(KEY) if text not in of_others and not text.endswith(".py")
+    ]
     assert len(ours) > 100
     for text, page in ours:
         key, equals, _ = text.partition("=")
