@@ -23,7 +23,7 @@ COMMANDS = {
     ),
     "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
     "evaluate": ("grpo.commands.evaluate.command", "models on a benchmark: scores, intervals, submissions"),
-    "export": ("grpo.commands.export", "average two models' weights (WiSE-FT)"),
+    "export": ("grpo.commands.export.command", "adapters merged, models averaged (WiSE-FT), model cards"),
     "ask": ("grpo.commands.ask", "ask a model about a video"),
     "serve": ("grpo.commands.serve", "serve a model with vLLM, as it was trained"),
 }

@@ -75,7 +75,7 @@ class SyncProof:
         if not is_due:
             return
         group = self._answer(ask)
-        logps_T = self._policy_logps(group)
+        logps_T = logps_of(self.policy, group, self.dtype)
         gap = float((logps_T - _sampled(group)).abs().mean())
         # NaN is no agreement.
         if not (worst := max(gather_object([gap]), key=_badness)) <= self.max_gap:
@@ -86,7 +86,7 @@ class SyncProof:
     def _prove_adapters(self, group: Group, logps_T: Tensor, without: Group) -> None:
         """Raise RuntimeError if adapters change the policy's numbers, and not the engine's."""
         with adapters_off(self.policy.model):
-            change = float((self._policy_logps(group) - logps_T).abs().mean())
+            change = float((logps_of(self.policy, group, self.dtype) - logps_T).abs().mean())
         is_unchanged = without == group
         if any(gather_object([is_unchanged and change > self.max_gap / 10])):
             raise RuntimeError(
@@ -100,21 +100,6 @@ class SyncProof:
         (group,) = ask([self.prompt], sampling, [SEED])
         return group
 
-    @torch.no_grad()
-    def _policy_logps(self, group: Group) -> Tensor:
-        """Return the policy's log-probs of the answers' tokens, (T,); all processes must call it together."""
-        segment = Segment(
-            prompt=group.prompt, rollouts=group.rollouts, advantages=(0.0,) * len(group.rollouts)
-        )
-        row = build_row([segment], self.policy.family).to(self.policy.device)
-        # The tower's features are computed anew, as the engine does.
-        kept, self.policy.feature_cache = self.policy.feature_cache, None
-        try:
-            with torch.autocast(row.target_T.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                return self.policy(row).logps_T.cpu()
-        finally:
-            self.policy.feature_cache = kept
-
     def _disagreement(self, gap: float, names: list[str]) -> str:
         where = (
             f"it has other values of {len(names)} weights: {', '.join(names[:8])}"
@@ -126,6 +111,23 @@ class SyncProof:
             f"after sync {self.num_syncs} the engine's log-probs differ from the policy's by {gap:.2g} on average, "
             f"more than {self.max_gap:g}: {where}"
         )
+
+
+@torch.no_grad()
+def logps_of(policy: Policy, group: Group, dtype: torch.dtype) -> Tensor:
+    """Return a policy's log-probs of a group's tokens, (T,), with passes in a precision.
+
+    Where weights are split over processes, all must call it together.
+    """
+    segment = Segment(prompt=group.prompt, rollouts=group.rollouts, advantages=(0.0,) * len(group.rollouts))
+    row = build_row([segment], policy.family).to(policy.device)
+    # The tower's features are computed anew, as the engine does.
+    kept, policy.feature_cache = policy.feature_cache, None
+    try:
+        with torch.autocast(policy.device.type, dtype, enabled=dtype != torch.float32):
+            return policy(row).logps_T.cpu()
+    finally:
+        policy.feature_cache = kept
 
 
 def _sampled(group: Group) -> Tensor:

@@ -23,6 +23,7 @@ def save_final(
     dtype: torch.dtype,
     step: int | None = None,
     inputs: ModelInputs | None = None,
+    max_shard_size: str = "50GB",
     writes: bool = True,
 ) -> None:
     """Save the model with tokenizer and processor, as `from_pretrained` and vLLM load them.
@@ -42,7 +43,7 @@ def save_final(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with disk_errors(partial):
-        policy.family.save_model(partial, weights)
+        policy.family.save_model(partial, weights, max_shard_size=max_shard_size)
         _set_dtype(partial / "config.json", dtype)
         if policy.has_adapters:
             save_adapters(partial / "adapter", policy.model, adapters, policy.family.path)

@@ -1,6 +1,8 @@
-"""Interpolated model folders, against numpy on the stored weights."""
+"""Model folders that are made from others: mixed against numpy, merged against the adapters; and cards."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from grpo.commands.export import interpolate, main
+from grpo.commands.export.command import main
+from grpo.commands.export.interpolate import interpolate
+from grpo.commands.export.merge import merge
+from grpo.policy.adapters import is_adapter
+from grpo.policy.model import Policy
+from grpo.policy.weights import flat, weight_buckets
 from grpo.run.final_model import save_final
 from tests.support import tiny
 
@@ -78,3 +86,187 @@ def test_models_of_another_shape_are_refused(tuned: Path, tmp_path: Path) -> Non
         ValueError, match=r"not the same architecture: the two models differ in model\.language_m"
     ):
         interpolate(str(other), str(tuned), alpha=0.5, out=tmp_path / "mixed")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
+    """A policy with adapters that do something, and their folder."""
+    folder = tmp_path_factory.mktemp("adapted") / "final"
+    policy = tiny.policy(lora=tiny.LORA)
+    tiny.stir({name: weight for name, weight in policy.named_parameters() if is_adapter(name)}, 3)
+    save_final(folder, policy, dtype=torch.float32)
+    return policy, folder / "adapter"
+
+
+def test_merged_weights_are_those_with_the_adapters_in_files_of_a_size(
+    adapted: tuple[Policy, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, adapter = adapted
+    out = tmp_path / "merged"
+    arguments = ["merge", str(adapter), "--out", str(out), "--dtype", "float32", "--max-shard-size", "1MB"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert "merged in fp32; log-probs as with the adapters to" in capsys.readouterr().out
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 1 and (out / "model.safetensors.index.json").is_file()
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype="auto")
+    assert loaded.dtype == torch.float32
+    found = loaded.state_dict()
+    for name, weight in policy.named_weights():
+        assert torch.equal(found[name], weight), name
+    beside = {"chat_template.jinja", "generation_config.json", "processor_config.json", "tokenizer.json"}
+    assert beside <= {file.name for file in out.iterdir()}
+    # It has no adapters any more.
+    assert not (out / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name, weight: {name: torch.zeros_like(weight)}, "the adapters change no log-prob"),
+        (lambda name, weight: {} if "layers.0.mlp" in name else {name: weight}, "not adapters of .*layers.0"),
+        (lambda name, weight: {name.replace("layers.0", "layers.90"): weight}, "not adapters of .*layers.0"),
+    ],
+)  # fmt: skip
+def test_adapters_that_do_not_fit_are_refused(
+    adapted: tuple[Policy, Path], tmp_path: Path, change: Any, words: str
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(adapted[1], adapter)
+    file = adapter / "adapter_model.safetensors"
+    changed: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(file).items():
+        changed |= change(name, weight)
+    save_file(changed, file)
+    with pytest.raises(ValueError, match=words):
+        merge(adapter, base_path=None, out=tmp_path / "merged", dtype=torch.float32)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_with_other_log_probs_is_not_written(
+    adapted: tuple[Policy, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(policy: Policy) -> Any:
+        return ((name, weight * 1.05) for name, weight in flat(weight_buckets(policy.model)))
+
+    monkeypatch.setattr(Policy, "named_weights", wrong)
+    with pytest.raises(ValueError, match="merged, log-probs are .* from those with the adapters"):
+        merge(adapted[1], base_path=None, out=tmp_path / "merged", dtype=torch.float32)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_folder_without_adapters_is_refused(tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no adapter_config.json and .*: a run with LoRA leaves them in"):
+        merge(tuned, base_path=None, out=tmp_path / "merged", dtype=torch.float32)
+
+
+def results(folder: Path, benchmark: str, *models: tuple[str, float]) -> Path:
+    """What an evaluation says of models in folders of these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        name: {
+            "path": f"{folder.parent}/{name}", "num_questions": 500, "score": score,
+            "score_interval": [score - 0.04, score + 0.04], "official": score + 0.01, "official_interval": None,
+        }
+        for name, score in models
+    }  # fmt: skip
+    file = folder / "results.json"
+    file.write_text(json.dumps({"benchmark": benchmark, "prompt": {"kind": "direct"}, "models": figures}))
+    return file
+
+
+def test_several_shares_make_a_folder_each_and_a_plot_of_what_is_gained_and_lost(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mixed"
+    arguments = ["interpolate", str(tiny.BASE_POLICY), str(tuned), "--out", str(out), "--alpha", "0", "0.5"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert sorted(folder.name for folder in out.iterdir()) == ["alpha_0", "alpha_0.5"]
+    inside = results(tmp_path / "in", "ours", ("alpha_0", 0.5), ("alpha_0.5", 0.7), ("alpha_1", 0.8))
+    outside = results(tmp_path / "out", "theirs", ("alpha_0.5", 0.6), ("alpha_0", 0.65), ("base", 0.1))
+    picture = tmp_path / "sweep.png"
+    plotted = ["plot", "--inside", str(inside), "--outside", str(outside), "--out", str(picture)]
+    capsys.readouterr()
+    assert main(plotted) == 0
+    assert capsys.readouterr().out.splitlines() == ["0: 0.500 0.650", "0.5: 0.700 0.600", str(picture)]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main([*plotted[:4], str(results(tmp_path / "x", "theirs", ("base", 0.1))), *plotted[5:]]) == 1
+    assert "fewer than two folders alpha_*" in capsys.readouterr().err
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run's folder with as much of it as a card reads."""
+    run = tmp_path / "my_run"
+    (run / "final").mkdir(parents=True)
+    shutil.copy(tiny.ROOT / "configs" / "demo.yaml", run / "config.yaml")
+    manifest = {
+        "packages": {"torch": "2.13.0"}, "data": {"data/train.jsonl": "e06755bc3c18233e"},
+        "num_processes": 8, "device": "cuda:0",
+    }  # fmt: skip
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copy(tiny.BASE_POLICY / "config.json", run / "final")
+    (run / "final" / "training.json").write_text('{"step": 40, "base": "Qwen/Qwen2.5-VL-3B-Instruct"}')
+    return run
+
+
+def test_a_card_says_what_run_and_evaluation_know(finished: Path) -> None:
+    egoschema = results(finished / "evaluation", "egoschema", ("final", 0.61))
+    arguments = ["card", str(finished / "final"), "--results", str(egoschema), "--license", "apache-2.0"]
+    assert main(arguments) == 0
+    card: Any = ModelCard.load(finished / "final" / "README.md")
+    assert card.data.base_model == "Qwen/Qwen2.5-VL-3B-Instruct" and card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "video-text-to-text" and card.data.library_name == "transformers"
+    (found,) = card.data.eval_results
+    assert (found.dataset_name, found.metric_value) == ("egoschema", 0.61)
+    for line in (
+        "| steps | 40 |", "| `rollout.group_size` | 8 |", "| processes | 8 (cuda:0) |", "| software | torch 2.13.0 |",
+        "| data (sha256) | train.jsonl e06755bc3c18 |",
+        "Rewards: accuracy (weight 1), format (weight 0.5), keyframe (weight 0.5).",
+        "| egoschema | direct | 0.610 (0.570 to 0.650) | 0.620 | 500 |",
+    ):  # fmt: skip
+        assert line in card.text, line
+
+
+def test_a_card_of_a_model_alone_says_less_and_names_no_folder_of_this_machine(finished: Path) -> None:
+    folder = finished.parent / "elsewhere"
+    shutil.move(finished / "final", folder)
+    (folder / "training.json").write_text(json.dumps({"step": 3, "base": str(tiny.BASE_POLICY)}))
+    assert main(["card", str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    assert "from `base_policy`" in text and str(tiny.ROOT) not in text and "None were given." in text
+    card: Any = ModelCard.load(folder / "README.md")
+    assert card.data.base_model is None
+
+
+def test_what_is_wrong_with_a_card_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    final = str(finished / "final")
+    two = str(results(finished / "evaluation", "egoschema", ("one", 0.6), ("other", 0.5)))
+    wrong = {
+        "is no model folder": ["card", str(finished)],
+        "--run: .* has no manifest.json": ["card", final, "--run", final],
+        "results of one, other: which of them is": ["card", final, "--results", two],
+        "no results.json of egogrpo evaluate": ["card", final, "--results", f"{final}/training.json"],
+    }
+    for words, arguments in wrong.items():
+        assert main(arguments) == 1
+        assert re.search(words, capsys.readouterr().err), words
+
+
+def test_a_card_is_uploaded_only_if_that_is_asked_for(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    class Api:
+        def create_repo(self, name: str, **options: Any) -> None:
+            calls.append((name, options))
+
+        def upload_folder(self, **options: Any) -> str:
+            calls.append(options["repo_id"])
+            return "https://hub/x"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    final = str(finished / "final")
+    assert main(["card", final]) == 0 and calls == []
+    assert main(["card", final, "--push", "me/model"]) == 0
+    assert calls == [("me/model", {"private": True, "exist_ok": True}), "me/model"]

@@ -115,13 +115,13 @@ class ModelFamily:
         with torch.device("meta"):
             return self.model_class(copy.deepcopy(self.config))
 
-    def save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write weights as a model folder, whatever form they are trained in.
+    def save_model(self, folder: Path, weights: dict[str, Tensor], *, max_shard_size: str = "50GB") -> None:
+        """Write weights as a model folder, in files of a size, whatever form they are trained in.
 
         All other files are those of the family's folder: an older transformers that loads that one loads this one,
         while it would not take the config and the tokenizer that a newer one writes.
         """
-        self.outline().save_pretrained(folder, state_dict=weights)
+        self.outline().save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
         copy_description(find_model_folder(self.path), folder)
 
     def part_of(self, name: str) -> Part:

@@ -1,0 +1,1 @@
+"""Model folders made from what training left: adapters merged, weights averaged, and cards that describe them."""
