@@ -13,6 +13,7 @@ from pathlib import Path
 
 from grpo.report.build import Report, build
 from grpo.report.serve import ReportServer, serve
+from grpo.report.text import text_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,6 +21,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     out = options.out or options.run_dirs[0] / "report"
     try:
+        if options.text:
+            print("\n".join(map(text_of, options.run_dirs)), end="")
+            return 0
         if options.serve:
             server = ReportServer(Report(out, options.run_dirs), options.port)
             print(f"serving: {server.url}", flush=True)
@@ -45,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-clips", dest="clips", action="store_false", help="no film strips")
     parser.add_argument(
         "--serve", action="store_true", help="show the page on this machine and follow the runs"
+    )
+    parser.add_argument(
+        "--text", action="store_true", help="print where the runs stand, with warnings, and write nothing"
     )
     parser.add_argument("--port", type=int, default=0, help="of --serve; default: any free one")
     return parser

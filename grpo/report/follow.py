@@ -22,6 +22,7 @@ from grpo.report.thumbnails import SeenClip
 from grpo.report.tokens import Pieces, find_tokenizer
 from grpo.run.folder import RunDir
 from grpo.run.rollout_files import ANSWERED, LEARNER_LOGPROBS, read_columns, read_rollouts, rollout_files
+from grpo.run.trend_rules import trends_of
 
 Kind = Literal["rollouts", "answers"]
 Entry = dict[str, Any]
@@ -40,6 +41,8 @@ class RunFollower:
         self.pieces = Pieces(tokenizer) if tokenizer else None
         self.metrics = GrowingFile(self.run.metrics_file)
         self.failures = GrowingFile(self.run.failures_file)
+        self.rows: list[Entry] = []
+        self.trends: list[Entry] = []
         self.stamps: dict[tuple[Kind, int], tuple[int, int]] = {}
         self.clips: dict[str, SeenClip] = {}
         """The clips that were met, by the name of their strip."""
@@ -63,12 +66,23 @@ class RunFollower:
         """Yield the entries of what is new."""
         for what, file in (("metrics", self.metrics), ("failures", self.failures)):
             kept, rows = file.read()
+            if what == "metrics":
+                self.rows = [row for row in self.rows if kept is None or row["step"] <= kept] + rows
             if kept is not None:
                 yield {"forget": self.number, "what": what, "after": kept}
             if rows:
                 yield {what: self.number, "rows": rows}
+        yield from self._new_trends()
         yield from self._look_at("rollouts", self.run.rollouts)
         yield from self._look_at("answers", self.run.answers)
+
+    def _new_trends(self) -> Iterator[Entry]:
+        """Yield the warnings about the run, if they are others than before."""
+        weights = {name: spec.weight for name, spec in self.config.rewards.items()}
+        trends = [trend.as_dict() for trend in trends_of(self.rows, weights)]
+        if trends != self.trends:
+            self.trends = trends
+            yield {"warnings": self.number, "list": trends}
 
     def _look_at(self, kind: Kind, folder: Path) -> Iterator[Entry]:
         """Yield the entries of new files of steps, and of those that are gone."""

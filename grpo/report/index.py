@@ -6,6 +6,7 @@ Its first line tells the runs. Each other line adds something of a run, or takes
 - `{"rollouts": RUN, "step": S, ...}`, `{"answers": RUN, "step": S, ...}`: what `step_page.py` says about a step's
   completions, in the place of an earlier line of the same step
 - `{"forget": RUN, "what": "metrics", "after": S}`: rows or steps above S are no more
+- `{"warnings": RUN, "list": [...]}`: what `trend_rules.py` says of the run, in the place of what it said before
 - `{"clip": NAME, "reason": "..."}`: a clip's frames can't be shown
 
 A browser that opens the page from the disk finds the same lines in `data/index.js`.

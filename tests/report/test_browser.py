@@ -18,11 +18,12 @@ from grpo.run.rollout_files import rollout_rows, write_rollouts
 from rewards.hostile import COMPLETIONS
 from tests.support import tiny
 from tests.support.browser import chromium, new_page
-from tests.support.hacked_run import GROUP_SIZE, GROUPS_PER_STEP, write_hacked_run
+from tests.support.hacked_run import FROM_STEP, GROUP_SIZE, GROUPS_PER_STEP, HACKED, write_hacked_run
 from tests.support.stored_runs import scored, write_run
 
 pytestmark = pytest.mark.slow
 
+LAST_STEP = 30
 PER_STEP = GROUPS_PER_STEP * GROUP_SIZE
 ATTACKS = [
     *(text.encode("utf-8", "replace").decode()[:2000] for text in COMPLETIONS.values()),
@@ -47,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     return [
         write_hacked_run(folder / name, num_steps=steps, seed=0)
-        for name, steps in (("long", 24), ("short", 8))
+        for name, steps in (("long", LAST_STEP), ("short", 8))
     ]
 
 
@@ -104,8 +105,8 @@ def test_a_click_on_a_curve_shows_the_completions_of_its_step(page: Page, url: s
     plot = page.locator("[data-panel=evidence] .u-over")
     box = plot.bounding_box()
     assert box is not None
-    # Steps 0 to 24 lie from the left to the right edge. Only the long run has a value at step 21, and none held out.
-    plot.click(position={"x": box["width"] * 21 / 24, "y": 40})
+    # Steps 0 to 30 lie from the left to the right edge. Only the long run has a value at step 21, and none held out.
+    plot.click(position={"x": box["width"] * 21 / LAST_STEP, "y": 40})
     found = address(page)
     assert (found["tab"], found["steps"], found["sort"], found["off"]) == (
         "rollouts",
@@ -146,15 +147,15 @@ def test_ready_made_questions_choose_completions(page: Page, url: str):
     page.click("[data-show=cut]")
     assert all("✂" in row[3] for row in rows(page)) and num_listed(page) > 0
     page.click("[data-show=cut]")
-    assert num_listed(page) == (24 + 8) * PER_STEP
+    assert num_listed(page) == (LAST_STEP + 8) * PER_STEP
 
 
 def test_only_the_rows_in_view_are_elements_and_the_last_one_can_be_reached(page: Page, url: str):
     open_at(page, url, "tab=rollouts&sort=step")
-    assert num_listed(page) == 32 * PER_STEP and len(rows(page)) < 60
+    assert num_listed(page) == (LAST_STEP + 8) * PER_STEP and len(rows(page)) < 60
     page.locator("#list").hover()
     page.mouse.wheel(0, 10**6)
-    expect(page.locator("#shown .row").last).to_contain_text("24")
+    expect(page.locator("#shown .row").last).to_contain_text(str(LAST_STEP))
     last = page.locator("#shown .row").last.bounding_box()
     assert last is not None and last["y"] + last["height"] <= 901
 
@@ -250,7 +251,7 @@ def test_tokens_are_shaded_by_what_is_chosen(page: Page, url: str):
 def test_a_run_can_be_left_out_and_the_theme_turned(page: Page, url: str):
     open_at(page, url, "tab=rollouts")
     page.click("#runs [data-run='1']")
-    assert num_listed(page) == 24 * PER_STEP
+    assert num_listed(page) == LAST_STEP * PER_STEP
     background = "() => getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(background)
     page.click("#theme")
@@ -260,8 +261,8 @@ def test_a_run_can_be_left_out_and_the_theme_turned(page: Page, url: str):
 def test_held_out_answers_have_a_list_of_their_own(page: Page, url: str):
     open_at(page, url, "tab=rollouts")
     page.click("[data-kind=answers]")
-    # Each of the 6 held-out questions is answered at steps 0, 5, 10, 15 and 20, and at 0 and 5.
-    assert num_listed(page) == 6 * (5 + 2)
+    # Each of the 6 held-out questions is answered at steps 0, 5, 10, 15, 20, 25 and 30, and at 0 and 5.
+    assert num_listed(page) == 6 * (7 + 2)
     page.click("#shown .row >> nth=0")
     expect(page.locator("#viewer header").first).to_contain_text("heldout, greedy")
 
@@ -307,6 +308,19 @@ def spelt(text: str) -> str:
     """A text as the page shows it: what can't be seen, or turns the line around, as its code."""
     unsafe = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
     return re.sub(unsafe, lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def test_a_warning_says_which_reward_and_leads_to_the_completions_that_it_pays(page: Page, url: str):
+    open_at(page, url)
+    warning = page.locator("[data-warning='accuracy falls']")
+    expect(warning).to_contain_text("long: eval/heldout/accuracy has fallen")
+    expect(warning).to_contain_text(f"the reward {HACKED} rises from step")
+    page.click("[data-warning='accuracy falls'] button")
+    found = address(page)
+    assert found["show"] == "wrong" and found["sort"] == f"-raw/{HACKED}" and found["off"] == "1"
+    assert int(found["steps"].removesuffix("-")) in range(FROM_STEP, FROM_STEP + 4)
+    page.click("#shown .row >> nth=0")
+    expect(page.locator("#viewer .completion.here .text")).to_contain_text("clearly visible")
 
 
 def test_a_served_page_grows_with_its_run_without_being_loaded_again(page: Page, tmp_path: Path):

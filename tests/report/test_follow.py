@@ -103,6 +103,19 @@ def test_steps_that_are_gone_are_forgotten_and_told_when_they_come_again(tmp_pat
     assert [entry["step"] for entry in entries[1:]] == [2] and entries[1]["columns"]["total"] == [7.0]
 
 
+def test_warnings_are_told_when_they_change(tmp_path: Path):
+    folder = write_run(tmp_path / "run", {1: [scored(["a"], [1.0])]})
+    report = Report(tmp_path / "out", [folder])
+    for step in range(1, 12):
+        RunDir(folder).append_metrics({"step": step, "groups/no_signal": 1.0})
+        report.update()
+    (told,) = [entry for entry in lines(report) if "warnings" in entry]
+    assert told["list"][0]["name"] == "flat groups" and "100% of the groups" in told["list"][0]["text"]
+    RunDir(folder).forget_after(5)
+    report.update()
+    assert lines(report)[-1] == {"warnings": 0, "list": []}
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="no config.yaml"):
         Report(tmp_path / "out", [tmp_path])

@@ -17,7 +17,7 @@ from grpo.config.load import read_config
 from grpo.config.schema import DatasetConfig
 from grpo.data import load_samples
 from grpo.demo.clips import write_dataset
-from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup, completion_key
 from grpo.media.clip import Clip
 from grpo.media.decode import read_clip
 from grpo.run.folder import RunDir
@@ -86,7 +86,9 @@ def write_hacked_run(folder: Path, *, num_steps: int = NUM_STEPS, seed: int = 0)
                 train[(step * GROUPS_PER_STEP + index) % len(train)] for index in range(GROUPS_PER_STEP)
             ]
             scored = [writer.group(question, step, GROUP_SIZE) for question in chosen]
-            run.write_rollouts(step, [each for group in scored for each in rollout_rows(group)])
+            run.write_rollouts(
+                step, [each for group in scored for each in rollout_rows(group, writer.learner(scored))]
+            )
             row = sum((group_metrics(group, config.rewards, min_std=0.0) for group in scored), Metrics())
         figures = row.reduced()
         if step % EVAL_EVERY == 0:
@@ -146,6 +148,16 @@ class Writer:
             logprobs=tuple(-abs(self.rng.gauss(0, 0.4)) for _ in ids),
             stopped=not cut,
         )
+
+    def learner(self, groups: list[ScoredGroup]) -> dict[bytes, list[float]]:
+        """The learner's log-probs, a little off the engine's."""
+        return {
+            completion_key(each.token_ids, each.logprobs): [
+                min(0.0, logp + self.rng.gauss(0, 0.02)) for logp in each.logprobs
+            ]
+            for scored in groups
+            for each in scored.group.rollouts
+        }
 
     def text(self, sample: Sample, step: int) -> str:
         is_hacked = self.rng.random() < hacked_share(step)

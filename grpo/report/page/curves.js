@@ -20,6 +20,7 @@ const SUBJECTS = [
 
 /** Beyond so many lines, their last values are no longer beside a panel's title. */
 const MANY_LINES = 4;
+const LATEST = 10;
 const PANEL_PX = { width: 340, height: 172 };
 let drawn = { key: "", charts: [] };
 
@@ -59,12 +60,13 @@ function totalPanel() {
 
 /** A reward in training, and where it was measured, on held-out questions. */
 function rewardPanel(reward, names) {
-  const lines = visibleRuns().map((run) => metricLine(run, `rewards/${reward}/mean`));
+  const shown = visibleRuns().length === 1 ? ["training", "held out"] : ["", ""];
+  const lines = visibleRuns().map((run) => metricLine(run, `rewards/${reward}/mean`, { name: shown[0] }));
   const heldOut = names.filter((name) => name.startsWith("eval/") && name.endsWith(`/${reward}`) && name.split("/").length === 3);
   for (const run of visibleRuns()) {
     for (const name of heldOut) {
       const set = name.split("/")[1];
-      lines.push(metricLine(run, name, { label: `${run.name} · ${set}`, dash: [5, 4], dots: true, opens: { kind: "answers" } }));
+      lines.push(metricLine(run, name, { label: `${run.name} · ${set}`, name: shown[1], dash: [5, 4], dots: true, opens: { kind: "answers" } }));
     }
   }
   return { title: reward, hint: `mean raw value of ${reward}; dashed: greedy answers to held-out questions`, lines, opens: { kind: "rollouts", sort: `-raw/${reward}` } };
@@ -87,7 +89,10 @@ function payPanels() {
     lines: runs.map((run) => ({ label: run.name, run: run.number, points: perRun.get(run.number).raisedWrong })),
     opens: { kind: "rollouts", show: "wrong" },
   }];
-  for (const name of table.names.filter((each) => each.startsWith("part/"))) {
+  const paid = (name) => Math.max(...runs.map((run) => latest(perRun.get(run.number).paid[name].wrong)));
+  // What pays wrong answers most stands first.
+  const names = table.names.filter((each) => each.startsWith("part/")).sort((one, other) => paid(other) - paid(one));
+  for (const name of names) {
     const lines = runs.flatMap((run) => ["right", "wrong"].map((side) => ({
       label: `${run.name}: ${side}`, run: run.number, points: perRun.get(run.number).paid[name][side],
       dash: side === "wrong" ? [2, 3] : undefined, stroke: runs.length === 1 ? side : undefined, name: runs.length === 1 ? side : "",
@@ -98,6 +103,12 @@ function payPanels() {
     });
   }
   return panels;
+}
+
+/** The mean of a line's last points. */
+function latest(points) {
+  const last = points.slice(-LATEST);
+  return last.length ? last.reduce((sum, [, value]) => sum + value, 0) / last.length : -Infinity;
 }
 
 function payOf(table, run) {

@@ -7,7 +7,9 @@ const SPARE_ROWS = 8;
 const MAX_PX = 12_000_000;
 
 function listColumns(table) {
-  const raws = table.names.filter((name) => name.startsWith("raw/"));
+  const sorted = sortOrder().name;
+  // The reward that the list is sorted by stands first, where it is seen without moving the list.
+  const raws = table.names.filter((name) => name.startsWith("raw/")).sort((one, other) => (other === sorted) - (one === sorted));
   return [
     { name: "step", label: "step", of: (row) => number(table.step[row]) },
     { name: "", label: "question", of: (row) => sampleOf(table, row) },
@@ -37,7 +39,7 @@ function heatCell(value, [low, high]) {
 }
 
 function advantageCell(value) {
-  return el("span", { class: "adv " + signName(value), text: signed(value), style: { "--share": Math.min(1, Math.abs(value) / 2) || 0 } });
+  return el("span", { class: "adv " + signName(value), text: signed(value, 2), style: { "--share": Math.min(1, Math.abs(value) / 2) || 0 } });
 }
 
 function signName(value) {
@@ -77,7 +79,7 @@ function showList() {
   const columns = listColumns(table);
   const list = byId("list");
   byId("listing").style.setProperty("--columns", ["10px", "2.4rem", "minmax(5.6rem, 1fr)", "3.9rem", "2.7rem", "2.7rem", "3.5rem",
-    ...columns.slice(6).map(() => "3.1rem")].join(" "));
+    ...columns.slice(6).map(() => "2.9rem")].join(" "));
   byId("head").replaceChildren(el("span", {}), ...columns.map(headCell));
   byId("spacer").style.height = `${Math.min(MAX_PX, rows.length * ROW_PX)}px`;
   list.dataset.rows = rows.length;

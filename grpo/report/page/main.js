@@ -16,6 +16,7 @@ function show() {
   for (const button of document.querySelectorAll("#tabs button")) button.setAttribute("aria-current", button.dataset.tab === tab ? "page" : "false");
   document.title = store.runs.map((run) => spelt(run.name)).join(", ") || "Runs";
   showRuns();
+  showWarnings();
   VIEWS[tab]();
 }
 
@@ -29,6 +30,26 @@ function showRuns() {
     }, el("i", { class: "dot", style: { background: runColour(run.number) } }), el("span", { text: run.name }),
     el("small", { text: last >= run.num_steps ? `${last} steps` : `${last}/${run.num_steps}` }));
   }));
+}
+
+/** What the figures of the runs say in words, with the way to the completions that it is about. */
+function showWarnings() {
+  const all = visibleRuns().flatMap((run) => run.warnings.map((warning) => ({ run, warning })));
+  byId("warnings").hidden = !all.length;
+  byId("warnings").replaceChildren(el("ul", {}, ...all.map(({ run, warning }) => el("li", { data: { warning: warning.name } },
+    store.runs.length > 1 ? el("b", { text: `${run.name}: ` }) : null,
+    el("span", { text: warning.text }),
+    LOOKS[warning.name] ? el("button", { class: "quiet", text: "Look", on: { click: () => look(run, warning) } }) : null))));
+}
+
+/** The question that leads from a warning to completions. */
+const LOOKS = {
+  "accuracy falls": "wrong", "flat groups": "flat", "cut completions": "cut", "length without reward": "all", "equal rewards": "",
+};
+
+function look(run, { name, reward, from_step: from }) {
+  const sort = name === "length without reward" ? "-tokens" : reward ? `-raw/${reward}` : "";
+  go({ ...NO_FILTER, off: othersOff(run.number), tab: "rollouts", kind: "rollouts", show: LOOKS[name], steps: from ? `${from}-` : "", sort, group: "", completion: "" });
 }
 
 function toggleRun(run, off) {

@@ -20,6 +20,7 @@ function takeLine(line) {
   store.version += 1;
   if (entry.runs) return takeRuns(entry);
   if (entry.clip) return void store.clipFailures.set(entry.clip, entry.reason);
+  if ("warnings" in entry) return void (store.runs[entry.warnings].warnings = entry.list);
   if ("forget" in entry) return forget(store.runs[entry.forget], entry.what, entry.after);
   for (const kind of ["metrics", "failures"]) {
     if (kind in entry) return void store.runs[entry[kind]][kind].push(...entry.rows);
@@ -32,7 +33,7 @@ function takeLine(line) {
 function takeRuns(entry) {
   if (entry.format !== FORMAT) throw new Error("The index is of another version: write the report again.");
   store.runs = entry.runs.map((run, number) => ({
-    ...run, number, metrics: [], failures: [], rollouts: new Map(), answers: new Map(),
+    ...run, number, metrics: [], failures: [], warnings: [], rollouts: new Map(), answers: new Map(),
   }));
 }
 
