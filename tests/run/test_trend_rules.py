@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from grpo.run.trend_rules import RECENT, trends_of
@@ -70,13 +72,13 @@ def test_a_reward_that_is_paid_while_accuracy_falls_is_named_with_the_step():
 
 
 def test_accuracy_that_falls_with_the_total_or_by_little_is_no_such_case():
-    falls = {"eval__set__accuracy": lambda step: 0.7 - step / 100}
+    falls: dict[str, Any] = {"eval__set__accuracy": lambda step: 0.7 - step / 100}
     assert names(rows(**falls)) == ["accuracy falls"]
     assert names(rows(**falls, reward__mean=lambda step: -step / 40)) == []
     assert names(rows(eval__set__accuracy=lambda step: 0.7 - step / 1000)) == []
 
 
 def test_length_that_grows_without_reward():
-    grows = {"completion__length": lambda step: 100.0 + 5 * step}
+    grows: dict[str, Any] = {"completion__length": lambda step: 100.0 + 5 * step}
     assert names(rows(**grows, reward__mean=0.5)) == ["length without reward"]
     assert names(rows(**grows)) == []
