@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -109,8 +108,8 @@ def prediction(text: str) -> str | None:
 def official_prediction(text: str) -> Any:
     """`prediction` as the official parser has it: of the whole reply as JSON, else of what stands between the first `{`
     and the next `}`; empty without either. Text with an object in an object, or a `}` in its reason, is cut there."""
-    inner = re.search(r"\{[\s\S]*?\}", text)
-    for part in (text, inner[0] if inner else ""):
+    opened = text.find("{")
+    for part in (text, text[opened : text.find("}", opened) + 1] if opened >= 0 else ""):
         try:
             return json.loads(part).get("prediction", "")
         except (ValueError, AttributeError, RecursionError):

@@ -34,8 +34,9 @@ EXAMPLE = "a specific example is : 20.8 - 30.0 seconds"
 KEYWORDS = ("start", "end", "happen")
 CLOCK = r"\d{1,2}:\d{2}(?::\d{2})?"
 CLOCK_RANGE = re.compile(rf"\b({CLOCK})\s*[–-]\s*({CLOCK})\b")
-RANGE = re.compile(r"(\d+(?:\.\d+)?)\s*[–-]\s*(\d+(?:\.\d+)?)")
-RANGE_WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*s?\s*[–-]\s*(\d+(?:\.\d+)?)\s*s?")
+# (?<!\d): from inside a number there is nothing more to find, and without it a long one takes quadratic time.
+RANGE = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)\s*[–-]\s*(\d+(?:\.\d+)?)")
+RANGE_WITH_UNIT = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)\s*s?\s*[–-]\s*(\d+(?:\.\d+)?)\s*s?")
 NUMBER = re.compile(r"\b(\d+(?:\.\d+)?)\b")
 
 
