@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 USAGE = """\
-usage: accelerate launch --config_file launch/accelerate/single.yaml grpo/train.py CONFIG.yaml ... key=value ...
+usage: egogrpo train --config_file launch/accelerate/single.yaml CONFIG.yaml ... key=value ...
 (--help lists every setting; configs/ has files to start from)"""
 
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
             # The first of all checks: another run that is finished is not this one.
             run_dir.check_goes_on(config)
             if rank == 0:
-                stop.tells(run_dir.path / "stopped.txt")
+                stop.tells(run_dir.stopped_file)
             if run_dir.is_finished(config.num_steps):
                 print(f"nothing left to do: {run_dir.path}/ holds a finished run")
                 return

@@ -12,6 +12,7 @@ from importlib import import_module
 from grpo.run.progress import say_anything, under_way
 
 COMMANDS = {
+    "train": ("grpo.commands.train", "train"),
     "doctor": ("grpo.commands.doctor.command", "check a run before it is started; plan tokens and memory"),
     "warm": ("grpo.commands.warm", "decode a run's clips into its disk cache ahead of it"),
     "check": ("grpo.commands.check", "try a reward out: FILE.py:FN, package.module:FN, a name"),
@@ -32,16 +33,14 @@ COMMANDS = {
 OPTIONAL = {"pandas", "scipy", "jinja2", "optuna", "submitit"}
 """Packages that commands import when they need them: those of the extra `commands`."""
 
-TRAIN = ": training is `accelerate launch grpo/train.py CONFIG.yaml ...`, see egogrpo --help"
-
 HELP = """\
 egogrpo: GRPO for video vision-language models. What one can do:
 
-  train     accelerate launch --config_file launch/accelerate/single.yaml \\
-                grpo/train.py CONFIG.yaml ... key=value ...
-            --help lists every setting. Typed again, it goes on. It leaves
-            metrics.jsonl, curves.png, rollouts/, checkpoints/ and final/ (a
-            model folder) in its run_dir.
+  train     egogrpo train --config_file launch/accelerate/single.yaml \\
+                CONFIG.yaml ... key=value ...
+            It is accelerate launch ... grpo/train.py, whose --help lists
+            all settings. Typed again, it goes on. Its run_dir gets
+            metrics.jsonl, curves.png, rollouts/, checkpoints/ and final/.
   try out   make demo: a small model on clips made for it, in minutes, no GPU
 
 and beside a training run, as `egogrpo COMMAND` (its --help says more):
@@ -74,14 +73,15 @@ def _run(argv: Sequence[str]) -> int:
     say_anything()
     name, *arguments = argv or ["--help"]
     if name in ("-h", "--help", "help"):
-        lines = (f"  {command:<9} {purpose}" for command, (_, purpose) in COMMANDS.items())
+        lines = (
+            f"  {command:<9} {purpose}" for command, (_, purpose) in COMMANDS.items() if command != "train"
+        )
         print(HELP.format(commands="\n".join(lines)), end="")
         return 0
     if name not in COMMANDS:
         from rewards.scoring.loading import did_you_mean
 
-        known = f"; there are {', '.join(COMMANDS)}"
-        says = did_you_mean(name, COMMANDS) + (TRAIN if name == "train" else known)
+        says = f"{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}"
         print(f"error: no command {name!r}{says}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _stop)

@@ -50,6 +50,8 @@ class RunDir:
         self.lock_file = self.path / ".lock"
         self.failures_file = self.path / "failures.jsonl"
         self.media_file = self.path / "media_files.json"
+        self.stopped_file = self.path / "stopped.txt"
+        """The file that says why the run was stopped, of which a launcher's exit status tells nothing."""
         self.bad_rows = self.path / "bad_rows"
         """The folder of rows that could not be trained on, as `guards.py` stores them."""
         self.checkpoints = self.path / "checkpoints"

@@ -88,7 +88,7 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
         (["--help"], "group_size: 8"),
         (
             [],
-            "usage: accelerate launch --config_file launch/accelerate/single.yaml grpo/train.py CONFIG.yaml",
+            "usage: egogrpo train --config_file launch/accelerate/single.yaml CONFIG.yaml",
         ),
     ],
 )
