@@ -100,20 +100,22 @@ class Evaluator:
 
     def _ask(self, eval_set: EvalSet, batch: Batch, engine: Engine, bar: tqdm) -> Evaluation:
         prefix = f"eval/{eval_set.name}"
-        lost = Evaluation(metrics=Metrics(sums={f"{prefix}/lost": len(batch.lost)}), lost=batch.lost)
         if eval_set.render is not None:
             asked = engine.generate(batch.prompts, self._greedy, batch.seeds, on_group=lambda _: bar.update())
-            return lost + Evaluation(metrics=benchmark_metrics(eval_set, asked))
-        groups = self._generate(batch, self._greedy, engine, bar)
-        found = lost + self._score(prefix, groups, {"set": eval_set.name, "pass": "greedy"})
+            found = _lost(prefix, batch.answered(asked))
+            return found + Evaluation(metrics=benchmark_metrics(eval_set, asked))
+        batch, groups = self._generate(batch, self._greedy, engine, bar)
+        found = self._score(prefix, groups, {"set": eval_set.name, "pass": "greedy"})
         found += Evaluation(metrics=benchmark_metrics(eval_set, groups))
+        last = batch
         if self.sampled:
-            others = self._generate(batch, replace(self.sampling, group_size=1), engine, bar)
+            last, others = self._generate(batch, replace(self.sampling, group_size=1), engine, bar)
             found += self._score(f"{prefix}/sampled", others, {"set": eval_set.name, "pass": "sampled"})
         blind_ids = {sample.id for sample in eval_set.samples[: eval_set.num_blind]}
         in_slice = [group.prompt.sample.id in blind_ids for group in groups]
         few, few_seeds = [*compress(groups, in_slice)], [*compress(batch.seeds, in_slice)]
-        return found + Evaluation(metrics=self._blind_metrics(prefix, few, few_seeds, engine))
+        metrics = self._blind_metrics(prefix, few, few_seeds, engine)
+        return found + _lost(prefix, last) + Evaluation(metrics=metrics)
 
     @property
     def _greedy(self) -> Sampling:
@@ -130,10 +132,13 @@ class Evaluator:
             largest_share=eval_set.largest_share,
         )
 
-    def _generate(self, batch: Batch, sampling: Sampling, engine: Engine, bar: tqdm) -> list[Group]:
-        """Sample groups of one rollout, with the counterfactuals that the rewards declare."""
+    def _generate(
+        self, batch: Batch, sampling: Sampling, engine: Engine, bar: tqdm
+    ) -> tuple[Batch, list[Group]]:
+        """Sample groups of one rollout, with the counterfactuals that the rewards declare; the batch is theirs."""
         groups = engine.generate(batch.prompts, sampling, batch.seeds, on_group=lambda _: bar.update())
-        return self._compare(groups, batch.seeds, make_plan(self.counterfactuals, sampling), engine)
+        batch = batch.answered(groups)
+        return batch, self._compare(groups, batch.seeds, make_plan(self.counterfactuals, sampling), engine)
 
     def _compare(
         self, groups: Sequence[Group], seeds: Sequence[int], plan: Plan, engine: Engine
@@ -225,6 +230,10 @@ def batches(
             loader.prefetch([sample.clip_source for sample in ahead])
         seeds = [rollout_seed(seed, "eval", sample.id) for sample in chunk]
         yield make_batch(chunk, seeds, loader, render, max_prompt_tokens)
+
+
+def _lost(prefix: str, batch: Batch) -> Evaluation:
+    return Evaluation(metrics=Metrics(sums={f"{prefix}/lost": len(batch.lost)}), lost=batch.lost)
 
 
 def accuracy_of(rewards: RewardSet) -> Callable[[Rollout], float | None]:

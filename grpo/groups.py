@@ -18,7 +18,7 @@ The axes of arrays and tensors stand at the end of their names, each letter with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -159,6 +159,21 @@ class Batch:
     places: tuple[int, ...]
     """The index of each prompt's sample among the samples that the batch was made of."""
     lost: tuple[LostSample, ...]
+
+    def answered(self, groups: Sequence[Group]) -> Batch:
+        """Return the batch of the prompts that these groups are of; the samples of the others are lost."""
+        have = {id(group.prompt) for group in groups}
+        kept = [index for index, prompt in enumerate(self.prompts) if id(prompt) in have]
+        if len(kept) == len(self.prompts):
+            return self
+        ids = [prompt.sample.id for prompt in self.prompts if id(prompt) not in have]
+        return Batch(
+            prompts=tuple(self.prompts[index] for index in kept),
+            seeds=tuple(self.seeds[index] for index in kept),
+            places=tuple(self.places[index] for index in kept),
+            lost=self.lost
+            + tuple(LostSample(sample_id=each, reason="no server sampled its group") for each in ids),
+        )
 
 
 def differ(low: Any, high: Any) -> Any:

@@ -119,6 +119,8 @@ class GRPOTrainer:
         scoring = self.rewards.scoring(step)
         with self.recorder.timed("time/rollout"):
             groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=scoring.add)
+            # All of them, but for those that no server gave.
+            batch = batch.answered(groups)
             # Completions that some rewards compare with: sampled beside the groups, and never trained on.
             groups = add_counterfactuals(
                 groups,

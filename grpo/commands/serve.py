@@ -15,11 +15,20 @@ import socket
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from grpo.learner.launching import compute_dtype, on_gpu
 from grpo.policy.families import load_family
 from grpo.policy.model_folder import check_weights, find_model_folder
-from grpo.rollout.server_flags import KEY_VARIABLE, LOOPBACK, MODULE, server_environment, server_flags
+from grpo.rollout.server_flags import (
+    FOLDER,
+    KEY_VARIABLE,
+    LOOPBACK,
+    MODULE,
+    server_environment,
+    server_flags,
+    training_flags,
+)
 from grpo.run.model_inputs import read_inputs
 
 
@@ -50,10 +59,12 @@ def command_of(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list
     check_weights(find_model_folder(family.path))
     inputs = read_inputs(family.path, arguments.settings)
     dtype = str(compute_dtype()).removeprefix("torch.")
-    flags = server_flags(
-        family.path, inputs, dtype=dtype, on_gpu=on_gpu(), host=arguments.host, port=arguments.port
-    )
-    return ["python", "-m", MODULE, *flags, *rest], server_environment(on_gpu=on_gpu())
+    more: dict[str, Any] = {"host": arguments.host, "port": arguments.port}
+    if arguments.for_training:
+        more |= training_flags(transfer=arguments.transfer or ("nccl" if on_gpu() else FOLDER))
+    flags = server_flags(family.path, inputs, family.patches, dtype=dtype, on_gpu=on_gpu(), **more)
+    environment = server_environment(on_gpu=on_gpu(), for_training=arguments.for_training)
+    return ["python", "-m", MODULE, *flags, *rest], environment
 
 
 def check_start(host: str, port: int) -> None:
@@ -90,5 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         "--host", default=LOOPBACK[0], help=f"beyond this machine only with {KEY_VARIABLE} set"
     )
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--for-training",
+        action="store_true",
+        help="for a run with rollout.engine=vllm_server, which sends weights",
+    )
+    parser.add_argument(
+        "--transfer", choices=("nccl", FOLDER), help="how weights are sent; nccl on a GPU, else by files"
+    )
     parser.add_argument("--print", action="store_true", help="show the command and its flags; start nothing")
     return parser

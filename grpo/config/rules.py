@@ -5,6 +5,7 @@ A rule yields what is wrong in lines that name the keys.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from grpo.config.model import PARTS
@@ -35,6 +36,19 @@ def prompt_contradictions(prompt: PromptConfig, tags: Sequence[str], key: str) -
         yield f"{key}.tags: no tag {tag!r}; there are {', '.join(TAGS)}"
     yield from _format(f"{key}.template", prompt.template, "question", "options", "instruction")
     yield from _format(f"{key}.option", prompt.option, "letter", "text")
+
+
+def _servers(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if (rollout.engine == "vllm_server") != bool(rollout.servers):
+        yield "rollout.servers are those of rollout.engine=vllm_server, which needs at least one"
+    for url in rollout.servers:
+        if not re.fullmatch(r"https?://[^/]+/?", url):
+            yield f"rollout.servers: {url!r} is no address of the form http://HOST:PORT"
+    if rollout.engine == "vllm_server" and rollout.lora == "adapters":
+        yield "rollout.lora=adapters is of rollout.engine=vllm; servers get them merged"
+    if len({url.rstrip("/") for url in rollout.servers}) < len(rollout.servers):
+        yield "rollout.servers names a server twice"
 
 
 def _format(key: str, text: str, *names: str) -> Iterator[str]:
@@ -194,6 +208,6 @@ def _dynamic_sampling(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
-    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _reference, _ratios, _robust,
+    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _servers, _reference, _ratios, _robust,
     _dynamic_sampling,
 )  # fmt: skip

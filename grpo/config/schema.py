@@ -99,7 +99,7 @@ class MediaConfig(MediaSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "vllm_server", "transformers"] = "vllm"
     group_size: Annotated[int, Ge(2)] = 8
     """Completions per prompt (G); one alone would have no group to be compared with."""
     max_new_tokens: Positive[int] = 768
@@ -123,6 +123,14 @@ class RolloutConfig:
     prove_sync_every: Free[NotNegative[int]] = 20
     """After how many syncs a fixed question proves that the engine has the policy's weights, as it does after each of
     the first three; 0: never."""
+    servers: Free[list[str]] = field(default_factory=list)
+    """Addresses of the servers of vllm_server (`egogrpo serve --for-training`), as in `[http://127.0.0.1:8000]`."""
+    server_timeout_s: Free[Positive[float]] = 600.0
+    """How long a server may take to answer with a group, and how long a run waits when no server is left."""
+    server_tries: Free[Positive[int]] = 3
+    """How many servers, one after another, a group is asked of; then it is left out of its step."""
+    transfer_dir: Free[FilePath[str | None]] = None
+    """Folder through which weights go to servers that take them as files, and which they see too. None: the run's."""
     max_gap: Free[NotNegative[float | None]] = None
     """Stop when the mean difference between engine and learner log-probs exceeds this in three steps in a row, or four
     times this in one. None: 0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""

@@ -38,6 +38,8 @@ class Engine(Protocol):
         """Sample one group per prompt; the same seed gives the same group, whatever else is in the batch.
 
         On a GPU that is so but for rounding, which may sample another token (docs/run_folder.md).
+        A group that could not be sampled, since servers failed, is left out.
+
         on_group: called with each group as soon as it is complete, in any order, while others are still sampled.
         """
         ...

@@ -152,7 +152,8 @@ def _sample(
             for each in asked
         ]
         made = engine.generate([prompts[question] for question in asked], sampling, own_seeds)
-        sampled |= {question: group.rollouts for question, group in zip(asked, made, strict=True)}
+        rollouts = {id(group.prompt): group.rollouts for group in made}
+        sampled |= {question: rollouts.get(id(prompts[question]), ()) for question in asked}
     return sampled
 
 

@@ -16,36 +16,45 @@ from grpo.groups import Group, Prompt, Rollout
 from grpo.media.clip import Clip
 from grpo.policy.families import ModelFamily
 from grpo.rollout import Sampling, as_rollout
-from grpo.rollout.server_flags import KEY_VARIABLE
+from grpo.rollout.server_flags import ABOUT, GENERATE, HOLD, KEY_VARIABLE, RUN_HEADER, VERSION_HEADER
 from grpo.rollout.vllm_settings import sampling_fields
 
-GENERATE = "/inference/v1/generate"
 CONNECT_TIMEOUT_S = 5.0
 
 
 class ServerError(ValueError):
-    """The error of a server that can't be reached, or refuses a request: one line that names it."""
+    """The error of a server that refuses a request: one line that names it."""
+
+
+class ServerGone(ServerError):
+    """The error of a server that does not answer, fails, or has other weights: another one may do better."""
 
 
 class ServerClient:
     """The client of one server."""
 
-    def __init__(
-        self, url: str, family: ModelFamily, *, timeout_s: float, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Make a client; the key comes from the environment. timeout_s: how long an answer may take."""
-        self.url, self.family = url.rstrip("/"), family
+    def __init__(self, url: str, family: ModelFamily, *, timeout_s: float, run: str | None = None) -> None:
+        """Make a client; the key comes from the environment.
+
+        timeout_s: how long an answer may take. run: the name of the run that the server is held for; None: it is not.
+        """
+        self.url, self.family, self.run = url.rstrip("/"), family, run
         key = os.environ.get(KEY_VARIABLE)
+        headers = {RUN_HEADER: run} if run is not None else {}
+        self._held: httpx.Response | None = None
         self.http = httpx.Client(
             base_url=self.url,
-            headers={**(headers or {}), **({"Authorization": f"Bearer {key}"} if key else {})},
+            headers=headers | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
             # A proxy that the environment names is for the world outside.
             trust_env=False,
         )
 
-    def generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Group:
-        """Sample a group; raise ServerError if the server fails, ValueError if it has other prompt tokens."""
+    def generate(self, prompt: Prompt, sampling: Sampling, seed: int, *, version: str | None = None) -> Group:
+        """Sample a group; raise ServerError if the server fails, ValueError if it has other prompt tokens.
+
+        version: of the weights to sample from; None: any.
+        """
         request: dict[str, Any] = {
             "token_ids": self.family.folded_ids(prompt),
             "sampling_params": sampling_fields(self.family, sampling, seed),
@@ -56,7 +65,10 @@ class ServerClient:
             request["content_parts"] = [
                 {"type": "video_url", "url": f"data:application/octet-stream;base64,{frames}"}
             ]
-        return self.group(prompt, self.post(GENERATE, request).json())
+        answer = self.post(GENERATE, request)
+        if version is not None and answer.headers.get(VERSION_HEADER) != version:
+            raise ServerGone(f"{self.url} sampled from the weights {answer.headers.get(VERSION_HEADER)!r}")
+        return self.group(prompt, answer.json())
 
     def group(self, prompt: Prompt, answer: Mapping[str, Any]) -> Group:
         """Return the group that a server's answer holds."""
@@ -79,16 +91,42 @@ class ServerClient:
             stopped=choice["finish_reason"] == "stop",
         )
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
-        return self.ask("POST", path, json=body)
+    def about(self) -> dict[str, Any]:
+        """Return what the server says of itself (`vllm_server.Guard`)."""
+        return self._ask("GET", ABOUT).json()
 
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Return the server's answer; raise ServerError unless it is a good one."""
+    def hold(self) -> None:
+        """Keep the server for this client's run until `close`, or the end of this process."""
+        self._held = self._ask("POST", HOLD, stream=True)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        return self._ask("POST", path, body)
+
+    # The calls that vLLM's weight transfer makes (`VLLMWeightSyncClient`).
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.post("/init_weight_transfer_engine", {"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self.post("/start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self.post("/update_weights", {"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.post("/finish_weight_update", {"weight_version": weight_version})
+
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, stream: bool = False
+    ) -> httpx.Response:
+        """Return the server's answer; raise ServerError unless it is a good one. stream: its body comes later."""
         try:
-            answer = self.http.request(method, path, **options)
+            answer = self.http.send(self.http.build_request(method, path, json=body), stream=stream)
+            if not answer.is_success:
+                answer.read()
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__
-            raise ServerError(f"{self.url} does not answer: {why}") from error
+            raise ServerGone(f"{self.url} does not answer: {why}") from error
         if answer.is_success:
             return answer
         if answer.status_code in (404, 405):
@@ -96,9 +134,13 @@ class ServerClient:
             raise ServerError(f"{self.url} has no {path}: {hint}")
         if answer.status_code == 401:
             raise ServerError(f"{self.url} wants a key: set {KEY_VARIABLE}")
-        raise ServerError(f"{self.url} refuses {path}: {_reason(answer)}")
+        # A server that was started anew is held by nobody.
+        kind = ServerGone if answer.status_code in (409, 500, 502, 503, 504) else ServerError
+        raise kind(f"{self.url} refuses {path}: {_reason(answer)}")
 
     def close(self) -> None:
+        if self._held is not None:
+            self._held.close()
         self.http.close()
 
 

@@ -5,18 +5,21 @@ Whatever a client sends as a video is read by the model's own media settings: by
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm import envs
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
@@ -25,27 +28,114 @@ from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from grpo.policy.families import ModelFamily, load_family
-from grpo.rollout.server_flags import VIDEO_LOADER
+from grpo.rollout.server_flags import ABOUT, GENERATE, HOLD, RUN_HEADER, VERSION_HEADER, VIDEO_LOADER
 
+FREE = (
+    "/v1", "/inference", "/health", "/metrics", "/version", "/load", "/ping", "/openapi.json", "/tokenize",
+    "/detokenize", ABOUT, HOLD,
+)  # fmt: skip
+"""How the paths begin that need no run. All others steer the server: its weights, its caches, its processes."""
+PING_S = 5.0
+"""The pause between signs of life to a run that holds the server, so that a machine that is gone is noticed."""
 ZIP_MAGIC = b"PK\x03\x04"
 """How frames begin that a client has read (`server_client.packed_clip`), as no video does."""
 
 
 class Guard:
-    """An ASGI middleware that asks for the key on all paths but /health, which vLLM does on some alone."""
+    """An ASGI middleware: it asks for the key, keeps the server for one run, and marks answers with their weights.
+
+    vLLM's own check leaves paths open to those without the key. A run holds the server as long as a connection to
+    `HOLD` is open, which ends with its process.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         key = envs.VLLM_API_KEY
         self.keys = AuthenticationMiddleware(app, [key]) if key else None
+        self.holder: str | None = None
+        self.started = secrets.token_hex(4)
+        """What tells this start of the server from another one."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope["path"] == "/health":
             await self.app(scope, receive, send)
-        elif self.keys is not None and not self.keys.verify_token(Headers(scope=scope)):
-            await JSONResponse({"error": "no key, or a wrong one"}, status_code=401)(scope, receive, send)
+            return
+        headers, path = Headers(scope=scope), scope["path"]
+        status, why = self._refusal(path, headers)
+        if why:
+            await JSONResponse({"error": why}, status_code=status)(scope, receive, send)
+        elif path == HOLD:
+            await self._hold(headers[RUN_HEADER], receive, send)
+        elif path == ABOUT:
+            await JSONResponse(await self._about(scope))(scope, receive, send)
         else:
+            await self._versioned(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> tuple[int, str]:
+        """Return the status and the reason for which a request is refused; no reason if it is not."""
+        run = headers.get(RUN_HEADER)
+        if self.keys is not None and not self.keys.verify_token(headers):
+            return 401, "no key, or a wrong one"
+        if self.holder not in (None, run) and path not in (ABOUT, "/metrics"):
+            return 409, f"the run {self.holder} uses this server"
+        if path == HOLD and (run is None or self.holder is not None):
+            return 409, "it is held already, or by a run without a name"
+        if self.holder is None and not path.startswith(FREE):
+            return 409, "no run holds this server"
+        return 200, ""
+
+    async def _hold(self, run: str, receive: Receive, send: Send) -> None:
+        """Keep the server for a run until its connection ends."""
+        self.holder = run
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            gone = asyncio.ensure_future(_disconnected(receive))
+            while not gone.done():
+                await send({"type": "http.response.body", "body": b".", "more_body": True})
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(gone), PING_S)
+        finally:
+            self.holder = None
+
+    async def _about(self, scope: Scope) -> dict[str, Any]:
+        """Return what a run has to know of the server before it uses it."""
+        client = scope["app"].state.engine_client
+        model, transfer = client.vllm_config.model_config, client.vllm_config.weight_transfer_config
+        return {
+            "config": json.loads(model.hf_config.to_json_string(use_diff=False)),
+            "max_model_tokens": model.max_model_len,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "head_dtype": str(model.head_dtype).removeprefix("torch."),
+            "logprobs_mode": str(model.logprobs_mode),
+            "transfer": transfer and transfer.backend,
+            "world_size": client.vllm_config.parallel_config.world_size_across_dp,
+            "version": await client.get_weight_version(),
+            "device": client.vllm_config.device_config.device_type,
+            "holder": self.holder,
+            "started": self.started,
+        }
+
+    async def _versioned(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, with the version of the weights at the beginning and at the end of it in the header."""
+        if scope["path"] != GENERATE:
             await self.app(scope, receive, send)
+            return
+        client = scope["app"].state.engine_client
+        before = await client.get_weight_version()
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                after = await client.get_weight_version()
+                version = after if after == before else f"{before} to {after}"
+                MutableHeaders(scope=message)[VERSION_HEADER] = version
+            await send(message)
+
+        await self.app(scope, receive, marked)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @VIDEO_LOADER_REGISTRY.register(VIDEO_LOADER)

@@ -46,6 +46,7 @@ from grpo.startup.assembly import (
     prompt_renderer,
     sampling_of,
 )
+from grpo.startup.servers import check_servers
 from rewards.scoring.runner import RewardSet
 
 
@@ -150,6 +151,8 @@ def check_engine(start: Start) -> None:
     engine = start.config.rollout.engine
     if engine == "vllm" and find_spec("vllm") is None:
         raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
+    if engine == "vllm_server":
+        check_servers(start.config, start.family)
     if engine == "transformers" and start.family.has_sliding_windows:
         raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
     # The processes of an engine are next to each other, on one machine.

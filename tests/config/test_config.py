@@ -145,7 +145,20 @@ def test_what_the_environment_fills_in_is_not_written_down(
         ("foo.bar=3", "no setting foo; there are run_dir, seed, num_steps, "),
         ("rewards.accuracy.wieght=1", r"did you mean rewards.accuracy.weight\?"),
         ("optim.lr=", "optim.lr has no value; it has to be a number"),
-        ("rollout.engine=null", "rollout.engine has no value; it is one of vllm, transformers"),
+        ("rollout.engine=null", "rollout.engine has no value; it is one of vllm, vllm_server, transformers"),
+        (
+            "rollout.engine=vllm_server",
+            "rollout.servers are those of rollout.engine=vllm_server, which needs",
+        ),
+        ("rollout.servers=[http://a:1]", "rollout.servers are those of rollout.engine=vllm_server"),
+        (
+            "rollout={engine: vllm_server, servers: ['http://a:1', 'http://a:1/']}",
+            "rollout.servers names a server twice",
+        ),
+        (
+            "rollout={engine: vllm_server, servers: ['a:1']}",
+            "rollout.servers: 'a:1' is no address of the form http://HOST:PORT",
+        ),
         ("data.eval=", r"data.eval has no value; an empty list is \[\]"),
         ("optim.betas=[0.9]", "optim.betas has 2 values, not 1"),
         ("optim.lr=fast", "optim.lr"),

@@ -1,0 +1,66 @@
+"""Whether a server is one that a run can train through: its model, its settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from grpo.policy.families import ModelFamily
+from grpo.rollout.server_client import ServerClient, ServerError
+
+MAX_NAMED = 4
+
+
+def check_server(
+    client: ServerClient,
+    *,
+    dtype: torch.dtype,
+    max_model_tokens: int,
+    fp32_head: bool = False,
+    transfer: tuple[str, str] | None = None,
+) -> None:
+    """Raise ServerError that names what does not fit: the model by names and shapes of weights, or a setting.
+
+    transfer: how the run sends weights, and to what kind of device; None: as the server takes them.
+    """
+    about = client.about()
+    wanted = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "head_dtype": str(torch.float32 if fp32_head else dtype).removeprefix("torch."),
+        "logprobs_mode": "processed_logprobs",
+        "max_model_tokens": max_model_tokens,
+    }
+    for name, value in wanted.items():
+        has = about[name]
+        if has != value and not (name == "max_model_tokens" and has > value):
+            raise ServerError(f"{client.url} has {name} {has}, the run {value}")
+    if about["transfer"] is None:
+        raise ServerError(f"{client.url} takes no weights: start it with egogrpo serve --for-training")
+    takes = (about["transfer"], about["device"])
+    if transfer not in (None, takes):
+        raise ServerError(f"{client.url} takes weights by {takes}, another server by {transfer}")
+    if differing := differences(client.family, about["config"]):
+        raise ServerError(
+            f"{client.url} has another model; {len(differing)} weights differ: {'; '.join(differing[:MAX_NAMED])}"
+        )
+
+
+def differences(family: ModelFamily, other: dict[str, Any]) -> list[str]:
+    """Return the weights in which a family's model and that of another config differ, each with both shapes."""
+    kind = family.config.model_type
+    if other["model_type"] != kind:
+        return [f"all: it is a {other['model_type']!r} model, the policy a {kind!r}"]
+    with torch.device("meta"):
+        model = family.model_class(AutoConfig.for_model(**other))
+    ours, theirs = _shapes(family.outline()), _shapes(model)
+    return [
+        f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}

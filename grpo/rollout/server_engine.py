@@ -1,0 +1,237 @@
+"""The engine of vLLM servers on other GPUs or machines (`egogrpo serve --for-training`), which a run holds for itself.
+
+A group stays on one server. A server that fails loses the groups that it is at; others sample them, within a bound, and
+what none samples is left out. A server that comes back gets the weights again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from threading import Lock
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from grpo.groups import Group, Prompt
+from grpo.rollout import OnGroup, Sampling
+from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
+from grpo.rollout.server_transfer import Transfer
+from grpo.rollout.sync_proof import SyncProof
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 64
+"""The most requests of a process at a time; vLLM makes its batches of them."""
+RETRY_S = 0.5
+
+
+class ServerEngine:
+    """The engine that samples through servers."""
+
+    def __init__(
+        self,
+        clients: Sequence[ServerClient],
+        transfer: Transfer,
+        *,
+        check: Callable[[ServerClient], None],
+        timeout_s: float,
+        max_tries: int,
+        proof: SyncProof | None = None,
+    ) -> None:
+        """Hold the servers for a run; raise ServerError if one does not answer, or another run holds it.
+
+        check: raises ValueError for a server that does not fit the run. timeout_s: how long the engine waits for a
+        server when none is left. max_tries: how many servers a group is given to, one after another. proof: what
+        each server is asked after a sync; None: nothing.
+        """
+        self.clients, self.transfer, self.check = clients, transfer, check
+        self.timeout_s, self.max_tries = timeout_s, max_tries
+        self.state = PartialState()
+        self.proofs = {client: replace(proof) for client in clients} if proof is not None else {}
+        self.number = 0
+        """The number of syncs."""
+        self.lost: dict[ServerClient, str] = {}
+        """The servers that are not asked, and why."""
+        self.busy: Counter[ServerClient] = Counter()
+        self.lock, self.revival = Lock(), Lock()
+        if self.state.is_main_process:
+            for client in clients:
+                check(client)
+                client.hold()
+
+    @property
+    def version(self) -> str:
+        """The version of the weights that were sent last."""
+        return f"{self.clients[0].run}/{self.number}"
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> list[Group]:
+        """Sample as `Engine.generate` describes; groups that no server gives are left out."""
+        for prompt in prompts:
+            self.clients[0].family.check_vision_tokens(prompt)
+        # The longest first, since what is left at the end is sampled with few others.
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].token_ids))
+        groups: dict[int, Group] = {}
+        with ThreadPoolExecutor(MAX_IN_FLIGHT) as pool:
+            asked = {
+                pool.submit(self._group, prompts[index], sampling, seeds[index]): index for index in order
+            }
+            try:
+                for future in as_completed(asked):
+                    group = future.result()
+                    if group is None:
+                        continue
+                    groups[asked[future]] = group
+                    if on_group is not None:
+                        on_group(group)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [groups[index] for index in sorted(groups)]
+
+    def _group(self, prompt: Prompt, sampling: Sampling, seed: int) -> Group | None:
+        """Return a group from one server, another one if that fails; None if none gives it."""
+        for _ in range(self.max_tries):
+            client = self._take()
+            if client is None:
+                break
+            try:
+                return client.generate(prompt, sampling, seed, version=self.version)
+            except ServerGone as error:
+                self._lose(client, error)
+            finally:
+                self.busy[client] -= 1
+        return None
+
+    def _take(self) -> ServerClient | None:
+        """Return the server that is least busy, one more request on its account; None if there is none in time."""
+        give_up_at = time.monotonic() + self.timeout_s
+        while True:
+            with self.lock:
+                live = [client for client in self.clients if client not in self.lost]
+                if live:
+                    client = min(live, key=lambda each: self.busy[each])
+                    self.busy[client] += 1
+                    return client
+            if time.monotonic() > give_up_at:
+                return None
+            self._revive()
+            time.sleep(RETRY_S)
+
+    def _lose(self, client: ServerClient, error: ServerError) -> None:
+        with self.lock:
+            if client not in self.lost:
+                logger.warning("rollout: %s", error)
+            self.lost[client] = str(error)
+
+    def _revive(self) -> None:
+        """Try the servers that are lost once more; one thread does, for all."""
+        if not self.revival.acquire(blocking=False):
+            return
+        try:
+            for client in [*self.lost]:
+                try:
+                    self._start(client)
+                except ServerError as error:
+                    self.lost[client] = str(error)
+                else:
+                    del self.lost[client]
+        finally:
+            self.revival.release()
+
+    def _start(self, client: ServerClient) -> None:
+        """Make a server ready to be asked; raise ServerError if it is not.
+
+        Weights are sent by the first process, and the others find them there.
+        """
+        about = client.about()
+        if self.state.is_main_process and about["holder"] != client.run:
+            self.check(client)
+            client.hold()
+        if about["version"] == self.version:
+            return
+        if not self.state.is_main_process:
+            raise ServerGone(f"{client.url} has the weights {about['version']!r}")
+        # What was computed with other weights goes: prefixes, vision features, inputs.
+        client.post("/pause?mode=abort")
+        self.transfer.install(client, self.version)
+        client.post("/resume")
+
+    def sync(self) -> None:
+        """Send the policy's weights to all servers; raise ServerError if none takes them in time."""
+        self.number += 1
+        self.transfer.collect()
+        failures: list[str | None] = [None] * len(self.clients)
+        if self.state.is_main_process:
+            give_up_at = time.monotonic() + self.timeout_s
+            failures = self._install()
+            while all(failures) and time.monotonic() < give_up_at:
+                time.sleep(RETRY_S)
+                failures = self._install()
+        failures = broadcast_object_list(failures)
+        pairs = zip(self.clients, failures, strict=True)
+        self.lost = {client: failure for client, failure in pairs if failure is not None}
+        if len(self.lost) == len(self.clients):
+            raise ServerError(f"rollout.servers: none is left: {'; '.join(self.lost.values())}")
+        for client, proof in self.proofs.items():
+            if client not in self.lost:
+                self._prove(client, proof)
+
+    def _prove(self, client: ServerClient, proof: SyncProof) -> None:
+        """Have a server prove that it has the policy's weights; the first process asks, for all."""
+
+        def ask(prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
+            [group] = broadcast_object_list([self._asked(client, prompts[0], sampling, seeds[0])])
+            if group is None:
+                raise ServerGone(client.url)
+            return [group]
+
+        def differing() -> list[str]:
+            return self.transfer.differing(client) if self.state.is_main_process else []
+
+        try:
+            proof.after_sync(ask, differing)
+        except ServerGone as error:
+            self.lost.setdefault(client, str(error))
+
+    def _asked(self, client: ServerClient, prompt: Prompt, sampling: Sampling, seed: int) -> Group | None:
+        """Return a server's group in the first process; None if it fails, and in the others."""
+        if not self.state.is_main_process:
+            return None
+        try:
+            return client.generate(prompt, sampling, seed, version=self.version)
+        except ServerGone as error:
+            self._lose(client, error)
+            return None
+
+    def _install(self) -> list[str | None]:
+        """Send the weights to all servers at once; returns why it failed for each, None where it did not."""
+
+        def install(client: ServerClient) -> str | None:
+            try:
+                self._start(client)
+            except ServerGone as error:
+                if client not in self.lost:
+                    logger.warning("rollout: %s", error)
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(len(self.clients) if self.transfer.is_parallel else 1) as pool:
+            return [*pool.map(install, self.clients)]
+
+    def sleep(self) -> None: ...
+
+    def close(self) -> None:
+        self.transfer.close()
+        for client in self.clients:
+            client.close()

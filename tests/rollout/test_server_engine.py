@@ -1,0 +1,264 @@
+"""The engine of servers, with servers that fail in every way: which groups come, from where, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from grpo.groups import Batch, Group, Prompt
+from grpo.rollout import Sampling
+from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
+from grpo.rollout.server_engine import ServerEngine
+from tests.support import tiny
+
+SAMPLING = Sampling(group_size=2, max_new_tokens=4, temperature=1.0)
+PROMPTS = [tiny.prompt(tiny.sample(f"s{index}"), None) for index in range(4)]
+SEEDS = [0, 1, 2, 3]
+
+
+class Server(ServerClient):
+    """A server without a network, which does as `fails` says with each request for a group."""
+
+    def __init__(self, url: str, fails: Callable[[], object] = lambda: None) -> None:
+        super().__init__(url, tiny.family(), timeout_s=1.0, run="run")
+        self.fails = fails
+        self.is_up, self.loaded, self.holder = True, "default", None
+        self.asked: list[Prompt] = []
+
+    def about(self) -> dict[str, Any]:
+        if not self.is_up:
+            raise ServerGone(f"{self.url} does not answer")
+        return {"holder": self.holder, "version": self.loaded}
+
+    def hold(self) -> None:
+        self.holder = self.run
+
+    def post(self, path: str, body: Any = None) -> Any: ...
+
+    def generate(self, prompt: Prompt, sampling: Sampling, seed: int, *, version: str | None = None) -> Group:
+        self.asked.append(prompt)
+        self.fails()
+        if not self.is_up or self.loaded != version:
+            raise ServerGone(f"{self.url} has other weights")
+        return Group(prompt=prompt, rollouts=(tiny.rollout(prompt, [seed]),) * sampling.group_size)
+
+
+class Loaded:
+    """A transfer that marks the servers that it has loaded."""
+
+    is_parallel = True
+
+    def __init__(self) -> None:
+        self.num_collected = 0
+
+    def collect(self) -> None:
+        self.num_collected += 1
+
+    def install(self, server: ServerClient, version: str) -> None:
+        assert isinstance(server, Server)
+        server.loaded = version
+
+    def differing(self, server: ServerClient) -> list[str]:
+        return []
+
+    def close(self) -> None: ...
+
+
+def engine(*servers: Server, tries: int = 3, timeout_s: float = 0.1) -> ServerEngine:
+    made = ServerEngine(servers, Loaded(), check=lambda _: None, timeout_s=timeout_s, max_tries=tries)
+    made.sync()
+    return made
+
+
+def raises(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def samples(groups: Sequence[Group]) -> list[str]:
+    return [group.prompt.sample.id for group in groups]
+
+
+def test_groups_come_in_the_order_of_their_prompts_and_each_is_told_of_once() -> None:
+    servers = [Server("a"), Server("b")]
+    told: list[Group] = []
+    groups = engine(*servers).generate(PROMPTS, SAMPLING, SEEDS, on_group=told.append)
+    assert samples(groups) == ["s0", "s1", "s2", "s3"]
+    assert sorted(map(id, told)) == sorted(map(id, groups))
+    assert [group.rollouts[0].token_ids for group in groups] == [(0,), (1,), (2,), (3,)]
+    assert len(servers[0].asked) + len(servers[1].asked) == 4
+    assert engine(*servers).generate([], SAMPLING, []) == []
+
+
+def test_the_groups_that_a_dead_server_is_at_are_sampled_by_another() -> None:
+    dead, other = Server("dead"), Server("other")
+    dead.fails = raises(ServerGone("dead does not answer"))
+    made = engine(dead, other)
+    assert samples(made.generate(PROMPTS, SAMPLING, SEEDS)) == ["s0", "s1", "s2", "s3"]
+    assert [*made.lost.values()] == ["dead does not answer"] and len(other.asked) == 4
+    dead.asked.clear()
+    made.generate(PROMPTS, SAMPLING, SEEDS)
+    assert dead.asked == []  # until the next sync
+    dead.fails = lambda: None
+    made.sync()
+    assert made.lost == {} and dead.loaded == other.loaded == made.version
+
+
+def test_a_server_that_was_started_anew_gets_the_weights_again_in_the_middle_of_a_step() -> None:
+    server = Server("only")
+    made = engine(server, timeout_s=5.0)
+    server.loaded, server.holder = "default", None
+    assert samples(made.generate(PROMPTS, SAMPLING, SEEDS)) == ["s0", "s1", "s2", "s3"]
+    assert server.loaded == made.version and server.holder == "run"
+    assert isinstance(made.transfer, Loaded) and made.transfer.num_collected == 1
+
+
+def test_what_no_server_samples_is_left_out_and_counted_as_lost() -> None:
+    server = Server("only")
+    made = engine(server)
+    server.is_up = False
+    groups = made.generate(PROMPTS, SAMPLING, SEEDS)
+    assert groups == []
+    batch = Batch(prompts=tuple(PROMPTS), seeds=(0, 1, 2, 3), places=(0, 1, 2, 3), lost=())
+    left = batch.answered(groups)
+    assert (left.prompts, left.seeds, left.places) == ((), (), ())
+    assert [(lost.sample_id, lost.reason) for lost in left.lost] == [
+        (f"s{index}", "no server sampled its group") for index in range(4)
+    ]
+    with pytest.raises(ServerError, match="rollout.servers: none is left: only does not answer"):
+        made.sync()
+
+
+def test_a_batch_keeps_the_places_and_seeds_of_what_was_answered() -> None:
+    batch = Batch(prompts=tuple(PROMPTS), seeds=(7, 8, 9, 6), places=(0, 2, 3, 5), lost=())
+    groups = [Group(prompt=PROMPTS[index], rollouts=()) for index in (1, 3)]
+    left = batch.answered(groups)
+    assert (left.seeds, left.places, samples(groups)) == ((8, 6), (2, 5), ["s1", "s3"])
+    assert [lost.sample_id for lost in left.lost] == ["s0", "s2"]
+    assert batch.answered([Group(prompt=prompt, rollouts=()) for prompt in PROMPTS]) is batch
+
+
+def test_a_group_is_given_to_so_many_servers_and_no_more() -> None:
+    servers = [Server(name, raises(ServerGone("gone"))) for name in "abcd"]
+    made = engine(*servers, tries=2)
+    assert made.generate(PROMPTS[:1], SAMPLING, SEEDS[:1]) == []
+    assert sum(len(server.asked) for server in servers) == 2
+
+
+def test_a_refusal_that_is_the_runs_own_fault_ends_it() -> None:
+    server = Server("a", raises(ServerError("a refuses: the prompt is too long")))
+    with pytest.raises(ServerError, match="too long"):
+        engine(server, Server("b")).generate(PROMPTS, SAMPLING, SEEDS)
+
+
+@contextmanager
+def answering(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Iterator[str]:
+    """The address of a server that gives every request the same answer; status 0: it closes the connection."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if not status:
+                self.close_connection = True
+                return
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def choice(index: int, token_ids: list[int], logprobs: list[float]) -> dict[str, Any]:
+    content = [{"logprob": value} for value in logprobs]
+    return {
+        "index": index,
+        "token_ids": token_ids,
+        "finish_reason": "length",
+        "logprobs": {"content": content},
+    }
+
+
+ANSWER = {
+    "prompt_token_ids": [*PROMPTS[0].token_ids],
+    "choices": [choice(1, [6], [-2.0]), choice(0, [5, 7], [-1.0, -0.5])],
+}
+
+
+def ask(url: str) -> Group:
+    client = ServerClient(url, tiny.family(), timeout_s=5.0, run="run")
+    try:
+        return client.generate(PROMPTS[0], SAMPLING, 0, version="v2")
+    finally:
+        client.close()
+
+
+def test_token_ids_and_log_probs_are_the_servers() -> None:
+    with answering(200, ANSWER, {"x-egogrpo-weights": "v2"}) as url:
+        group = ask(url)
+    assert [rollout.token_ids for rollout in group.rollouts] == [(5, 7), (6,)]
+    assert [rollout.logprobs for rollout in group.rollouts] == [(-1.0, -0.5), (-2.0,)]
+    assert not group.rollouts[0].stopped
+
+
+@pytest.mark.parametrize(
+    ("status", "version", "says", "kind"),
+    [
+        (0, "v2", "does not answer", ServerGone),
+        (200, "v1", "sampled from the weights 'v1'", ServerGone),
+        (200, "v1 to v2", "sampled from the weights 'v1 to v2'", ServerGone),
+        (500, "v2", "500 out of memory", ServerGone),
+        (409, "v2", "409 out of memory", ServerGone),
+        (400, "v2", "400 out of memory", ServerError),
+        (401, "v2", "wants a key: set VLLM_API_KEY", ServerError),
+        (404, "v2", "with the flags that egogrpo serve --print shows", ServerError),
+    ],
+)
+def test_an_answer_that_is_none_is_told_apart(
+    status: int, version: str, says: str, kind: type[ServerError]
+) -> None:
+    """Only of a server that is gone may another one be asked the same."""
+    body = ANSWER if status == 200 else {"error": {"message": "out of\nmemory"}}
+    with answering(status, body, {"x-egogrpo-weights": version}) as url:
+        with pytest.raises(ServerError) as caught:
+            ask(url)
+        assert type(caught.value) is kind and says in str(caught.value) and url in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompt_token_ids": [1, 2]}, "expanded the prompt to 2 tokens"),
+        ({"choices": [choice(0, [5], [float("nan")])]}, "log-probs are not finite"),
+        ({"choices": [choice(0, [5, 6], [-1.0])]}, "1 log-probs for 2 tokens"),
+    ],
+)
+def test_an_answer_that_can_not_be_trained_on_stops_the_run(changed: dict[str, Any], says: str) -> None:
+    with (
+        answering(200, ANSWER | changed, {"x-egogrpo-weights": "v2"}) as url,
+        pytest.raises(ValueError, match=says) as caught,
+    ):
+        ask(url)
+    assert not isinstance(caught.value, ServerGone) and "sample s0" in str(caught.value)

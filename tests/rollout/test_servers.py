@@ -1,0 +1,274 @@
+"""A real vLLM server: it answers as the model was trained, and a run trains through it as through vLLM in process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from grpo.commands import ask
+from grpo.policy.families.prompt_text import user_text
+from grpo.policy.model import Policy
+from grpo.rollout.server_check import check_server, differences
+from grpo.rollout.server_client import ServerClient, ServerError
+from grpo.rollout.server_engine import ServerEngine
+from grpo.rollout.server_transfer import FolderTransfer
+from grpo.rollout.sync_proof import SyncProof, make_prompt
+from grpo.run.model_inputs import read_inputs
+from tests.rollout.test_rollout import PARTS, SAMPLING, SEEDS, TEMPERATURE, gap, prompts, tokens
+from tests.support import runs, tiny
+from tests.support.served import KEY, demo_model, served
+from tests.support.videos import write_video
+
+QUESTION = "Which object does the hand take?"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder alone, whose generation config asks for what its training did not have."""
+    folder = demo_model(tmp_path_factory.mktemp("moved") / "final")
+    config = json.loads((folder / "generation_config.json").read_text())
+    config |= {"repetition_penalty": 5.0, "top_k": 1, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    pytest.importorskip("vllm")
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        served(model, "--for-training", "rollout.max_model_tokens=2048", log=log) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(write_video(tmp_path_factory.mktemp("videos") / "numbers.mp4"))
+
+
+def completion(server: httpx.Client, video: Path, model: Path, **settings: Any) -> dict[str, Any]:
+    """What the OpenAI API answers about an mp4, asked in the words of the training."""
+    of = tiny.sample(question=QUESTION, options=("red", "green"))
+    wording = read_inputs(str(model)).wording
+    text = user_text(of, template=wording["template"], option=wording["option"], tags=wording["tags"])
+    url = f"data:video/mp4;base64,{base64.b64encode(video.read_bytes()).decode()}"
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": text}]
+    question = {"model": str(model), "messages": [{"role": "user", "content": content}], "max_tokens": 24}
+    answer = server.post("/v1/chat/completions", json=question | settings)
+    assert answer.is_success, answer.text
+    return answer.json()["choices"][0]
+
+
+def test_all_but_the_health_needs_the_key(server: httpx.Client) -> None:
+    def status(path: str, **options: Any) -> int:
+        return httpx.get(server.base_url.join(f"/{path}"), trust_env=False, **options).status_code
+
+    assert status("health") == 200
+    wrong = {"Authorization": "Bearer another"}
+    for path in ("v1/models", "metrics", "version", "load", "openapi.json"):
+        assert (status(path), status(path, headers=wrong)) == (401, 401), path
+        assert server.get(f"/{path}").is_success, path
+
+
+def test_what_a_server_answers_is_what_the_model_answers_here(
+    server: httpx.Client,
+    model: Path,
+    video: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = [str(model), str(video), QUESTION, "--option", "red", "--option", "green", "--json"]
+    assert ask.main(arguments) == 0
+    assert ask.main([*arguments, "--server", str(server.base_url)]) == 0
+    here, there = map(json.loads, capsys.readouterr().out.splitlines())
+    assert here == there
+    # An OpenAI client sends the file itself, and the server samples it as in training.
+    assert completion(server, video, model, temperature=0.0)["message"]["content"] == here["text"]
+    monkeypatch.delenv("VLLM_API_KEY")
+    assert ask.main([*arguments, "--server", str(server.base_url)]) == 1
+    assert "wants a key: set VLLM_API_KEY" in capsys.readouterr().err
+
+
+def test_the_models_generation_config_does_not_leak_into_answers(
+    server: httpx.Client, model: Path, video: Path
+) -> None:
+    """With its top-k of 1, every token would have a log-prob of 0."""
+    steps = completion(server, video, model, temperature=1.0, seed=1, logprobs=True)["logprobs"]["content"]
+    assert min(step["logprob"] for step in steps) < -0.01
+
+
+def test_a_video_that_can_not_be_read_is_refused(server: httpx.Client, model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    with pytest.raises(AssertionError, match="cannot be read as a video"):
+        completion(server, broken, model)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return tiny.policy(temperature=TEMPERATURE)
+
+
+def client(server: httpx.Client, run: str) -> ServerClient:
+    return ServerClient(str(server.base_url), tiny.family(), timeout_s=60.0, run=run)
+
+
+def engine(
+    server: httpx.Client,
+    policy: Policy,
+    folder: Path,
+    run: str = "run",
+    kind: type[FolderTransfer] = FolderTransfer,
+    proof: SyncProof | None = None,
+) -> ServerEngine:
+    return ServerEngine(
+        [client(server, run)],
+        kind(policy, folder / "weights", dtype=torch.float32, writes=True, to_cpu=True),
+        check=partial(check_server, dtype=torch.float32, max_model_tokens=2048),
+        timeout_s=60.0,
+        max_tries=3,
+        proof=proof,
+    )
+
+
+def test_log_probs_of_a_server_are_the_learners_after_each_sync(
+    server: httpx.Client, policy: Policy, tmp_path: Path
+) -> None:
+    made = engine(server, policy, tmp_path)
+    made.sync()
+    groups = made.generate(prompts(), SAMPLING, SEEDS)
+    assert [group.prompt.token_ids for group in groups] == [prompt.token_ids for prompt in prompts()]
+    assert gap(policy, groups) < 1e-3
+    part = made.generate(prompts()[3:1:-1], SAMPLING, SEEDS[3:1:-1])
+    assert tokens(part) == [tokens(groups)[3], tokens(groups)[2]]  # as the seeds have it
+    generator = torch.Generator().manual_seed(5)
+    for name, belongs in PARTS.items():
+        with torch.no_grad():
+            for weight in (weight for each, weight in policy.model.named_parameters() if belongs(each)):
+                weight *= 1 + 0.1 * torch.randn(weight.shape, generator=generator)
+        assert gap(policy, made.generate(prompts(), SAMPLING, SEEDS)) > 1e-3, name
+        made.sync()
+        assert gap(policy, made.generate(prompts(), SAMPLING, SEEDS)) < 1e-3, name
+    made.close()
+    assert not (tmp_path / "weights").exists()
+    wait_until_free(server)
+
+
+class Damaging(FolderTransfer):
+    """A transfer on whose way one weight changes."""
+
+    damaged = "model.language_model.layers.0.mlp.down_proj.weight"
+
+    def install(self, server: ServerClient, version: str) -> None:
+        [path] = [path for path in self.files if self.damaged in load_file(path)]
+        whole, weights = path.read_bytes(), load_file(path)
+        save_file(
+            weights | {self.damaged: weights[self.damaged] * 1.5}, path, {"order": json.dumps([*weights])}
+        )
+        super().install(server, version)
+        path.write_bytes(whole)
+
+
+def test_a_weight_that_changes_on_the_way_is_named(server: httpx.Client, tmp_path: Path) -> None:
+    fresh = tiny.policy(temperature=TEMPERATURE)
+    prompt = make_prompt(tiny.family())
+
+    def proof() -> SyncProof:
+        return SyncProof(policy=fresh, prompt=prompt, dtype=torch.float32, max_gap=1e-3, every=1)
+
+    made = engine(server, fresh, tmp_path, kind=Damaging, proof=proof())
+    with pytest.raises(RuntimeError, match=f"it has other values of 1 weights: {Damaging.damaged}"):
+        made.sync()
+    made.close()
+    wait_until_free(server)
+    whole = engine(server, fresh, tmp_path, "another", proof=proof())
+    whole.sync()
+    whole.close()
+    wait_until_free(server)
+
+
+def test_a_server_is_held_by_one_run_at_a_time(server: httpx.Client, policy: Policy, tmp_path: Path) -> None:
+    assert server.post("/pause").json() == {"error": "no run holds this server"}
+    one = client(server, "runs/one")
+    one.hold()
+    with pytest.raises(ServerError, match="409 the run runs/one uses this server"):
+        engine(server, policy, tmp_path, "runs/two")
+    for path in ("/v1/models", "/pause", "/collective_rpc"):
+        assert server.post(path).status_code == 409
+    assert one.about()["holder"] == "runs/one"
+    one.close()
+    wait_until_free(server)
+    two = engine(server, policy, tmp_path, "runs/two")
+    two.close()
+    wait_until_free(server)
+
+
+def wait_until_free(server: httpx.Client) -> None:
+    """A server notices soon after that a connection has ended."""
+    give_up_at = time.monotonic() + 30.0
+    while server.get("/egogrpo/about").json()["holder"] and time.monotonic() < give_up_at:
+        time.sleep(0.05)
+
+
+def test_a_server_that_does_not_fit_is_refused_by_name_and_shape(server: httpx.Client) -> None:
+    def refusal(dtype: torch.dtype = torch.float32, max_model_tokens: int = 2048) -> str:
+        with pytest.raises(ServerError) as caught:
+            check_server(client(server, "x"), dtype=dtype, max_model_tokens=max_model_tokens)
+        return str(caught.value)
+
+    assert "has dtype float32, the run bfloat16" in refusal(torch.bfloat16)
+    assert "has max_model_tokens 2048, the run 4096" in refusal(max_model_tokens=4096)
+    with tiny.of_family("qwen3_vl"):
+        assert "it is a 'qwen2_5_vl' model, the policy a 'qwen3_vl'" in refusal()
+
+
+def test_models_of_one_kind_and_other_shapes_are_told_apart() -> None:
+    other = tiny.family().config.to_dict()
+    assert differences(tiny.family(), other) == []
+    text = other["text_config"]
+    text["intermediate_size"] += 8
+    found = differences(tiny.family(), other)
+    size, hidden = text["intermediate_size"], text["hidden_size"]
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert f"{name} is {(size, hidden)} there and {(size - 8, hidden)} here" in found
+    assert len(found) == 3 * text["num_hidden_layers"]
+
+
+def test_the_demo_trains_through_a_server_to_the_numbers_of_vllm_in_its_process(
+    server: httpx.Client, clips: Path, tmp_path: Path
+) -> None:
+    short = ("num_steps=2", "eval.max_samples=2", "checkpoint.every_steps=0", "rollout.engine=vllm")
+    here = runs.run(tmp_path / "here", clips, *short)
+    url = str(server.base_url).rstrip("/")
+    servers = (f"rollout.servers=[{url}]", "rollout.server_timeout_s=60", "rollout.server_tries=2")
+    there = runs.run(
+        tmp_path / "there",
+        clips,
+        *short,
+        "rollout.engine=vllm_server",
+        *servers,
+        f"rollout.transfer_dir={tmp_path / 'shared'}",
+    )
+    assert runs.close(runs.repeatable(here), runs.repeatable(there))
+    assert here[-1]["sampler/gap_max"] < 1e-3 and here[-1]["tokens/completion"] > 0
+    assert [*(tmp_path / "shared").iterdir()] == []
+    wait_until_free(server)
