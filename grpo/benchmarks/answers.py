@@ -59,6 +59,11 @@ def stored(
     )
 
 
+def is_first(answer: StoredAnswer) -> bool:
+    """Whether it is the first answer to a question as it is."""
+    return answer.variant == "" and answer.index == 0
+
+
 class AnswerWriter:
     """The file that one process appends its answers to."""
 

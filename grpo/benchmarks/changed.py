@@ -35,12 +35,30 @@ def rotated(sample: Sample, places: int) -> Sample:
 
 def all_asked(samples: Sequence[Sample], *, blind: bool, rotations: bool) -> list[tuple[Sample, str]]:
     """Each question in each of its forms, those about one clip together, so that it is decoded once."""
-    place: dict[object, int] = {}
-    for sample in samples:
-        place.setdefault(sample.clip_source or sample.id, len(place))
-    ordered = sorted(samples, key=lambda sample: place[sample.clip_source or sample.id])
+    place = _places(samples)
+    ordered = sorted(samples, key=lambda sample: place[_about(sample)])
     return [
         (changed(sample, variant), variant)
         for sample in ordered
         for variant in variants_of(sample, blind=blind, rotations=rotations)
     ]
+
+
+def share_of(
+    asked: Sequence[tuple[Sample, str]], *, rank: int, num_processes: int
+) -> list[tuple[Sample, str]]:
+    """A process's share of what is asked: all about a clip is in one share.
+
+    It depends on all that is asked and not on what is answered by now, which processes may see differently.
+    """
+    place = _places([sample for sample, _ in asked])
+    return [pair for pair in asked if place[_about(pair[0])] % num_processes == rank]
+
+
+def _about(sample: Sample) -> object:
+    return sample.clip_source or sample.id
+
+
+def _places(samples: Sequence[Sample]) -> dict[object, int]:
+    """The clips' numbers, in the order in which they come."""
+    return {clip: number for number, clip in enumerate(dict.fromkeys(map(_about, samples)))}

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from grpo.benchmarks.answers import is_first
 from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer
-from grpo.benchmarks.changed import PLAIN
 from grpo.benchmarks.figures import Figures, figures_of, scores_by_id, video_of
 from grpo.benchmarks.statistics import Difference, difference
 from grpo.run.disk import write_text
@@ -47,17 +47,13 @@ class Results:
         """Each further model's score minus the first one's."""
         first, *others = self.scored.values()
         own = scores_by_id(first)
-        videos = [video_of(each) for each in first if each.sample.id in own and _is_first(each)]
+        videos = [video_of(each) for each in first if each.sample.id in own and is_first(each.answer)]
         scores = [scores_by_id(other) for other in others]
         return {
             name: difference([other[id] for id in own], [*own.values()], videos)
             for name, other in zip([*self.scored][1:], scores, strict=True)
             if own
         }
-
-
-def _is_first(scored: ScoredAnswer) -> bool:
-    return scored.answer.variant == PLAIN and scored.answer.index == 0
 
 
 def write_results(folder: Path, results: Results) -> None:
@@ -76,7 +72,7 @@ def submissions(results: Results) -> Iterator[tuple[str, str, str]]:
     if results.benchmark.submission is None:
         return
     for name, scored in results.scored.items():
-        first = [each for each in scored if _is_first(each)]
+        first = [each for each in scored if is_first(each.answer)]
         for path, content in results.benchmark.submission(first).items():
             yield name, path, content
 

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 Interval = tuple[float, float]
-NUM_DRAWS = 10_000
+MAX_DRAWS, MIN_DRAWS = 10_000, 1_000
+MAX_DRAWN = 20_000_000
+"""The most videos that the draws of a bootstrap have together, beyond the fewest draws: a second's work."""
 LEVEL = 0.95
 
 
@@ -92,8 +94,10 @@ def bootstrap_interval(values: np.ndarray, clusters: Sequence[str], *, seed: int
         return None
     sums, sizes = np.bincount(index, weights=values), np.bincount(index)
     rng, means = np.random.default_rng(seed), []
-    for start in range(0, NUM_DRAWS, 100):  # in parts: all at once would be NUM_DRAWS x count numbers
-        drawn = rng.integers(0, count, (min(100, NUM_DRAWS - start), count))
+    num_draws = min(MAX_DRAWS, max(MIN_DRAWS, MAX_DRAWN // count))
+    # In parts, since all at once would be num_draws x count numbers.
+    for start in range(0, num_draws, 100):
+        drawn = rng.integers(0, count, (min(100, num_draws - start), count))
         means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)

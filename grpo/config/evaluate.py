@@ -81,6 +81,8 @@ class EvaluateConfig:
     """The first so many questions; None: all."""
     allow_missing: bool = False
     """Leave out questions whose video is missing, and print the score with its n; otherwise there is no score."""
+    page_items: NotNegative[int] = 1000
+    """The first so many questions are on the page of items; 0: no page."""
     seed: int = 0
 
     @property

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from grpo.benchmarks.answers import stored
 from grpo.benchmarks.benchmark import StoredAnswer
-from grpo.benchmarks.changed import BLIND
+from grpo.benchmarks.changed import BLIND, PLAIN
 from grpo.data.fields import LETTERS
 from grpo.evaluation import batches
 from grpo.feed.prompts import Render
@@ -55,6 +55,8 @@ class Asker:
     """Answers to each question; of one that failed each gets a line."""
     candidates: Callable[[Sample], tuple[str, ...]] | None = None
     """The texts of which the likeliest is the answer, in the place of generating; None: generate."""
+    show: Callable[[Prompt], object] = lambda _: None
+    """What is done with each question as it is, for the page that shows it."""
     timing: Timing = field(default_factory=Timing)
 
     def ask(self, asked: Sequence[Asked], bar: tqdm) -> Timing:
@@ -62,6 +64,8 @@ class Asker:
         begun = time.monotonic()
         for variant, questions in groupby(_by_variant(asked), key=lambda pair: pair[1]):
             for batch in one_ahead(self._batches([sample for sample, _ in questions], variant)):
+                for prompt in batch.prompts if variant == PLAIN else ():
+                    self.show(prompt)
                 for lost in batch.lost:
                     for index in range(self.num_samples):
                         self._keep(failed(lost, variant, index), begun)

@@ -1,7 +1,8 @@
 """Evaluate models on a benchmark: `egogrpo evaluate CONFIG.yaml ... key=value ...`.
 
 Answers come first and scores second: each answer is stored as it is given, and the same command goes on where it was
-stopped. Then all stored answers are scored, and results.json, results.md and items.html are written into out_dir.
+stopped. Then all stored answers are scored, and results.json, results.md and the page items/index.html are written
+into out_dir.
 Over several processes: `accelerate launch -m grpo.commands evaluate ...`, or one command with --shard I/N for each,
 and one with --score-only behind them.
 """
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,13 @@ from grpo.benchmarks.answers import (
     read_answers,
 )
 from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer, StoredAnswer
-from grpo.benchmarks.changed import PLAIN, all_asked
+from grpo.benchmarks.changed import PLAIN, all_asked, share_of
 from grpo.benchmarks.prompts import digest, direct
 from grpo.benchmarks.questions import read_questions, stored_under, weights_digest, without_missing
 from grpo.benchmarks.scoring import by_rules, score_answers
+from grpo.commands.evaluate.page import Strips, write_items
 from grpo.config.evaluate import EvaluateConfig, load_evaluation
-from grpo.groups import Sample
+from grpo.groups import Prompt, Sample
 from grpo.media.sampling import MediaSettings
 from grpo.run.folder import make_manifest
 from grpo.run.progress import say, under_way
@@ -69,6 +71,22 @@ class Evaluated:
     @property
     def asked(self) -> list[tuple[Sample, str]]:
         return all_asked(self.samples, blind=self.config.blind, rotations=self.config.rotations)
+
+    @property
+    def strips(self) -> Strips:
+        """The film strips of the page of items."""
+        return Strips(folder=Path(self.config.out_dir) / "items", media=self.config.media)
+
+    def keep_strip(self) -> Callable[[Prompt], object]:
+        """A function that keeps the frames of a question that will be on the page."""
+        on_page, strips = {sample.id for sample in self.every[: self.config.page_items]}, self.strips
+
+        def keep(prompt: Prompt) -> None:
+            source = prompt.sample.clip_source
+            if prompt.sample.id in on_page and source is not None and prompt.clip is not None:
+                strips.keep(source, prompt.clip)
+
+        return keep
 
     @property
     def has_tags(self) -> bool:
@@ -188,8 +206,7 @@ def answer(evaluated: Evaluated, name: str, path: str, accelerator: Accelerator)
     config, benchmark = evaluated.config, evaluated.benchmark
     header = {**header_of(evaluated), "weights": weights_digest(path)}
     folder = answers_folder(evaluated.answers, name, header)
-    # By place among all, not among what is left: then it does not matter when the others have read what is there.
-    own = evaluated.asked[evaluated.rank :: evaluated.num_processes]
+    own = share_of(evaluated.asked, rank=evaluated.rank, num_processes=evaluated.num_processes)
     with AnswerWriter(folder, header, evaluated.rank) as writer:
         known = read_answers(folder)
         check_answers(known.values(), evaluated.every, folder)
@@ -227,6 +244,7 @@ def answer(evaluated: Evaluated, name: str, path: str, accelerator: Accelerator)
                 batch_prompts=config.rollout.batch_prompts,
                 candidates=benchmark.candidates if config.likeliest else None,
                 num_samples=config.rollout.num_samples,
+                show=evaluated.keep_strip(),
             )
             timing = asker.ask(left, bar)
     with (folder / SESSIONS).open("a") as file:
@@ -298,7 +316,9 @@ def report(evaluated: Evaluated) -> None:
     )
     write_results(Path(config.out_dir), results)
     print(as_markdown(results))
-    print(f"done: {config.out_dir}/ (results.json, results.md, answers/)")
+    if config.page_items:
+        write_items(results, evaluated.strips, config.page_items)
+    print(f"done: {config.out_dir}/ (results.json, results.md, items/index.html, answers/)")
 
 
 def without_secrets(settings: dict[str, Any]) -> dict[str, Any]:

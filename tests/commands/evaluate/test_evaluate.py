@@ -187,3 +187,14 @@ def test_a_model_that_is_not_asked_for_tags_answers_by_itself(tmp_path: Path, he
     outcomes = figures["models"]["base"]["outcomes"]
     assert figures["prompt"]["kind"] == "direct" and sum(outcomes.values()) == 4
     assert set(outcomes) <= {"unparsed", "truncated", "right", "wrong"}
+
+
+@pytest.mark.slow
+def test_vllm_gives_the_same_answers(tmp_path: Path, done: Path, heldout: Path):
+    """Its weights are its own, of the model's folder: the policy beside it has none."""
+    results = evaluate(tmp_path / "out", heldout, "rollout.engine=vllm", "rollout.gpu_memory_frac=0.3")
+    of_vllm = {answer["sample_id"]: answer["text"] for answer in lines(tmp_path / "out")}
+    others = [answer for answer in lines(done) if not answer["variant"]]
+    assert of_vllm == {answer["sample_id"]: answer["text"] for answer in others}
+    assert results["models"]["base"]["score"] == figures_in(done)["score"]
+    assert results["models"]["base"]["engine_busy_frac"] > 0
