@@ -113,7 +113,7 @@ class RolloutConfig:
     sleep: Free[bool] = False
     """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU). The weights are loaded anew from
     the policy after it; with `lora: adapters` those that don't train wait in main memory."""
-    tensor_parallel_size: Positive[int] = 1
+    tensor_parallel_size: Free[Positive[int]] = 1
     """Processes that share an engine, each with a part of its weights, for a model that is too large for one GPU. A
     divisor of the number of processes on a machine."""
     lora: Free[Literal["auto", "adapters", "merge"]] = "auto"

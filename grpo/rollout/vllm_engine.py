@@ -60,7 +60,7 @@ class VLLMEngine:
         engine: Any = self.llm.llm_engine
         worker = engine.model_executor.driver_worker.worker
         self.weights = WeightLoader(worker, repacks=not self.on_gpu)
-        self.adapters = AdapterLoader(engine, worker) if size.lora_rank else None
+        self.adapters = AdapterLoader(engine, worker, dtype) if size.lora_rank else None
         self.adapter: Any = None
         """The request for the adapters that are sampled with; None: none."""
 
@@ -183,8 +183,6 @@ class VLLMEngine:
             self.llm.sleep(level=2 if self.adapters is None else 1)
 
     def close(self) -> None:
-        if self.adapters is not None:
-            self.adapters.close()
         # vLLM would end the process group of the launcher, and wait for the others, who may have failed.
         if not self.is_launched:
             self.llm.llm_engine.engine_core.shutdown()

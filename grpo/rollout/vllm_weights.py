@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -158,11 +157,10 @@ class AdapterLoader:
     An adapter that is reloaded under its old name would be served with vision features of the old one (vLLM #44939).
     """
 
-    def __init__(self, engine: Any, worker: Any) -> None:
-        """Make a loader for vLLM's engine and its worker in this process."""
-        self.engine, self.worker = engine, worker
+    def __init__(self, engine: Any, worker: Any, dtype: torch.dtype) -> None:
+        """Make a loader for vLLM's engine and its worker in this process, which compute in a precision."""
+        self.engine, self.worker, self.dtype = engine, worker, dtype
         self.version = 0
-        self.folder = Path(mkdtemp(prefix="adapters_"))
 
     def load(self, policy: Policy) -> Any:
         """Replace the engine's adapters by the policy's; return vLLM's request for them.
@@ -173,17 +171,20 @@ class AdapterLoader:
         from vllm.lora.request import LoRARequest
 
         weights = {
-            name: whole(weight) for name, weight in policy.model.named_parameters() if is_adapter(name)
+            name: whole(weight).to(self.dtype)
+            for name, weight in policy.model.named_parameters()
+            if is_adapter(name)
         }
         if self.version:
             self.engine.remove_lora(self.version)
-            shutil.rmtree(self.folder / str(self.version))
         self.version += 1
-        path = self.folder / str(self.version)
-        save_adapters(path, policy.model, weights, policy.family.path)
-        request = LoRARequest(f"version_{self.version}", self.version, str(path))
-        if not self.engine.add_lora(request):
-            raise ValueError(f"the engine does not take the policy's adapters, version {self.version}")
+        # vLLM takes adapters from files alone. They are gone again before a disk has to write them.
+        with TemporaryDirectory(prefix="adapters_") as folder:
+            path = Path(folder) / "adapter"
+            save_adapters(path, policy.model, weights, policy.family.path)
+            request = LoRARequest(f"version_{self.version}", self.version, str(path))
+            if not self.engine.add_lora(request):
+                raise ValueError(f"the engine does not take the policy's adapters, version {self.version}")
         theirs, ours = self._engine_adapters().keys(), self._names(policy).keys()
         check_names(theirs - ours, ours - theirs)
         return request
@@ -200,10 +201,6 @@ class AdapterLoader:
             )
             found += [] if same else [name]
         return found
-
-    def close(self) -> None:
-        """Remove the files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _manager(self) -> Any:

@@ -36,9 +36,11 @@ from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.counterfactuals import make_plan
+from grpo.rollout.vllm_arguments import MAX_LORA_RANK
 from grpo.run.folder import RunDir
 from grpo.run.media_files import MediaFiles, all_files, files_of
 from grpo.startup.assembly import (
+    adds_adapters,
     build_loader,
     build_outline,
     build_rewards,
@@ -155,6 +157,10 @@ def check_engine(start: Start) -> None:
         check_servers(start.config, start.family)
     if engine == "transformers" and start.family.has_sliding_windows:
         raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
+    if adds_adapters(start.config) and (rank := start.config.model.lora.r) > MAX_LORA_RANK:
+        raise ValueError(
+            f"rollout.lora=adapters: vLLM has room for ranks up to {MAX_LORA_RANK}, not for {rank}"
+        )
     # The processes of an engine are next to each other, on one machine.
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or start.accelerator.num_processes)
     if local % (shared_by := start.config.rollout.tensor_parallel_size):

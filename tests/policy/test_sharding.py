@@ -68,6 +68,9 @@ def test_two_processes_make_the_update_of_one(
         assert two["figures"][key] == pytest.approx(one["figures"][key], rel=1e-4), key
     assert one["figures"]["optim/grad_norm"] > 0.02  # it is clipped at 0.01
     assert "spd" not in case or one["figures"]["optim/projected_frac"] > 0
+    for mine, theirs in zip(one["proofs"], two["proofs"], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=0)
+    assert not torch.allclose(*one["proofs"], atol=1e-3)
     with tiny.of_family(family_of(case)):
         start = dict(tiny.policy(seed=1, **CASES[case]).named_weights())
     assert two["weights"].keys() == one["weights"].keys() == start.keys()

@@ -58,6 +58,11 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
         r"train.jsonl:2: .*answer": edited(clips, tmp_path / "c", answer="E"),
         r"no setting optim.lrr; did you mean optim.lr\?": ["optim.lrr=1"],
         r"model.path: .*nowhere": ["model.path=./nowhere"],
+        r"rollout.lora=adapters: vLLM has room for ranks up to 512, not for 600": [
+            "rollout.engine=vllm",
+            "rollout.lora=adapters",
+            "model.lora.r=600",
+        ],
         r"rollout.tensor_parallel_size=2 does not divide the 1 processes": [
             "rollout.engine=vllm",
             "rollout.tensor_parallel_size=2",

@@ -24,10 +24,11 @@ import grpo.policy.model
 from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
 from grpo.config.model import LoraConfig, LoraTargets
 from grpo.learner import launching, optimizers
-from grpo.learner.launching import make_accelerator, shards_weights
+from grpo.learner.launching import compute_dtype, make_accelerator, shards_weights
 from grpo.learner.update import Learner
 from grpo.policy.sharding import is_zero3
 from grpo.policy.weights import flat, weight_buckets
+from grpo.rollout.sync_proof import logps_of
 from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.launched import allow_fsdp_on_cpu
@@ -76,6 +77,8 @@ def update_of(case: str, *, of_process: int | None) -> dict[str, Any]:
         policy, accelerator, loss=LOSS, optim=optim, num_steps=10, load_reference=lambda _: moved_policy()
     )
     kept_whole = watch_whole_gradients(learner)
+    # A run begins with the proof of its first sync, a pass without a gradient before all others.
+    proofs = [logps_of(policy, groups[0].group, compute_dtype())]
     rows = packed(own, tokens_per_row=600)
     if case == "spd":  # a step away from the start, and one back, against the momentum
         learner.update(rows, counts_of(groups), 1)
@@ -96,7 +99,9 @@ def update_of(case: str, *, of_process: int | None) -> dict[str, Any]:
     if case in ONE_IDLE:
         rows = [] if of_process == 1 else packed(groups, tokens_per_row=600)
         learner.update(rows, counts_of(groups), 2)
+    proofs.append(logps_of(policy, groups[0].group, compute_dtype()))
     return {
+        "proofs": proofs,
         "figures": sum((result.metrics for result in results), Metrics()).reduced(gather_object),
         # In several buckets.
         "weights": {
