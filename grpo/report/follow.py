@@ -6,7 +6,6 @@ complete, is left for the next look.
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from grpo.report.page_files import finite, write_data
 from grpo.report.step_page import step_page
 from grpo.report.thumbnails import SeenClip
 from grpo.report.tokens import Pieces, find_tokenizer
-from grpo.run.folder import RunDir
+from grpo.run.folder import RunDir, read_row
 from grpo.run.rollout_files import ANSWERED, LEARNER_LOGPROBS, read_columns, read_rollouts, rollout_files
 from grpo.run.trend_rules import trends_of
 
@@ -133,7 +132,7 @@ class GrowingFile:
             *lines, _ = file.read().split(b"\n")
         self.inode = stat.st_ino
         self.offset = start + sum(len(line) + 1 for line in lines)
-        rows = [json.loads(line) for line in lines]
+        rows = [read_row(line, str(self.path)) for line in lines]
         marks = [(int(row["step"]), zlib.crc32(line)) for row, line in zip(rows, lines, strict=True)]
         if is_same:
             self.seen += marks
@@ -149,9 +148,14 @@ class GrowingFile:
         return min(lost) - 1, finite([row for row in rows if row["step"] >= min(lost)])
 
 
-def token_limits(config: Config) -> Entry:
-    """Return the bounds of the ratio of learner to engine beyond which the loss caps or leaves out a token."""
+def token_limits(config: Config) -> Entry | None:
+    """Return the bounds of the ratio of learner to engine beyond which the loss caps or leaves out a token.
+
+    None where the loss does not weigh by that ratio.
+    """
     loss = config.loss
+    if not loss.vllm_importance_sampling_correction:
+        return None
     return {
         "mode": loss.vllm_importance_sampling_mode,
         "clip": [loss.vllm_importance_sampling_clip_min, loss.vllm_importance_sampling_clip_max],

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from grpo.report.page_files import json_of, write_data
@@ -31,7 +32,7 @@ class Index:
     """An index that begins anew with its runs and grows at its end alone."""
 
     def __init__(self, folder: Path, runs: Iterable[Mapping[str, Any]]) -> None:
-        self.folder = folder
+        self.folder, self.lock = folder, Lock()
         folder.mkdir(parents=True, exist_ok=True)
         # Another file, not the same one emptied: a page that reads on in the old one notices.
         fresh = self.file.with_name(f".{self.file.name}.partial")
@@ -44,7 +45,7 @@ class Index:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write an entry as one line."""
-        with self.file.open("ab") as file:
+        with self.lock, self.file.open("ab") as file:
             file.write(_line(entry))
 
     def write_copy(self) -> None:

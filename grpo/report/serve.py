@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -114,10 +115,25 @@ class Handler(BaseHTTPRequestHandler):
 def serve(server: ReportServer) -> None:
     """Answer requests and add what is new in the runs, until the process is stopped."""
     Thread(target=server.serve_forever, daemon=True).start()
+    said = ""
     try:
         while True:
-            server.report.update()
+            said = look(server.report, said)
             sleep(LOOK_EVERY_S)
     finally:
         server.shutdown()
         server.server_close()
+
+
+def look(report: Report, said: str) -> str:
+    """Add what is new; return what was in the way, which is said unless it was said before.
+
+    A run that resumes removes files while they are read: the next look finds what is there then.
+    """
+    try:
+        report.update()
+    except (OSError, ValueError) as error:
+        if str(error) != said:
+            print(f"not shown yet: {error}", file=sys.stderr, flush=True)
+        return str(error)
+    return ""

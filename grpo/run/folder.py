@@ -202,10 +202,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    return [_read_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    return [read_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
-def _read_row(line: bytes, place: str) -> dict[str, Any]:
+def read_row(line: bytes, place: str) -> dict[str, Any]:
+    """Read a row of a JSON Lines file; raise ValueError, with its place, if it is no object with a step."""
     try:
         row = json.loads(line)
     except ValueError as error:

@@ -70,6 +70,13 @@ def test_a_file_that_is_written_anew_with_all_of_its_rows_tells_only_the_new_one
     assert file.read() == (None, [{"step": 3, "note": ""}])
 
 
+def test_a_damaged_row_is_named(tmp_path: Path):
+    file = GrowingFile(tmp_path / "rows.jsonl")
+    file.path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="rows.jsonl is damaged"):
+        file.read()
+
+
 def lines(report: Report) -> list[dict[str, Any]]:
     return [json.loads(line) for line in report.index.file.read_text().splitlines()]
 

@@ -14,7 +14,7 @@ import pytest
 from grpo.media.clip import ClipSource
 from grpo.media.decode import read_clip
 from grpo.report.build import Report
-from grpo.report.serve import ReportServer
+from grpo.report.serve import ReportServer, look
 from grpo.report.thumbnails import SeenClip
 from grpo.run.rollout_files import rollout_rows, write_rollouts
 from tests.support.stored_runs import scored, write_run
@@ -108,3 +108,16 @@ def test_a_film_strip_is_made_when_it_is_asked_for(server: ReportServer, tmp_pat
     assert ask(server, f"clips/{gone.name}.jpg")[0].status == 404
     last = json.loads(server.report.index.file.read_text().splitlines()[-1])
     assert last["clip"] == gone.name and "gone.mp4" in last["reason"]
+
+
+def test_a_file_that_cannot_be_read_is_said_once_and_read_when_it_can_be(
+    server: ReportServer, capsys: pytest.CaptureFixture[str]
+):
+    follower = server.report.followers[0]
+    broken = follower.run.rollouts / "step_000002.parquet"
+    broken.write_bytes(b"not whole")
+    said = look(server.report, look(server.report, ""))
+    assert "step_000002.parquet" in said and capsys.readouterr().err.count("not shown yet") == 1
+    write_rollouts(follower.run.rollouts, 2, rollout_rows(scored(["c"], [1.0])))
+    assert look(server.report, said) == ""
+    assert json.loads(server.report.index.file.read_text().splitlines()[-1])["step"] == 2
