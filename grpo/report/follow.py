@@ -21,7 +21,7 @@ from grpo.report.thumbnails import SeenClip
 from grpo.report.tokens import Pieces, find_tokenizer
 from grpo.run.folder import RunDir, read_row
 from grpo.run.rollout_files import ANSWERED, LEARNER_LOGPROBS, read_columns, read_rollouts, rollout_files
-from grpo.run.trend_rules import trends_of
+from grpo.run.trend_rules import warnings_of_run
 
 Kind = Literal["rollouts", "answers"]
 Entry = dict[str, Any]
@@ -78,7 +78,8 @@ class RunFollower:
     def _new_trends(self) -> Iterator[Entry]:
         """Yield the warnings about the run, if they are others than before."""
         weights = {name: spec.weight for name, spec in self.config.rewards.items()}
-        trends = [trend.as_dict() for trend in trends_of(self.rows, weights)]
+        group_size = self.config.rollout.group_size
+        trends = [trend.as_dict() for trend in warnings_of_run(self.rows, weights, group_size)]
         if trends != self.trends:
             self.trends = trends
             yield {"warnings": self.number, "list": trends}

@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo.config.load import read_config
 from grpo.run.folder import RunDir
-from grpo.run.trend_rules import trends_of
+from grpo.run.trend_rules import warnings_of_run
 
 SPAN = 10
 """The most values at either end of a run over which a figure's mean is taken."""
@@ -28,7 +28,8 @@ def text_of(folder: Path) -> str:
     config, rows = read_config(run.config_file), run.metrics()
     last = max((int(row["step"]) for row in rows), default=0)
     weights = {name: spec.weight for name, spec in config.rewards.items()}
-    warnings = [f"warning: {trend.text}" for trend in trends_of(rows, weights)]
+    found = warnings_of_run(rows, weights, config.rollout.group_size)
+    warnings = [f"warning: {trend.text}" for trend in found]
     return "\n".join([f"{folder}: step {last} of {config.num_steps}", *warnings, *_table(rows), ""])
 
 

@@ -12,6 +12,8 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from grpo.run.warning_rules import warnings_of
+
 Rows = Sequence[Mapping[str, Any]]
 Weights = Mapping[str, float]
 
@@ -45,6 +47,12 @@ class Trend:
 def trends_of(rows: Rows, weights: Weights) -> list[Trend]:
     """Return the warnings that hold for a run. weights: of its rewards."""
     return [found for rule in RULES if (found := rule(rows, weights)) is not None]
+
+
+def warnings_of_run(rows: Rows, weights: Weights, group_size: int) -> list[Trend]:
+    """Return the warnings about a run as a whole, then those about its latest step. group_size: of its rollouts."""
+    latest = warnings_of(rows[-1], group_size) if rows else {}
+    return trends_of(rows, weights) + [Trend(name=name, text=text) for name, text in latest.items()]
 
 
 def flat_groups(rows: Rows, _: Weights) -> Trend | None:

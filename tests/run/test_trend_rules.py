@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from grpo.run.trend_rules import RECENT, trends_of
+from grpo.run.trend_rules import RECENT, trends_of, warnings_of_run
 
 WEIGHTS = {"accuracy": 1.0, "style": 0.5}
 
@@ -76,6 +76,12 @@ def test_accuracy_that_falls_with_the_total_or_by_little_is_no_such_case():
     assert names(rows(**falls)) == ["accuracy falls"]
     assert names(rows(**falls, reward__mean=lambda step: -step / 40)) == []
     assert names(rows(eval__set__accuracy=lambda step: 0.7 - step / 1000)) == []
+
+
+def test_what_the_latest_step_says_comes_behind():
+    found = warnings_of_run(rows(completion__stopped=0.0), WEIGHTS, 8)
+    assert [each.name for each in found] == ["cut completions", "all cut"]
+    assert warnings_of_run([], WEIGHTS, 8) == []
 
 
 def test_length_that_grows_without_reward():

@@ -44,7 +44,8 @@ function showWarnings() {
 
 /** The question that leads from a warning to completions. */
 const LOOKS = {
-  "accuracy falls": "wrong", "flat groups": "flat", "cut completions": "cut", "length without reward": "all", "equal rewards": "",
+  "accuracy falls": "wrong", "flat groups": "flat", "cut completions": "cut", "length without reward": "all",
+  "equal rewards": "all", "all cut": "cut", "groups too small": "flat", "all equal": "all",
 };
 
 function look(run, { name, reward, from_step: from }) {

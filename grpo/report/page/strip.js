@@ -2,7 +2,7 @@
 // A clip as a film strip: the frames that the model saw, their times, and the moments that are annotated and cited.
 
 /** Frames are as large as lets the whole clip be seen, within limits; a long clip is moved sideways. */
-const FRAME_PX = { least: 44, most: 104 };
+const FRAME_PX = { least: 38, most: 104 };
 
 /** The strip of a clip. `annotated`: spans in seconds; `cited`: for each completion its label and its spans. */
 function filmStrip(clip, annotated, cited = []) {
