@@ -47,7 +47,7 @@ class Step:
             accelerator=Accelerator(cpu=True),
             learner=learner,  # pyright: ignore[reportArgumentType]
             engine=SimpleNamespace(  # pyright: ignore[reportArgumentType]
-                generate=self.generate, sleep=self.nothing, wake=self.nothing, sync=self.nothing
+                generate=self.generate, sleep=self.nothing, sync=self.nothing
             ),
             sampling=Sampling(group_size=3, max_new_tokens=24, temperature=1.0),
             feed=SimpleNamespace(  # pyright: ignore[reportArgumentType]
