@@ -225,8 +225,8 @@ function chartOptions(panel, lines, steps, width) {
   };
   return {
     width, height: PANEL_PX.height, legend: { show: false }, padding: [8, 10, 0, 0],
-    cursor: { sync: { key: "steps", setSeries: false }, points: { size: 6 }, drag: { x: true, y: false } },
-    scales: { x: { time: false } },
+    cursor: { y: false, sync: { key: "steps", setSeries: false }, points: { size: 6 }, drag: { x: true, y: false } },
+    scales: { x: { time: false }, y: { range: yRange } },
     axes: [
       { ...axis, size: 24, space: 46, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? number(tick) : "")) },
       { ...axis, size: 46, space: 30, values: (_, ticks) => ticks.map((tick) => number(tick)) },
@@ -237,6 +237,13 @@ function chartOptions(panel, lines, steps, width) {
     }))],
     hooks: { setCursor: [(chart) => showTip(panel, lines, chart)] },
   };
+}
+
+/** The range of an axis; a line that stays at one value gets some room around it. */
+function yRange(_, low, high) {
+  if (low === null) return [0, 1];
+  if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
+  return uPlot.rangeNum(low, high, 0.1, true);
 }
 
 /** The values under the mouse, in one floating box for all panels. */
