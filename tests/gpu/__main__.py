@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from importlib.util import find_spec
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -24,9 +22,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration, __version__
 
 from grpo.packing import PackedRow
 from grpo.policy.attention import implementation
+from grpo.policy.attention_backends import why_no_flash_attn
 from grpo.policy.model import Policy
 from tests.benchmarks.bench_learner import bench_group, bench_policy, rows_of
-from tests.support import tiny
+from tests.support.shapes import family_3b
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "B200": 2250}
 """Dense bf16, as the makers state it; an H100 on PCIe has 756."""
@@ -61,26 +60,18 @@ def print_row(cells: Sequence[str]) -> None:
 
 def policy_3b(device: torch.device) -> Policy:
     """Random weights in fp32, as they train, in the shape that Qwen2.5-VL-3B-Instruct's config states."""
-    family = tiny.family()
-    config = family.config.__class__.from_dict(family.config.to_dict())
-    text, vision = config.text_config, config.vision_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 2048, 11008, 36
-    text.num_attention_heads, text.num_key_value_heads, text.vocab_size = 16, 2, 151_936
-    text.layer_types = ["full_attention"] * 36
-    text.rope_parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads = 32, 1280, 3420, 16
-    vision.out_hidden_size, vision.window_size, vision.fullatt_block_indexes = 2048, 112, [7, 15, 23, 31]
+    family = family_3b()
     torch.manual_seed(0)
     with device:
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    return Policy(model, replace(family, config=config), temperature=1.0, gradient_checkpointing=True)
+        model = Qwen2_5_VLForConditionalGeneration(family.config)
+    return Policy(model, family, temperature=1.0, gradient_checkpointing=True)
 
 
 def kernels(device: torch.device) -> list[str]:
     """Those that have a backward pass here."""
     if device.type == "cpu":
         return ["sdpa", "split"]
-    return ["sdpa", "split", "flex", *(["flash_attn"] if find_spec("flash_attn") else [])]
+    return ["sdpa", "split", "flex", *(["flash_attn"] if why_no_flash_attn() is None else [])]
 
 
 def agreement(policy: Policy, device: torch.device, size: tuple[int, int, int]) -> Iterator[list[str]]:

@@ -31,8 +31,15 @@ from grpo.startup.checks import CHECKS, GOES_ON, Data, Start, describe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine what the command line names; the exit status."""
-    options = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    options = parser.parse_intermixed_args(argv)
     quiet_libraries()
+    if options.gpu:
+        from grpo.commands.doctor import gpu
+
+        return gpu.main()
+    if not options.configs:
+        parser.error("name a config, or --gpu for what needs none")
     try:
         config = load_config(options.configs)
     except ValueError as error:
@@ -40,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"would_run": False, "error": reason}) if options.json else f"error: {reason}")
         return 1
     report = examine_run(
-        config, num_clips=options.clips, num_decoded=options.decode, speeds=options.tokens_per_s
+        config,
+        num_clips=options.clips,
+        num_decoded=options.decode,
+        speeds=options.tokens_per_s,
+        num_processes=options.processes,
     )
     print(json.dumps(report, indent=2) if options.json else as_text(report))
     return 0 if report["would_run"] else 1
@@ -52,6 +63,7 @@ def examine_run(
     num_clips: int | None = None,
     num_decoded: int = 8,
     speeds: tuple[float, float] | None = None,
+    num_processes: int = 8,
 ) -> dict[str, Any]:
     """What a run with this config would meet, as plain data for `as_text` and JSON.
 
@@ -93,7 +105,7 @@ def examine_run(
         problems += found
         problems += oddities(start.train, [*data.held_out.values()])
         if plans and "model.lora" not in failed:
-            problems += _planned(start, plans, report, num_decoded, speeds)
+            problems += _planned(start, plans, report, num_decoded, speeds, num_processes)
     report["findings"] = [
         {"kind": each.kind, "source": each.source, "reason": each.reason, "is_fatal": each.is_fatal}
         for each in problems
@@ -108,12 +120,18 @@ def _planned(
     report: dict[str, Any],
     num_decoded: int,
     speeds: tuple[float, float] | None,
+    num_processes: int,
 ) -> list[DataError]:
     """Add to the report what the run takes; returns the clips that turned out damaged."""
     config, damaged = start.config, []
     eval_sizes = [len(samples) for samples in start.data.held_out.values()]
     report |= planned.tokens_and_caches(
-        config, start.outline, plans, num_clips=report["num_clips"], eval_sizes=eval_sizes
+        config,
+        start.outline,
+        plans,
+        num_clips=report["num_clips"],
+        eval_sizes=eval_sizes,
+        num_processes=num_processes,
     )
     first = plans[0][0]
     has_clip = first.clip_source is not None
@@ -157,7 +175,8 @@ def noted(notes: Iterable[str]) -> Iterator[DataError]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="egogrpo doctor", description=__doc__)
-    parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")
+    parser.add_argument("configs", nargs="*", metavar="CONFIG | key=value")
+    parser.add_argument("--gpu", action="store_true", help="check this machine, and no run: takes no CONFIG")
     parser.add_argument("--clips", type=int, metavar="N", help="open only N clips' files, spread evenly")
     parser.add_argument("--decode", type=int, metavar="N", default=8, help="clips to measure decoding with")
     parser.add_argument(
@@ -165,6 +184,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_speeds,
         metavar="SAMPLED,UPDATED",
         help="estimate the run's time from these speeds of all GPUs: in sampling, and through the update",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        default=8,
+        help="GPUs that memory is worked out for; 8 by default",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -8,8 +8,8 @@ from contextlib import closing, suppress
 from typing import Any
 
 import numpy as np
-import torch
 
+from grpo.commands.doctor.memory import sizes_of, table
 from grpo.commands.doctor.records import Plans, spread_clips
 from grpo.config.schema import Config
 from grpo.data.errors import DataError
@@ -25,7 +25,13 @@ BYTES_TRAINED = {"adamw": 16, "adamw_8bit": 10}
 
 
 def tokens_and_caches(
-    config: Config, outline: Policy, plans: Plans, *, num_clips: int, eval_sizes: Sequence[int]
+    config: Config,
+    outline: Policy,
+    plans: Plans,
+    *,
+    num_clips: int,
+    eval_sizes: Sequence[int],
+    num_processes: int,
 ) -> dict[str, Any]:
     """Tokens of prompts and steps, and the space of clips and weights. eval_sizes: the held-out sets' questions."""
     clips = {sample.clip_source: plan.clip for sample, plan in plans if plan.clip is not None}
@@ -37,6 +43,10 @@ def tokens_and_caches(
     features = [clip.num_tokens(patches) * width * bf16 for clip in clips.values()] or [0]
     rollout, optim = config.rollout, config.optim
     longest = max(plan.num_tokens for _, plan in plans)
+    row_tokens = max(longest + rollout.max_new_tokens, optim.tokens_per_row)
+    # As many of the longest clips as whole groups go into a row.
+    groups_in_row = max(1, row_tokens // (longest + rollout.group_size * rollout.max_new_tokens))
+    most_vision = max(plan.num_vision_tokens for _, plan in plans)
     completions = optim.prompts_per_step * rollout.group_size * rollout.max_new_tokens
     return {
         "num_opened": len(clips),
@@ -47,7 +57,7 @@ def tokens_and_caches(
             "frames": spread([clip.num_frames for clip in clips.values()]),
             "prompt_limit": rollout.max_prompt_tokens,
             "step_at_most": optim.prompts_per_step * longest + completions,
-            "longest_row": max(longest + rollout.max_new_tokens, optim.tokens_per_row),
+            "longest_row": row_tokens,
             "tokens_per_row": optim.tokens_per_row,
         },
         "cached": {
@@ -59,6 +69,13 @@ def tokens_and_caches(
             "cache_disk_gib": config.media.cache_disk_gib,
         },
         "model": model,
+        "memory": table(
+            config,
+            outline,
+            row_tokens=row_tokens,
+            row_vision_tokens=groups_in_row * most_vision,
+            processes=num_processes,
+        ),
     }
 
 
@@ -80,21 +97,16 @@ def memory_of(config: Config, policy: Policy) -> dict[str, float]:
     model = config.model
     text = policy.family.config.text_config
     head_size = policy.model.model.language_model.layers[0].self_attn.head_dim
-    weights = [*policy.parameters()]
-    num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    num_frozen = sum(weight.numel() for weight in weights) - num_trained
-    language = [m for m in policy.model.model.language_model.modules() if isinstance(m, torch.nn.Linear)]
-    frozen_linear = [m.weight.numel() for m in language if not m.weight.requires_grad]
-    num_4bit = sum(frozen_linear) if model.load_in_4bit else 0
+    sizes = sizes_of(config, policy)
     second_copy = config.loss.beta > 0 and not model.lora.is_on
     return {
-        "num_trained": num_trained,
-        "num_frozen": num_frozen,
+        "num_trained": sizes.trained,
+        "num_frozen": sizes.frozen,
         "trains_vision": policy.trains_vision,
-        "trained_gib": num_trained * BYTES_TRAINED[config.optim.optimizer] / GIB,
-        "frozen_gib": (num_frozen * (2 if model.lora.is_on else 4) - 1.5 * num_4bit) / GIB,
-        "reference_gib": 4 * (num_trained + num_frozen) / GIB if second_copy else 0.0,
-        "engine_bf16_gib": (num_trained + num_frozen) * 2 / GIB,
+        "trained_gib": sizes.trained * BYTES_TRAINED[config.optim.optimizer] / GIB,
+        "frozen_gib": (sizes.frozen * (2 if model.lora.is_on else 4) - 1.5 * sizes.frozen_4bit) / GIB,
+        "reference_gib": 4 * sizes.total / GIB if second_copy else 0.0,
+        "engine_bf16_gib": sizes.total * 2 / GIB,
         "kv_bytes_per_token_bf16": 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head_size,
     }
 

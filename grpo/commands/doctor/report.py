@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 TOKEN_NAMES = {
@@ -26,7 +27,7 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [f"  {each['kind']:<{width}}  {each['source']}: {each['reason']}" for each in found]
     if "tokens" in report:
         lines += ["the first prompt:", *(f"  | {line}" for line in report["prompt"].splitlines())]
-        lines += [*_token_lines(report), *_memory_lines(report)]
+        lines += [*_token_lines(report), *_memory_lines(report), *_fit_lines(report["memory"])]
     if "decoding" in report:
         lines.append(_decoding_line(report["decoding"]))
     if "time" in report:
@@ -84,6 +85,15 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
         for key in ("cache_gib", "cache_disk_gib")
         if cached[key] < needed_gib
     ]
+    return lines
+
+
+def _fit_lines(verdicts: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each launch file and size of GPU."""
+    lines = ["memory on each GPU, as far as shapes tell (launch/accelerate):"]
+    for each in verdicts:
+        said = "fits" if each["fits"] else f"does not fit, change: {each['change']}"
+        lines.append(f"  {each['launch']}.yaml on {each['gpu_gb']} GB: {each['needs_gib']:.0f} GiB, {said}")
     return lines
 
 

@@ -1,0 +1,250 @@
+"""The memory that a run takes on each GPU, by launch file, worked out from shapes alone: `needs`, then `verdict`.
+
+Arithmetic, not a measurement: what is kept between passes, what a row's passes keep, and a share for all that is not
+named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from grpo.config.schema import Config
+from grpo.policy.model import HEAD_CHUNK_TOKENS, Policy
+
+GIB = 2**30
+GPUS_GB = (24, 80, 141)
+"""The memory of the usual GPUs, as their makers state it."""
+
+CONTEXT_GIB = 2.0
+"""CUDA's own memory and NCCL's buffers in a process that also has an engine."""
+UNNAMED_FRAC = 0.08
+"""The share of the learner's memory that goes to the allocator's gaps and to what is named nowhere here."""
+ENGINE_WORK_GIB = 1.5
+"""What vLLM needs beside its weights for a cache that it can start with, and for its passes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """What a file of `launch/accelerate/` does with weights and AdamW's states."""
+
+    splits_states: bool = False
+    splits_weights: bool = False
+    offloads_states: bool = False
+    offloads_weights: bool = False
+    in_bf16: bool = False
+    """DeepSpeed: the weights that passes use are bf16, beside fp32 ones in the optimizer."""
+
+
+LAUNCHES = {
+    "single": Launch(),
+    "multi_gpu": Launch(),
+    "zero2": Launch(splits_states=True, in_bf16=True),
+    "zero2_offload": Launch(splits_states=True, offloads_states=True, in_bf16=True),
+    "zero3": Launch(splits_states=True, splits_weights=True, in_bf16=True),
+    "fsdp2": Launch(splits_states=True, splits_weights=True),
+    "zero3_offload": Launch(
+        splits_states=True, splits_weights=True, offloads_states=True, offloads_weights=True, in_bf16=True
+    ),
+}
+"""The launches by their files' names, those first that keep most on each GPU."""
+
+BUCKETS_GIB = 2 * 4 * 1e8 / GIB
+"""DeepSpeed's two buckets of gradients, as `launch/deepspeed` sets them."""
+LIVE_WEIGHTS = 1e9
+"""`stage3_max_live_parameters` of ZeRO-3: gathered weights at a time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """The numbers of weights and the widths that memory is worked out from."""
+
+    trained: int
+    frozen: int
+    frozen_4bit: int
+    largest_unit: int
+    """The weights of what FSDP2 gathers at once and keeps for the whole pass: all that lies around the layers."""
+    trains_vision: bool
+    row_tokens: int
+    row_patches: int
+    """Patches of the vision tower in a row, of which `merge`**2 are a token."""
+
+    @property
+    def total(self) -> int:
+        return self.trained + self.frozen
+
+
+def sizes_of(config: Config, policy: Policy, *, row_tokens: int = 0, row_vision_tokens: int = 0) -> Sizes:
+    """Return the sizes of a policy without weights. row_tokens: those of the longest row."""
+    weights = [*policy.parameters()]
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    layers = [*policy.model.model.language_model.layers, *policy.model.model.visual.blocks]
+    in_layers = sum(weight.numel() for layer in layers for weight in layer.parameters())
+    linear = [each for each in policy.model.model.language_model.modules() if isinstance(each, nn.Linear)]
+    frozen_4bit = sum(each.weight.numel() for each in linear if not each.weight.requires_grad)
+    total = sum(weight.numel() for weight in weights)
+    return Sizes(
+        trained=trained,
+        frozen=total - trained,
+        frozen_4bit=frozen_4bit if config.model.load_in_4bit else 0,
+        largest_unit=total - in_layers,
+        trains_vision=policy.trains_vision,
+        row_tokens=row_tokens,
+        row_patches=row_vision_tokens * policy.family.patches.merge**2,
+    )
+
+
+def needs(
+    config: Config, policy: Policy, sizes: Sizes, launch: Launch, *, processes: int, gpu_gib: float
+) -> dict[str, float]:
+    """Return the GiB that each part takes on a GPU in the update, which is when the most is there."""
+    learner = {
+        **_kept(config, sizes, launch, processes),
+        "activations": _activations(config, policy, sizes, launch) / GIB,
+    }
+    learner["gaps and others"] = UNNAMED_FRAC * sum(learner.values())
+    engine = 0.0 if config.rollout.sleep else config.rollout.gpu_memory_frac * gpu_gib
+    # The transformers engine samples from the learner's own weights; it has a copy of its own where they are split.
+    if config.rollout.engine == "transformers":
+        engine = 2 * sizes.total / GIB if launch.splits_weights else 0.0
+    return {**learner, "engine": engine, "CUDA": CONTEXT_GIB}
+
+
+def _kept(config: Config, sizes: Sizes, launch: Launch, processes: int) -> dict[str, float]:
+    """Return the GiB of weights, gradients, states and reference, and of what passes gather."""
+    share = 1 / processes if launch.splits_states else 1.0
+    moments = 2 if config.optim.optimizer == "adamw_8bit" else 8
+    # Of a trained weight: gradient and moments in fp32, and under DeepSpeed a master weight.
+    states = 0.0 if launch.offloads_states else (4 + moments + 4 * launch.in_bf16) * sizes.trained * share
+    frozen = 2 if launch.in_bf16 or config.model.lora.is_on else 4
+    weights = (2 if launch.in_bf16 else 4) * sizes.trained + frozen * sizes.frozen - 1.5 * sizes.frozen_4bit
+    gathered = 0.0
+    if launch.offloads_weights:
+        weights = 0.0
+    elif launch.splits_weights:
+        weights *= share
+    if launch.splits_weights:
+        live = min(LIVE_WEIGHTS, sizes.total) if launch.in_bf16 else sizes.largest_unit
+        # FSDP2 also has the unit's whole gradient in fp32 for a moment.
+        gathered = live * (2 if launch.in_bf16 else 6)
+    elif not launch.in_bf16 and not config.model.lora.is_on:
+        # Autocast's copies of the weights, which the graph keeps until the backward pass.
+        gathered = 2 * sizes.total
+    has_copy = config.loss.beta > 0 and not config.model.lora.is_on and not config.loss.reference_offload
+    reference_bytes = 2 if launch.in_bf16 or launch.splits_weights else 4
+    return {
+        "weights": weights / GIB,
+        "gradients and AdamW": states / GIB + (BUCKETS_GIB if launch.in_bf16 else 0.0),
+        "gathered or cast": gathered / GIB,
+        "reference": has_copy * reference_bytes * sizes.total / GIB,
+    }
+
+
+def _activations(config: Config, policy: Policy, sizes: Sizes, launch: Launch) -> float:
+    """Return the bytes that the passes of the longest row keep, and of the layer that is computed."""
+    text, vision = policy.family.config.text_config, policy.family.config.vision_config
+    # Embeddings stay fp32 where weights do, and with them what flows from layer to layer.
+    stream = 2 if launch.in_bf16 or launch.splits_weights else 4
+    parts = [(sizes.row_tokens, text.hidden_size, text.intermediate_size, text.num_hidden_layers)]
+    if sizes.trains_vision:
+        parts.append((sizes.row_patches, vision.hidden_size, vision.intermediate_size, vision.depth))
+    kept, largest = 0.0, 0.0
+    for tokens, width, inner, depth in parts:
+        # A layer's own: queries, keys, values, attention's and the norms' outputs, and three of the inner width.
+        own = tokens * (2 * 3 * inner + (2 * 6 + 2 * stream) * width)
+        inputs = 0.0 if config.model.activation_offloading else tokens * stream * width * depth
+        kept += inputs if config.model.gradient_checkpointing else own * depth
+        # Its gradients beside it.
+        largest = max(largest, 2.0 * own)
+    # Logits, log-probs and their gradient in fp32.
+    head = 3 * 4 * min(HEAD_CHUNK_TOKENS, sizes.row_tokens) * text.vocab_size
+    return kept + max(largest, float(head))
+
+
+def peak_gib(
+    config: Config, policy: Policy, sizes: Sizes, launch: Launch, *, processes: int, gpu_gib: float
+) -> float:
+    """Return the most GiB that a GPU needs at a time: in the update, or in sampling, where the engine is awake."""
+    parts = needs(config, policy, sizes, launch, processes=processes, gpu_gib=gpu_gib)
+    stays = parts["weights"] + parts["gradients and AdamW"] + parts["reference"] + parts["CUDA"]
+    has_vllm = config.rollout.engine == "vllm"
+    return max(sum(parts.values()), stays + has_vllm * config.rollout.gpu_memory_frac * gpu_gib)
+
+
+def verdict(
+    config: Config, policy: Policy, sizes: Sizes, name: str, *, processes: int, gpu_gb: float
+) -> dict[str, Any]:
+    """Return whether a run fits on GPUs of a size; if not, the first changes of settings or launch that make it fit."""
+    gpu_gib = gpu_gb * 1e9 / GIB
+    options: dict[str, Any] = {"processes": processes, "gpu_gib": gpu_gib}
+    found = {
+        "launch": name,
+        "gpu_gb": gpu_gb,
+        "needs_gib": peak_gib(config, policy, sizes, LAUNCHES[name], **options),
+        "parts_gib": needs(config, policy, sizes, LAUNCHES[name], **options),
+    }
+    # vLLM does not start with less.
+    least_frac = math.ceil(100 * (2 * sizes.total / GIB + ENGINE_WORK_GIB) / gpu_gib) / 100
+    wanted, enough = [], config
+    if config.rollout.engine == "vllm" and config.rollout.gpu_memory_frac < least_frac:
+        wanted = [f"rollout.gpu_memory_frac={least_frac:.2f}"]
+        enough = replace(config, rollout=replace(config.rollout, gpu_memory_frac=least_frac))
+    for change, other in [("", enough), *_changes(enough, name)]:
+        launch = LAUNCHES[change.removeprefix("launch ")] if change.startswith("launch ") else LAUNCHES[name]
+        if least_frac <= 1 and peak_gib(other, policy, sizes, launch, **options) <= gpu_gib:
+            changes = [*wanted, *([change] if change else [])]
+            return {**found, "fits": not changes, "change": " ".join(changes)}
+    return {**found, "fits": False, "change": "LoRA, a smaller model or larger GPUs"}
+
+
+def _changes(config: Config, name: str) -> Iterator[tuple[str, Config]]:
+    """Yield what may be changed, from what costs least time on: one setting, all, offloading too, another launch."""
+    all_changes = {
+        "model.gradient_checkpointing=true": replace(
+            config, model=replace(config.model, gradient_checkpointing=True)
+        ),
+        "rollout.sleep=true": replace(config, rollout=replace(config.rollout, sleep=True)),
+        "loss.reference_offload=true": replace(config, loss=replace(config.loss, reference_offload=True)),
+    }
+    candidates = {change: other for change, other in all_changes.items() if other != config}
+    yield from candidates.items()
+    every = replace(
+        config,
+        model=replace(config.model, gradient_checkpointing=True),
+        rollout=replace(config.rollout, sleep=True),
+        loss=replace(config.loss, reference_offload=True),
+    )
+    yield " ".join(candidates), every
+    yield (
+        " ".join([*candidates, "model.activation_offloading=true"]),
+        replace(every, model=replace(every.model, activation_offloading=True)),
+    )
+    if name != "single" and not config.model.load_in_4bit and config.optim.optimizer == "adamw":
+        order = [*LAUNCHES]
+        # With all of the settings above.
+        yield from ((f"launch {other}", every) for other in order[order.index(name) + 1 :])
+
+
+def goes_with(config: Config, name: str) -> bool:
+    """Return whether a launch takes such a run at all (`check_launch`)."""
+    takes_apart = LAUNCHES[name].splits_states
+    in_few_bits = config.model.load_in_4bit or config.optim.optimizer == "adamw_8bit"
+    keeps_near = config.optim.robust.method != "none" and LAUNCHES[name].in_bf16
+    return not (takes_apart and in_few_bits) and not keeps_near
+
+
+def table(
+    config: Config, policy: Policy, *, row_tokens: int, row_vision_tokens: int, processes: int
+) -> list[dict[str, Any]]:
+    """Return a verdict for each launch file that takes the run, and each usual size of a GPU."""
+    sizes = sizes_of(config, policy, row_tokens=row_tokens, row_vision_tokens=row_vision_tokens)
+    return [
+        verdict(config, policy, sizes, name, processes=1 if name == "single" else processes, gpu_gb=gpu_gb)
+        for name in LAUNCHES
+        if goes_with(config, name)
+        for gpu_gb in GPUS_GB
+    ]

@@ -1,0 +1,138 @@
+"""What a run takes on a GPU, worked out from the shapes of a 3B model, for every shipped job, overlay and launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from grpo.commands.doctor.memory import LAUNCHES, Sizes, needs, sizes_of, table, verdict
+from grpo.config.load import load_config
+from grpo.config.schema import Config
+from grpo.policy.model import Policy
+from grpo.startup.assembly import build_outline
+from tests.support import tiny
+from tests.support.shapes import family_3b
+
+JOB = str(tiny.ROOT / "configs" / "egovlm_3b.yaml")
+OVERLAYS = {"": [], **{each.stem: [str(each)] for each in tiny.ROOT.glob("configs/overlays/*.yaml")}}
+# A row of 16,384 tokens holds two groups, each with a clip of at most 1,536.
+ROW: dict[str, Any] = {"row_tokens": 16384, "row_vision_tokens": 2 * 1536}
+
+
+@lru_cache
+def run_of(overlay: str) -> tuple[Config, Policy]:
+    config = load_config([JOB, *OVERLAYS[overlay]])
+    return config, build_outline(config, family_3b())
+
+
+def fitting(overlay: str, processes: int = 8) -> dict[int, set[str]]:
+    """The launches that fit, by the size of the GPUs."""
+    config, policy = run_of(overlay)
+    found = table(config, policy, **ROW, processes=processes)
+    sizes = {each["gpu_gb"] for each in found}
+    return {size: {e["launch"] for e in found if e["fits"] and e["gpu_gb"] == size} for size in sizes}
+
+
+SHARDED = {"zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"}
+
+
+def test_every_launch_file_is_there() -> None:
+    assert {path.stem for path in tiny.ROOT.glob("launch/accelerate/*.yaml")} == {*LAUNCHES}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "expected"),
+    [
+        # 16 bytes a weight, autocast's 2 and a reference of 4 are 83 of 131 GiB beside vLLM's 39.
+        ("", {24: set(), 80: SHARDED, 141: SHARDED}),
+        ("lora", {24: set(), 80: {*LAUNCHES}, 141: {*LAUNCHES}}),
+        # The header promises a single small GPU.
+        ("qlora", {size: {"single", "multi_gpu"} for size in (24, 80, 141)}),
+        ("less_memory", {24: set(), 80: {"single", "multi_gpu"}, 141: {"single", "multi_gpu"}}),
+    ],
+)
+def test_each_shipped_job_and_overlay_fits_where_it_says(overlay: str, expected: dict[int, set[str]]) -> None:
+    assert fitting(overlay) == expected
+
+
+def test_every_overlay_is_in_the_table_above() -> None:
+    assert {*OVERLAYS} == {"", "lora", "qlora", "less_memory"}
+
+
+def test_the_demo_fits_everywhere() -> None:
+    config = load_config([str(tiny.ROOT / "configs" / "demo.yaml")])
+    policy = build_outline(config, tiny.family())
+    found = table(config, policy, row_tokens=16384, row_vision_tokens=4096, processes=2)
+    assert all(each["fits"] for each in found) and len(found) == 3 * len(LAUNCHES)
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_weights_and_states_by_hand(name: str) -> None:
+    config, policy = run_of("")
+    sizes = sizes_of(config, policy, **ROW)
+    assert sizes.trained == sizes.total and sizes.total == pytest.approx(3.75e9, rel=0.01)
+    parts = needs(config, policy, sizes, LAUNCHES[name], processes=8, gpu_gib=80)
+    gib = sizes.total / 2**30
+    buckets = 0.8e9 / 2**30
+    weights, states = {
+        "single": (4 * gib, 12 * gib),
+        "multi_gpu": (4 * gib, 12 * gib),
+        "zero2": (2 * gib, 16 * gib / 8 + buckets),
+        "zero2_offload": (2 * gib, buckets),
+        "zero3": (2 * gib / 8, 16 * gib / 8 + buckets),
+        "fsdp2": (4 * gib / 8, 12 * gib / 8),
+        "zero3_offload": (0, buckets),
+    }[name]
+    assert (parts["weights"], parts["gradients and AdamW"]) == pytest.approx((weights, states))
+    assert parts["engine"] == 24
+
+
+def changed(found: dict[str, Any], config: Config) -> tuple[Config, str]:
+    """The config and the launch with what a verdict says to change."""
+    settings = [each for each in found["change"].split() if "=" in each]
+    words = found["change"].split()
+    launch = words[words.index("launch") + 1] if "launch" in words else found["launch"]
+    return load_config([JOB, *settings]), launch
+
+
+@pytest.mark.parametrize("gpu_gb", [80, 141])
+@pytest.mark.parametrize("name", ["single", "multi_gpu"])
+def test_what_it_says_to_change_makes_it_fit(name: str, gpu_gb: int) -> None:
+    config, policy = run_of("")
+    sizes, options = sizes_of(config, policy, **ROW), {"processes": 8, "gpu_gb": gpu_gb}
+    found = verdict(config, policy, sizes, name, **options)
+    assert not found["fits"] and found["needs_gib"] > gpu_gb * 1e9 / 2**30
+    other, launch = changed(found, config)
+    assert verdict(other, policy, sizes, launch, **options)["fits"]
+
+
+def test_a_share_that_vllm_can_not_start_with_is_named() -> None:
+    config, policy = run_of("qlora")
+    low = replace(config, rollout=replace(config.rollout, gpu_memory_frac=0.3))
+    sizes: Sizes = sizes_of(low, policy, **ROW)
+    found = verdict(low, policy, sizes, "single", processes=1, gpu_gb=24)
+    # (2 bytes of 3.87e9 weights = 7.2 GiB, and 1.5) / 22.4 GiB
+    assert not found["fits"] and found["change"] == "rollout.gpu_memory_frac=0.39"
+
+
+def parts(config: Config, names: Sequence[str]) -> list[dict[str, float]]:
+    _, policy = run_of("")
+    sizes = sizes_of(config, policy, **ROW)
+    return [needs(config, policy, sizes, LAUNCHES[name], processes=8, gpu_gib=80) for name in names]
+
+
+def test_checkpointing_offloading_and_sleep_take_less() -> None:
+    config, _ = run_of("")
+    (kept,) = parts(config, ["zero2"])
+    (whole,) = parts(replace(config, model=replace(config.model, gradient_checkpointing=False)), ["zero2"])
+    (away,) = parts(replace(config, model=replace(config.model, activation_offloading=True)), ["zero2"])
+    (asleep,) = parts(replace(config, rollout=replace(config.rollout, sleep=True)), ["zero2"])
+    assert away["activations"] < kept["activations"] < whole["activations"] / 5
+    assert asleep["engine"] == 0
+    # 36 layers of 16,384 x 2,048 and 32 of 12,288 x 1,280 patches, in bf16.
+    inputs_gib = 2 * (36 * 16384 * 2048 + 32 * 12288 * 1280) / 2**30
+    assert kept["activations"] - away["activations"] == pytest.approx(inputs_gib)
