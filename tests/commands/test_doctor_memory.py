@@ -99,8 +99,9 @@ def changed(found: dict[str, Any], config: Config) -> tuple[Config, str]:
     return load_config([JOB, *settings]), launch
 
 
-@pytest.mark.parametrize("gpu_gb", [80, 141])
-@pytest.mark.parametrize("name", ["single", "multi_gpu"])
+@pytest.mark.parametrize(
+    ("name", "gpu_gb"), [("multi_gpu", 80), ("single", 141), ("multi_gpu", 141), ("zero2", 24), ("fsdp2", 24)]
+)
 def test_what_it_says_to_change_makes_it_fit(name: str, gpu_gb: int) -> None:
     config, policy = run_of("")
     sizes, options = sizes_of(config, policy, **ROW), {"processes": 8, "gpu_gb": gpu_gb}

@@ -76,7 +76,9 @@ def check_egogrpo(words: list[str]) -> None:
     if has_placeholder(rest):
         return
     if name in ("doctor", "warm"):
-        load_config(arguments.configs)
+        # The doctor of a machine takes no config.
+        if not vars(arguments).get("gpu"):
+            load_config(arguments.configs)
     elif name == "evaluate":
         find_benchmark(load_evaluation(arguments.configs).benchmark)
     elif name == "sweep":

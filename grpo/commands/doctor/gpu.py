@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from grpo.policy.attention_backends import why_no_flash_attn
 from grpo.run.folder import PACKAGES, RunDir
@@ -141,8 +142,8 @@ def flash_attention() -> tuple[Status, str]:
     function = import_module("flash_attn").flash_attn_func
     states = [torch.randn(1, 64, 4, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     found = function(*states, causal=True)
-    swapped = [each.transpose(1, 2) for each in states]
-    expected = torch.nn.functional.scaled_dot_product_attention(*swapped, is_causal=True).transpose(1, 2)
+    query, key, value = (each.transpose(1, 2) for each in states)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     off = float((found - expected).abs().max())
     return "ok" if off < 0.05 else "FAILED", f"it loads and computes; {off:.2g} off PyTorch's"
 

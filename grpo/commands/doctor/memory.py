@@ -194,7 +194,7 @@ def verdict(
         wanted = [f"rollout.gpu_memory_frac={least_frac:.2f}"]
         enough = replace(config, rollout=replace(config.rollout, gpu_memory_frac=least_frac))
     for change, other in [("", enough), *_changes(enough, name)]:
-        launch = LAUNCHES[change.removeprefix("launch ")] if change.startswith("launch ") else LAUNCHES[name]
+        launch = LAUNCHES[change.partition("launch ")[2] or name]
         if least_frac <= 1 and peak_gib(other, policy, sizes, launch, **options) <= gpu_gib:
             changes = [*wanted, *([change] if change else [])]
             return {**found, "fits": not changes, "change": " ".join(changes)}
@@ -202,22 +202,18 @@ def verdict(
 
 
 def _changes(config: Config, name: str) -> Iterator[tuple[str, Config]]:
-    """Yield what may be changed, from what costs least time on: one setting, all, offloading too, another launch."""
-    all_changes = {
-        "model.gradient_checkpointing=true": replace(
-            config, model=replace(config.model, gradient_checkpointing=True)
-        ),
-        "rollout.sleep=true": replace(config, rollout=replace(config.rollout, sleep=True)),
-        "loss.reference_offload=true": replace(config, loss=replace(config.loss, reference_offload=True)),
-    }
-    candidates = {change: other for change, other in all_changes.items() if other != config}
+    """Yield what may be changed, from what costs least time on: a setting, all of them, another launch, both."""
+    checkpointing = replace(config, model=replace(config.model, gradient_checkpointing=True))
+    changes = {"model.gradient_checkpointing=true": checkpointing}
+    every = checkpointing
+    if config.rollout.engine == "vllm":
+        changes["rollout.sleep=true"] = replace(config, rollout=replace(config.rollout, sleep=True))
+        every = replace(every, rollout=changes["rollout.sleep=true"].rollout)
+    if config.loss.beta and not config.model.lora.is_on:
+        offloaded = replace(config, loss=replace(config.loss, reference_offload=True))
+        changes["loss.reference_offload=true"], every = offloaded, replace(every, loss=offloaded.loss)
+    candidates = {change: other for change, other in changes.items() if other != config}
     yield from candidates.items()
-    every = replace(
-        config,
-        model=replace(config.model, gradient_checkpointing=True),
-        rollout=replace(config.rollout, sleep=True),
-        loss=replace(config.loss, reference_offload=True),
-    )
     yield " ".join(candidates), every
     yield (
         " ".join([*candidates, "model.activation_offloading=true"]),
@@ -225,8 +221,9 @@ def _changes(config: Config, name: str) -> Iterator[tuple[str, Config]]:
     )
     if name != "single" and not config.model.load_in_4bit and config.optim.optimizer == "adamw":
         order = [*LAUNCHES]
-        # With all of the settings above.
-        yield from ((f"launch {other}", every) for other in order[order.index(name) + 1 :])
+        later = order[order.index(name) + 1 :]
+        yield from ((f"launch {other}", config) for other in later)
+        yield from ((f"{' '.join(candidates)} launch {other}", every) for other in later)
 
 
 def goes_with(config: Config, name: str) -> bool:
