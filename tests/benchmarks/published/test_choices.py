@@ -278,6 +278,8 @@ def test_hourvideos_tasks_are_averaged(tmp_path: Path):
     answers = scored("hourvideo", samples, ["C", "The answer is C", "C. thing 3"])
     assert official(answers) == ours(answers) == pytest.approx(2 / 3)
     assert metrics("hourvideo", answers) == {"mean_of_tasks": 75.0}
+    [spaced] = scored("hourvideo", samples[:1], [" C"])
+    assert (spaced.official, outcomes([spaced])) == (0.0, ["right"])
     assert prompt("hourvideo", samples[0]) == (
         "Question: What did the camera wearer mainly do?\nAnswers:\nA. thing 1\nB. thing 2\nC. thing 3\nD. thing 4\n"
         "E. thing 5\nAnswer with only the letter of the right option."
@@ -287,5 +289,5 @@ def test_hourvideos_tasks_are_averaged(tmp_path: Path):
 def test_the_letter_to_submit_is_read_by_our_rule_and_empty_for_what_failed():
     [answer] = scored("egoschema", [replace(CHOICE, answer="")], ["(B)"])
     assert answer.verdict is None and letter_of(answer) == "B"
-    failed = StoredAnswer(sample_id="f/1", index=0, text="B: no such video", finish="failed")
+    failed = StoredAnswer(sample_id="f/1", index=0, text="B", finish="failed")
     assert letter_of(replace(answer, answer=failed)) == ""
