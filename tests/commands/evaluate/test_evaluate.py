@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 from grpo.commands.__main__ import main as egogrpo
 from tests.run.kills import Moment, kill_at
 from tests.support import tiny
+from tests.support.launched import run_in_two
 from tests.support.runs import reset_process_state
 from tests.support.trainers import start
 
@@ -198,3 +200,14 @@ def test_vllm_gives_the_same_answers(tmp_path: Path, done: Path, heldout: Path):
     assert of_vllm == {answer["sample_id"]: answer["text"] for answer in others}
     assert results["models"]["base"]["score"] == figures_in(done)["score"]
     assert results["models"]["base"]["engine_busy_frac"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_answer_their_shares_and_one_scores(tmp_path: Path, done: Path, heldout: Path):
+    out = tmp_path / "out"
+    run_in_two(["-m", "grpo.commands", "evaluate", *words(out, heldout)], dict(os.environ), tmp_path)
+    parts = [part.read_text().count("\n") for part in sorted(out.glob("answers/*/part-*"))]
+    assert parts == [5, 5]
+    assert figures_in(out)["score"] == figures_in(done)["score"]
+    said = [(tmp_path / f"process_{rank}.log").read_text() for rank in range(2)]
+    assert "# jsonl" in said[0] and "# jsonl" not in said[1]
