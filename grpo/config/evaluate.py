@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from grpo.config.limits import FilePath, NotNegative, Positive
 from grpo.config.load import load_settings
 from grpo.config.model import PARTS, ModelConfig
-from grpo.config.rules import media_contradictions, prompt_contradictions
+from grpo.config.rules import media_contradictions, prompt_contradictions, server_contradictions
 from grpo.config.schema import Config, MediaConfig, PromptConfig, RolloutConfig
 
 PromptKind = Literal["official", "direct", "think"]
@@ -37,7 +37,9 @@ class EvaluatedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerConfig:
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "vllm_server", "transformers"] = "vllm"
+    servers: list[str] = field(default_factory=list)
+    """Addresses of the servers of vllm_server (`egogrpo serve --for-training`), which get each model's weights."""
     num_samples: Positive[int] = 1
     """Answers to each question (n); more than one want a temperature."""
     temperature: NotNegative[float] = 0.0
@@ -104,6 +106,7 @@ class EvaluateConfig:
         sampled = replace(
             RolloutConfig(),
             engine=self.rollout.engine,
+            servers=[*self.rollout.servers],
             max_new_tokens=self.rollout.max_new_tokens,
             max_model_tokens=self.rollout.max_model_tokens,
             gpu_memory_frac=self.rollout.gpu_memory_frac,
@@ -137,6 +140,7 @@ def contradictions(config: EvaluateConfig) -> Iterator[str]:
             yield f"models: {name!r} is no name for a folder"
     if config.rollout.num_samples > 1 and not config.rollout.temperature:
         yield "rollout.num_samples: greedy answers are all alike; set rollout.temperature"
+    yield from server_contradictions(config.rollout.engine, config.rollout.servers)
     if config.rollout.max_new_tokens >= config.rollout.max_model_tokens:
         yield "rollout.max_new_tokens leaves no room for a prompt in rollout.max_model_tokens"
     if config.likeliest and (config.rollout.num_samples > 1 or config.rollout.engine != "transformers"):

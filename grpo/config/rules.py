@@ -40,14 +40,19 @@ def prompt_contradictions(prompt: PromptConfig, tags: Sequence[str], key: str) -
 
 def _servers(config: Config) -> Iterator[str]:
     rollout = config.rollout
-    if (rollout.engine == "vllm_server") != bool(rollout.servers):
-        yield "rollout.servers are those of rollout.engine=vllm_server, which needs at least one"
-    for url in rollout.servers:
-        if not re.fullmatch(r"https?://[^/]+/?", url):
-            yield f"rollout.servers: {url!r} is no address of the form http://HOST:PORT"
+    yield from server_contradictions(rollout.engine, rollout.servers)
     if rollout.engine == "vllm_server" and rollout.lora == "adapters":
         yield "rollout.lora=adapters is of rollout.engine=vllm; servers get them merged"
-    if len({url.rstrip("/") for url in rollout.servers}) < len(rollout.servers):
+
+
+def server_contradictions(engine: str, servers: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the addresses of an engine's servers, whoever has some."""
+    if (engine == "vllm_server") != bool(servers):
+        yield "rollout.servers are those of rollout.engine=vllm_server, which needs at least one"
+    for url in servers:
+        if not re.fullmatch(r"https?://[^/]+/?", url):
+            yield f"rollout.servers: {url!r} is no address of the form http://HOST:PORT"
+    if len({url.rstrip("/") for url in servers}) < len(servers):
         yield "rollout.servers names a server twice"
 
 

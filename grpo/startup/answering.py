@@ -47,7 +47,7 @@ def answering(
     family = load_family(model_path, seconds_dtype=compute_dtype())
     check_weights(find_model_folder(model_path))
     with closing(build_loader(run, family)) as loader:
-        if config.rollout.engine == "transformers":
+        if config.rollout.engine != "vllm":
             with under_way(f"loading {model_path}", is_shown=is_shown):
                 policy = load_policy(run, family, accelerator, loader.memory).to(accelerator.device)
         else:
@@ -55,6 +55,8 @@ def answering(
         with under_way(f"starting rollout.engine={config.rollout.engine}", is_shown=is_shown):
             engine = build_engine(run, accelerator, policy)
         with closing(engine):
+            if config.rollout.engine == "vllm_server":
+                engine.sync()
             yield Answering(
                 family=family,
                 policy=policy,

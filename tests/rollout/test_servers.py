@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpo.commands import ask
+from grpo.commands.__main__ import main as egogrpo
 from grpo.policy.families.prompt_text import user_text
 from grpo.policy.model import Policy
 from grpo.rollout.server_check import check_server, differences
@@ -272,3 +273,24 @@ def test_the_demo_trains_through_a_server_to_the_numbers_of_vllm_in_its_process(
     assert here[-1]["sampler/gap_max"] < 1e-3 and here[-1]["tokens/completion"] > 0
     assert [*(tmp_path / "shared").iterdir()] == []
     wait_until_free(server)
+
+
+def test_an_evaluation_asks_a_server(server: httpx.Client, clips: Path, tmp_path: Path) -> None:
+    """The server gets the model's weights, and answers as the engine here does."""
+    config = str(tiny.ROOT / "configs" / "eval" / "demo.yaml")
+    own = [
+        "benchmark=jsonl",
+        f"data.path={clips}/heldout.jsonl",
+        f"model.path={tiny.BASE_POLICY}",
+        "blind=false",
+    ]
+    engines = [["rollout.engine=vllm_server", f"rollout.servers=[{server.base_url}]"], []]
+    for number, engine in enumerate(engines):
+        settings = [*own, "rollout.max_model_tokens=2048", f"out_dir={tmp_path}/{number}", *engine]
+        assert egogrpo(["evaluate", config, *settings]) == 0
+        runs.reset_process_state()
+    served, here = (
+        {answer["sample_id"]: answer["text"] for answer in map(json.loads, part.read_text().splitlines())}
+        for part in sorted(tmp_path.glob("*/answers/*/part-0.jsonl"))
+    )
+    assert served == here and len(served) == 4
