@@ -160,6 +160,25 @@ def test_only_the_rows_in_view_are_elements_and_the_last_one_can_be_reached(page
     assert last is not None and last["y"] + last["height"] <= 901
 
 
+def test_a_hundred_thousand_completions_are_in_the_list_and_few_of_them_elements(page: Page, tmp_path: Path):
+    folder = write_run(tmp_path / "run", {1: [scored(["a", "b"], [0.0, 1.0])]})
+    report = Report(tmp_path / "out", [folder])
+    report.update()
+    *_, entry = map(json.loads, report.index.file.read_text().splitlines())
+    groups = {name: values * 200 for name, values in entry["groups"].items()}
+    columns = {name: values * 200 for name, values in entry["columns"].items()}
+    for step in range(2, 252):
+        report.index.append({**entry, "step": step, "groups": groups, "columns": columns})
+    report.index.write_copy()
+    open_at(page, report.page.as_uri(), "tab=rollouts")
+    assert num_listed(page) == 2 + 250 * 400 and len(rows(page)) < 60
+    page.locator("#list").hover()
+    page.mouse.wheel(0, 10**9)
+    expect(page.locator("#shown .row").last).to_have_attribute("data-row", "100001")
+    page.fill("[name=steps]", "251-")
+    expect(page.locator("#list")).to_have_attribute("data-rows", "400")
+
+
 def test_a_group_shows_the_clip_and_what_each_reward_made_of_each_completion(
     page: Page, url: str, runs: list[Path]
 ):
