@@ -118,8 +118,8 @@ class RolloutConfig:
     divisor of the number of processes on a machine."""
     lora: Free[Literal["auto", "adapters", "merge"]] = "auto"
     """How vLLM gets LoRA adapters. adapters: beside its weights, in the precision of the passes, which is slower to
-    sample with. merge: added to the weights, which rounds what they change. auto: adapters, but merge with
-    `model.load_in_4bit` and above rank 512, where vLLM can't."""
+    sample with. merge: added to the weights, which in 16 bits rounds what they change. auto: adapters on a GPU, but
+    merge with `model.load_in_4bit` and above rank 512, where vLLM can't, and on a CPU, where nothing is rounded."""
     prove_sync_every: Free[NotNegative[int]] = 20
     """After how many syncs a fixed question proves that the engine has the policy's weights, as it does after each of
     the first three; 0: never."""

@@ -101,10 +101,14 @@ def engine_size(config: Config, family: ModelFamily, num_processes: int) -> Engi
 
 
 def adds_adapters(config: Config) -> bool:
-    """Return whether vLLM gets the adapters beside its weights; otherwise they are merged."""
+    """Return whether vLLM gets the adapters beside its weights; otherwise they are merged.
+
+    In fp32, as on a CPU, merging rounds nothing away, and there sampling with adapters takes several times as long.
+    """
     model, rollout = config.model, config.rollout
     if rollout.lora == "auto":
-        return model.lora.is_on and not model.load_in_4bit and model.lora.r <= MAX_LORA_RANK
+        can = not model.load_in_4bit and model.lora.r <= MAX_LORA_RANK
+        return model.lora.is_on and can and compute_dtype() != torch.float32
     return model.lora.is_on and rollout.lora == "adapters"
 
 

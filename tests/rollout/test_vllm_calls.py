@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from grpo.config.load import load_config
 from grpo.policy.model import Policy
 from grpo.rollout import Sampling
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments
 from grpo.rollout.vllm_engine import VLLMEngine
+from grpo.startup import assembly
 from tests.support import tiny
 
 vllm = pytest.importorskip("vllm")
@@ -175,3 +177,23 @@ def test_adapters_get_the_next_rank_that_vllm_has(rank: int, room: int) -> None:
     size = EngineSize(max_model_tokens=512, gpu_memory_frac=0.4, lora_rank=rank, lora_in_tower=True)
     found = engine_arguments(size, on_gpu=True, launched=False, sleeps=False)
     assert found["max_lora_rank"] == room and found["enable_tower_connector_lora"] and found["max_loras"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_16_bits", "in_32_bits"),
+    [
+        ([], False, False),
+        (["model.lora.r=8"], True, False),
+        (["model.lora.r=600"], False, False),
+        (["model.lora.r=8", "model.load_in_4bit=true"], False, False),
+        (["model.lora.r=8", "rollout.lora=merge"], False, False),
+        (["model.lora.r=8", "rollout.lora=adapters"], True, True),
+    ],
+)
+def test_adapters_stay_beside_the_weights_where_a_merge_would_round_and_vllm_can(
+    settings: list[str], in_16_bits: bool, in_32_bits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), *settings])
+    for dtype, expected in ((torch.bfloat16, in_16_bits), (torch.float32, in_32_bits)):
+        monkeypatch.setattr(assembly, "compute_dtype", lambda dtype=dtype: dtype)
+        assert assembly.adds_adapters(config) == expected
