@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from torch import Tensor
 
 from grpo import trainer as trainer_module
 from grpo.config.load import load_config
@@ -41,13 +42,20 @@ class Step:
         self.watched: list[int] = []
         self.advantages: dict[int, float] = {}
         config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), *overrides])
-        learner = SimpleNamespace(policy=SimpleNamespace(family=tiny.family()), update=self.update)
+        self.did: list[str] = []
+        learner = SimpleNamespace(
+            policy=SimpleNamespace(family=tiny.family()),
+            update=self.update,
+            reference_logps=self.reference_logps,
+        )
         GRPOTrainer(
             config,
             accelerator=Accelerator(cpu=True),
             learner=learner,  # pyright: ignore[reportArgumentType]
             engine=SimpleNamespace(  # pyright: ignore[reportArgumentType]
-                generate=self.generate, sleep=self.nothing, sync=self.nothing
+                generate=self.generate,
+                sleep=lambda: self.did.append("sleep"),
+                sync=lambda: self.did.append("sync"),
             ),
             sampling=Sampling(group_size=3, max_new_tokens=24, temperature=1.0),
             feed=SimpleNamespace(  # pyright: ignore[reportArgumentType]
@@ -95,11 +103,16 @@ class Step:
     def update(
         self, rows: Sequence[PackedRow], counts: StepCounts, step: int, *, watched: Sequence[PackedRow]
     ) -> UpdateResult:
+        self.did.append("update")
         self.counts = counts
         self.rows, self.watched = self.lengths(rows), self.lengths(watched)
         for row in rows:
             self.advantages |= dict(zip(row.lengths_T.tolist(), row.advantages_T.tolist(), strict=True))
         return UpdateResult()
+
+    def reference_logps(self, rows: Sequence[PackedRow]) -> list[Tensor]:
+        self.did.append("reference")
+        return [row.sampler_logps_T for row in rows]
 
     def lengths(self, rows: Sequence[PackedRow]) -> list[int]:
         return sorted({int(length) for row in rows for length in row.lengths_T})
@@ -123,6 +136,11 @@ def test_flat_groups_and_completions_without_a_total_are_watched_and_not_trained
 def test_a_term_with_a_gradient_of_its_own_trains_on_flat_groups_too(term: str) -> None:
     step = Step([term])
     assert step.rows == [3, 4, 5, 6, 7, 8, 9, 11] and step.watched == [10]
+
+
+def test_the_engine_sleeps_before_the_references_pass_and_gets_weights_last() -> None:
+    step = Step(["loss.beta=0.1", "loss.kl_in_reward=true"])
+    assert step.did == ["sleep", "reference", "update", "sync"]
 
 
 def test_a_completion_that_was_cut_off_is_masked_if_the_config_says_so() -> None:

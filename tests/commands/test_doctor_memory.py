@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from grpo.config.schema import Config
 from grpo.policy.model import Policy
 from grpo.startup.assembly import build_outline
 from tests.support import tiny
-from tests.support.shapes import family_3b
+from tests.support.shapes import family_3b, family_of
 
 JOB = str(tiny.ROOT / "configs" / "egovlm_3b.yaml")
 OVERLAYS = {"": [], **{each.stem: [str(each)] for each in tiny.ROOT.glob("configs/overlays/*.yaml")}}
@@ -68,6 +70,41 @@ def test_the_demo_fits_everywhere() -> None:
     policy = build_outline(config, tiny.family())
     found = table(config, policy, row_tokens=16384, row_vision_tokens=4096, processes=2)
     assert all(each["fits"] for each in found) and len(found) == 3 * len(LAUNCHES)
+
+
+LAUNCHED = re.compile(
+    r"launch/accelerate/(\w+)\.yaml(?: --num_processes (\d+))?[^#]*?(?:#\s+)?grpo/train\.py configs/(\w+)\.yaml"
+)
+
+
+@pytest.mark.parametrize("path", sorted(tiny.ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_job_fits_on_80_gb_as_its_header_launches_it(path: Path) -> None:
+    """With clips as long as its settings allow, as many in a row as whole groups."""
+    config = load_config([str(path)])
+    if path.stem == "demo":
+        return  # its model is in the repository: the test above
+    commands = LAUNCHED.findall(path.read_text().replace("\\\n#", " "))
+    ((name, processes),) = {(name, processes) for name, processes, stem in commands if stem == path.stem}
+    policy = build_outline(config, family_of(config.model.path))
+    rollout, row_tokens = config.rollout, config.optim.tokens_per_row
+    of_group = config.media.max_tokens + rollout.group_size * rollout.max_new_tokens
+    row_vision = max(1, row_tokens // of_group) * config.media.max_tokens
+    sizes = sizes_of(config, policy, row_tokens=row_tokens, row_vision_tokens=row_vision)
+    found = verdict(config, policy, sizes, name, processes=int(processes or 1), gpu_gb=80)
+    assert found["fits"], (found["change"], found["parts_gib"])
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3.75),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 8.29),
+        ("Qwen/Qwen3-VL-4B-Instruct", 4.44),
+    ],
+)
+def test_the_shapes_have_the_published_numbers_of_weights(name: str, billions: float) -> None:
+    weights = family_of(name).outline().parameters()
+    assert sum(weight.numel() for weight in weights) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
