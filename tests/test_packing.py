@@ -1,5 +1,6 @@
 """Packed rows against the plain thing: one forward per completion, with its prompt, through transformers."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from grpo.config.learner import LossConfig
-from grpo.groups import Prompt, ScoredGroup
-from grpo.packing import PackedRow, Segment, build_row, pack
+from grpo.groups import Group, Prompt, ScoredGroup
+from grpo.packing import PackedRow, Segment, build_row, pack, segments_of
 from grpo.policy import attention
 from grpo.policy import model as policy_module
 from grpo.policy.model import SUPPRESSED_BIAS, Head, Policy
@@ -196,15 +197,35 @@ def test_rows_keep_the_budget_unless_one_completion_exceeds_it() -> None:
     assert len(rows) < len(tiny.ragged_groups()) + 2  # small groups share rows
 
 
-def test_large_segments_come_first_so_that_small_ones_fill_their_rows() -> None:
+def text_group(sizes: Sequence[int]) -> ScoredGroup:
+    """A group about text alone, with a prompt of one token and completions of so many."""
     prompt = Prompt(sample=tiny.sample(), clip=None, token_ids=(1,), tags=())
-    sizes = (3, 4, 5, 6)
-    segments = [
-        Segment(prompt=prompt, rollouts=(tiny.rollout(prompt, [2] * (size - 1)),), advantages=(1.0,))
-        for size in sizes
-    ]
+    rollouts = tuple(tiny.rollout(prompt, [2] * size) for size in sizes)
+    group = Group(prompt=prompt, rollouts=rollouts)
+    advantages = tuple(float(number + 1) for number in range(len(sizes)))
+    return ScoredGroup(group=group, table=tiny.table(advantages), advantages=advantages)
+
+
+def test_a_group_is_split_only_where_the_next_completion_exceeds_the_budget() -> None:
+    # The prompt leaves room for 4: 2 + 2 fill it exactly.
+    segments = segments_of([text_group((2, 2, 2))], tokens_per_row=5, drop_flat=True, trained=True)
+    assert [[len(rollout.token_ids) for rollout in each.rollouts] for each in segments] == [[2, 2], [2]]
+    assert [each.advantages for each in segments] == [(1.0, 2.0), (3.0,)]
+
+
+def test_large_segments_come_first_so_that_small_ones_fill_their_rows() -> None:
+    groups = [text_group((size - 1,)) for size in (3, 4, 5, 6)]
+    segments = segments_of(groups, tokens_per_row=9, drop_flat=True, trained=True)
     rows = pack(segments, tiny.family(), tokens_per_row=9)
     assert sorted(len(row.input_ids_N) for row in rows) == [9, 9]
+
+
+def test_segments_of_one_shape_are_a_block_and_a_row_without_clips_has_an_empty_index() -> None:
+    groups = [text_group((3,)), text_group((2, 2)), text_group((3,))]
+    segments = segments_of(groups, tokens_per_row=99, drop_flat=True, trained=True)
+    (row,) = pack(segments, tiny.family(), tokens_per_row=99)
+    assert sorted(block.completion_PGL.shape for block in row.layout.blocks) == [(1, 2, 2), (2, 1, 3)]
+    assert (row.vision_index_M.dtype, len(row.vision_index_M)) == (torch.long, 0)
 
 
 def test_a_row_is_moved_with_all_that_it_holds() -> None:
