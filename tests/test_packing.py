@@ -228,6 +228,15 @@ def test_segments_of_one_shape_are_a_block_and_a_row_without_clips_has_an_empty_
     assert (row.vision_index_M.dtype, len(row.vision_index_M)) == (torch.long, 0)
 
 
+def test_each_position_of_a_row_knows_its_prompt_its_completion_and_how_far_behind_the_start_it_is() -> None:
+    segments = segments_of([text_group((2, 1))] * 2, tokens_per_row=99, drop_flat=True, trained=True)
+    (row,) = pack(segments, tiny.family(), tokens_per_row=99)
+    # prompt, two tokens, one token; and once more
+    assert row.layout.prompt_N.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert row.layout.completion_N.tolist() == [-1, 0, 0, 1, -1, 2, 2, 3]
+    assert row.layout.offset_N.tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+
+
 def test_a_row_is_moved_with_all_that_it_holds() -> None:
     (row,) = packed(tiny.ragged_groups(), tokens_per_row=100_000)
     moved = row.to(torch.device("meta"))

@@ -33,7 +33,7 @@ POLL_S = 1.0
 """The seconds between two looks at whether the run's other processes are still there."""
 END = b"\0"
 """What the thread is told at the end, through the pipe that else brings the numbers of signals."""
-LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "egogrpo train", "grpo.commands train")
 
 
 class Stopped(BaseException):
@@ -185,7 +185,7 @@ def end_with_launcher() -> None:
     # The first process of a container has no parent, and /proc may hide it (hidepid): then nothing is asked for.
     with suppress(psutil.Error):
         parent = psutil.Process(os.getppid())
-        if parent.name().startswith(("python", *LAUNCHERS)) and any(
+        if parent.name().startswith(("python", "egogrpo", *LAUNCHERS)) and any(
             name in " ".join(parent.cmdline()) for name in LAUNCHERS
         ):
             end_with_parent(signal.SIGTERM)
