@@ -87,6 +87,7 @@ def test_every_shipped_job_fits_on_80_gb_as_its_header_launches_it(path: Path) -
     ((name, processes),) = {(name, processes) for name, processes, stem in commands if stem == path.stem}
     policy = build_outline(config, family_of(config.model.path))
     rollout, row_tokens = config.rollout, config.optim.tokens_per_row
+    assert config.media.max_tokens is not None
     of_group = config.media.max_tokens + rollout.group_size * rollout.max_new_tokens
     row_vision = max(1, row_tokens // of_group) * config.media.max_tokens
     sizes = sizes_of(config, policy, row_tokens=row_tokens, row_vision_tokens=row_vision)
