@@ -28,6 +28,7 @@ from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout import Sampling
+from grpo.rollout.server_check import check_same_weights
 from grpo.rollout.server_client import ServerClient
 from grpo.run.model_inputs import ModelInputs, read_inputs
 from grpo.run.progress import under_way
@@ -105,6 +106,7 @@ def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server
     greedy = Sampling(group_size=1, max_new_tokens=inputs.rollout.max_new_tokens, temperature=0.0)
     if server is not None:
         client = ServerClient(server, family, timeout_s=SERVER_TIMEOUT_S)
+        check_same_weights(client)
         return client.generate(prompt, greedy, seed=0).rollouts[0]
     check_weights(find_model_folder(family.path))
     if family.has_sliding_windows:

@@ -11,6 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from grpo.media.identity import identity
+
 LFS_POINTER = b"version https://git-lfs"
 WEIGHTS = "model.safetensors"
 NEEDED = {
@@ -68,6 +70,16 @@ def check_weights(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"model.path: {file} is damaged or cut off: {error}") from error
+
+
+def weights_identity(folder: Path) -> dict[str, str]:
+    """Return what tells a model's weights from others: the size of each file, and a digest of its ends."""
+    found = {}
+    for file in _weight_files(folder):
+        if file.is_file():
+            size, _, digest = identity(str(file))
+            found[file.name] = f"{size} {digest}"
+    return found
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:

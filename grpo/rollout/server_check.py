@@ -8,9 +8,13 @@ import torch
 from transformers import AutoConfig
 
 from grpo.policy.families import ModelFamily
+from grpo.policy.model_folder import find_model_folder, weights_identity
 from grpo.rollout.server_client import ServerClient, ServerError
 
 MAX_NAMED = 4
+
+UNTOUCHED = "default"
+"""vLLM's name for the version of weights that it has loaded itself."""
 
 
 def check_server(
@@ -45,6 +49,17 @@ def check_server(
         raise ServerError(
             f"{client.url} has another model; {len(differing)} weights differ: {'; '.join(differing[:MAX_NAMED])}"
         )
+
+
+def check_same_weights(client: ServerClient) -> None:
+    """Raise ServerError unless a server answers with the weights of the client's model folder, if that has some."""
+    about = client.about()
+    if about["version"] != UNTOUCHED:
+        raise ServerError(f"{client.url} has the weights of a run, {about['version']}")
+    ours, theirs = weights_identity(find_model_folder(client.family.path)), about["weights"]
+    if ours and ours != theirs:
+        differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        raise ServerError(f"{client.url} has other weights than {client.family.path}: {', '.join(differing)}")
 
 
 def differences(family: ModelFamily, other: dict[str, Any]) -> list[str]:

@@ -221,8 +221,7 @@ class ServerEngine:
             try:
                 self._start(client)
             except ServerGone as error:
-                if client not in self.lost:
-                    logger.warning("rollout: %s", error)
+                self._lose(client, error)
                 return str(error)
             return None
 

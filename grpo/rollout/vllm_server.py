@@ -28,6 +28,7 @@ from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from grpo.policy.families import ModelFamily, load_family
+from grpo.policy.model_folder import find_model_folder, weights_identity
 from grpo.rollout.server_flags import ABOUT, GENERATE, HOLD, RUN_HEADER, VERSION_HEADER, VIDEO_LOADER
 
 FREE = (
@@ -109,6 +110,7 @@ class Guard:
             "logprobs_mode": str(model.logprobs_mode),
             "transfer": transfer and transfer.backend,
             "world_size": client.vllm_config.parallel_config.world_size_across_dp,
+            "weights": weights_identity(find_model_folder(model.model)),
             "version": await client.get_weight_version(),
             "device": client.vllm_config.device_config.device_type,
             "holder": self.holder,

@@ -124,6 +124,20 @@ def test_a_video_that_can_not_be_read_is_refused(server: httpx.Client, model: Pa
         completion(server, broken, model)
 
 
+def test_a_server_of_other_weights_is_not_asked(
+    server: httpx.Client, model: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No run has sent it weights yet."""
+    other = demo_model(tmp_path / "other")
+    save_file(
+        {name: 2 * weight for name, weight in load_file(other / "model.safetensors").items()},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
+    assert ask.main([str(other), str(video), QUESTION, "--server", str(server.base_url)]) == 1
+    assert f"has other weights than {other}: model.safetensors" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     return tiny.policy(temperature=TEMPERATURE)

@@ -94,7 +94,9 @@ class Asker:
         if not self.timing.engine_s:
             self.timing.first_wait_s = started - begun
         if self.candidates is None:
-            self.model.engine.generate(batch.prompts, self.model.sampling, batch.seeds, on_group=keep)
+            given = self.model.engine.generate(batch.prompts, self.model.sampling, batch.seeds, on_group=keep)
+            if len(given) < len(batch.prompts):
+                raise ValueError("rollout.servers: none is left; typed again, the command goes on")
         else:
             for prompt in batch.prompts:
                 self._keep(self._likeliest(prompt, self.candidates(prompt.sample), variant), begun)
