@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from collections.abc import Sequence
 from os.path import commonpath
 from pathlib import Path
 from threading import Lock
 
 from grpo.report.follow import RunFollower
-from grpo.report.index import Index
+from grpo.report.index import Index, is_report
 from grpo.report.page_files import write_page
 from grpo.report.thumbnails import strip_file, write_strips
+
+logger = logging.getLogger(__name__)
 
 
 class Report:
@@ -23,20 +25,33 @@ class Report:
     def __init__(self, folder: Path, run_dirs: Sequence[Path]) -> None:
         self.folder, self.lock = folder, Lock()
         self.followers = [RunFollower(number, each, folder) for number, each in enumerate(run_dirs)]
-        shutil.rmtree(folder / "data", ignore_errors=True)
-        self.page = write_page(folder)
         about = [follower.about() for follower in self.followers]
         names = names_of(run_dirs)
+        _clear(folder)
+        # The index comes first: by it the folder is known as a report's, also if this process is stopped here.
         self.index = Index(folder, [{"name": name, **each} for name, each in zip(names, about, strict=True)])
+        self.page = write_page(folder)
 
     def update(self) -> int:
-        """Add what is new in the runs; return the number of lines that the index has grown by."""
-        num_lines = 0
+        """Add what is new in the runs; return the number of lines that the index has grown by.
+
+        A run that can't be read is raised as the error that it is when the others have been added.
+        """
+        num_lines, errors = 0, []
         for follower in self.followers:
-            for entry in follower.look():
-                self.index.append(entry)
-                num_lines += 1
+            try:
+                for entry in follower.look():
+                    self.index.append(entry)
+                    num_lines += 1
+            except (OSError, ValueError) as error:
+                errors.append(error)
+        for error in errors:
+            raise error
         return num_lines
+
+    def unread(self) -> list[str]:
+        """Return why the files of some steps can't be read, and are not shown."""
+        return [reason for follower in self.followers for reason in follower.unread.values()]
 
     def write_clips(self) -> dict[str, str]:
         """Write the strips of all clips; return the reason for each that can't be read, which the index names too."""
@@ -59,10 +74,22 @@ class Report:
         return file if file.exists() else None
 
 
+def _clear(folder: Path) -> None:
+    """Remove the data files of an older report; ValueError if a folder has other files and is no report's."""
+    if folder.is_dir() and any(folder.iterdir()) and not is_report(folder):
+        raise ValueError(
+            f"--out: {folder} has files in it and is no report; name a folder that is new or empty"
+        )
+    for file in (*folder.glob("data/index.js"), *folder.glob("data/*/*_*.js")):
+        file.unlink()
+
+
 def build(folder: Path, run_dirs: Sequence[Path], *, with_clips: bool = True) -> tuple[Path, dict[str, str]]:
     """Write the report of runs as they are now; return the page, and the reasons for clips that can't be read."""
     report = Report(folder, run_dirs)
     report.update()
+    for reason in report.unread():
+        logger.warning("not shown: %s", reason)
     failed = report.write_clips() if with_clips else {}
     report.index.write_copy()
     return report.page, failed

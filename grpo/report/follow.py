@@ -43,6 +43,8 @@ class RunFollower:
         self.rows: list[Entry] = []
         self.trends: list[Entry] = []
         self.stamps: dict[tuple[Kind, int], tuple[int, int]] = {}
+        self.unread: dict[tuple[Kind, int], str] = {}
+        """Why the files of some steps can't be read."""
         self.clips: dict[str, SeenClip] = {}
         """The clips that were met, by the name of their strip."""
 
@@ -90,14 +92,20 @@ class RunFollower:
         known = {step for of, step in self.stamps if of == kind}
         if gone := known - files.keys():
             yield {"forget": self.number, "what": kind, "after": min(gone) - 1}
-            self.stamps = {
-                key: each for key, each in self.stamps.items() if key[0] != kind or key[1] < min(gone)
-            }
+            for key in [key for key in self.stamps if key[0] == kind and key[1] >= min(gone)]:
+                del self.stamps[key]
+                self.unread.pop(key, None)
         for step, file in files.items():
             stat = file.stat()
             stamp = (stat.st_mtime_ns, stat.st_size)
             if self.stamps.get((kind, step)) != stamp:
-                yield self._step(kind, step, file)
+                try:
+                    yield self._step(kind, step, file)
+                    self.unread.pop((kind, step), None)
+                except ValueError as error:
+                    reason = self.unread[kind, step] = str(error)
+                    row = {"step": step, "kind": "report", "reason": reason}
+                    yield {"failures": self.number, "rows": [row]}
                 self.stamps[kind, step] = stamp
 
     def _step(self, kind: Kind, step: int, file: Path) -> Entry:

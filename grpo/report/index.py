@@ -26,6 +26,8 @@ INDEX = "index.jsonl"
 """The name of the index in a report's folder."""
 FORMAT = 1
 """The version of the lines, which the page compares with its own."""
+HEAD = b'{"format":'
+"""How an index begins."""
 
 
 class Index:
@@ -51,6 +53,15 @@ class Index:
     def write_copy(self) -> None:
         """Write the lines as the script that a page opened from the disk reads."""
         write_data(self.folder, "index", self.file.read_text(encoding="ascii"))
+
+
+def is_report(folder: Path) -> bool:
+    """Whether a folder is a report's: it has an index that begins as one."""
+    file = folder / INDEX
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(HEAD)) == HEAD
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

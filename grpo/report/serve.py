@@ -132,8 +132,9 @@ def look(report: Report, said: str) -> str:
     """
     try:
         report.update()
+        missing = "; ".join(report.unread())
     except (OSError, ValueError) as error:
-        if str(error) != said:
-            print(f"not shown yet: {error}", file=sys.stderr, flush=True)
-        return str(error)
-    return ""
+        missing = str(error)
+    if missing not in ("", said):
+        print(f"not shown yet: {missing}", file=sys.stderr, flush=True)
+    return missing

@@ -138,8 +138,9 @@ def _completion(
     return {
         "text": rollout.text,
         "ids": list(rollout.token_ids),
-        "logps": np.round(rollout.logprobs, 3).tolist(),
-        "learner": None if learner is None else np.round(learner, 3).tolist(),
+        "logps": finite(np.round(rollout.logprobs, 3).tolist()),
+        # A step that the learner has diverged in is stored as well.
+        "learner": None if learner is None else finite(np.round(learner, 3).tolist()),
         "stopped": rollout.stopped,
         "raw": {name: short(column[index]) for name, column in table.columns.items()},
         "part": {name: short(column[index]) for name, column in table.parts.items()},

@@ -123,6 +123,44 @@ def test_warnings_are_told_when_they_change(tmp_path: Path):
     assert lines(report)[-1] == {"warnings": 0, "list": []}
 
 
+def test_a_damaged_file_hides_no_other_step_and_no_other_run(tmp_path: Path):
+    groups = {step: [scored(["a"], [float(step)])] for step in (1, 2, 3)}
+    folders = [write_run(tmp_path / name, groups) for name in ("run", "other")]
+    (folders[0] / "rollouts" / "step_000002.parquet").write_bytes(b"not whole")
+    (folders[0] / "metrics.jsonl").touch()
+    report = Report(tmp_path / "out", folders)
+    report.update()
+    shown = [(entry["rollouts"], entry["step"]) for entry in lines(report) if "rollouts" in entry]
+    assert shown == [(0, 1), (0, 3), (1, 1), (1, 2), (1, 3)]
+    (failure,) = [entry["rows"] for entry in lines(report) if "failures" in entry]
+    assert failure[0]["step"] == 2 and "step_000002.parquet" in failure[0]["reason"]
+    assert report.update() == 0 and len(report.unread()) == 1
+    (folders[0] / "metrics.jsonl").write_text("[1]\n")
+    write(folders[1] / "metrics.jsonl", 1)
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged"):
+        report.update()
+    assert lines(report)[-1]["metrics"] == 1
+
+
+def test_a_folder_with_other_files_is_left_as_it_is_and_an_older_report_is_replaced(tmp_path: Path):
+    folder = write_run(tmp_path / "run", {1: [scored(["a"], [1.0])]})
+    data = tmp_path / "project" / "data" / "egoschema" / "questions.json"
+    data.parent.mkdir(parents=True)
+    data.write_text("[]")
+    with pytest.raises(ValueError, match=r"--out: .*project has files in it and is no report"):
+        Report(tmp_path / "project", [folder])
+    assert [*(tmp_path / "project").rglob("*.*")] == [data]
+    out = tmp_path / "out"
+    Report(out, [folder]).update()
+    stale = out / "data" / "0" / "rollouts_000009.js"
+    stale.touch()
+    kept = out / "data" / "mine" / "questions.json"
+    kept.parent.mkdir()
+    kept.touch()
+    Report(out, [folder])
+    assert not stale.exists() and kept.exists()
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="no config.yaml"):
         Report(tmp_path / "out", [tmp_path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer
 
 from grpo.groups import Rollout, ScoredGroup
 from grpo.media.clip import ClipSource
+from grpo.report.page_files import json_of
 from grpo.report.step_page import StepPage, step_page
 from grpo.report.tokens import Pieces, find_tokenizer
 from rewards.scoring.specs import RewardSpec
@@ -44,6 +46,13 @@ def test_the_gap_is_the_mean_distance_to_the_learners_log_probs():
     # (0.5 + 0.1) / 2
     assert page.columns["columns"]["gap"] == [0.3, None]
     assert page.content["groups"][0]["completions"][0]["learner"] == [-1.5, -0.9]
+
+
+def test_a_step_that_the_learner_diverged_in_is_shown_without_its_numbers():
+    page = page_of(scored(["ab"], [1.0]), learner_logps=[[math.nan, -math.inf]])
+    assert json_of([page.columns, page.content])
+    assert page.content["groups"][0]["completions"][0]["learner"] == [None, None]
+    assert page.columns["columns"]["gap"] == [None]
 
 
 def test_without_a_reward_of_accuracy_the_strict_one_judges():

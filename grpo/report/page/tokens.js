@@ -32,13 +32,19 @@ function tokenText(completion, pieces, limits, shade) {
 function tokenTitle(completion, id, at) {
   const logp = completion.logps[at];
   const lines = [`token ${at + 1}: ${id}`, `log-prob ${number(logp)} (${percent(Math.exp(logp))})`];
-  if (completion.learner) lines.push(`learner ${number(completion.learner[at])}, gap ${signed(completion.learner[at] - logp)}`);
+  if (completion.learner) lines.push(`learner ${number(completion.learner[at])}, gap ${signed(gapAt(completion, at))}`);
   return lines.join("\n");
+}
+
+/** The learner's log-prob less the engine's; NaN where either is none that is finite. */
+function gapAt(completion, at) {
+  const [learner, engine] = [completion.learner[at], completion.logps[at]];
+  return learner === null || engine === null ? NaN : learner - engine;
 }
 
 function shadeToken(token, completion, at, limits, shade, sequence) {
   const logp = completion.logps[at];
-  const gap = completion.learner ? completion.learner[at] - logp : null;
+  const gap = completion.learner ? gapAt(completion, at) : null;
   if (shade === "logp") paint(token, "shade-unlikely", -logp / LOGP_FULL);
   else if (shade === "gap" && gap !== null) paint(token, gap > 0 ? "shade-above" : "shade-below", Math.abs(gap) / GAP_FULL);
   else if (shade === "advantage") paint(token, completion.advantage > 0 ? "up" : "down", Math.abs(completion.advantage || 0) / 2);
@@ -57,7 +63,7 @@ function paint(token, name, strength) {
 /** The ratio of the whole completion, where the run weighs by that; null where each token has its own. */
 function sequenceRatio(completion, limits) {
   if (!limits || !limits.mode.startsWith("sequence") || !completion.learner) return null;
-  return Math.exp(completion.learner.reduce((sum, each, at) => sum + each - completion.logps[at], 0));
+  return Math.exp(completion.learner.reduce((sum, _, at) => sum + gapAt(completion, at), 0));
 }
 
 /** What the update does with a token: "masked", "capped", or nothing special. */
