@@ -123,6 +123,18 @@ def _read_part(path: Path) -> Iterable[StoredAnswer]:
             raise ValueError(f"{path}:{number} is damaged: {error}; mend or remove that line") from error
 
 
+def unanswered(
+    asked: Iterable[tuple[Sample, str]], known: Mapping[Key, StoredAnswer], *, num_samples: int
+) -> list[tuple[Sample, str]]:
+    """The questions that lack an answer of their num_samples, or have one that failed."""
+    done = {key for key, answer in known.items() if answer.finish != "failed"}
+    return [
+        (sample, variant)
+        for sample, variant in asked
+        if not all((sample.id, variant, index) in done for index in range(num_samples))
+    ]
+
+
 def check_answers(answers: Iterable[StoredAnswer], samples: Sequence[Sample], folder: Path) -> None:
     """Raise ValueError if answers are to questions that are not among the samples."""
     known = {sample.id for sample in samples}

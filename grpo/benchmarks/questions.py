@@ -13,8 +13,7 @@ from grpo.config.schema import DatasetConfig
 from grpo.data import load_samples, timed
 from grpo.data.check import missing_media
 from grpo.groups import Sample
-from grpo.media.identity import identity
-from grpo.policy.model_folder import find_model_folder
+from grpo.policy.model_folder import find_model_folder, weights_identity
 
 
 def read_questions(
@@ -62,14 +61,6 @@ def without_missing(
     return [sample for sample in samples if sample.id not in missing]
 
 
-def weights_digest(model_path: str) -> dict[str, str]:
-    """What tells a model's weights from others: of each of its files of weights the size and a digest of its ends."""
-    folder = find_model_folder(model_path)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    found = {file.name: identity(str(file)) for file in files}
-    return {name: f"{num_bytes} {digest}" for name, (num_bytes, _, digest) in found.items()}
-
-
 def stored_under(parent: Path, model: str, header: Mapping[str, Any], model_path: str) -> Path:
     """The folder of a model's answers under a header, also where the model itself is not there to tell its weights.
 
@@ -100,7 +91,9 @@ def stored_under(parent: Path, model: str, header: Mapping[str, Any], model_path
 
 def _exact(parent: Path, model: str, header: Mapping[str, Any], model_path: str) -> Path | None:
     try:
-        return answers_folder(parent, model, {**header, "weights": weights_digest(model_path)})
+        return answers_folder(
+            parent, model, {**header, "weights": weights_identity(find_model_folder(model_path))}
+        )
     except (ValueError, OSError):
         return None
 

@@ -6,12 +6,13 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from grpo.media.identity import identity
+from grpo.media.identity import whole_digest
 
 LFS_POINTER = b"version https://git-lfs"
 WEIGHTS = "model.safetensors"
@@ -73,13 +74,18 @@ def check_weights(folder: Path) -> None:
 
 
 def weights_identity(folder: Path) -> dict[str, str]:
-    """Return what tells a model's weights from others: the size of each file, and a digest of its ends."""
-    found = {}
-    for file in _weight_files(folder):
-        if file.is_file():
-            size, _, digest = identity(str(file))
-            found[file.name] = f"{size} {digest}"
-    return found
+    """Return what tells a model's weights from others: the size of each file, and a digest of all of it.
+
+    A file's ends are no help: its header and the frozen vision tower, the last by name, outlive a training.
+    """
+    files = [file for file in _weight_files(folder) if file.is_file()] or sorted(folder.glob("*.bin"))
+    with ThreadPoolExecutor() as pool:
+        return dict(zip([file.name for file in files], pool.map(_size_and_digest, files), strict=True))
+
+
+def _size_and_digest(file: Path) -> str:
+    stat = file.stat()
+    return f"{stat.st_size} {whole_digest(str(file), stat.st_mtime_ns, stat.st_size)}"
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:

@@ -110,7 +110,7 @@ class Guard:
             "logprobs_mode": str(model.logprobs_mode),
             "transfer": transfer and transfer.backend,
             "world_size": client.vllm_config.parallel_config.world_size_across_dp,
-            "weights": weights_identity(find_model_folder(model.model)),
+            "weights": await asyncio.to_thread(weights_identity, find_model_folder(model.model)),
             "version": await client.get_weight_version(),
             "device": client.vllm_config.device_config.device_type,
             "holder": self.holder,

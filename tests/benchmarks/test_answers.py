@@ -10,16 +10,18 @@ from grpo.benchmarks.answers import (
     AnswerWriter,
     answers_folder,
     check_answers,
+    key_of,
     questions_digest,
     read_answers,
+    unanswered,
 )
 from grpo.benchmarks.benchmark import StoredAnswer
 from tests.support.tiny import sample
 
 
 def answer(of: str, text: str = "A", **fields: object) -> StoredAnswer:
-    known = {"finish": "stop", "times_s": (0.0, 0.5), **fields}
-    return StoredAnswer(sample_id=of, index=0, text=text, **known)  # pyright: ignore[reportArgumentType]
+    known = {"index": 0, "finish": "stop", "times_s": (0.0, 0.5), **fields}
+    return StoredAnswer(sample_id=of, text=text, **known)  # pyright: ignore[reportArgumentType]
 
 
 def write(folder: Path, *answers: StoredAnswer, rank: int = 0) -> None:
@@ -79,3 +81,10 @@ def test_what_is_asked_is_told_apart_and_what_is_right_is_not():
 def test_answers_to_other_questions_are_counted_and_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"2 of its answers are to other questions .*: x, y"):
         check_answers([answer("a"), answer("x"), answer("y")], [sample("a")], tmp_path)
+
+
+def test_a_question_that_lacks_any_of_its_answers_is_asked():
+    asked = [(sample("a"), ""), (sample("b"), ""), (sample("c"), "")]
+    given = [answer("a", index=1), answer("b"), answer("b", index=1), answer("c", finish="failed")]
+    known = {key_of(each): each for each in [*given, answer("c", index=1)]}
+    assert [of.id for of, _ in unanswered(asked, known, num_samples=2)] == ["a", "c"]

@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from grpo.media.identity import whole_digest
 from grpo.policy.families import load_family
-from grpo.policy.model_folder import check_weights, find_model_folder
+from grpo.policy.model_folder import check_weights, find_model_folder, weights_identity
 from tests.support import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 4421360\n"
@@ -74,3 +77,14 @@ def test_a_small_file_that_is_none_is_named(text: str, folder: Path) -> None:
         ValueError, match=r"model.path: .*model/tokenizer.json is (a pointer|damaged or cut off)"
     ):
         load_family(str(folder))
+
+
+def test_weights_that_differ_in_their_middle_alone_are_told_apart(tmp_path: Path):
+    size = 100_000
+    tensors = {name: np.zeros(size, np.float32) for name in ("embed", "q_proj", "visual")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    before = weights_identity(tmp_path)
+    assert before == weights_identity(tmp_path) and [*before] == ["model.safetensors"]
+    whole_digest.cache_clear()  # the two may be saved within a tick of the file system's clock
+    save_file(tensors | {"q_proj": np.ones(size, np.float32)}, tmp_path / "model.safetensors")
+    assert weights_identity(tmp_path) != before

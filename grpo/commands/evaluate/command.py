@@ -28,16 +28,18 @@ from grpo.benchmarks.answers import (
     check_answers,
     questions_digest,
     read_answers,
+    unanswered,
 )
 from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer, StoredAnswer
 from grpo.benchmarks.changed import PLAIN, all_asked, share_of
 from grpo.benchmarks.prompts import digest, direct
-from grpo.benchmarks.questions import read_questions, stored_under, weights_digest, without_missing
+from grpo.benchmarks.questions import read_questions, stored_under, without_missing
 from grpo.benchmarks.scoring import by_rules, score_answers
 from grpo.commands.evaluate.page import Strips, write_items
 from grpo.config.evaluate import EvaluateConfig, load_evaluation
 from grpo.groups import Prompt, Sample
 from grpo.media.sampling import MediaSettings
+from grpo.policy.model_folder import find_model_folder, weights_identity
 from grpo.run.folder import make_manifest
 from grpo.run.progress import say, under_way
 from grpo.startup.ranks import launched_rank
@@ -204,18 +206,15 @@ def answer_all(evaluated: Evaluated) -> None:
 def answer(evaluated: Evaluated, name: str, path: str, accelerator: Accelerator) -> None:
     """Have a model answer this process's share of what it has not answered yet."""
     config, benchmark = evaluated.config, evaluated.benchmark
-    header = {**header_of(evaluated), "weights": weights_digest(path)}
+    with under_way(f"reading {path}", is_shown=evaluated.rank == 0):
+        weights = weights_identity(find_model_folder(path))
+    header = {**header_of(evaluated), "weights": weights}
     folder = answers_folder(evaluated.answers, name, header)
     own = share_of(evaluated.asked, rank=evaluated.rank, num_processes=evaluated.num_processes)
     with AnswerWriter(folder, header, evaluated.rank) as writer:
         known = read_answers(folder)
         check_answers(known.values(), evaluated.every, folder)
-        last = config.rollout.num_samples - 1
-        left = [
-            (sample, variant)
-            for sample, variant in own
-            if (key := (sample.id, variant, last)) not in known or known[key].finish == "failed"
-        ]
+        left = unanswered(own, known, num_samples=config.rollout.num_samples)
         if not left:
             return
         from grpo.commands.evaluate.asking import Asker
