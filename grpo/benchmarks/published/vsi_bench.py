@@ -51,6 +51,7 @@ def official(sample: Sample, text: str) -> float:
     """The first word up to a space, without its full stops: the letter up to case, or a number for Python's `float`.
 
     Known mistakes: `The answer is B` and `(B)` are wrong, and so is `B` with a line break behind it; `3m` is no number.
+    The code divides by a right 0; here it is right where it is answered.
     """
     word = text.split(" ")[0].rstrip(".").strip()
     if sample.task == "choice":
@@ -59,6 +60,8 @@ def official(sample: Sample, text: str) -> float:
         got, wanted = float(word), float(sample.answer)
     except ValueError:
         return 0.0
+    if wanted == 0:
+        return float(got == 0)
     return float((abs(got - wanted) / wanted <= 1 - THRESHOLDS).mean())
 
 

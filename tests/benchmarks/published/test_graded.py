@@ -45,6 +45,13 @@ def test_vsi_benchs_relative_accuracy_is_below_the_paper_and_up_to_it_in_the_cod
     assert [each.official for each in answers] == [1.0, 1.0, 0.5, 0.0, 0.0, 0.1]
 
 
+def test_where_right_is_nothing_the_answer_is_that_or_wrong(tmp_path: Path):
+    record = {**VSI_BENCH, "question_type": "object_counting", "ground_truth": "0", "options": None}
+    [sample] = questions("vsi_bench", write_json(tmp_path / "test.json", [record]))
+    answers = scored("vsi_bench", [sample, sample], ["0", "1"])
+    assert [each.official for each in answers] == [1.0, 0.0] and outcomes(answers) == ["right", "wrong"]
+
+
 @pytest.mark.parametrize(
     ("text", "published", "strict"),
     [
