@@ -18,16 +18,31 @@ from typing import Any, Self
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.benchmarks.prompts import digest
 from grpo.groups import Prompt, Rollout, Sample
+from grpo.media.clip import ClipSource
+from grpo.run.disk import write_text
 
 HEADER = "header.json"
 Key = tuple[str, str, int]
 """(sample's id, variant, index): what names an answer."""
 
 
-def questions_digest(samples: Iterable[Sample]) -> str:
-    """A digest of what is asked, in order: ids, words and options. A right answer that is mended asks nothing new."""
-    asked = [(sample.id, sample.system, sample.question, sample.options) for sample in samples]
+def questions_digest(samples: Iterable[Sample], root: str = "") -> str:
+    """A digest of what is asked, in order: ids, words, options, and which part of which files is shown at which times.
+
+    root: the folder of the media, whose place does not count. A right answer that is mended asks nothing new.
+    """
+    asked = [
+        (sample.id, sample.system, sample.question, sample.options, _shown(sample.clip_source, root))
+        for sample in samples
+    ]
     return digest(json.dumps(asked))
+
+
+def _shown(source: ClipSource | None, root: str) -> dict[str, Any] | None:
+    if source is None:
+        return None
+    files = [path.removeprefix(f"{root}/") for path in (source.video, *source.frames) if path is not None]
+    return {**asdict(source), "video": None, "frames": files}
 
 
 def answers_folder(parent: Path, model: str, header: Mapping[str, Any]) -> Path:
@@ -97,6 +112,21 @@ class AnswerWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def note_missing(folder: Path, ids: Iterable[str], rank: int = 0) -> None:
+    """Write down which questions could not be asked for want of their media, beside those of earlier calls."""
+    path = folder / f"missing-{rank}.json"
+    known = json.loads(path.read_bytes()) if path.exists() else []
+    if everything := sorted({*known, *ids}):
+        write_text(path, json.dumps(everything) + "\n")
+
+
+def noted_missing(folder: Path) -> set[str]:
+    """The questions that could not be asked for want of their media, by any process."""
+    return {
+        sample_id for path in folder.glob("missing-*.json") for sample_id in json.loads(path.read_bytes())
+    }
 
 
 def read_answers(folder: Path) -> dict[Key, StoredAnswer]:

@@ -113,7 +113,7 @@ def as_markdown(results: Results) -> str:
 FOOTNOTE = """\
 Ours: strict, over all questions; an answer that can't be read is wrong, and counted apart. Official: the benchmark's
 own rule. Intervals: 95 %, clustered by video (sandwich, Student's t); of differences a paired bootstrap over videos.
-p: McNemar's exact test."""
+p: McNemar's exact test, where each score is 0 or 1."""
 
 
 def _count(results: Results) -> str:
@@ -152,8 +152,8 @@ def difference_table(results: Results) -> str:
             name,
             _number(each.mean, sign=True),
             _interval(each.interval, sign=True),
-            f"{each.only_first} / {each.only_second}",
-            f"{each.p_value:.3g}",
+            "–" if each.only_first is None else f"{each.only_first} / {each.only_second}",
+            "–" if each.p_value is None else f"{each.p_value:.3g}",
         ]
         for name, each in results.differences.items()
     ]

@@ -30,11 +30,12 @@ class Difference:
     mean: float
     interval: Interval | None
     """The paired bootstrap's, over videos; None for fewer than two of them."""
-    only_first: int
-    """The questions that the first alone is right on."""
-    only_second: int
-    p_value: float
-    """McNemar's exact two-sided p: how often even odds give so uneven a split. It takes questions as independent."""
+    only_first: int | None
+    """The questions that the first alone is right on; None where a score is neither 0 nor 1, as of graded answers."""
+    only_second: int | None
+    p_value: float | None
+    """McNemar's exact two-sided p: how often even odds give so uneven a split. It takes questions as independent.
+    None where a score is neither 0 nor 1."""
 
 
 def interval_of_mean(values: Sequence[float], clusters: Sequence[str]) -> Interval | None:
@@ -71,19 +72,27 @@ def difference(
     first: Sequence[float], second: Sequence[float], clusters: Sequence[str], *, seed: int = 0
 ) -> Difference:
     """The paired difference of two models' scores on the same questions."""
-    from scipy.stats import binomtest
-
     one, other = np.asarray(first, float), np.asarray(second, float)
-    only_first, only_second = int(np.sum((one >= 1) & (other < 1))), int(np.sum((other >= 1) & (one < 1)))
-    discordant = only_first + only_second
-    test: Any = binomtest(only_first, discordant) if discordant else None
+    only_first = only_second = p_value = None
+    if np.isin([one, other], (0, 1)).all():
+        only_first, only_second = int(np.sum(one > other)), int(np.sum(other > one))
+        p_value = mcnemar(only_first, only_second)
     return Difference(
         mean=float(np.mean(one - other)),
         interval=bootstrap_interval(one - other, clusters, seed=seed),
         only_first=only_first,
         only_second=only_second,
-        p_value=float(test.pvalue) if test is not None else 1.0,
+        p_value=p_value,
     )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """McNemar's exact two-sided p of the questions that one alone is right on."""
+    from scipy.stats import binomtest  # late: of the extra `commands`
+
+    discordant = only_first + only_second
+    test: Any = binomtest(only_first, discordant) if discordant else None
+    return float(test.pvalue) if test is not None else 1.0
 
 
 def bootstrap_interval(values: np.ndarray, clusters: Sequence[str], *, seed: int = 0) -> Interval | None:

@@ -324,6 +324,11 @@ def read_held_out(dataset: DatasetConfig) -> list[Sample]:
             f"data.eval: {benchmark.name} is marked by a judge, which an evaluation in training does not ask: use "
             "egogrpo evaluate on its checkpoints"
         )
+    if benchmark.candidates is not None and dataset.official_prompt:
+        raise ValueError(
+            f"data.eval: the official prompt of {benchmark.name} is for the likeliest of its options, which an "
+            "evaluation in training does not ask for: leave official_prompt, or use egogrpo evaluate on its checkpoints"
+        )
     samples = read_questions(benchmark, dataset.path, dataset.media_root, dataset.frame_fps)
     return [sample for sample in samples if sample.answer]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from grpo.benchmarks.answers import (
     unanswered,
 )
 from grpo.benchmarks.benchmark import StoredAnswer
+from grpo.media.clip import ClipSource
 from tests.support.tiny import sample
 
 
@@ -76,6 +78,23 @@ def test_other_settings_have_another_folder(tmp_path: Path):
 def test_what_is_asked_is_told_apart_and_what_is_right_is_not():
     assert questions_digest([sample("a")]) != questions_digest([sample("a", options=("red", "blue"))])
     assert questions_digest([sample("a")]) == questions_digest([sample("a", answer="C")])
+
+
+def test_what_is_shown_is_told_apart_and_where_its_folder_lies_is_not():
+    def shown(root: str = "data", **fields: Any) -> str:
+        source = ClipSource(**{"video": f"{root}/a.mp4", **fields})
+        return questions_digest([sample("a", clip_source=source)], root)
+
+    others = [
+        shown(end_s=8.0),
+        shown(start_s=1.0),
+        shown(video="data/b.mp4"),
+        shown(video=None, frames=("data/a", "data/b"), frame_fps=1.0),
+        shown(video=None, frames=("data/a", "data/b"), frame_fps=2.0),
+        shown(video=None, frames=("data/a", "data/b"), frame_times_s=(0.0, 3.0)),
+    ]
+    assert len({shown(), *others}) == 7
+    assert shown() == shown("elsewhere")
 
 
 def test_answers_to_other_questions_are_counted_and_named(tmp_path: Path):

@@ -63,6 +63,12 @@ def test_mcnemar_looks_at_the_questions_that_one_alone_is_right_on():
     assert found.p_value == pytest.approx(0.125)
 
 
+def test_graded_scores_have_a_difference_and_no_split_into_right_and_wrong():
+    found = difference([0.9] * 10, [0.1] * 10, [f"v{number}" for number in range(10)])
+    assert found.mean == pytest.approx(0.8) and found.interval == pytest.approx((0.8, 0.8))
+    assert found.only_first is found.only_second is found.p_value is None
+
+
 def test_a_difference_to_itself_is_nothing():
     scores = [1.0, 0.0, 1.0, 0.0]
     found = difference(scores, scores, [*"abcd"])

@@ -26,6 +26,8 @@ from grpo.benchmarks.answers import (
     AnswerWriter,
     answers_folder,
     check_answers,
+    note_missing,
+    noted_missing,
     questions_digest,
     read_answers,
     unanswered,
@@ -36,7 +38,7 @@ from grpo.benchmarks.prompts import digest, direct
 from grpo.benchmarks.questions import read_questions, stored_under, without_missing
 from grpo.benchmarks.scoring import by_rules, score_answers
 from grpo.commands.evaluate.page import Strips, write_items
-from grpo.config.evaluate import EvaluateConfig, load_evaluation
+from grpo.config.evaluate import BenchmarkFiles, EvaluateConfig, load_evaluation
 from grpo.groups import Prompt, Sample
 from grpo.media.sampling import MediaSettings
 from grpo.policy.model_folder import find_model_folder, weights_identity
@@ -61,8 +63,8 @@ class Evaluated:
     """All questions of the benchmark's file."""
     samples: list[Sample]
     """Those that are asked: the first so many, with a video that is there."""
-    num_missing: int
-    """Questions that are left out since their video is missing."""
+    missing: frozenset[str] = frozenset()
+    """The ids of questions that are left out since their video is missing."""
     rank: int = 0
     num_processes: int = 1
 
@@ -147,7 +149,7 @@ def prepare(argv: list[str], *, shard: tuple[int, int] | None = None, score_only
         benchmark=benchmark,
         every=every,
         samples=samples,
-        num_missing=len(first) - len(samples),
+        missing=frozenset({each.id for each in first} - {each.id for each in samples}),
         rank=rank,
         num_processes=num_processes,
     )
@@ -161,6 +163,11 @@ def check_uses(config: EvaluateConfig, benchmark: Benchmark) -> None:
         )
     if config.likeliest and benchmark.candidates is None:
         raise ValueError(f"likeliest: {benchmark.name} has no candidates whose losses could be compared")
+    if config.prompt == "official" and benchmark.candidates is not None and not config.likeliest:
+        raise ValueError(
+            f"likeliest: the official prompt of {benchmark.name} shows no options to answer with: set likeliest=true "
+            "or prompt=direct"
+        )
 
 
 def header_of(evaluated: Evaluated) -> dict[str, Any]:
@@ -174,7 +181,8 @@ def header_of(evaluated: Evaluated) -> dict[str, Any]:
     rollout = config.rollout
     return {
         "benchmark": benchmark.name,
-        "questions": questions_digest(evaluated.every),
+        "questions": questions_digest(evaluated.every, media_folder(config.data)),
+        "media_root": config.data.media_root,
         "prompt": config.prompt,
         "wording": wording,
         "media": {name: getattr(config.media, name) for name in names},
@@ -186,6 +194,14 @@ def header_of(evaluated: Evaluated) -> dict[str, Any]:
         "max_model_tokens": rollout.max_model_tokens,
         "seed": config.seed if rollout.temperature else None,
     }
+
+
+def media_folder(data: BenchmarkFiles) -> str:
+    """The folder that media paths start from, as the readers take it."""
+    if data.media_root is not None:
+        return os.path.normpath(data.media_root)
+    path = Path(data.path)
+    return os.path.normpath(path if path.is_dir() else path.parent)
 
 
 def answer_all(evaluated: Evaluated) -> None:
@@ -212,6 +228,7 @@ def answer(evaluated: Evaluated, name: str, path: str, accelerator: Accelerator)
     folder = answers_folder(evaluated.answers, name, header)
     own = share_of(evaluated.asked, rank=evaluated.rank, num_processes=evaluated.num_processes)
     with AnswerWriter(folder, header, evaluated.rank) as writer:
+        note_missing(folder, evaluated.missing, evaluated.rank)
         known = read_answers(folder)
         check_answers(known.values(), evaluated.every, folder)
         left = unanswered(own, known, num_samples=config.rollout.num_samples)
@@ -285,8 +302,12 @@ def report(evaluated: Evaluated) -> None:
         check_answers(answers[name].values(), evaluated.every, folder)
     samples = evaluated.samples
     if config.allow_missing:
-        there = [{sample_id for sample_id, _, _ in each} for each in answers.values()]
-        samples = [sample for sample in samples if all(sample.id in each for each in there)]
+        left_out = {
+            sample_id
+            for name, folder in folders.items()
+            for sample_id in noted_missing(folder) - {sample_id for sample_id, _, _ in answers[name]}
+        }
+        samples = [sample for sample in samples if sample.id not in left_out]
     asked = all_asked(samples, blind=config.blind, rotations=config.rotations)
     judge = {"cache": str(Path(config.out_dir) / "judge.sqlite"), **config.judge}
     scored: dict[str, list[ScoredAnswer]] = {
@@ -304,7 +325,7 @@ def report(evaluated: Evaluated) -> None:
     results = Results(
         benchmark=evaluated.benchmark,
         prompt={"kind": config.prompt, "digest": digest(json.dumps(header["wording"], sort_keys=True))},
-        num_missing=evaluated.num_missing + len(evaluated.samples) - len(samples),
+        num_missing=len(evaluated.missing) + len(evaluated.samples) - len(samples),
         paths=config.paths,
         folders={name: str(folder) for name, folder in folders.items()},
         scored=scored,

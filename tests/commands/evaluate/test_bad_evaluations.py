@@ -66,6 +66,19 @@ def test_what_can_not_be_asked_has_failed_and_counts(tmp_path: Path, damaged: Pa
     assert len(lines(tmp_path / "out")) == 4
 
 
+def test_what_is_not_answered_yet_is_not_taken_for_missing(tmp_path: Path, damaged: Path, capsys: Any):
+    out = tmp_path / "out"
+    evaluate(out, damaged, "allow_missing=true", "--shard", "0/2")
+    said = refused(out, damaged, "allow_missing=true", "--score-only", capsys=capsys)
+    assert "answers are not there yet" in said
+    evaluate(out, damaged, "allow_missing=true", "--shard", "1/2")
+    results = evaluate(out, damaged, "allow_missing=true", "--score-only")
+    assert results["num_missing"] == 1 and results["models"]["base"]["num_questions"] == 3
+    (out / "results.json").unlink()
+    said = refused(out, damaged, "--score-only", capsys=capsys)
+    assert "1 of 4 answers are not there yet" in said
+
+
 def test_a_model_of_an_unknown_family_is_told_the_known_ones(tmp_path: Path, heldout: Path, capsys: Any):
     model = tmp_path / "model"
     model.mkdir()
@@ -88,6 +101,10 @@ def test_a_checkpoint_without_its_processor_is_refused(tmp_path: Path, heldout: 
     [
         (["benchmark=egoshema"], "unknown benchmark 'egoshema' (did you mean 'egoschema'?)"),
         (["benchmark=openeqa"], "judge: openeqa is marked by a judge: set judge.base_url and judge.model"),
+        (
+            ["benchmark=egoplan", "prompt=official"],
+            "likeliest: the official prompt of egoplan shows no options",
+        ),
         (["likeliest=true"], "jsonl has no candidates"),
         (["rollout.num_samples=2"], "rollout.num_samples: greedy answers are all alike"),
         (["models.base=other"], "models: two are called 'base'"),
