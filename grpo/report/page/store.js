@@ -23,7 +23,8 @@ function takeLine(line) {
   if ("warnings" in entry) return void (store.runs[entry.warnings].warnings = entry.list);
   if ("forget" in entry) return forget(store.runs[entry.forget], entry.what, entry.after);
   for (const kind of ["metrics", "failures"]) {
-    if (kind in entry) return void store.runs[entry[kind]][kind].push(...entry.rows);
+    // One by one: a spread puts all of them on the stack.
+    if (kind in entry) return void entry.rows.forEach((row) => store.runs[entry[kind]][kind].push(row));
   }
   for (const kind of ["rollouts", "answers"]) {
     if (kind in entry) return void store.runs[entry[kind]][kind].set(entry.step, entry);
