@@ -232,6 +232,12 @@ def test_a_judged_benchmark_is_refused_in_training() -> None:
         read_held_out(held)
 
 
+def test_a_prompt_without_options_is_refused_in_training() -> None:
+    held = DatasetConfig(path="EgoPlan.json", benchmark="egoplan", official_prompt=True)
+    with pytest.raises(ValueError, match=r"the likeliest of its options.*leave official_prompt"):
+        read_held_out(held)
+
+
 def test_questions_without_a_clip_are_left_out(loader: ClipLoader, engine: RecordingEngine) -> None:
     text_only = EvalSet(name="text", samples=[tiny.sample("a"), tiny.sample("b")], num_blind=2)
     row = row_of(evaluator(loader, text_only), engine)

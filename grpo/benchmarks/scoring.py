@@ -61,7 +61,8 @@ def by_rules(benchmark: Benchmark, sample: Sample, answer: StoredAnswer, *, has_
         return ScoredAnswer(sample=sample, answer=answer, verdict=None)
     official = verdict.score
     if benchmark.official is not None:
-        official = benchmark.official(sample, _official_text(answer, has_tags))
+        text = _official_text(answer, has_tags)
+        official = 0.0 if text is None else benchmark.official(sample, text)
     return ScoredAnswer(sample=sample, answer=answer, verdict=verdict, official=official)
 
 
@@ -78,11 +79,13 @@ def rollout_of(scored: ScoredAnswer) -> Rollout:
     )
 
 
-def _official_text(answer: StoredAnswer, has_tags: bool) -> str:
-    """What the official rule is given: the answer block, or all where there is none."""
-    if answer.finish == "failed":
-        return ""
-    return answer_text(answer.text, has_tags=has_tags) or answer.text
+def _official_text(answer: StoredAnswer, has_tags: bool) -> str | None:
+    """What the official rule is given: the answer block, or all where none was asked for.
+
+    None for what is wrong before the rule, which would draw lots or find a letter in the reasoning: a question that
+    could not be asked, and a completion that was asked for the one block and has it not.
+    """
+    return None if answer.finish == "failed" else answer_text(answer.text, has_tags=has_tags)
 
 
 def _unjudged(benchmark: Benchmark, sample: Sample, answer: StoredAnswer, has_tags: bool) -> Verdict | None:
@@ -145,5 +148,6 @@ def _with_mark(
         verdict = Verdict.graded(judging.score(mark), verdict.answer)
     official = None if mark is None else verdict.score
     if judging.official is not None:
-        official = judging.official(scored.sample, _official_text(scored.answer, has_tags), mark)
+        text = _official_text(scored.answer, has_tags)
+        official = 0.0 if text is None else judging.official(scored.sample, text, mark)
     return replace(scored, verdict=verdict, official=official)

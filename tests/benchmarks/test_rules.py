@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from grpo.benchmarks import BENCHMARKS, find_benchmark
 from grpo.benchmarks.benchmark import Benchmark, StoredAnswer
 from grpo.benchmarks.rules import verdict_of
+from grpo.benchmarks.scoring import by_rules
 from tests.support.tiny import sample
 
 PLAIN = Benchmark(name="plain", reader="jsonl")
@@ -71,3 +74,23 @@ def test_an_unknown_benchmark_names_the_known_ones():
 
 def test_every_benchmark_is_under_its_own_name():
     assert all(name == benchmark.name for name, benchmark in BENCHMARKS.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "has_tags", "official"),
+    [
+        ("no file", "failed", False, 0.0),
+        ("<think>First (A) is tempting", "length", True, 0.0),
+        ("A, I think", "stop", True, 0.0),
+        ("<think>not B</think><answer>A</answer>", "stop", True, 1.0),
+        ("(A) is tempting", "stop", False, 1.0),
+    ],
+)
+def test_the_official_rule_is_not_asked_about_what_is_no_answer(
+    text: str, finish: Any, has_tags: bool, official: float
+):
+    benchmark = Benchmark(
+        name="lots", reader="jsonl", official=lambda sample, text: float("A" in text or not text)
+    )
+    answer = StoredAnswer(sample_id="s", index=0, text=text, finish=finish)
+    assert by_rules(benchmark, sample("s"), answer, has_tags=has_tags).official == official

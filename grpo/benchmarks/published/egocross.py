@@ -71,7 +71,11 @@ def _told(sample: Sample, record: Record) -> Sample:
 def _closed(record: Record, place: Place) -> Iterator[Sample]:
     """The samples of a record; those of the published test file have no answer."""
     is_answered = record.get("correct_option_letter") is not None
-    for sample in translate_closed({"correct_option_letter": "A", **record}, place):
+    # A file that went through pandas has the key with null.
+    letter = record.get("correct_option_letter")
+    for sample in translate_closed(
+        {**record, "correct_option_letter": "A" if letter is None else letter}, place
+    ):
         told = _told(sample, record)
         yield told if is_answered else replace(told, answer="")
 

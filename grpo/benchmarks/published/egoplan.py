@@ -47,7 +47,9 @@ PREFIXES_2 = (*PREFIXES, "Answer:", "Option:", "The correct answer", "The correc
 def _with_hidden(record: Record, place: Place) -> Iterator[Sample]:
     """The samples of a record, also of one without the right option, which gets an empty answer."""
     is_answered = record.get("golden_choice_idx") is not None or record.get("negative_answers") is not None
-    for sample in translate({"golden_choice_idx": "A", **record}, place):
+    # A file that went through pandas has the key with null.
+    letter = record.get("golden_choice_idx")
+    for sample in translate({**record, "golden_choice_idx": "A" if letter is None else letter}, place):
         yield sample if is_answered else replace(sample, answer="")
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import ge, gt
 from pathlib import Path
 
-from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer
+from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer, Verdict
 from grpo.benchmarks.replies import percent, written
-from grpo.benchmarks.rules import answer_text, temporal_iou
+from grpo.benchmarks.rules import answer_text, strict, temporal_iou
 from grpo.data.readers import charades_sta
 from grpo.groups import Sample
 from rewards.parsing import read_span
@@ -37,6 +37,10 @@ CLOCK_RANGE = re.compile(rf"\b({CLOCK})\s*[–-]\s*({CLOCK})\b")
 # (?<!\d): from inside a number there is nothing more to find, and without it a long one takes quadratic time.
 RANGE = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)\s*[–-]\s*(\d+(?:\.\d+)?)")
 RANGE_WITH_UNIT = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)\s*s?\s*[–-]\s*(\d+(?:\.\d+)?)\s*s?")
+ONE_RANGE = re.compile(
+    r"(?<![\d.:])(\d+(?:\.\d+)?)\s*(?:s|sec|seconds?)?\s*(?:[–-]|\bto\b)\s*(\d+(?:\.\d+)?)(?![\d:])",
+    re.IGNORECASE,
+)
 NUMBER = re.compile(r"\b(\d+(?:\.\d+)?)\b")
 
 
@@ -44,6 +48,12 @@ def prompt(sample: Sample) -> str:
     before, after = charades_sta.QUESTION.split("{sentence}")
     sentence = sample.question.removeprefix(before).removesuffix(after)
     return PROMPT.format(sentence=sentence)
+
+
+def charades_ours(sample: Sample, text: str) -> Verdict | None:
+    """The IoU of the one window in a reply, which the prompt asks for in a sentence; of several none is read."""
+    found = ONE_RANGE.findall(text)
+    return strict(sample, "-".join(found[0]) if len(found) == 1 else text)
 
 
 def charades_official(sample: Sample, text: str) -> float:
@@ -136,6 +146,7 @@ CHARADES_STA = Benchmark(
         "https://github.com/EvolvingLMMs-Lab/lmms-eval/blob/main/lmms_eval/tasks/charades_sta/utils.py",
     ),
     prompt=prompt,
+    ours=charades_ours,
     official=charades_official,
     summary=recall(ge),
 )

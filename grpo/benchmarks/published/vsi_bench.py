@@ -7,6 +7,7 @@ the three difficulties of relative direction were averaged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from statistics import fmean
@@ -25,6 +26,8 @@ DIRECTION = "object_rel_direction"
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 OPENING = "These are frames of a video."
 NUMBER_ASKED = "Please answer the question using a single word or phrase."
+UNITS = {"square meters": "square meters?|m²|m2", "centimeters": "centimeters?|cm", "meters": "meters?|m"}
+"""The units that questions ask for, a name before the one that ends it, and how answers write them."""
 LETTER_ASKED = "Answer with the option's letter from the given choices directly."
 
 
@@ -37,14 +40,22 @@ def prompt(sample: Sample) -> str:
 
 
 def ours(sample: Sample, text: str) -> Verdict | None:
-    """A letter as anywhere; a number by the paper's MRA."""
+    """A letter as anywhere; a number by the paper's MRA, with or without the unit that was asked for."""
     if sample.task == "choice" or is_blank(text):
         return strict(sample, text)
-    got, wanted = read_number(text), read_number(sample.answer)
+    got, wanted = read_number(_without_unit(sample, text)), read_number(sample.answer)
     if got is None or wanted is None:
         return None
     error = relative_error(Fraction(got), Fraction(wanted))
     return Verdict.graded(share_of_thresholds(error), str(got))
+
+
+def _without_unit(sample: Sample, text: str) -> str:
+    """The text without the unit at its end, if it is the one that the question asks in."""
+    for unit, written in UNITS.items():
+        if unit in sample.question:
+            return re.sub(rf"(?<=[\d ])(?:{written})\.?$", "", text.strip())
+    return text
 
 
 def official(sample: Sample, text: str) -> float:

@@ -232,7 +232,10 @@ def answer(evaluated: Evaluated, name: str, path: str, accelerator: Accelerator)
         known = read_answers(folder)
         check_answers(known.values(), evaluated.every, folder)
         left = unanswered(own, known, num_samples=config.rollout.num_samples)
-        if not left:
+        from accelerate.utils import gather_object
+
+        # vLLM's start waits for all processes, so those that are done start it with those that are not.
+        if not any(gather_object([len(left)])):
             return
         from grpo.commands.evaluate.asking import Asker
         from grpo.startup.answering import answering
@@ -263,6 +266,8 @@ def answer(evaluated: Evaluated, name: str, path: str, accelerator: Accelerator)
                 show=evaluated.keep_strip(),
             )
             timing = asker.ask(left, bar)
+    if not left:
+        return
     with (folder / SESSIONS).open("a") as file:
         file.write(json.dumps({"process": evaluated.rank, **asdict(timing)}) + "\n")
 

@@ -131,6 +131,12 @@ def test_egoplan_is_answered_by_the_likeliest_option_to_the_records_question(tmp
     assert ours(answers) == official(answers) == pytest.approx(2 / 3)
 
 
+def test_egoplan_takes_a_null_for_an_answer_that_is_not_published(tmp_path: Path):
+    record = EGOPLAN | {"golden_choice_idx": None}
+    [sample] = questions("egoplan", write_json(tmp_path / "EgoPlan_test.json", [record]))
+    assert sample.answer == "" and len(sample.options) == 4
+
+
 def test_egoplan_in_lmms_evals_words_and_by_its_rule(tmp_path: Path):
     """Right is C each time. Ours: `C` right, `Answer: C` unread, `A cup, so C` unread: 1 / 3. Official: the first
     capital A to D is C, the A of Answer, and A: 1 / 3."""

@@ -108,6 +108,7 @@ def test_the_test_set_without_answers_is_asked_and_submitted(tmp_path: Path):
         {key: value for key, value in {**EGOCROSS, "id": number}.items() if key not in unknown}
         for number in (1, 2, 3)
     ]
+    published[2] |= {"correct_option_letter": None}
     samples = questions("egocross", write_json(tmp_path / "egocross_testbed_imgs.json", published))
     assert [sample.answer for sample in samples] == ["", "", ""]
     answers = scored("egocross", samples, ['{"prediction": "C", "reason": ""}', "hm", FAILED])

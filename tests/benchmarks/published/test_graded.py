@@ -45,6 +45,14 @@ def test_vsi_benchs_relative_accuracy_is_below_the_paper_and_up_to_it_in_the_cod
     assert [each.official for each in answers] == [1.0, 1.0, 0.5, 0.0, 0.0, 0.1]
 
 
+def test_a_number_may_have_the_unit_that_was_asked_for(tmp_path: Path):
+    asked = {"question": "How far apart are they in meters?", "question_type": "object_abs_distance"}
+    record = {**VSI_BENCH, **asked, "ground_truth": "2.5", "options": None}
+    samples = questions("vsi_bench", write_json(tmp_path / "test.json", [record])) * 5
+    answers = scored("vsi_bench", samples, ["2.5 meters", "2.5m.", "250 cm", "2.5 m, or 3", "meters"])
+    assert outcomes(answers) == ["right", "right", "unparsed", "unparsed", "unparsed"]
+
+
 def test_where_right_is_nothing_the_answer_is_that_or_wrong(tmp_path: Path):
     record = {**VSI_BENCH, "question_type": "object_counting", "ground_truth": "0", "options": None}
     [sample] = questions("vsi_bench", write_json(tmp_path / "test.json", [record]))
@@ -116,8 +124,8 @@ def test_charades_stas_miou_and_recalls(tmp_path: Path):
         "R@1, IoU 0.5": pytest.approx(200 / 3),
         "R@1, IoU 0.7": pytest.approx(100 / 3),
     }
-    assert outcomes(answers) == ["unparsed", "partial", "unparsed"]
-    assert (ours(answers), official(answers)) == (pytest.approx(0.7 / 3), pytest.approx(0.4))
+    assert outcomes(answers) == ["partial", "partial", "unparsed"]
+    assert (ours(answers), official(answers)) == (pytest.approx(0.4), pytest.approx(0.4))
     assert prompt("charades_sta", samples[0]) == (
         "Please find the visual event described by a sentence in the video, determining its starting and ending times. "
         "The format should be: 'The event happens in the start time - end time'. For example, The event 'person turn a "
@@ -143,6 +151,26 @@ def test_charades_stas_miou_and_recalls(tmp_path: Path):
 )
 def test_what_lmms_eval_takes_for_a_window(text: str, window: tuple[float, float] | None):
     assert extract_time(text) == window
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("The event happens in the 2.0 - 6.0 seconds.", 1.0),
+        ("2.0s - 6.0s", 1.0),
+        ("from 2.0 to 6 seconds", 1.0),
+        ("(2.0, 4.0)", 0.5),
+        ("1.0 - 2.0, or rather 2.0 - 6.0", None),
+        ("6.0 - 2.0", None),
+        ("00:02 - 00:06", None),
+        ("2 tomatoes, 6 potatoes", None),
+    ],
+)
+def test_the_one_window_of_a_reply_is_read(text: str, score: float | None, tmp_path: Path):
+    [sample, *_] = questions("charades_sta", charades(tmp_path))
+    [answer] = scored("charades_sta", [sample], [text])
+    assert answer.verdict is not None
+    assert (answer.verdict.score, outcomes([answer]) == ["unparsed"]) == (score or 0.0, score is None)
 
 
 def test_ego4ds_recall_wants_more_than_the_threshold_and_its_submission_has_every_query(tmp_path: Path):

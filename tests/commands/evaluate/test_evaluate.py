@@ -130,6 +130,21 @@ def test_a_finished_evaluation_asks_nothing(tmp_path: Path, done: Path, heldout:
     assert lines(out) == lines(done)
 
 
+def test_a_process_that_is_done_starts_its_engine_with_those_that_are_not(
+    tmp_path: Path, done: Path, heldout: Path, monkeypatch: Any
+):
+    from grpo.startup import answering
+
+    out, started = tmp_path / "copy", []
+    shutil.copytree(done, out)
+    build = answering.build_engine
+    monkeypatch.setattr(answering, "build_engine", lambda *of: started.append(1) or build(*of))
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [*own, 3])
+    before = [file.read_bytes() for file in sorted(out.glob("answers/*/*"))]
+    evaluate(out, heldout)
+    assert started and [file.read_bytes() for file in sorted(out.glob("answers/*/*"))] == before
+
+
 def test_scores_are_made_again_without_a_model(tmp_path: Path, done: Path, heldout: Path, capsys: Any):
     out = tmp_path / "copy"
     shutil.copytree(done, out)
