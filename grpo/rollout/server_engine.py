@@ -159,6 +159,9 @@ class ServerEngine:
             self.check(client)
             client.hold()
         if about["version"] == self.version:
+            if self.state.is_main_process:
+                # An install that was cut short behind its last weight left the server paused.
+                client.post("/resume")
             return
         if not self.state.is_main_process:
             raise ServerGone(f"{client.url} has the weights {about['version']!r}")

@@ -15,11 +15,15 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from grpo.benchmarks.answers import HEADER
+from grpo.commands.export.card import scores_of
 from grpo.commands.export.command import main
 from grpo.commands.export.interpolate import interpolate
 from grpo.commands.export.merge import merge
+from grpo.commands.export.results import read_results
 from grpo.policy.adapters import is_adapter
 from grpo.policy.model import Policy
+from grpo.policy.model_folder import weights_identity
 from grpo.policy.weights import flat, weight_buckets
 from grpo.run.final_model import save_final
 from tests.support import tiny
@@ -236,6 +240,23 @@ def test_a_card_of_a_model_alone_says_less_and_names_no_folder_of_this_machine(f
     assert "from `base_policy`" in text and str(tiny.ROOT) not in text and "None were given." in text
     card: Any = ModelCard.load(folder / "README.md")
     assert card.data.base_model is None
+
+
+def test_figures_are_those_of_the_model_with_these_weights(finished: Path, tmp_path: Path) -> None:
+    final = finished / "final"
+    (final / "model.safetensors").write_bytes(b"weights of now")
+    other = read_results(results(finished / "evaluation", "egoschema", ("Qwen2.5-VL-3B-Instruct", 0.648)))
+    with pytest.raises(ValueError, match="results of Qwen2.5-VL-3B-Instruct: which of them is"):
+        next(scores_of(other, final))
+    own = read_results(results(finished / "evaluation", "egoschema", ("final", 0.61)))
+    own["models"]["final"] |= {"answers": str(tmp_path), "path": "moved/since/then"}
+    header = {"weights": weights_identity(final)}
+    (tmp_path / HEADER).write_text(json.dumps(header))
+    assert next(scores_of(own, final))["score"] == 0.61
+    own["models"]["final"]["path"] = str(final)
+    (final / "model.safetensors").write_bytes(b"trained anew!!")
+    with pytest.raises(ValueError, match="None has its weights"):
+        next(scores_of(own, final))
 
 
 def test_what_is_wrong_with_a_card_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from grpo.benchmarks.answers import HEADER
 from grpo.commands.export.results import read_results
-from grpo.policy.model_folder import read_json
+from grpo.policy.model_folder import read_json, weights_identity
 from grpo.run.disk import write_text
 from grpo.run.folder import TRAINING
 
@@ -94,15 +95,27 @@ def write_card(
 def scores_of(results: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """Yield an evaluation's figures of this model, from a results.json of `egogrpo evaluate`.
 
-    Raises ValueError if it has several models, and none of them is at this folder.
+    Raises ValueError unless just one of its models is the one in this folder.
     """
     models = results.get("models", {})
-    own = [name for name, figures in models.items() if Path(figures["path"]).resolve() == folder.resolve()]
-    names = own or [*models]
-    if len(names) != 1:
-        raise ValueError(f"results of {', '.join(models) or 'no model'}: which of them is {folder}?")
-    figures = models[names[0]]
+    own = [name for name, figures in models.items() if is_of(figures, folder)]
+    if len(own) != 1:
+        raise ValueError(
+            f"results of {', '.join(models) or 'no model'}: which of them is {folder}? None has its weights "
+            "or, where the answers are gone, its path"
+            if not own
+            else f"results of {', '.join(own)}, all of them {folder}: which of them are meant?"
+        )
+    figures = models[own[0]]
     yield {"benchmark": results["benchmark"], "prompt": results.get("prompt", {}).get("kind", ""), **figures}
+
+
+def is_of(figures: Mapping[str, Any], folder: Path) -> bool:
+    """Whether figures are of the model in a folder: by the weights that its answers name, else by its path."""
+    header = Path(figures["answers"]) / HEADER if "answers" in figures else None
+    if header is not None and header.is_file():
+        return read_json(header).get("weights") == weights_identity(folder)
+    return Path(figures["path"]).resolve() == folder.resolve()
 
 
 def _facts(run: Path | None, training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
