@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -31,6 +32,9 @@ from grpo.rollout.server_flags import (
 )
 from grpo.run.model_inputs import read_inputs
 
+OWN = ("--ho", "--port")
+"""How flags begin that are the command's own, and not to be given to vLLM behind its back."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Check the model and the port, and become vLLM's server; the exit status, if there is a mistake."""
@@ -44,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
             )
             return 0
         check_start(arguments.host, arguments.port)
+        if arguments.for_training and not os.environ.get(KEY_VARIABLE):
+            environment[KEY_VARIABLE] = key = secrets.token_hex(16)
+            print(f"for the run that uses it: export {KEY_VARIABLE}={key}", file=sys.stderr, flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return 1
@@ -55,6 +62,10 @@ def command_of(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list
 
     Raises ValueError for a model or a setting that can't be.
     """
+    for word in rest:
+        # vLLM takes the last one, its parser any beginning of it, and neither would be checked.
+        if word.replace("_", "-").startswith(OWN):
+            raise ValueError(f"{word} has to stand before --")
     family = load_family(arguments.model)
     check_weights(find_model_folder(family.path))
     inputs = read_inputs(family.path, arguments.settings)

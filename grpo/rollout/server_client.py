@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -36,11 +37,14 @@ class ServerClient:
     def __init__(self, url: str, family: ModelFamily, *, timeout_s: float, run: str | None = None) -> None:
         """Make a client; the key comes from the environment.
 
-        timeout_s: how long an answer may take. run: the name of the run that the server is held for; None: it is not.
+        timeout_s: how long an answer may take. run: the name of the run that the server is held for, and behind a #
+        what only the run knows; None: it is not held.
         """
-        self.url, self.family, self.run = url.rstrip("/"), family, run
+        self.url, self.family = url.rstrip("/"), family
+        # A header is ASCII, and a run's folder need not be.
+        self.run = quote(run, safe="/#") if run is not None else None
         key = os.environ.get(KEY_VARIABLE)
-        headers = {RUN_HEADER: run} if run is not None else {}
+        headers = {RUN_HEADER: self.run} if self.run is not None else {}
         self._held: httpx.Response | None = None
         self.http = httpx.Client(
             base_url=self.url,

@@ -6,6 +6,7 @@ what none samples is left out. A server that comes back gets the weights again.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import Counter
@@ -57,6 +58,8 @@ class ServerEngine:
         """The number of syncs."""
         self.lost: dict[ServerClient, str] = {}
         """The servers that are not asked, and why."""
+        self.none_since: float | None = None
+        """When the last server was lost, if none is left."""
         self.busy: Counter[ServerClient] = Counter()
         self.lock, self.revival = Lock(), Lock()
         if self.state.is_main_process:
@@ -67,7 +70,9 @@ class ServerEngine:
     @property
     def version(self) -> str:
         """The version of the weights that were sent last."""
-        return f"{self.clients[0].run}/{self.number}"
+        name, _, secret = str(self.clients[0].run).partition("#")
+        digest = hashlib.blake2b(secret.encode(), digest_size=4).hexdigest()
+        return f"{name}#{digest}/{self.number}"
 
     def generate(
         self,
@@ -114,17 +119,22 @@ class ServerEngine:
         return None
 
     def _take(self) -> ServerClient | None:
-        """Return the server that is least busy, one more request on its account; None if there is none in time."""
-        give_up_at = time.monotonic() + self.timeout_s
+        """Return the server that is least busy, one more request on its account; None if there is none in time.
+
+        The time is that since the last one was lost, for all groups and the next sync together.
+        """
         while True:
             with self.lock:
                 live = [client for client in self.clients if client not in self.lost]
                 if live:
                     client = min(live, key=lambda each: self.busy[each])
                     self.busy[client] += 1
+                    self.none_since = None
                     return client
-            if time.monotonic() > give_up_at:
-                return None
+                if self.none_since is None:
+                    self.none_since = time.monotonic()
+                if time.monotonic() > self.none_since + self.timeout_s:
+                    return None
             self._revive()
             time.sleep(RETRY_S)
 
@@ -155,7 +165,7 @@ class ServerEngine:
         Weights are sent by the first process, and the others find them there.
         """
         about = client.about()
-        if self.state.is_main_process and about["holder"] != client.run:
+        if self.state.is_main_process and not about["holds"]:
             self.check(client)
             client.hold()
         if about["version"] == self.version:
@@ -176,14 +186,17 @@ class ServerEngine:
         self.transfer.collect()
         failures: list[str | None] = [None] * len(self.clients)
         if self.state.is_main_process:
-            give_up_at = time.monotonic() + self.timeout_s
+            give_up_at = (self.none_since or time.monotonic()) + self.timeout_s
             failures = self._install()
             while all(failures) and time.monotonic() < give_up_at:
                 time.sleep(RETRY_S)
                 failures = self._install()
         failures = broadcast_object_list(failures)
         pairs = zip(self.clients, failures, strict=True)
-        self.lost = {client: failure for client, failure in pairs if failure is not None}
+        self.lost, self.none_since = (
+            {client: failure for client, failure in pairs if failure is not None},
+            None,
+        )
         if len(self.lost) == len(self.clients):
             raise ServerError(f"rollout.servers: none is left: {'; '.join(self.lost.values())}")
         for client, proof in self.proofs.items():

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,7 +30,15 @@ from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model_folder import find_model_folder, weights_identity
-from grpo.rollout.server_flags import ABOUT, GENERATE, HOLD, RUN_HEADER, VERSION_HEADER, VIDEO_LOADER
+from grpo.rollout.server_flags import (
+    ABOUT,
+    GENERATE,
+    HOLD,
+    KEY_VARIABLE,
+    RUN_HEADER,
+    VERSION_HEADER,
+    VIDEO_LOADER,
+)
 
 FREE = (
     "/v1", "/inference", "/health", "/metrics", "/version", "/load", "/ping", "/openapi.json", "/tokenize",
@@ -45,8 +54,8 @@ ZIP_MAGIC = b"PK\x03\x04"
 class Guard:
     """An ASGI middleware: it asks for the key, keeps the server for one run, and marks answers with their weights.
 
-    vLLM's own check leaves paths open to those without the key. A run holds the server as long as a connection to
-    `HOLD` is open, which ends with its process.
+    vLLM's own check leaves paths open to those without the key, and where there is none no path steers the server. A
+    run holds it as long as a connection to `HOLD` is open, which ends with its process.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,22 +77,31 @@ class Guard:
         elif path == HOLD:
             await self._hold(headers[RUN_HEADER], receive, send)
         elif path == ABOUT:
-            await JSONResponse(await self._about(scope))(scope, receive, send)
+            about = await self._about(scope, self._is_holder(headers))
+            await JSONResponse(about)(scope, receive, send)
         else:
             await self._versioned(scope, receive, send)
 
     def _refusal(self, path: str, headers: Headers) -> tuple[int, str]:
         """Return the status and the reason for which a request is refused; no reason if it is not."""
-        run = headers.get(RUN_HEADER)
         if self.keys is not None and not self.keys.verify_token(headers):
             return 401, "no key, or a wrong one"
-        if self.holder not in (None, run) and path not in (ABOUT, "/metrics"):
-            return 409, f"the run {self.holder} uses this server"
-        if path == HOLD and (run is None or self.holder is not None):
+        if self.keys is None and (path == HOLD or not path.startswith(FREE)):
+            return 401, f"it was started without {KEY_VARIABLE}, so that nobody may steer it"
+        if self.holder is not None and not self._is_holder(headers) and path not in (ABOUT, "/metrics"):
+            return 409, f"the run {unquote(self.holder.partition('#')[0])} uses this server"
+        if path == HOLD and (RUN_HEADER not in headers or self.holder is not None):
             return 409, "it is held already, or by a run without a name"
         if self.holder is None and not path.startswith(FREE):
             return 409, "no run holds this server"
         return 200, ""
+
+    def _is_holder(self, headers: Headers) -> bool:
+        """Whether a request is of the run that holds the server."""
+        run = headers.get(RUN_HEADER)
+        if self.holder is None or run is None:
+            return False
+        return secrets.compare_digest(run.encode(), self.holder.encode())
 
     async def _hold(self, run: str, receive: Receive, send: Send) -> None:
         """Keep the server for a run until its connection ends."""
@@ -98,8 +116,8 @@ class Guard:
         finally:
             self.holder = None
 
-    async def _about(self, scope: Scope) -> dict[str, Any]:
-        """Return what a run has to know of the server before it uses it."""
+    async def _about(self, scope: Scope, is_holder: bool) -> dict[str, Any]:
+        """Return what a run has to know of the server before it uses it, and never who holds it."""
         client = scope["app"].state.engine_client
         model, transfer = client.vllm_config.model_config, client.vllm_config.weight_transfer_config
         return {
@@ -113,7 +131,8 @@ class Guard:
             "weights": await asyncio.to_thread(weights_identity, find_model_folder(model.model)),
             "version": await client.get_weight_version(),
             "device": client.vllm_config.device_config.device_type,
-            "holder": self.holder,
+            "held": self.holder is not None,
+            "holds": is_holder,
             "started": self.started,
         }
 

@@ -37,7 +37,7 @@ def build_server_engine(
     """Build the engine of servers; the first process holds them, and sends them weights in the way that they take."""
     dtype, is_first = compute_dtype(), accelerator.is_main_process
     # A run that was killed and the one that resumes it are two to a server.
-    [token] = broadcast_object_list([secrets.token_hex(4)])
+    [token] = broadcast_object_list([secrets.token_hex(16)])
     servers = clients(config, policy.family, run=f"{config.run_dir}#{token}")
     [about] = broadcast_object_list([servers[0].about() if is_first else {}])
     way, device = about["transfer"], about["device"]

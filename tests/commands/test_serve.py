@@ -61,6 +61,30 @@ def test_a_server_for_other_machines_wants_a_key(
     assert "wants a key: set VLLM_API_KEY" in said([str(model), "--host", "0.0.0.0"], capsys)
 
 
+def test_an_address_is_not_given_behind_the_commands_back(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--host", "--host=0.0.0.0", "--hos", "--port"):
+        assert f"{flag} has to stand before --" in said([str(model), "--", flag, "0.0.0.0"], capsys)
+
+
+def test_a_server_that_a_run_steers_always_has_a_key(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(serve.os, "execve", lambda _, __, environment: started.append(environment))
+    arguments = [str(model), "--for-training", "--port", "0"]
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    serve.main(arguments)
+    serve.main(arguments)
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("VLLM_API_KEY=")[2] for line in printed] == [e["VLLM_API_KEY"] for e in started]
+    assert len({*printed}) == 2
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    serve.main(arguments)
+    assert started[-1]["VLLM_API_KEY"] == KEY and capsys.readouterr().err == ""
+
+
 def test_a_model_that_is_not_whole_is_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,14 +7,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from grpo.groups import Batch, Group, Prompt
-from grpo.rollout import Sampling
+from grpo.rollout import Sampling, server_engine
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine
+from grpo.rollout.server_flags import RUN_HEADER
 from tests.support import tiny
 
 SAMPLING = Sampling(group_size=2, max_new_tokens=4, temperature=1.0)
@@ -30,16 +32,18 @@ class Server(ServerClient):
         self.fails = fails
         self.is_up, self.loaded, self.holder = True, "default", None
         self.asked: list[Prompt] = []
+        self.posted: list[str] = []
 
     def about(self) -> dict[str, Any]:
         if not self.is_up:
             raise ServerGone(f"{self.url} does not answer")
-        return {"holder": self.holder, "version": self.loaded}
+        return {"holds": self.holder == self.run, "version": self.loaded}
 
     def hold(self) -> None:
         self.holder = self.run
 
-    def post(self, path: str, body: Any = None) -> Any: ...
+    def post(self, path: str, body: Any = None) -> Any:
+        self.posted.append(path)
 
     def generate(self, prompt: Prompt, sampling: Sampling, seed: int, *, version: str | None = None) -> Group:
         self.asked.append(prompt)
@@ -135,6 +139,41 @@ def test_what_no_server_samples_is_left_out_and_counted_as_lost() -> None:
     ]
     with pytest.raises(ServerError, match="rollout.servers: none is left: only does not answer"):
         made.sync()
+
+
+def test_all_groups_and_the_next_sync_wait_once_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, now_s = Server("only"), [0.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+
+    monkeypatch.setattr(server_engine, "MAX_IN_FLIGHT", 1)
+    monkeypatch.setattr(
+        server_engine, "time", SimpleNamespace(monotonic=lambda: 100.0 + now_s[0], sleep=sleep)
+    )
+    made = engine(server, timeout_s=10.0)
+    server.is_up = False
+    assert made.generate(PROMPTS, SAMPLING, SEEDS) == []
+    with pytest.raises(ServerError, match="none is left"):
+        made.sync()
+    assert 10.0 < now_s[0] < 12.0
+
+
+def test_a_server_that_was_left_paused_behind_its_last_weight_goes_on() -> None:
+    server = Server("only")
+    made = engine(server, timeout_s=5.0)
+    made.lost[server] = "resume took too long"
+    server.posted.clear()
+    assert len(made.generate(PROMPTS, SAMPLING, SEEDS)) == 4 and server.posted == ["/resume"]
+
+
+def test_what_the_run_alone_knows_is_no_part_of_what_is_told_of_it() -> None:
+    client = ServerClient("http://x", tiny.family(), timeout_s=1.0, run="runs/k\u00fcche#secret")
+    assert client.http.headers[RUN_HEADER] == "runs/k%C3%BCche#secret"
+    made = engine(Server("only"))
+    made.clients = [client]
+    assert made.version.startswith("runs/k%C3%BCche#") and made.version.isascii()
+    assert "secret" not in made.version
 
 
 def test_a_batch_keeps_the_places_and_seeds_of_what_was_answered() -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from starlette.datastructures import Headers
 
 from grpo.commands import ask
 from grpo.commands.__main__ import main as egogrpo
@@ -22,6 +23,7 @@ from grpo.policy.model import Policy
 from grpo.rollout.server_check import check_server, differences
 from grpo.rollout.server_client import ServerClient, ServerError
 from grpo.rollout.server_engine import ServerEngine
+from grpo.rollout.server_flags import HOLD, RUN_HEADER
 from grpo.rollout.server_transfer import FolderTransfer
 from grpo.rollout.sync_proof import SyncProof, make_prompt
 from grpo.run.model_inputs import read_inputs
@@ -223,13 +225,14 @@ def test_a_weight_that_changes_on_the_way_is_named(server: httpx.Client, tmp_pat
 
 def test_a_server_is_held_by_one_run_at_a_time(server: httpx.Client, policy: Policy, tmp_path: Path) -> None:
     assert server.post("/pause").json() == {"error": "no run holds this server"}
-    one = client(server, "runs/one")
+    one = client(server, "runs/\u00fcne#what only it knows")
     one.hold()
-    with pytest.raises(ServerError, match="409 the run runs/one uses this server"):
+    with pytest.raises(ServerError, match="409 the run runs/\u00fcne uses this server"):
         engine(server, policy, tmp_path, "runs/two")
     for path in ("/v1/models", "/pause", "/collective_rpc"):
         assert server.post(path).status_code == 409
-    assert one.about()["holder"] == "runs/one"
+    about = server.get("/egogrpo/about").text
+    assert one.about()["holds"] and '"holds":false' in about and "only it knows" not in about
     one.close()
     wait_until_free(server)
     two = engine(server, policy, tmp_path, "runs/two")
@@ -237,10 +240,25 @@ def test_a_server_is_held_by_one_run_at_a_time(server: httpx.Client, policy: Pol
     wait_until_free(server)
 
 
+def test_a_server_without_a_key_is_steered_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    from grpo.rollout.vllm_server import Guard
+
+    monkeypatch.delenv("VLLM_API_KEY")
+    headers = Headers({RUN_HEADER: "anyone"})
+    refused = {path: _refusal(Guard, path, headers) for path in (HOLD, "/pause", "/collective_rpc")}
+    assert {*refused.values()} == {401}
+    assert _refusal(Guard, "/v1/chat/completions", headers) == 200
+
+
+def _refusal(guard: Any, path: str, headers: Headers) -> int:
+    return guard(None)._refusal(path, headers)[0]
+
+
 def wait_until_free(server: httpx.Client) -> None:
     """A server notices soon after that a connection has ended."""
     give_up_at = time.monotonic() + 30.0
-    while server.get("/egogrpo/about").json()["holder"] and time.monotonic() < give_up_at:
+    while server.get("/egogrpo/about").json()["held"] and time.monotonic() < give_up_at:
         time.sleep(0.05)
 
 
