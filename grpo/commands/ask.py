@@ -103,7 +103,12 @@ def prompt_of(sample: Sample, family: ModelFamily, inputs: ModelInputs) -> Promp
 
 def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server: str | None) -> Rollout:
     """Return the model's likeliest completion, from a server or computed here."""
-    greedy = Sampling(group_size=1, max_new_tokens=inputs.rollout.max_new_tokens, temperature=0.0)
+    greedy = Sampling(
+        group_size=1,
+        max_new_tokens=inputs.rollout.max_new_tokens,
+        temperature=0.0,
+        stop=tuple(inputs.rollout.stop),
+    )
     if server is not None:
         client = ServerClient(server, family, timeout_s=SERVER_TIMEOUT_S)
         check_same_weights(client)

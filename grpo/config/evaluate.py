@@ -11,7 +11,12 @@ from omegaconf import MISSING
 from grpo.config.limits import FilePath, NotNegative, Positive
 from grpo.config.load import load_settings
 from grpo.config.model import PARTS, ModelConfig
-from grpo.config.rules import media_contradictions, prompt_contradictions, server_contradictions
+from grpo.config.rules import (
+    media_contradictions,
+    prompt_contradictions,
+    server_contradictions,
+    stop_contradictions,
+)
 from grpo.config.schema import Config, MediaConfig, PromptConfig, RolloutConfig
 
 PromptKind = Literal["official", "direct", "think"]
@@ -44,6 +49,8 @@ class AnswerConfig:
     """Answers to each question (n); more than one want a temperature."""
     temperature: NotNegative[float] = 0.0
     """0: greedy."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end an answer and stay a part of it: those of the run that trained the model."""
     max_new_tokens: Positive[int] = 1024
     max_model_tokens: Positive[int] = 16384
     """Prompt and answer together. A prompt is never cut: a question that does not fit has failed, and counts."""
@@ -109,6 +116,7 @@ class EvaluateConfig:
             servers=[*self.rollout.servers],
             max_new_tokens=self.rollout.max_new_tokens,
             max_model_tokens=self.rollout.max_model_tokens,
+            stop=[*self.rollout.stop],
             gpu_memory_frac=self.rollout.gpu_memory_frac,
             # The head divides logits by it, and greedy answers are those of any temperature.
             temperature=self.rollout.temperature or 1.0,
@@ -145,6 +153,9 @@ def contradictions(config: EvaluateConfig) -> Iterator[str]:
         yield "rollout.max_new_tokens leaves no room for a prompt in rollout.max_model_tokens"
     if config.likeliest and (config.rollout.num_samples > 1 or config.rollout.engine != "transformers"):
         yield "likeliest: losses are of the transformers engine (rollout.engine), with one answer to a question"
+    if config.likeliest and config.rollout.stop:
+        yield "rollout.stop: likeliest generates nothing that a text could end"
+    yield from stop_contradictions(config.rollout.stop)
     yield from prompt_contradictions(config.think, config.tags, "think")
     yield from media_contradictions(config.media)
 

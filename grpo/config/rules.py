@@ -98,6 +98,12 @@ def _media(config: Config) -> Iterator[str]:
     yield from media_contradictions(config.media)
 
 
+def stop_contradictions(stop: list[str]) -> Iterator[str]:
+    """What is wrong with the texts that end a completion, whoever has some."""
+    if "" in stop:
+        yield "rollout.stop: an empty text would end every completion at once"
+
+
 def media_contradictions(media: MediaSettings) -> Iterator[str]:
     """What is wrong with the settings of clips, whoever has some."""
     for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
@@ -151,8 +157,7 @@ def _lora(config: Config) -> Iterator[str]:
 
 def _rollout(config: Config) -> Iterator[str]:
     rollout, model = config.rollout, config.model
-    if "" in rollout.stop:
-        yield "rollout.stop: an empty text would end every completion at once"
+    yield from stop_contradictions(rollout.stop)
     if rollout.lora != "auto" and not model.lora.is_on:
         yield f"rollout.lora={rollout.lora} has no effect without model.lora.r"
     if rollout.lora == "adapters" and model.load_in_4bit:

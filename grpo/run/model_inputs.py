@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from grpo.config.limits import Positive, refusals
 from grpo.config.load import one_line_errors, read_layers, to_layer
-from grpo.config.rules import media_contradictions
+from grpo.config.rules import media_contradictions, stop_contradictions
 from grpo.config.schema import Config, PromptConfig, RolloutConfig
 from grpo.media.sampling import MediaSettings
 from grpo.policy.families.prompt_text import Wording
@@ -29,6 +29,7 @@ class Lengths:
 
     max_new_tokens: Positive[int] = RolloutConfig.max_new_tokens
     max_model_tokens: Positive[int] = RolloutConfig.max_model_tokens
+    stop: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,11 @@ def read_inputs(model_path: str, overrides: Sequence[str] = ()) -> ModelInputs:
         layer = to_layer(stored) if stored is not None else OmegaConf.create({})
         merged = OmegaConf.merge(defaults, layer, *read_layers(overrides))
         inputs = cast(ModelInputs, OmegaConf.to_object(merged))
-    for problem in (*refusals(inputs), *media_contradictions(inputs.media)):
+    for problem in (
+        *refusals(inputs),
+        *media_contradictions(inputs.media),
+        *stop_contradictions(inputs.rollout.stop),
+    ):
         raise ValueError(problem)
     if inputs.max_prompt_tokens <= 0:
         raise ValueError("rollout.max_new_tokens leaves no room for a prompt in rollout.max_model_tokens")

@@ -67,6 +67,7 @@ def answering(
                     group_size=config.rollout.num_samples,
                     max_new_tokens=config.rollout.max_new_tokens,
                     temperature=config.rollout.temperature,
+                    stop=tuple(config.rollout.stop),
                 ),
                 max_prompt_tokens=run.rollout.max_prompt_tokens,
             )

@@ -72,6 +72,14 @@ def test_one_question_is_printed_in_the_parts_that_were_asked_for(
     assert [line.split(":")[0] for line in lines] == ["reasoning", "moments", "answer"]
 
 
+def test_the_texts_that_ended_a_completion_in_training_end_an_answer(
+    model: str, video: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--json", "--start", "1", "--end", "5", "rollout.stop=[</think>]"]
+    assert main(asked(model, video, *more)) == 0
+    assert json.loads(capsys.readouterr().out)["text"].endswith("</think>")
+
+
 def test_what_can_not_be_read_is_shown_as_it_is(video: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A plain base model: it was not trained for this prompt."""
     settings = [

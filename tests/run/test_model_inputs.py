@@ -19,7 +19,7 @@ DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
 
 
 def test_a_final_model_is_asked_as_its_run_asked_it(tmp_path: Path) -> None:
-    config = load_config([DEMO, "media.max_frames=8"])
+    config = load_config([DEMO, "media.max_frames=8", "rollout.stop=[</answer>]"])
     config = replace(config, prompt=replace(config.prompt, template="{question} ${{x}} {options}"))
     inputs = ModelInputs.of(config)
     save_final(tmp_path / "final", tiny.policy(), dtype=torch.float32, step=1, inputs=inputs)
@@ -27,6 +27,7 @@ def test_a_final_model_is_asked_as_its_run_asked_it(tmp_path: Path) -> None:
     assert read == inputs
     assert read.prompt.template == "{question} ${{x}} {options}" and read.media.max_frames == 8
     assert read.wording["tags"] == ["think", "keyframes", "answer"]  # the rewards ask for moments
+    assert read.rollout.stop == ["</answer>"]
     assert read.max_prompt_tokens == config.rollout.max_prompt_tokens == 232
 
 
@@ -59,6 +60,7 @@ def test_a_model_that_does_not_say_it_is_shown_clips_that_leave_room_for_the_que
         ("media.max_frames=few", "media.max_frames"),
         ("media.max_frames=0", "media.max_frames must be at least 2, not 0"),
         ("media.min_frames=900", "media.min_frames"),
+        ("rollout.stop=['']", "rollout.stop: an empty text"),
         ("rollout.max_new_tokens=9000", "rollout.max_new_tokens leaves no room"),
         ("a second question", "'a second question' is no setting"),
     ],

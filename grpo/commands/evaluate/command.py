@@ -192,6 +192,7 @@ def header_of(evaluated: Evaluated) -> dict[str, Any]:
         "temperature": rollout.temperature,
         "max_new_tokens": rollout.max_new_tokens,
         "max_model_tokens": rollout.max_model_tokens,
+        "stop": rollout.stop,
         "seed": config.seed if rollout.temperature else None,
     }
 

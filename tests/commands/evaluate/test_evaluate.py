@@ -145,6 +145,12 @@ def test_a_process_that_is_done_starts_its_engine_with_those_that_are_not(
     assert started and [file.read_bytes() for file in sorted(out.glob("answers/*/*"))] == before
 
 
+def test_an_answer_ends_with_a_text_that_ended_completions_in_training(tmp_path: Path, heldout: Path):
+    evaluate(tmp_path / "out", heldout, "max_samples=1", "rollout.stop=[</think>]")
+    (answer,) = lines(tmp_path / "out")
+    assert answer["text"].endswith("</think>") and answer["finish"] == "stop"
+
+
 def test_scores_are_made_again_without_a_model(tmp_path: Path, done: Path, heldout: Path, capsys: Any):
     out = tmp_path / "copy"
     shutil.copytree(done, out)
