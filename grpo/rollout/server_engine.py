@@ -212,8 +212,13 @@ class ServerEngine:
                 raise ServerGone(client.url)
             return [group]
 
-        def differing() -> list[str]:
-            return self.transfer.differing(client) if self.state.is_main_process else []
+        def differing() -> list[str] | None:
+            try:
+                return self.transfer.differing(client) if self.state.is_main_process else []
+            except ServerError as error:
+                # The weights are wrong, whether or not the server can tell which.
+                logger.warning("rollout: %s", error)
+                return None
 
         try:
             proof.after_sync(ask, differing)

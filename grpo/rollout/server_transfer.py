@@ -38,8 +38,8 @@ class Transfer(Protocol):
         """Load the weights that were made ready into a server."""
         ...
 
-    def differing(self, server: ServerClient) -> list[str]:
-        """Return the names of weights that a server has other values of, where it can tell."""
+    def differing(self, server: ServerClient) -> list[str] | None:
+        """Return the names of weights that a server has other values of; None if it can't tell."""
         ...
 
     def close(self) -> None: ...
@@ -118,8 +118,8 @@ class NcclTransfer:
         self.senders[key].send_weights()
         server.post("/update_weight_version", {"new_version": version})
 
-    def differing(self, server: ServerClient) -> list[str]:
-        return []
+    def differing(self, server: ServerClient) -> None:
+        """Return None: the server is not asked which weights differ."""
 
     def _connect(self, server: ServerClient, world_size: int) -> Any:
         from vllm.distributed.weight_transfer.nccl_engine import (

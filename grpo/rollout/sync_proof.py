@@ -63,11 +63,12 @@ class SyncProof:
     num_syncs: int = 0
 
     def after_sync(
-        self, ask: Ask, differing: Callable[[], list[str]], ask_without: Ask | None = None
+        self, ask: Ask, differing: Callable[[], list[str] | None], ask_without: Ask | None = None
     ) -> None:
         """Count a sync, and raise RuntimeError if it is to be proven and engine and policy don't agree.
 
-        differing: returns the names of weights that differ; all processes call it together, and only after a failure.
+        differing: returns the names of weights that differ, None if that can't be told; all processes call it
+        together, and only after a failure.
         ask_without: samples without the policy's adapters, where the engine can.
         """
         self.num_syncs += 1
@@ -100,9 +101,11 @@ class SyncProof:
         (group,) = ask([self.prompt], sampling, [SEED])
         return group
 
-    def _disagreement(self, gap: float, names: list[str]) -> str:
+    def _disagreement(self, gap: float, names: list[str] | None) -> str:
         where = (
-            f"it has other values of {len(names)} weights: {', '.join(names[:8])}"
+            "which weights differ can't be told"
+            if names is None
+            else f"it has other values of {len(names)} weights: {', '.join(names[:8])}"
             if names
             else "all of its weights are the policy's, so something computed with older ones is still in use, or it "
             "computes otherwise"

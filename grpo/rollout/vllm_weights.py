@@ -71,9 +71,12 @@ class WeightLoader:
         names that fill it are returned.
         """
         found: list[str] = []
-        for parameter, pieces in self._by_parameter(weights):
+        model = self.worker.get_model()
+        device = next(model.parameters()).device
+        # From files they come on the CPU.
+        for parameter, pieces in self._by_parameter((name, weight.to(device)) for name, weight in weights):
             expected_NK = torch.cat([_as_rows(weight) for weight in pieces.values()])
-            values_NK = _values(self.worker.get_model(), parameter, expected_NK)
+            values_NK = _values(model, parameter, expected_NK)
             if values_NK.shape[1:] != expected_NK.shape[1:] or len(values_NK) < len(expected_NK):
                 found += [] if _same_sums(values_NK, expected_NK) else pieces
                 continue

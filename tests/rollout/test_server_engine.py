@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from grpo.groups import Batch, Group, Prompt
-from grpo.rollout import Sampling, server_engine
+from grpo.rollout import Sampling, server_engine, sync_proof
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine
 from grpo.rollout.server_flags import RUN_HEADER
+from grpo.rollout.sync_proof import SyncProof
 from tests.support import tiny
 
 SAMPLING = Sampling(group_size=2, max_new_tokens=4, temperature=1.0)
@@ -157,6 +159,21 @@ def test_all_groups_and_the_next_sync_wait_once_for_a_server(monkeypatch: pytest
     with pytest.raises(ServerError, match="none is left"):
         made.sync()
     assert 10.0 < now_s[0] < 12.0
+
+
+def test_weights_that_are_proven_wrong_end_the_run_though_the_server_can_not_tell_which(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = engine(Server("only"))
+    monkeypatch.setattr(made.transfer, "differing", raises_gone)
+    monkeypatch.setattr(sync_proof, "logps_of", lambda *_: torch.full((sync_proof.NUM_COMPLETIONS,), -9.0))
+    proof = SyncProof(policy=tiny.policy(), prompt=PROMPTS[0], dtype=torch.float32, max_gap=0.1, every=1)
+    with pytest.raises(RuntimeError, match="which weights differ can't be told"):
+        made._prove(made.clients[0], proof)
+
+
+def raises_gone(server: ServerClient) -> list[str]:
+    raise ServerGone(f"{server.url} refuses /collective_rpc: 500")
 
 
 def test_a_server_that_was_left_paused_behind_its_last_weight_goes_on() -> None:
