@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 from collections.abc import Sequence
 from os.path import commonpath
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 from grpo.report.follow import RunFollower
 from grpo.report.index import Index, is_report
@@ -27,6 +29,7 @@ class Report:
         self.followers = [RunFollower(number, each, folder) for number, each in enumerate(run_dirs)]
         about = [follower.about() for follower in self.followers]
         names = names_of(run_dirs)
+        self._held = _held(folder)
         _clear(folder)
         # The index comes first: by it the folder is known as a report's, also if this process is stopped here.
         self.index = Index(folder, [{"name": name, **each} for name, each in zip(names, about, strict=True)])
@@ -74,12 +77,30 @@ class Report:
         return file if file.exists() else None
 
 
-def _clear(folder: Path) -> None:
-    """Remove the data files of an older report; ValueError if a folder has other files and is no report's."""
+def _held(folder: Path) -> BinaryIO:
+    """Return a file that keeps a folder for one process, until it is closed.
+
+    ValueError if another process writes it, or if it has other files than a report's.
+    """
     if folder.is_dir() and any(folder.iterdir()) and not is_report(folder):
         raise ValueError(
             f"--out: {folder} has files in it and is no report; name a folder that is new or empty"
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(f"--out: another process is writing {folder}; name another folder") from error
+    except OSError as error:
+        # A file system without locks.
+        logger.warning("--out: %s has no locks (%s): two reports in it are not noticed", folder, error)
+    return file
+
+
+def _clear(folder: Path) -> None:
+    """Remove the data files of an older report."""
     for file in (*folder.glob("data/index.js"), *folder.glob("data/*/*_*.js")):
         file.unlink()
 

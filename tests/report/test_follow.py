@@ -161,6 +161,16 @@ def test_a_folder_with_other_files_is_left_as_it_is_and_an_older_report_is_repla
     assert not stale.exists() and kept.exists()
 
 
+def test_a_report_is_written_by_one_process_at_a_time(tmp_path: Path):
+    folder = write_run(tmp_path / "run", {1: [scored(["a"], [1.0])]})
+    report = Report(tmp_path / "out", [folder])
+    report.update()
+    before = lines(report)
+    with pytest.raises(ValueError, match=r"another process is writing .*out; name another folder"):
+        Report(tmp_path / "out", [folder])
+    assert lines(report) == before and (tmp_path / "out" / "data" / "0" / "rollouts_000001.js").is_file()
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="no config.yaml"):
         Report(tmp_path / "out", [tmp_path])
