@@ -86,6 +86,7 @@ NAMES = {
     "checkpoint.every_steps": "save_steps save_freq",
     "checkpoint.keep": "save_total_limit max_actor_ckpt_to_keep save_limit",
     "log.rollouts_every_steps": "log_completions rollout_data_dir",
+    "log.trackers": "report_to trainer.logger",
 }
 """The names of others by ours; one with a dot is known by both of its parts."""
 

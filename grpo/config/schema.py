@@ -193,6 +193,8 @@ class CheckpointConfig:
 class LogConfig:
     rollouts_every_steps: NotNegative[int] = 1
     """Completions with their rewards, as Parquet; 0: never."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = field(default_factory=list)
+    """Where the figures of each step go besides `metrics.jsonl`. A tracker that fails does not stop the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

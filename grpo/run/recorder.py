@@ -23,6 +23,7 @@ from grpo.run.folder import RunDir, Score
 from grpo.run.group_metrics import group_metrics
 from grpo.run.metrics import Metrics
 from grpo.run.rollout_files import rollout_rows, write_rollouts
+from grpo.run.trackers import TrackerThread, close_trackers
 from grpo.run.warning_rules import warnings_of
 from rewards.scoring.runner import RewardSet
 
@@ -62,6 +63,7 @@ class Recorder:
         self.warned: Set[str] = frozenset()
         """The names of what the user was warned of in the latest step."""
         self.bar: tqdm | None = None
+        self.trackers: list[TrackerThread] = []
 
     def begin(self, last_step: int) -> None:
         """Remove what was written after the step that the run resumes from; 0: the run begins."""
@@ -72,6 +74,7 @@ class Recorder:
         self.run_dir.forget_after(last_step or -1)
         num_steps = self.config.num_steps
         self.bar = tqdm(total=num_steps, initial=last_step, desc="training", unit="step", smoothing=0.1)
+        self.trackers = [TrackerThread(name, self.run_dir.path) for name in {*self.config.log.trackers}]
 
     def draw(self) -> None:
         """Draw the curves of the run so far."""
@@ -79,9 +82,11 @@ class Recorder:
             draw_curves(self.run_dir.metrics(), self.run_dir.path / "curves.png")
 
     def close(self) -> None:
-        """Leave the bar as it is, and the next line to others."""
+        """Leave the bar as it is, and the next line to others; end the trackers."""
         if self.bar is not None:
             self.bar.close()
+        close_trackers(self.trackers)
+        self.trackers = []
 
     def add(self, metrics: Metrics) -> None:
         """Add figures to those of the step that is under way."""
@@ -169,6 +174,8 @@ class Recorder:
         """Write a step's figures. JSON has no infinity and no NaN: such figures are named in `failures.jsonl`."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         self.run_dir.append_metrics({"step": step, **finite})
+        for tracker in self.trackers:
+            tracker.put(step, finite)
         if others := {name: str(row[name]) for name in row.keys() - finite.keys()}:
             self.run_dir.append_failures(
                 [{"step": step, "kind": "figures", "figures": dict(sorted(others.items()))}]

@@ -39,6 +39,7 @@ from grpo.rollout.counterfactuals import make_plan
 from grpo.rollout.vllm_arguments import MAX_LORA_RANK
 from grpo.run.folder import RunDir
 from grpo.run.media_files import MediaFiles, all_files, files_of
+from grpo.run.trackers import check_trackers
 from grpo.startup.assembly import (
     adds_adapters,
     build_loader,
@@ -292,6 +293,7 @@ CHECKS = (
     Check("model.path", check_model),
     Check("rewards", check_rewards),
     Check("rollout.engine", check_engine),
+    Check("log.trackers", lambda start: check_trackers(start.config.log.trackers)),
     Check("model.attention", lambda start: check_backend(start.config.model.attention)),
     Check("optim", lambda start: check_launch(start.accelerator, start.config.optim, start.config.model)),
     Check("rewards", check_other_clips),

@@ -1,0 +1,195 @@
+"""Trackers: TensorBoard, Weights & Biases, trackio and MLflow get each step's figures, and never stop or slow a run.
+
+Each has a thread of its own and a bounded queue. The libraries' calls are those of accelerate's trackers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+import yaml
+from accelerate.tracking import (
+    GeneralTracker,
+    MLflowTracker,
+    TensorBoardTracker,
+    TrackioTracker,
+    WandBTracker,
+)
+from tqdm import tqdm
+
+from grpo.run.disk import write_text
+
+PROJECT = "egogrpo"
+"""The project, or experiment, that runs belong to where the tracker's own variable of the environment names none."""
+MAX_WAITING_ROWS = 1000
+"""The rows that wait for a tracker; those of later steps are dropped."""
+CLOSE_WITHIN_S = 15.0
+"""How long all trackers together may take at the end of a run, until they are left alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """A run as a tracker is to know it."""
+
+    folder: Path
+    run_id: str | None
+    """The tracker's name of the run; None: it is new to the tracker."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as the run folder has them, without what the environment has filled in."""
+        file = self.folder / "config.yaml"
+        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def new_id(self) -> str:
+        return f"{self.folder.resolve().name}-{uuid4().hex[:8]}"
+
+
+def _tensorboard(run: TrackedRun) -> tuple[GeneralTracker, str]:
+    tracker = TensorBoardTracker("tensorboard", run.folder)
+    tracker.start()
+    return tracker, "tensorboard"
+
+
+def _wandb(run: TrackedRun) -> tuple[GeneralTracker, str]:
+    run_id = run.run_id or run.new_id()
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    # Without "off", W&B wraps the process's output, and waits for a person who types a key.
+    settings = {"console": "off", "login_timeout": 1}
+    options = {"id": run_id, "name": run_id, "resume": "allow", "dir": str(run.folder), "settings": settings}
+    tracker = WandBTracker(project, config=run.settings, **options)
+    tracker.start()
+    return tracker, run_id
+
+
+def _trackio(run: TrackedRun) -> tuple[GeneralTracker, str]:
+    run_id = run.run_id or run.new_id()
+    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+    tracker = TrackioTracker(project, name=run_id, resume="allow", config=run.settings, embed=False)
+    tracker.start()
+    return tracker, run_id
+
+
+def _mlflow(run: TrackedRun) -> tuple[GeneralTracker, str]:
+    tracker = MLflowTracker(PROJECT, run_id=run.run_id, run_name=None if run.run_id else run.new_id())
+    tracker.start()
+    return tracker, tracker.tracker.info.run_id
+
+
+STARTS: Mapping[str, Callable[[TrackedRun], tuple[GeneralTracker, str]]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+    "mlflow": _mlflow,
+}
+"""The functions that start a tracker and return it with its name of the run."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError, with the package to install, for a tracker that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(f"log.trackers: {name} is not installed (pip install {name})")
+
+
+class TrackerThread:
+    """A thread that hands rows to one tracker.
+
+    What the tracker can't take is dropped and counted. The user is told once, and at the end how much was dropped.
+    """
+
+    def __init__(self, name: str, run_folder: Path) -> None:
+        self.name, self.run_folder = name, run_folder
+        self.state_file = run_folder / "trackers" / f"{name}.json"
+        """The file with the tracker's name of the run and the last step that it was handed."""
+        self.queue: SimpleQueue[tuple[int, Mapping[str, float]] | None] = SimpleQueue()
+        self.num_rows = self.num_delivered = 0
+        self.has_warned = False
+        self.tracker: GeneralTracker | None = None
+        self.run_id: str | None = None
+        self.last_step = -1
+        self.thread = Thread(target=self._work, name=f"tracker-{name}", daemon=True)
+        self.thread.start()
+
+    def put(self, step: int, row: Mapping[str, float]) -> None:
+        """Queue a step's row, or drop it if too many are waiting."""
+        self.num_rows += 1
+        if self.queue.qsize() < MAX_WAITING_ROWS:
+            self.queue.put((step, row))
+        else:
+            self._warn(f"it is too slow: {MAX_WAITING_ROWS} rows are waiting")
+
+    def end(self) -> None:
+        """Tell the thread that no row follows."""
+        self.queue.put(None)
+
+    def wait(self, until_s: float) -> None:
+        """Wait for the thread until a time of the monotonic clock, and say how many rows were dropped."""
+        self.thread.join(max(until_s - monotonic(), 0.0))
+        if self.thread.is_alive():
+            self._warn(f"it did not end within {CLOSE_WITHIN_S:g} s")
+        if dropped := self.num_rows - self.num_delivered:
+            tqdm.write(f"warning: tracker {self.name}: {dropped} of {self.num_rows} rows were not delivered")
+
+    def _work(self) -> None:
+        while (item := self.queue.get()) is not None:
+            self._attempt(lambda item=item: self._deliver(*item))
+        self._attempt(self._finish)
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        # Whatever a tracker's library raises must not stop the run, and its next row is another attempt.
+        try:
+            call()
+        except Exception as error:
+            self._warn(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+    def _deliver(self, step: int, row: Mapping[str, float]) -> None:
+        if self.tracker is None:
+            self._start()
+        assert self.tracker
+        # A run that goes on from a checkpoint repeats the steps after it.
+        if step > self.last_step:
+            self.tracker.log(dict(row), step=step)
+            self._remember(step)
+        self.num_delivered += 1
+
+    def _start(self) -> None:
+        if self.state_file.exists():
+            state = json.loads(self.state_file.read_bytes())
+            self.run_id, self.last_step = state["run_id"], state["last_step"]
+        run = TrackedRun(folder=self.run_folder, run_id=self.run_id)
+        self.tracker, self.run_id = STARTS[self.name](run)
+        self._remember(self.last_step)
+
+    def _remember(self, step: int) -> None:
+        self.last_step = step
+        self.state_file.parent.mkdir(exist_ok=True)
+        write_text(self.state_file, json.dumps({"run_id": self.run_id, "last_step": step}) + "\n")
+
+    def _finish(self) -> None:
+        if self.tracker is not None:
+            self.tracker.finish()
+
+    def _warn(self, what: str) -> None:
+        if not self.has_warned:
+            self.has_warned = True
+            tqdm.write(f"warning: tracker {self.name}: {what}; the run goes on, rows may be missing there")
+
+
+def close_trackers(trackers: Sequence[TrackerThread]) -> None:
+    """Let all trackers finish at the same time, and leave those alone that take too long."""
+    for tracker in trackers:
+        tracker.end()
+    until_s = monotonic() + CLOSE_WITHIN_S
+    for tracker in trackers:
+        tracker.wait(until_s)

@@ -1,0 +1,192 @@
+"""Trackers: what reaches them, and that nothing they do stops a run. Those not installed have their test skipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker
+
+from grpo.run import trackers
+from grpo.run.trackers import TrackedRun, TrackerThread, check_trackers, close_trackers
+
+
+@pytest.fixture(autouse=True)
+def _in_a_process() -> None:
+    PartialState(cpu=True)
+
+
+class Kept(GeneralTracker):
+    """A tracker that keeps what it is handed."""
+
+    name, requires_logging_directory, main_process_only = "kept", False, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, Mapping[str, float]]] = []
+        self.is_finished = False
+
+    def log(self, values: dict[str, float], step: int | None = None, **kwargs: Any) -> None:
+        self.rows.append((step, values))
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+def start_as(monkeypatch: pytest.MonkeyPatch, tracker: GeneralTracker) -> list[str | None]:
+    """Let a tracker stand in for W&B; return the names of the run with which it is started."""
+    run_ids: list[str | None] = []
+
+    def start(run: TrackedRun) -> tuple[GeneralTracker, str]:
+        run_ids.append(run.run_id)
+        return tracker, run.run_id or "new"
+
+    monkeypatch.setattr(trackers, "STARTS", {"wandb": start})
+    return run_ids
+
+
+def log(name: str, folder: Path, rows: Mapping[int, float]) -> None:
+    """Log a figure of each step in one go of a run."""
+    thread = TrackerThread(name, folder)
+    for step, value in rows.items():
+        thread.put(step, {"reward/mean": value})
+    close_trackers([thread])
+
+
+def test_a_resumed_run_goes_on_and_logs_no_step_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Kept()
+    run_ids = start_as(monkeypatch, kept)
+    log("wandb", tmp_path, {0: 0.1, 1: 0.2, 2: 0.3})
+    log("wandb", tmp_path, {2: 0.3, 3: 0.4})
+    assert run_ids == [None, "new"] and kept.is_finished
+    assert kept.rows == [(step, {"reward/mean": value}) for step, value in enumerate((0.1, 0.2, 0.3, 0.4))]
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_tracker_that_hangs_drops_rows_and_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, released = Event(), Event()
+
+    class Hanging(Kept):
+        def log(self, values: dict[str, float], step: int | None = None, **kwargs: Any) -> None:
+            begun.set()
+            released.wait()
+
+    start_as(monkeypatch, Hanging())
+    monkeypatch.setattr(trackers, "MAX_WAITING_ROWS", 2)
+    monkeypatch.setattr(trackers, "CLOSE_WITHIN_S", 0.1)
+    thread = TrackerThread("wandb", tmp_path)
+    thread.put(1, {})
+    begun.wait()
+    for step in range(2, 7):
+        thread.put(step, {})
+    assert thread.queue.qsize() == 2
+    close_trackers([thread])
+    assert thread.thread.is_alive()
+    released.set()
+    said = capsys.readouterr().out
+    assert said.count("the run goes on") == 1 and "too slow" in said
+    assert "6 of 6 rows were not delivered" in said
+
+
+def test_a_tracker_that_raises_is_named_once_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Raising(Kept):
+        def log(self, values: dict[str, float], step: int | None = None, **kwargs: Any) -> None:
+            if step in (1, 2):
+                raise ConnectionError("no route\nto host")
+            super().log(values, step)
+
+    tracker = Raising()
+    start_as(monkeypatch, tracker)
+    log("wandb", tmp_path, {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4})
+    assert [step for step, _ in tracker.rows] == [0, 3]
+    said = capsys.readouterr().out
+    assert said.count("ConnectionError: no route to host") == 1
+    assert "tracker wandb: 2 of 4 rows were not delivered" in said
+
+
+def test_a_tracker_that_can_not_start_gets_another_attempt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, attempts = Kept(), []
+
+    def start(run: TrackedRun) -> tuple[GeneralTracker, str]:
+        attempts.append(run)
+        if len(attempts) == 1:
+            raise OSError("down")
+        return kept, "later"
+
+    monkeypatch.setattr(trackers, "STARTS", {"wandb": start})
+    log("wandb", tmp_path, {0: 0.1, 1: 0.2})
+    assert [step for step, _ in kept.rows] == [1]
+    assert "1 of 2 rows were not delivered" in capsys.readouterr().out
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_that_names_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_trackers([])
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"log\.trackers: wandb is not installed \(pip install wandb\)"):
+        check_trackers(["wandb"])
+
+
+def test_tensorboard_has_the_rows_of_a_run_and_of_its_resumption(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log("tensorboard", tmp_path, {0: 0.25, 1: 0.5})
+    log("tensorboard", tmp_path, {1: 0.5, 2: 0.75})
+    found = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = found.Scalars("reward/mean")
+    assert [(each.step, each.value) for each in scalars] == [(0, 0.25), (1, 0.5), (2, 0.75)]
+
+
+def test_wandb_writes_offline_files_without_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "5ecre7" * 7)
+    (tmp_path / "config.yaml").write_text("api_key: ${oc.env:WANDB_API_KEY}\nseed: 7\n")
+    log("wandb", tmp_path, {0: 0.25, 1: 0.5})
+    run_id = json.loads((tmp_path / "trackers" / "wandb.json").read_text())["run_id"]
+    log("wandb", tmp_path, {1: 0.5, 2: 0.75})
+    files = [*tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb")]
+    assert len(files) == 2 and all(b"reward/mean" in file.read_bytes() for file in files)
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in written if b"5ecre7" in file.read_bytes()]
+
+
+def test_mlflow_has_one_run_of_a_run_and_its_resumption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    store = (tmp_path / "store").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    log("mlflow", tmp_path, {0: 0.25, 1: 0.5})
+    log("mlflow", tmp_path, {1: 0.5, 2: 0.75})
+    run_id = json.loads((tmp_path / "trackers" / "mlflow.json").read_text())["run_id"]
+    history = tracking.MlflowClient(store).get_metric_history(run_id, "reward/mean")
+    assert [(each.step, each.value) for each in history] == [(0, 0.25), (1, 0.5), (2, 0.75)]
+
+
+def test_trackio_has_one_run_of_a_run_and_its_resumption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
+
+    log("trackio", tmp_path, {0: 0.25, 1: 0.5})
+    log("trackio", tmp_path, {1: 0.5, 2: 0.75})
+    [name] = SQLiteStorage.get_runs("egogrpo")
+    rows = SQLiteStorage.get_logs("egogrpo", name)
+    assert [(row["step"], row["reward/mean"]) for row in rows] == [(0, 0.25), (1, 0.5), (2, 0.75)]
