@@ -9,10 +9,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -33,6 +34,8 @@ PROJECT = "egogrpo"
 """The project, or experiment, that runs belong to where the tracker's own variable of the environment names none."""
 MAX_WAITING_ROWS = 1000
 """The rows that wait for a tracker; those of later steps are dropped."""
+RETRY_AFTER_S = 60.0
+"""How long a tracker that did not start is left alone, while rows wait for it."""
 CLOSE_WITHIN_S = 15.0
 """How long all trackers together may take at the end of a run, until they are left alone."""
 
@@ -42,17 +45,16 @@ class TrackedRun:
     """A run as a tracker is to know it."""
 
     folder: Path
+    name: str
+    """The name of a run that is new to the tracker."""
     run_id: str | None
-    """The tracker's name of the run; None: it is new to the tracker."""
+    """What the tracker calls a run that it knows; None: it is new."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings as the run folder has them, without what the environment has filled in."""
         file = self.folder / "config.yaml"
         return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-    def new_id(self) -> str:
-        return f"{self.folder.resolve().name}-{uuid4().hex[:8]}"
 
 
 def _tensorboard(run: TrackedRun) -> tuple[GeneralTracker, str]:
@@ -62,10 +64,10 @@ def _tensorboard(run: TrackedRun) -> tuple[GeneralTracker, str]:
 
 
 def _wandb(run: TrackedRun) -> tuple[GeneralTracker, str]:
-    run_id = run.run_id or run.new_id()
+    run_id = run.run_id or run.name
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    # Without "off", W&B wraps the process's output, and waits for a person who types a key.
-    settings = {"console": "off", "login_timeout": 1}
+    # W&B would wrap the process's output, ask for a key, and at exit wait until all is uploaded, however long it takes.
+    settings = {"console": "off", "login_timeout": 1, "init_timeout": 15, "finish_timeout": 10}
     options = {"id": run_id, "name": run_id, "resume": "allow", "dir": str(run.folder), "settings": settings}
     tracker = WandBTracker(project, config=run.settings, **options)
     tracker.start()
@@ -73,7 +75,7 @@ def _wandb(run: TrackedRun) -> tuple[GeneralTracker, str]:
 
 
 def _trackio(run: TrackedRun) -> tuple[GeneralTracker, str]:
-    run_id = run.run_id or run.new_id()
+    run_id = run.run_id or run.name
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     tracker = TrackioTracker(project, name=run_id, resume="allow", config=run.settings, embed=False)
     tracker.start()
@@ -81,7 +83,7 @@ def _trackio(run: TrackedRun) -> tuple[GeneralTracker, str]:
 
 
 def _mlflow(run: TrackedRun) -> tuple[GeneralTracker, str]:
-    tracker = MLflowTracker(PROJECT, run_id=run.run_id, run_name=None if run.run_id else run.new_id())
+    tracker = MLflowTracker(PROJECT, run_id=run.run_id, run_name=None if run.run_id else run.name)
     tracker.start()
     return tracker, tracker.tracker.info.run_id
 
@@ -117,6 +119,8 @@ class TrackerThread:
         self.has_warned = False
         self.tracker: GeneralTracker | None = None
         self.run_id: str | None = None
+        self.new_name = f"{run_folder.resolve().name}-{uuid4().hex[:8]}"
+        self.ends = Event()
         self.last_step = -1
         self.thread = Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self.thread.start()
@@ -131,6 +135,7 @@ class TrackerThread:
 
     def end(self) -> None:
         """Tell the thread that no row follows."""
+        self.ends.set()
         self.queue.put(None)
 
     def wait(self, until_s: float) -> None:
@@ -143,23 +148,31 @@ class TrackerThread:
 
     def _work(self) -> None:
         while (item := self.queue.get()) is not None:
-            self._attempt(lambda item=item: self._deliver(*item))
-        self._attempt(self._finish)
+            if (tracker := self._started()) is None:
+                return
+            self._attempt(partial(self._deliver, tracker, *item))
+        if self.tracker is not None:
+            self._attempt(self.tracker.finish)
+
+    def _started(self) -> GeneralTracker | None:
+        """Return the tracker after as many attempts as it needs; None if the run has ended before."""
+        while self.tracker is None:
+            self._attempt(self._start)
+            if self.tracker is None and self.ends.wait(RETRY_AFTER_S):
+                return None
+        return self.tracker
 
     def _attempt(self, call: Callable[[], None]) -> None:
-        # Whatever a tracker's library raises must not stop the run, and its next row is another attempt.
+        # Whatever a tracker's library raises must not stop the run; the next call is another attempt.
         try:
             call()
         except Exception as error:
             self._warn(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
-    def _deliver(self, step: int, row: Mapping[str, float]) -> None:
-        if self.tracker is None:
-            self._start()
-        assert self.tracker
+    def _deliver(self, tracker: GeneralTracker, step: int, row: Mapping[str, float]) -> None:
         # A run that goes on from a checkpoint repeats the steps after it.
         if step > self.last_step:
-            self.tracker.log(dict(row), step=step)
+            tracker.log(dict(row), step=step)
             self._remember(step)
         self.num_delivered += 1
 
@@ -167,7 +180,7 @@ class TrackerThread:
         if self.state_file.exists():
             state = json.loads(self.state_file.read_bytes())
             self.run_id, self.last_step = state["run_id"], state["last_step"]
-        run = TrackedRun(folder=self.run_folder, run_id=self.run_id)
+        run = TrackedRun(folder=self.run_folder, name=self.new_name, run_id=self.run_id)
         self.tracker, self.run_id = STARTS[self.name](run)
         self._remember(self.last_step)
 
@@ -175,10 +188,6 @@ class TrackerThread:
         self.last_step = step
         self.state_file.parent.mkdir(exist_ok=True)
         write_text(self.state_file, json.dumps({"run_id": self.run_id, "last_step": step}) + "\n")
-
-    def _finish(self) -> None:
-        if self.tracker is not None:
-            self.tracker.finish()
 
     def _warn(self, what: str) -> None:
         if not self.has_warned:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo.config.load import load_config
 from grpo.groups import LostSample, RewardFailure, ScoredGroup
@@ -102,6 +103,19 @@ def test_a_steps_figures_become_one_row_and_the_next_step_begins_anew(make: Make
         "sampler/gap_max",
         "time/data",
     }
+
+
+def test_trackers_get_the_rows_that_are_written(make: Make) -> None:
+    recorder = make()
+    recorder.config = replace(recorder.config, log=replace(recorder.config.log, trackers=["tensorboard"]))
+    recorder.begin(0)
+    recorder.add(Metrics(maxima={"sampler/gap_max": 0.5, "loss": math.nan}))
+    recorder.finish_step(1)
+    recorder.close()
+    found = EventAccumulator(str(recorder.run_dir.path / "tensorboard")).Reload()
+    [row] = read_rows(recorder.run_dir.metrics_file)
+    assert {*found.Tags()["scalars"]} == row.keys() - {"step"}
+    assert [(each.step, each.value) for each in found.Scalars("sampler/gap_max")] == [(1, 0.5)]
 
 
 def test_media_are_counted_by_the_step(make: Make, tmp_path: Path) -> None:

@@ -17,14 +17,16 @@ from grpo.run.trackers import TrackedRun, TrackerThread, check_trackers, close_t
 
 
 @pytest.fixture(autouse=True)
-def _in_a_process() -> None:
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackers ask accelerate for the process, and a busy machine starts them slowly."""
     PartialState(cpu=True)
+    monkeypatch.setattr(trackers, "CLOSE_WITHIN_S", 120.0)
 
 
 class Kept(GeneralTracker):
     """A tracker that keeps what it is handed."""
 
-    name, requires_logging_directory, main_process_only = "kept", False, True
+    name, requires_logging_directory, main_process_only, tracker = "kept", False, True, None
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,10 +128,29 @@ def test_a_tracker_that_can_not_start_gets_another_attempt(
             raise OSError("down")
         return kept, "later"
 
+    monkeypatch.setattr(trackers, "RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr(trackers, "STARTS", {"wandb": start})
+    thread = TrackerThread("wandb", tmp_path)
+    thread.put(0, {})
+    thread.put(1, {})
+    while len(attempts) < 2:
+        thread.thread.join(0.01)
+    close_trackers([thread])
+    assert [step for step, _ in kept.rows] == [0, 1]
+    assert len({run.name for run in attempts}) == 1
+    said = capsys.readouterr().out
+    assert "OSError: down" in said and "not delivered" not in said
+
+
+def test_a_tracker_that_never_starts_is_given_up_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(run: TrackedRun) -> tuple[GeneralTracker, str]:
+        raise OSError("down")
+
     monkeypatch.setattr(trackers, "STARTS", {"wandb": start})
     log("wandb", tmp_path, {0: 0.1, 1: 0.2})
-    assert [step for step, _ in kept.rows] == [1]
-    assert "1 of 2 rows were not delivered" in capsys.readouterr().out
+    assert "2 of 2 rows were not delivered" in capsys.readouterr().out
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_that_names_the_package(
