@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo.config.load import load_config
+from grpo.config.schema import LogConfig
 from grpo.groups import LostSample, RewardFailure, ScoredGroup
 from grpo.media.clip import ClipSource
 from grpo.media.loader import ClipLoader
@@ -107,7 +108,7 @@ def test_a_steps_figures_become_one_row_and_the_next_step_begins_anew(make: Make
 
 def test_trackers_get_the_rows_that_are_written(make: Make) -> None:
     recorder = make()
-    recorder.config = replace(recorder.config, log=replace(recorder.config.log, trackers=["tensorboard"]))
+    recorder.config = replace(recorder.config, log=LogConfig(trackers=["tensorboard"]))
     recorder.begin(0)
     recorder.add(Metrics(maxima={"sampler/gap_max": 0.5, "loss": math.nan}))
     recorder.finish_step(1)
