@@ -1,4 +1,4 @@
-"""GRPO fine-tuning for video vision-language models. Read `trainer.py` first, then `groups.py`."""
+"""GRPO fine-tuning for video vision-language models. The README's "Read the code" says in which order."""
 
 import sys
 from importlib.machinery import PathFinder

@@ -15,23 +15,20 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Never
 
-from grpo.config.explained import explained
+from grpo.config.explained import USAGE, explained
 from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
+from grpo.policy.model_folder import find_model_folder
 from grpo.run.folder import RunDir, make_manifest
 from grpo.run.progress import say, say_anything, under_way
 from grpo.run.stopping import EXIT_CODE, SIGNALS, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.startup.ranks import launched_rank
+from rewards.scoring.loading import is_builtin
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from grpo.loop import Loop
-
-
-USAGE = """\
-usage: egogrpo train --config_file launch/accelerate/single.yaml CONFIG.yaml ... key=value ...
-(--help lists every setting; configs/ has files to start from)"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -100,6 +97,9 @@ def leave(why: str) -> Never:
 
 def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] = ()) -> Loop:
     """Check and build all that the first step needs; raise ValueError or OSError, in one line, for a user's mistake."""
+    find_model_folder(config.model.path)
+    for name, spec in config.rewards.items():
+        is_builtin(name, spec)  # raises for a name that is none's
     # These imports are late, since torch and transformers take seconds: a wrong key is reported before them, and
     # worker processes that import this file again do without them.
     with under_way("importing torch and transformers", is_shown=rank == 0):

@@ -19,7 +19,9 @@ the way TRL calls one, `fn(prompts=..., completions=..., completion_ids=..., **c
 sample's rollouts.
 `egogrpo check FILE.py:FUNCTION` tries a reward out.
 
-Imports nothing heavy, so that a plugin can be read and tested anywhere.
+Beside it, `parsing.py` reads the parts of a completion, `spelling.py` folds the spellings of an answer, and
+`hostile.py` has completions to try a reward on. This file imports nothing heavy, so that a plugin can be read and
+tested anywhere.
 """
 
 from __future__ import annotations

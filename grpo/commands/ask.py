@@ -55,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     quiet_libraries()
     try:
+        if loose := [each for each in arguments.settings if "=" not in each]:
+            raise ValueError(f"{loose[0]!r} is no key=value: put the question in quotes")
         family = load_family(arguments.model, seconds_dtype=compute_dtype())
         inputs = read_inputs(family.path, arguments.settings)
         prompt = prompt_of(sample_of(arguments), family, inputs)
@@ -237,7 +239,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("video", metavar="VIDEO", help="a video file")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
-        "settings", metavar="key=value", nargs="*", help="as media.max_frames=64 prompt.tags=[answer]"
+        "settings",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="as media.max_frames=64 prompt.tags=[answer]",
     )
     parser.add_argument(
         "--option", metavar="TEXT", action="append", default=[], help="a choice; once for each"

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "fn", metavar="REWARD", help="my_rewards.py:fn, package.module:fn or a built-in's name"
     )
-    parser.add_argument("args", nargs="*", metavar="key=value", help="knobs; column.key=value for a column")
+    parser.add_argument(
+        "args", nargs="*", default=[], metavar="key=value", help="knobs; column.key=value for a column"
+    )
     parser.add_argument(
         "--timeout-s", type=float, default=TIME_LIMIT_S, help="as in a config; default: %(default)g"
     )

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="a run's final/, a model folder, or a cached hub name")
     parser.add_argument(
-        "settings", metavar="key=value", nargs="*", help="other settings, as media.max_frames=64"
+        "settings", metavar="key=value", nargs="*", default=[], help="other settings, as media.max_frames=64"
     )
     parser.add_argument(
         "--host", default=LOOPBACK[0], help=f"beyond this machine only with {KEY_VARIABLE} set"

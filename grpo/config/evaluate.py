@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import MISSING
@@ -134,7 +136,17 @@ class EvaluateConfig:
 
 def load_evaluation(argv: list[str]) -> EvaluateConfig:
     """Layer YAML files, then key=value overrides, on the defaults; ValueError names what is wrong."""
-    return load_settings(argv, EvaluateConfig, contradictions)
+    try:
+        return load_settings(argv, EvaluateConfig, contradictions)
+    except ValueError:
+        for file in map(Path, argv):
+            if file.is_file() and re.search(
+                r"^(run_dir|rewards|optim):", file.read_text("utf-8"), re.MULTILINE
+            ):
+                raise ValueError(
+                    f"config: {file} is a training run's; configs/eval/ has evaluations"
+                ) from None
+        raise
 
 
 def contradictions(config: EvaluateConfig) -> Iterator[str]:
@@ -142,7 +154,8 @@ def contradictions(config: EvaluateConfig) -> Iterator[str]:
     if not config.paths:
         yield "model.path is not set"
     if config.model.path and (config.model.name or label(config.model.path)) in config.models:
-        yield f"models: two are called {config.model.name or label(config.model.path)!r}"
+        name = config.model.name or label(config.model.path)
+        yield f"models: two are called {name!r}: {config.model.path} (model.path) is; model.name=... calls it otherwise"
     for name in config.paths:
         if not name or name.startswith(".") or "/" in name:
             yield f"models: {name!r} is no name for a folder"

@@ -16,6 +16,10 @@ from rewards.scoring.specs import RewardSpec
 ENTRIES = {"train": ("-", DatasetConfig), "rewards": ("NAME:", RewardSpec)}
 """The type of what a list or a mapping has, and how an entry begins."""
 
+USAGE = """\
+usage: egogrpo train --config_file launch/accelerate/single.yaml CONFIG.yaml ... key=value ...
+(--help lists every setting; configs/ has files to start from)"""
+
 
 def explained(cls: Any = Config, indent: str = "") -> Iterator[str]:
     """The lines on a section's settings."""

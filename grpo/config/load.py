@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -98,7 +99,8 @@ def read_file(file: Path, root: Any = Config, place: str = "") -> DictConfig:
             f"config: no option {file}: a setting is key=value (grpo/train.py --help lists them)"
         )
     if not file.is_file():
-        raise ValueError(f"config: no file {file}")
+        close = get_close_matches(str(file), map(str, file.parent.glob("*.y*ml")), n=1)
+        raise ValueError(f"config: no file {file}" + "".join(f"; did you mean {each}?" for each in close))
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

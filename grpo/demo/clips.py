@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from grpo.media.clip import Clip, ClipFacts
 from grpo.media.sampling import PatchShape
+from grpo.run.progress import say
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -211,7 +212,7 @@ def write_dataset(folder: str | os.PathLike[str], *, num_train: int, num_heldout
     """
     if num_train < 0 or num_heldout < 0:
         raise ValueError(f"num_train and num_heldout must not be negative, got {num_train}, {num_heldout}")
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     parameters = {
         "num_train": num_train,
         "num_heldout": num_heldout,
@@ -222,6 +223,7 @@ def write_dataset(folder: str | os.PathLike[str], *, num_train: int, num_heldout
     with _lock(folder.with_name(f".{folder.name}.lock")):
         if _is_finished(folder, parameters):
             return folder
+        say(f"rendering the demo's clips into {folder}/")
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         _write_split(partial, "train", num_train, seed)

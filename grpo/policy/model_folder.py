@@ -32,10 +32,13 @@ DESCRIPTION = re.compile(
 """The names of what a model folder holds beside weights and notes."""
 
 
-def find_model_folder(model_path: str) -> Path:
-    """The folder of a model with its config, which may be given by its name in the local hub cache; else ValueError."""
+def find_model_folder(model_path: str, key: str = "model.path") -> Path:
+    """The folder of a model with its config, which may be given by its name in the local hub cache; else ValueError.
+
+    key: the setting that the error names.
+    """
     folder = Path(model_path)
-    return folder if (folder / "config.json").is_file() else _in_hub_cache(model_path)
+    return folder if (folder / "config.json").is_file() else _in_hub_cache(model_path, key)
 
 
 def copy_description(folder: Path, to: Path) -> None:
@@ -112,14 +115,16 @@ def _check_no_pointer(file: Path) -> None:
             raise ValueError(f"model.path: {file} is a pointer of git-lfs: git lfs pull gets the file")
 
 
-def _in_hub_cache(model_path: str) -> Path:
+def _in_hub_cache(model_path: str, key: str) -> Path:
+    if (Path(model_path) / "final" / "config.json").is_file():
+        raise ValueError(f"{key}: {model_path} is a run's folder; its model is {Path(model_path) / 'final'}")
     from transformers.utils import cached_file
 
     if Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1:
-        raise ValueError(f"model.path: no model folder with a config.json at {model_path}")
+        raise ValueError(f"{key}: no model folder with a config.json at {model_path}")
     try:
         return Path(str(cached_file(model_path, "config.json", local_files_only=True))).parent
     except OSError as error:
         raise ValueError(
-            f"model.path: {model_path} is neither a folder nor in the local hub cache (hf download {model_path})"
+            f"{key}: {model_path} is neither a folder nor in the local hub cache (hf download {model_path})"
         ) from error

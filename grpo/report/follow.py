@@ -19,7 +19,7 @@ from grpo.report.page_files import finite, write_data
 from grpo.report.step_page import step_page
 from grpo.report.thumbnails import SeenClip
 from grpo.report.tokens import Pieces, find_tokenizer
-from grpo.run.folder import RunDir, read_row
+from grpo.run.folder import RunDir, check_is_run, read_row
 from grpo.run.rollout_files import ANSWERED, LEARNER_LOGPROBS, read_columns, read_rollouts, rollout_files
 from grpo.run.trend_rules import warnings_of_run
 
@@ -33,8 +33,7 @@ class RunFollower:
     def __init__(self, number: int, run_dir: Path, folder: Path) -> None:
         """Follow a run, as number so and so of the report in a folder. ValueError if it is no run's folder."""
         self.number, self.run, self.folder = number, RunDir(run_dir), folder
-        if not self.run.config_file.is_file():
-            raise ValueError(f"{run_dir}: no config.yaml in it, so it is not a run's folder")
+        check_is_run(run_dir)
         self.config = read_config(self.run.config_file)
         tokenizer = find_tokenizer(str(self.run.final), self.config.model.path)
         self.pieces = Pieces(tokenizer) if tokenizer else None

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from grpo.config.load import read_config
-from grpo.run.folder import RunDir
+from grpo.run.folder import RunDir, check_is_run
 from grpo.run.trend_rules import warnings_of_run
 
 SPAN = 10
@@ -23,8 +23,7 @@ FIGURES = (
 def text_of(folder: Path) -> str:
     """Return the lines about the run in a folder. ValueError if it is no run's folder."""
     run = RunDir(folder)
-    if not run.config_file.is_file():
-        raise ValueError(f"{folder}: no config.yaml in it, so it is not a run's folder")
+    check_is_run(folder)
     config, rows = read_config(run.config_file), run.metrics()
     last = max((int(row["step"]) for row in rows), default=0)
     weights = {name: spec.weight for name, spec in config.rewards.items()}

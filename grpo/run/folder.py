@@ -194,6 +194,19 @@ def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> 
     }
 
 
+def check_is_run(folder: Path) -> None:
+    """Raise ValueError, or FileNotFoundError for a folder that is not there, unless it is a run's."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if (folder / "config.yaml").is_file():
+        return
+    if (folder / "config.json").is_file():
+        around = folder.absolute().parent
+        its = f"; its run is {around}" if (around / "config.yaml").is_file() else ""
+        raise ValueError(f"{folder} is a model folder{its}, and a run's folder is wanted")
+    raise ValueError(f"{folder}: no config.yaml in it, so it is not a run's folder")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON Lines file, without a last line that is incomplete since the run was killed.
 

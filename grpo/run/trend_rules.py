@@ -104,8 +104,10 @@ def turns_from_accuracy(rows: Rows, weights: Weights) -> Trend | None:
         if name is None or rises[name] <= 0:
             return Trend(name="accuracy falls", text=text, from_step=best_step)
         onset = _onset(_series(rows, _mean_of(name)), best_step)
-        text += f": the reward {name} rises from step {onset} on; look at the completions that it pays"
-        return Trend(name="accuracy falls", text=text, reward=name, from_step=onset)
+        text += f": the reward {name} rises from about step {onset} on; look at the completions that it pays"
+        # An onset is not known to the step: the last held-out score before it is shown too.
+        shown_from = max((step for step, _ in scores if step < onset), default=onset)
+        return Trend(name="accuracy falls", text=text, reward=name, from_step=shown_from)
     return None
 
 

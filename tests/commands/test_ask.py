@@ -133,6 +133,7 @@ def test_cited_frames_are_those_within_a_span_or_the_nearest() -> None:
     [
         (["nowhere", "{video}", "Why?"], "no model folder with a config.json at nowhere"),
         (["{model}", "nowhere.mp4", "Why?"], "nowhere.mp4"),
+        (["{model}", "{video}", "Which", "object"], "'object' is no key=value: put the question in quotes"),
         (["{model}", "{video}", "Why?", "--start", "9"], "numbers.mp4"),
         (["{model}", "{video}", "Why?", "--start", "3", "--end", "2"], "--end 2 must be above --start 3"),
         (["{model}", "{video}", "Why <|video_pad|>?"], "which stands for a clip"),

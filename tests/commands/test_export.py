@@ -263,7 +263,8 @@ def test_what_is_wrong_with_a_card_is_said(finished: Path, capsys: pytest.Captur
     final = str(finished / "final")
     two = str(results(finished / "evaluation", "egoschema", ("one", 0.6), ("other", 0.5)))
     wrong = {
-        "is no model folder": ["card", str(finished)],
+        "is no model folder: .*; its model is .*/my_run/final": ["card", str(finished)],
+        "--results: no file nosuch.json": ["card", final, "--results", "nosuch.json"],
         "--run: .* has no manifest.json": ["card", final, "--run", final],
         "results of one, other: which of them is": ["card", final, "--results", two],
         "no results.json of egogrpo evaluate": ["card", final, "--results", f"{final}/training.json"],
@@ -271,6 +272,28 @@ def test_what_is_wrong_with_a_card_is_said(finished: Path, capsys: pytest.Captur
     for words, arguments in wrong.items():
         assert main(arguments) == 1
         assert re.search(words, capsys.readouterr().err), words
+
+
+def test_a_card_that_somebody_has_edited_is_replaced_only_if_that_is_asked_for(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final, card = str(finished / "final"), finished / "final" / "README.md"
+    assert main(["card", final]) == 0
+    assert main(["card", final, "--license", "mit"]) == 0 and "license: mit" in card.read_text()
+    for edited in (card.read_text().replace("GRPO from", "love from"), card.read_text() + "Mine.\n", "Mine."):
+        card.write_text(edited)
+        capsys.readouterr()
+        assert main(["card", final]) == 1 and card.read_text() == edited
+        assert capsys.readouterr().err.endswith("was edited, or is not from here: --overwrite replaces it\n")
+    assert main(["card", final, "--overwrite"]) == 0 and "Mine." not in card.read_text()
+
+
+def test_a_card_says_how_many_of_the_questions_were_asked(finished: Path) -> None:
+    file = results(finished / "evaluation", "egoschema", ("final", 0.61))
+    found = json.loads(file.read_text()) | {"manifest": {"num_in_file": 5031}}
+    file.write_text(json.dumps(found))
+    assert main(["card", str(finished / "final"), "--results", str(file)]) == 0
+    assert "| 500 of 5031 |" in (finished / "final" / "README.md").read_text()
 
 
 def test_a_card_is_uploaded_only_if_that_is_asked_for(

@@ -70,3 +70,51 @@ def test_a_run_that_fails_has_the_status_1(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tiny.ROOT / "configs/demo.yaml"), "optim.lrr=1"]) == 1
     assert capsys.readouterr().err == "error: config: no setting optim.lrr; did you mean optim.lr?\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["--num_proceses", "8", "configs/demo.yaml"],
+            "no option --num_proceses (did you mean '--num_processes'?)",
+        ),
+        (["--zzz"], "no option --zzz; accelerate launch --help lists all"),
+        (
+            ["--num_processes", "many", "a.yaml"],
+            "argument --num_processes/--num-processes: invalid int value",
+        ),
+        (["--num_processes", "8"], "no CONFIG.yaml is named; usage: egogrpo train"),
+        (["a.yaml", "--num_processes=8"], "--num_processes=8: options of the launcher stand before a.yaml"),
+        (["--config_file", "nowhere/x.yaml", "a.yaml"], "--config_file: no file nowhere/x.yaml"),
+    ],
+)
+def test_a_wrong_option_of_the_launcher_is_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"error: {said}")
+
+
+def test_a_mistyped_file_of_the_launcher_is_told_with_those_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "single.yaml").touch()
+    assert main(["--config_file", str(tmp_path / "singel.yaml"), "a.yaml"]) == 1
+    there = tmp_path / "single.yaml"
+    assert capsys.readouterr().err == (
+        f"error: --config_file: no file {tmp_path}/singel.yaml (did you mean '{there}'?); there are {there}\n"
+    )
+
+
+def test_help_names_the_launcher_s_options_and_lists_every_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(
+        each in out for each in ("--config_file", "--num_processes", "--num_machines", "group_size: 8")
+    )
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: egogrpo train")

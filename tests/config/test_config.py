@@ -310,3 +310,9 @@ def test_the_keyframes_tag_is_asked_for_only_with_a_keyframe_reward(tmp_path: Pa
 def test_an_unknown_tag_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt.tags: .*'thoughts'"):
         load_config([DEMO, "prompt.tags=[thoughts,answer]"])
+
+
+def test_a_mistyped_file_gets_a_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").touch()
+    with pytest.raises(ValueError, match=f"no file {tmp_path}/dmeo.yaml; did you mean {tmp_path}/demo.yaml"):
+        load_config([str(tmp_path / "dmeo.yaml")])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from grpo.data.readers import read_synthetic
 from grpo.data.readers.jsonl import read_jsonl
 from grpo.demo import clips as synthetic
 from grpo.demo import make_base_policy
@@ -269,3 +270,20 @@ def test_the_shipped_policy_is_what_the_factorys_last_phase_asks_for() -> None:
     assert {
         name: low <= measures[name] <= high for name, (low, high) in habit.bounds.items()
     } == dict.fromkeys(habit.bounds, True)
+
+
+def test_a_mistyped_file_is_missing_and_renders_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"trian\.jsonl.*no such dataset file"):
+        read_synthetic(tmp_path / "nowhere" / "trian.jsonl")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_rendering_says_into_which_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_dataset("clips", num_train=1, num_heldout=0, seed=0)
+    assert capsys.readouterr().out == f"rendering the demo's clips into {tmp_path}/clips/\n"
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        write_dataset(".", num_train=1, num_heldout=0, seed=0)

@@ -88,3 +88,9 @@ def test_weights_that_differ_in_their_middle_alone_are_told_apart(tmp_path: Path
     whole_digest.cache_clear()  # the two may be saved within a tick of the file system's clock
     save_file(tensors | {"q_proj": np.ones(size, np.float32)}, tmp_path / "model.safetensors")
     assert weights_identity(tmp_path) != before
+
+
+def test_a_run_s_folder_is_told_from_its_model(folder: Path, tmp_path: Path) -> None:
+    folder.rename(tmp_path / "final")
+    with pytest.raises(ValueError, match=f"{tmp_path} is a run's folder; its model is {tmp_path}/final$"):
+        load_family(str(tmp_path))

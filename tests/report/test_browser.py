@@ -18,7 +18,14 @@ from grpo.run.rollout_files import rollout_rows, write_rollouts
 from rewards.hostile import COMPLETIONS
 from tests.support import tiny
 from tests.support.browser import chromium, new_page
-from tests.support.hacked_run import FROM_STEP, GROUP_SIZE, GROUPS_PER_STEP, HACKED, write_hacked_run
+from tests.support.hacked_run import (
+    EVAL_EVERY,
+    FROM_STEP,
+    GROUP_SIZE,
+    GROUPS_PER_STEP,
+    HACKED,
+    write_hacked_run,
+)
 from tests.support.stored_runs import scored, write_run
 
 pytestmark = pytest.mark.slow
@@ -333,11 +340,11 @@ def test_a_warning_says_which_reward_and_leads_to_the_completions_that_it_pays(p
     open_at(page, url)
     warning = page.locator("[data-warning='accuracy falls']")
     expect(warning).to_contain_text("long: eval/heldout/accuracy has fallen")
-    expect(warning).to_contain_text(f"the reward {HACKED} rises from step")
+    expect(warning).to_contain_text(f"the reward {HACKED} rises from about step")
     page.click("[data-warning='accuracy falls'] button")
     found = address(page)
     assert found["show"] == "wrong" and found["sort"] == f"-raw/{HACKED}" and found["off"] == "1"
-    assert int(found["steps"].removesuffix("-")) in range(FROM_STEP, FROM_STEP + 4)
+    assert int(found["steps"].removesuffix("-")) in range(FROM_STEP - EVAL_EVERY, FROM_STEP + 1)
     page.click("#shown .row >> nth=0")
     expect(page.locator("#viewer .completion.here .text")).to_contain_text("clearly visible")
 

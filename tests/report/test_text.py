@@ -55,3 +55,14 @@ def test_a_folder_that_is_no_run_is_an_error_in_one_line(
     assert (
         capsys.readouterr().err == f"error: {tmp_path}: no config.yaml in it, so it is not a run's folder\n"
     )
+
+
+def test_a_model_folder_is_told_from_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    final = tmp_path / "run" / "final"
+    final.mkdir(parents=True)
+    (final / "config.json").touch()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert main([str(final)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {final} is a model folder; its run is {tmp_path}/run")
+    assert main([str(tmp_path / "gone")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/gone: no such folder\n"

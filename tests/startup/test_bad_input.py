@@ -89,7 +89,9 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
     ("arguments", "answer"),
     [
         ([SMALL[0], "optim.lrr=1"], "did you mean optim.lr?"),
-        ([SMALL[0], "rollout.engine=vlm"], "expected one of ['vllm', 'transformers']"),
+        ([SMALL[0], "rollout.engine=vlm"], "expected one of ['vllm', 'vllm_server', 'transformers']"),
+        ([SMALL[0], "run_dir={out}", "model.path=./nowhere"], "model.path: no model folder"),
+        ([SMALL[0], "run_dir={out}", "rewards.acuracy.weight=1"], "did you mean 'accuracy'?"),
         (["--help"], "group_size: 8"),
         (
             [],
@@ -97,7 +99,10 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
         ),
     ],
 )
-def test_a_wrong_key_is_answered_before_torch_is_imported(arguments: list[str], answer: str) -> None:
+def test_a_wrong_key_is_answered_before_torch_is_imported(
+    arguments: list[str], answer: str, tmp_path: Path
+) -> None:
+    arguments = [each.replace("{out}", f"{tmp_path}/run") for each in arguments]
     """It takes seconds, and so do transformers."""
     code = f"import sys\nfrom grpo import train\ntry: train.main({arguments})\n"
     code += "except SystemExit as stop: print(stop)\nprint({'torch'} & {*sys.modules})"

@@ -175,7 +175,7 @@ def noted(notes: Iterable[str]) -> Iterator[DataError]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="egogrpo doctor", description=__doc__)
-    parser.add_argument("configs", nargs="*", metavar="CONFIG | key=value")
+    parser.add_argument("configs", nargs="*", default=[], metavar="CONFIG | key=value")
     parser.add_argument("--gpu", action="store_true", help="check this machine, and no run: takes no CONFIG")
     parser.add_argument("--clips", type=int, metavar="N", help="open only N clips' files, spread evenly")
     parser.add_argument("--decode", type=int, metavar="N", default=8, help="clips to measure decoding with")

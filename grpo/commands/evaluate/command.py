@@ -39,6 +39,7 @@ from grpo.benchmarks.questions import read_questions, stored_under, without_miss
 from grpo.benchmarks.scoring import by_rules, score_answers
 from grpo.commands.evaluate.page import Strips, write_items
 from grpo.config.evaluate import BenchmarkFiles, EvaluateConfig, load_evaluation
+from grpo.data.errors import NoSuchFile
 from grpo.groups import Prompt, Sample
 from grpo.media.sampling import MediaSettings
 from grpo.policy.model_folder import find_model_folder, weights_identity
@@ -137,7 +138,14 @@ def prepare(argv: list[str], *, shard: tuple[int, int] | None = None, score_only
     launched = launched_rank(os.environ), int(os.environ.get("WORLD_SIZE", "1"))
     rank, num_processes = shard or launched
     files = config.data
-    every = read_questions(benchmark, files.path, files.media_root, files.frame_fps)
+    try:
+        every = read_questions(benchmark, files.path, files.media_root, files.frame_fps)
+    except NoSuchFile as error:
+        where = "docs/benchmarks.md says where benchmarks are to be had"
+        raise FileNotFoundError(f"data.path: {error}; {where}") from None
+    if not score_only:
+        for name, path in config.paths.items():
+            find_model_folder(path, f"models.{name}" if name in config.models else "model.path")
     if not every:
         raise ValueError(f"data.path: {files.path} has no questions of {benchmark.name}")
     samples = first = every[: config.max_samples]
@@ -337,7 +345,11 @@ def report(evaluated: Evaluated) -> None:
         scored=scored,
         timings={name: timing_of(folder) for name, folder in folders.items()},
         manifest=make_manifest(
-            data_files=[config.data.path], settings={"settings": without_secrets(asdict(config))}
+            data_files=[config.data.path],
+            settings={
+                "settings": without_secrets(asdict(config)),
+                "num_in_file": len(evaluated.every),
+            },
         ),
     )
     write_results(Path(config.out_dir), results)

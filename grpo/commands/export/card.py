@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,23 +48,33 @@ egogrpo serve {folder}/
 
 
 def write_card(
-    folder: Path, *, run: Path | None, results: Sequence[Path], license_name: str | None, language: str = "en"
+    folder: Path,
+    *,
+    run: Path | None,
+    results: Sequence[Path],
+    license_name: str | None,
+    language: str = "en",
+    overwrite: bool = False,
 ) -> Path:
     """Write the card of a model folder; raise ValueError that names what is missing. It replaces an older card.
 
     run: the folder of the run that it comes from; None: the one around `final/`, if there is one.
+    overwrite: replace one that somebody has edited since, too.
     """
     from huggingface_hub import ModelCardData
 
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json")
+        raise ValueError(f"{folder} is no model folder: it has no config.json{_final_in(folder)}")
+    card = folder / CARD
+    if card.exists() and not overwrite and not _is_as_written(card.read_text(encoding="utf-8")):
+        raise ValueError(f"{card} was edited, or is not from here: --overwrite replaces it")
     run = run or (
         folder.absolute().parent if (folder.absolute().parent / "manifest.json").is_file() else None
     )
     if run is not None and not (run / "manifest.json").is_file():
         raise ValueError(f"--run: {run} has no manifest.json")
     training = read_json(folder / TRAINING) if (folder / TRAINING).is_file() else {}
-    scores = [score for path in results for score in scores_of(read_results(path), folder)]
+    scores = [score for path in results for score in scores_of(read_results(path, "--results"), folder)]
     base = training.get("base")
     # A folder of this machine means nothing to others.
     is_public = bool(base) and not Path(base).exists()
@@ -87,9 +98,22 @@ def write_card(
         results=_table(scores),
         folder=folder.name,
     )
-    card = folder / CARD
-    write_text(card, f"---\n{data.to_yaml()}\n---\n\n{text}")
+    write_text(card, _marked(f"---\n{data.to_yaml()}\n---\n\n{text}"))
     return card
+
+
+def _marked(text: str) -> str:
+    """The card with a comment at its end, by which it is known again as long as nobody edits it."""
+    return f"{text}\n<!-- egogrpo export card {hashlib.sha256(text.encode()).hexdigest()[:16]} -->\n"
+
+
+def _is_as_written(card: str) -> bool:
+    text, marker, _ = card.rpartition("\n<!-- egogrpo export card ")
+    return bool(marker) and _marked(text) == card
+
+
+def _final_in(folder: Path) -> str:
+    return f"; its model is {folder / 'final'}" if (folder / "final" / "config.json").is_file() else ""
 
 
 def scores_of(results: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
@@ -107,7 +131,12 @@ def scores_of(results: Mapping[str, Any], folder: Path) -> Iterator[dict[str, An
             else f"results of {', '.join(own)}, all of them {folder}: which of them are meant?"
         )
     figures = models[own[0]]
-    yield {"benchmark": results["benchmark"], "prompt": results.get("prompt", {}).get("kind", ""), **figures}
+    yield {
+        "benchmark": results["benchmark"],
+        "prompt": results.get("prompt", {}).get("kind", ""),
+        "num_in_file": results.get("manifest", {}).get("num_in_file", figures["num_questions"]),
+        **figures,
+    }
 
 
 def is_of(figures: Mapping[str, Any], folder: Path) -> bool:
@@ -159,9 +188,9 @@ def _table(scores: Sequence[Mapping[str, Any]]) -> str:
     ]
     for score in scores:
         ours, official = (_with_interval(score, kind) for kind in ("score", "official"))
-        rows.append(
-            f"| {score['benchmark']} | {score['prompt']} | {ours} | {official} | {score['num_questions']} |"
-        )
+        asked, there = score["num_questions"], score["num_in_file"]
+        questions = asked if asked == there else f"{asked} of {there}"
+        rows.append(f"| {score['benchmark']} | {score['prompt']} | {ours} | {official} | {questions} |")
     return "\n".join(rows)
 
 

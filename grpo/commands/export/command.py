@@ -94,6 +94,7 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
         "--push", metavar="REPO", help="upload the folder with its card to this hub repository"
     )
     parser.add_argument("--public", action="store_true", help="a repository that --push makes is public")
+    parser.add_argument("--overwrite", action="store_true", help="replace a card that was edited, too")
     parser.set_defaults(run_command=_card)
 
 
@@ -141,7 +142,11 @@ def _card(arguments: argparse.Namespace) -> str:
     from grpo.commands.export.card import push, write_card
 
     card = write_card(
-        arguments.folder, run=arguments.run, results=arguments.results, license_name=arguments.license
+        arguments.folder,
+        run=arguments.run,
+        results=arguments.results,
+        license_name=arguments.license,
+        overwrite=arguments.overwrite,
     )
     if arguments.push is None:
         return str(card)

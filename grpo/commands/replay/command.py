@@ -34,7 +34,7 @@ from grpo.groups import Rollout
 from grpo.learner.advantages import advantages_of
 from grpo.media.sampling import MediaSettings
 from grpo.run.disk import write_text
-from grpo.run.folder import RunDir
+from grpo.run.folder import RunDir, check_is_run
 from grpo.run.rollout_files import num_groups, read_rollouts, rollout_files
 from rewards.scoring.runner import RewardSet, Scoring, load_rewards
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="egogrpo replay", description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder")
-    parser.add_argument("configs", nargs="*", metavar="CONFIG | key=value", help="the reward set")
+    parser.add_argument("configs", nargs="*", default=[], metavar="CONFIG | key=value", help="the reward set")
     parser.add_argument("--steps", metavar="10-50", help="only these steps, or one step")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="at most N groups, spread evenly over the steps"
@@ -108,8 +108,7 @@ def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:
 
     Files without a run's other settings are complete here, but what they do set has to be right.
     """
-    if not run.config_file.is_file():
-        raise FileNotFoundError(f"{run.path}: no config.yaml in it, so it is not a run's folder")
+    check_is_run(run.path)
     own = read_config(run.config_file)
     *files, overrides = layers = read_layers(argv)
     with one_line_errors():

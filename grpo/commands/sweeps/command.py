@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="egogrpo sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", help="the sweep's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: what the GPUs hold, 1 on a CPU")
     parser.add_argument(
         "--slurm",

@@ -37,6 +37,8 @@ from grpo.data.records import Reader
 
 def _render(file: Path) -> None:
     """Render the demo's clips (512 to train on, 200 held out) into the file's folder on first use."""
+    if file.name not in ("train.jsonl", "heldout.jsonl"):
+        return  # a mistyped path: the reader says that there is no such file
     from grpo.demo.clips import write_dataset  # late: only the demo renders
 
     write_dataset(file.parent, num_train=512, num_heldout=200, seed=0)

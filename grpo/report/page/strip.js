@@ -4,9 +4,10 @@
 /** Frames are as large as lets the whole clip be seen, within limits; a long clip is moved sideways. */
 const FRAME_PX = { least: 38, most: 104 };
 
-/** The strip of a clip. `annotated`: spans in seconds; `cited`: for each completion its label and its spans. */
-function filmStrip(clip, annotated, cited = []) {
-  const frame = frameSize(clip);
+/** The strip of a clip. `annotated`: spans in seconds; `cited`: for each completion its label and its spans.
+ * `marginPx`: what the page takes of the viewer's width beside frames; `each`: what a line of moments is of. */
+function filmStrip(clip, annotated, cited = [], { marginPx = 60, each = "completion" } = {}) {
+  const frame = frameSize(clip, marginPx);
   const width = clip.times.length * frame.width;
   const place = (time) => placeOf(clip, frame.width, time);
   const pointing = cited.filter(({ spans }) => spans.length);
@@ -20,15 +21,15 @@ function filmStrip(clip, annotated, cited = []) {
     el("div", { class: "facts muted" },
       el("span", { text: `${clip.times.length} frames of ${clip.size[0]}×${clip.size[1]} px, ${seconds(clip.duration)}, ${number(clip.fps)} per second` }),
       annotated.length ? el("span", { class: "key-annotated", text: `annotated ${annotated.map(spanText).join(", ")}` }) : null,
-      pointing.length ? el("span", { class: "key-cited", text: "cited, a line for each completion" }) : null,
+      pointing.length ? el("span", { class: "key-cited", text: `cited, a line for each ${each}` }) : null,
       el("span", { class: "path", text: clip.path.split("/").pop(), title: clip.path })),
     reason ? el("p", { class: "problem", text: `No pictures: ${reason}` }) : checked,
     el("div", { class: "scroll" }, inner));
 }
 
-function frameSize(clip) {
+function frameSize(clip, marginPx) {
   const [width, height] = clip.thumbnail;
-  const room = (byId("viewer").clientWidth || 800) - 60;
+  const room = (byId("viewer").clientWidth || 800) - marginPx;
   const wanted = Math.min(FRAME_PX.most, Math.max(FRAME_PX.least, Math.floor(room / clip.times.length)));
   const scale = wanted / Math.max(width, height);
   return { width: Math.round(width * scale), height: Math.round(height * scale) };

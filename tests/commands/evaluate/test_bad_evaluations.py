@@ -107,11 +107,19 @@ def test_a_checkpoint_without_its_processor_is_refused(tmp_path: Path, heldout: 
         ),
         (["likeliest=true"], "jsonl has no candidates"),
         (["rollout.num_samples=2"], "rollout.num_samples: greedy answers are all alike"),
-        (["models.base=other"], "models: two are called 'base'"),
+        (["models.base=other"], "models: two are called 'base': "),
+        (["models.trained=/nope"], "models.trained: no model folder with a config.json at /nope"),
+        (
+            [str(tiny.ROOT / "configs/demo.yaml")],
+            "demo.yaml is a training run's; configs/eval/ has evaluations",
+        ),
         (["models={'a/b': x}"], "'a/b' is no name for a folder"),
         (["media.max_frame=3"], "max_frame"),
         (["think.tags=[thonk]"], "think.tags: no tag 'thonk'"),
-        (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (
+            ["data.path=nowhere.jsonl"],
+            "data.path: nowhere.jsonl: no such dataset file; docs/benchmarks.md says where",
+        ),
         (["--score-only"], "no answers of base"),
     ],
 )

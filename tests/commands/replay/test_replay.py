@@ -324,7 +324,7 @@ def test_a_folder_that_holds_no_rollouts_is_one_line(
     assert replay.main([str(tmp_path / "gone")]) == 1
     assert replay.main([str(write_run(tmp_path / "empty", {}))]) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f"error: {tmp_path}/gone: no config.yaml in it, so it is not a run's folder"
+    assert first == f"error: {tmp_path}/gone: no such folder"
     assert second.startswith(f"error: {tmp_path}/empty: no rollouts in it")
 
 

@@ -76,7 +76,7 @@ function shownItem(item) {
   return el("article", { class: "item", data: { id: item.id } },
     el("h2", { text: item.question }),
     el("p", { class: "muted", text: [item.id, ...data.groups.map((column) => `${column}: ${item.groups[column]}`)].join(" · ") }),
-    item.clip ? filmStrip(item.clip, item.annotated, cited) : null,
+    item.clip ? filmStrip(item.clip, item.annotated, cited, { marginPx: 100, each: "model" }) : null,
     el("ol", { class: "options", type: "A" }, ...item.options.map((option, index) =>
       el("li", { class: String.fromCharCode(65 + index) === item.answer ? "right" : "", text: option }))),
     item.options.length ? null : el("p", { text: `Right: ${item.answer || "not published"}` }),
