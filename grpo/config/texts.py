@@ -99,7 +99,7 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
     is_section = is_dataclass(hint) or get_origin(hint) is dict
     if value is NOTHING and is_section:
         return {}
-    if value is NOTHING or (value is None and not is_section):
+    if value is NOTHING or (value is None and (may_be_none or not is_section)):
         if not may_be_none:
             raise ValueError(f"{key} has no value; {_wanted(hint)}")
         return None

@@ -108,7 +108,7 @@ def test_a_mistake_is_one_line_and_nothing_is_started(
     monkeypatch.chdir(tiny.ROOT)
     file = write_sweep(tmp_path)
     cases = {
-        "arms.plain: config: Key 'keyfram' not in": ["arms.plain=[keyfram=1]"],
+        "arms.plain: config: no setting keyfram;": ["arms.plain=[keyfram=1]"],
         "--jobs: must be above 0, not 0": ["--jobs", "0"],
         "slurm.timeout_min is not set": ["--slurm", "local"],
         "--search: the sweep file has no section": ["--search"],
