@@ -175,7 +175,7 @@ def test_ranges_of_a_search(text: str, tmp_path: Path) -> None:
 
 
 def test_a_search_over_nothing_or_a_key_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="search.space.rewards.format.wieght: config: .*no setting rewards.format.wieght"):
+    with pytest.raises(ValueError, match="search.space.rewards.format.wieght: config: no setting .*wieght"):
         search(sweep_in(tmp_path, space="{rewards.format.wieght: [0, 1]}"))
     with pytest.raises(ValueError, match="search: space is empty"):
         search(sweep_in(tmp_path, space="{}"))
