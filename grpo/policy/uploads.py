@@ -14,6 +14,9 @@ from torch import Tensor
 
 from grpo.media.clip import Clip
 
+MAX_BYTES = 1 << 30
+"""The frames that wait on the device ahead of their passes: a dozen clips of 16,000 vision tokens."""
+
 
 def uploaded(clip: Clip, device: torch.device) -> Tensor:
     """Return a clip's frames as uint8 on the device, (F, H, W, C). Frames that are not decoded yet are waited for."""
@@ -26,16 +29,22 @@ def uploaded(clip: Clip, device: torch.device) -> Tensor:
 
 
 class Uploads:
-    """The uploads of the clips that are expected: each is made once, in a thread, in the order of the passes."""
+    """The uploads of the clips that are expected: each is made once, in a thread, in the order of the passes.
+
+    Clips beyond `MAX_BYTES` of frames are uploaded by each pass that needs them, and not kept.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="uploads")
         self._frames: dict[Clip, Future[Tensor]] = {}
+        self._num_bytes = 0
 
     def expect(self, clips: Iterable[Clip], device: torch.device) -> None:
         """Begin to upload the clips that are not there yet; they stay until `clear`."""
         for clip in clips:
-            if clip not in self._frames:
+            num_bytes = 3 * clip.num_frames * clip.height_px * clip.width_px
+            if clip not in self._frames and self._num_bytes + num_bytes <= MAX_BYTES:
+                self._num_bytes += num_bytes
                 self._frames[clip] = self._thread.submit(uploaded, clip, device)
 
     def get(self, clip: Clip, device: torch.device) -> Tensor:
@@ -48,3 +57,4 @@ class Uploads:
         for upload in self._frames.values():
             upload.cancel()
         self._frames.clear()
+        self._num_bytes = 0

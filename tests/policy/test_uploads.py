@@ -53,6 +53,22 @@ def test_all_passes_of_a_step_share_one_upload_of_a_clip_made_in_a_thread(
     assert seen[-1] == (clips[0], threading.current_thread().name)
 
 
+def test_frames_beyond_the_limit_are_not_kept(
+    seen: list[tuple[Clip, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tiny.clip(), tiny.clip()
+    monkeypatch.setattr(uploads, "MAX_BYTES", first.frames_FHWC.nbytes)
+    own = Uploads()
+    own.expect([first, second], CPU)
+    for clip in (first, second, first, second):
+        assert torch.equal(own.get(clip, CPU), uploaded(clip, CPU))
+    assert [clip for clip, _ in seen] == [first, second, second]
+    own.clear()
+    own.expect([second], CPU)
+    own.get(second, CPU)
+    assert seen[-1][1].startswith("uploads")
+
+
 def test_what_a_clip_can_not_give_is_said_where_it_is_needed() -> None:
     def fail() -> Any:
         raise ValueError("clip.mp4: cut off")
