@@ -64,9 +64,11 @@ def test_an_unknown_command_is_told_the_one_that_was_meant(capsys: pytest.Captur
 def test_every_command_has_a_help_under_its_own_name(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
+    try:
+        status = main([command, "--help"])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 0
     assert capsys.readouterr().out.startswith(f"usage: egogrpo {command} ")
 
 
