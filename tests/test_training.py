@@ -45,7 +45,7 @@ def test_a_run_leaves_everything_about_itself_in_its_folder(reference_run: Refer
     assert sorted(path.name for path in (folder / "rollouts").iterdir())[0] == "step_000001.parquet"
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "manifest.json", "media_files.json", "metrics.jsonl", "rollouts", "answers", "checkpoints",
-        "final", "curves.png",
+        "final", "curves.png", ".lock",
     }  # fmt: skip
     assert len({file.stat().st_mode for file in folder.rglob("*") if file.is_file()}) == 1
     assert read_inputs(str(folder / "final")) == ModelInputs.of(read_config(folder / "config.yaml"))
