@@ -10,12 +10,18 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
+def executable() -> str:
     """The browser of the system; the test is skipped without one."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("no browser: chromium is not on the PATH (Debian: apt-get install chromium)")
+    return found
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser of the system, started; the test is skipped without one."""
+    found = executable()
     with sync_playwright() as playwright:
         # Chromium's own sandbox refuses to run as root.
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections import Counter
 from html.parser import HTMLParser
@@ -16,6 +15,7 @@ from grpo.commands.replay import command as replay
 from grpo.commands.replay.show import PAGE_CHARACTERS, TEMPLATES, cell, markdown, page, shown
 from rewards.hostile import COMPLETIONS
 from tests.support import tiny
+from tests.support.browser import executable
 from tests.support.stored_runs import scored, write_run
 
 ATTACKS = [
@@ -168,12 +168,9 @@ def test_a_text_in_one_line_says_that_it_is_cut() -> None:
 
 @pytest.mark.slow
 def test_a_browser_opens_the_page_and_runs_nothing(report: dict[str, Any], tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no browser: chromium is not on the PATH (Debian: apt-get install chromium)")
     file = tmp_path / "replay.html"
     file.write_text(page(report))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{file}"]
+    command = [executable(), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{file}"]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "<title>Replay of" in dom and "Where the advantage goes" in dom
     assert "<script" not in dom and "<img" not in dom and dom.count("<style") == 1
