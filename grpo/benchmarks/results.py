@@ -113,7 +113,7 @@ def as_markdown(results: Results) -> str:
 FOOTNOTE = """\
 Ours: strict, over all questions; an answer that can't be read is wrong, and counted apart. Official: the benchmark's
 own rule. Intervals: 95 %, clustered by video (sandwich, Student's t); of differences a paired bootstrap over videos.
-p: McNemar's exact test, where each score is 0 or 1."""
+p: a permutation test over videos; McNemar's: exact, of single questions, where each score is 0 or 1."""
 
 
 def _count(results: Results) -> str:
@@ -153,11 +153,12 @@ def difference_table(results: Results) -> str:
             _number(each.mean, sign=True),
             _interval(each.interval, sign=True),
             "–" if each.only_first is None else f"{each.only_first} / {each.only_second}",
+            f"{each.permutation_p_value:.3g}",
             "–" if each.p_value is None else f"{each.p_value:.3g}",
         ]
         for name, each in results.differences.items()
     ]
-    return table(["model", f"minus {first}", "95 %", f"right alone: it / {first}", "p"], rows)
+    return table(["model", f"minus {first}", "95 %", f"right alone: it / {first}", "p", "McNemar's p"], rows)
 
 
 def group_tables(results: Results) -> Iterator[str]:

@@ -4,7 +4,8 @@ Questions about one video are not independent, so the cluster is the video. The 
 estimate for clusters (Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2) with Student's t of one less
 than the number of videos and the factor C / (C - 1) of small samples (Cameron and Miller, "A Practitioner's Guide to
 Cluster-Robust Inference", 2015). Of two models the questions are the same, so their difference is taken question by
-question: an interval by the paired bootstrap over videos, and McNemar's exact test of who is right alone.
+question: an interval by the paired bootstrap over videos, a permutation test over videos, which takes graded scores
+too, and McNemar's exact test of who is right alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 Interval = tuple[float, float]
 MAX_DRAWS, MIN_DRAWS = 10_000, 1_000
 MAX_DRAWN = 20_000_000
-"""The most videos that the draws of a bootstrap have together, beyond the fewest draws: a second's work."""
+"""The most videos that all draws have together, beyond the fewest draws: a second's work."""
+DRAWS_AT_ONCE = 100
+"""All draws at once would be as many numbers as there are draws and videos to each."""
 LEVEL = 0.95
 
 
@@ -36,6 +39,8 @@ class Difference:
     p_value: float | None
     """McNemar's exact two-sided p: how often even odds give so uneven a split. It takes questions as independent.
     None where a score is neither 0 nor 1."""
+    permutation_p_value: float
+    """The two-sided p of the permutation test over videos, of graded scores too."""
 
 
 def interval_of_mean(values: Sequence[float], clusters: Sequence[str]) -> Interval | None:
@@ -83,7 +88,24 @@ def difference(
         only_first=only_first,
         only_second=only_second,
         p_value=p_value,
+        permutation_p_value=permutation_p_value(one - other, clusters, seed=seed),
     )
+
+
+def permutation_p_value(differences: np.ndarray, clusters: Sequence[str], *, seed: int = 0) -> float:
+    """The two-sided p of a mean difference: how often it is as far from 0 if chance says, by cluster, who is who.
+
+    Between equally good models each cluster's sum might as well have the other sign. 1 for fewer than two clusters.
+    """
+    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=differences)
+    rng, num_draws, num_far = np.random.default_rng(seed), _num_draws(len(sums)), 0
+    # Sums of the same numbers in another order differ by their rounding.
+    bound = abs(sums.sum()) - 1e-9
+    for start in range(0, num_draws, DRAWS_AT_ONCE):
+        signs = rng.choice((-1.0, 1.0), (min(DRAWS_AT_ONCE, num_draws - start), len(sums)))
+        num_far += int(np.sum(np.abs(signs @ sums) >= bound))
+    # The signs that were seen are one more draw, so that no p is 0.
+    return (num_far + 1) / (num_draws + 1)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -103,13 +125,16 @@ def bootstrap_interval(values: np.ndarray, clusters: Sequence[str], *, seed: int
         return None
     sums, sizes = np.bincount(index, weights=values), np.bincount(index)
     rng, means = np.random.default_rng(seed), []
-    num_draws = min(MAX_DRAWS, max(MIN_DRAWS, MAX_DRAWN // count))
-    # In parts, since all at once would be num_draws x count numbers.
-    for start in range(0, num_draws, 100):
-        drawn = rng.integers(0, count, (min(100, num_draws - start), count))
+    num_draws = _num_draws(count)
+    for start in range(0, num_draws, DRAWS_AT_ONCE):
+        drawn = rng.integers(0, count, (min(DRAWS_AT_ONCE, num_draws - start), count))
         means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)
+
+
+def _num_draws(count: int) -> int:
+    return min(MAX_DRAWS, max(MIN_DRAWS, MAX_DRAWN // max(1, count)))
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import permutation_test
 from scipy.stats import t as student
 
 from grpo.benchmarks.statistics import (
@@ -14,6 +15,7 @@ from grpo.benchmarks.statistics import (
     difference,
     interval_of_mean,
     pass_at_k,
+    permutation_p_value,
     wilson,
 )
 
@@ -67,6 +69,25 @@ def test_graded_scores_have_a_difference_and_no_split_into_right_and_wrong():
     found = difference([0.9] * 10, [0.1] * 10, [f"v{number}" for number in range(10)])
     assert found.mean == pytest.approx(0.8) and found.interval == pytest.approx((0.8, 0.8))
     assert found.only_first is found.only_second is found.p_value is None
+
+
+def test_graded_scores_are_compared_by_a_permutation_of_the_models_within_videos():
+    # Three videos whose differences sum to .6, .5 and .3. Of the 8 ways to sign them, only all alike are 1.4 from 0.
+    first, second = [0.9, 0.7, 0.5, 0.3], [0.6, 0.4, 0.0, 0.0]
+    assert difference(first, second, [*"aabc"]).permutation_p_value == pytest.approx(2 / 8, abs=0.02)
+    # By question there are four, all with the same sign: 2 of 16.
+    assert difference(first, second, [*"abcd"]).permutation_p_value == pytest.approx(2 / 16, abs=0.02)
+    # .3, .3 and -.5 are .1 from 0; with other signs they are .1, .5 or 1.1 from it.
+    assert permutation_p_value(np.array([0.3, 0.3, -0.5]), [*"abc"]) == 1.0
+    assert permutation_p_value(np.array([0.3, 0.2]), [*"aa"]) == permutation_p_value(np.zeros(0), []) == 1.0
+
+
+def test_the_permutation_test_agrees_with_scipys_and_never_says_that_chance_is_excluded():
+    values = np.random.default_rng(0).normal(0.3, 1.0, 12)
+    exact = permutation_test((values,), np.sum, permutation_type="samples", n_resamples=2**13).pvalue
+    assert 0.05 < exact < 0.95
+    assert permutation_p_value(values, [*"abcdefghijkl"]) == pytest.approx(exact, abs=0.02)
+    assert permutation_p_value(np.ones(50), [f"v{number}" for number in range(50)]) == 1 / 10_001
 
 
 def test_a_difference_to_itself_is_nothing():
