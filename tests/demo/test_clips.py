@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from grpo.config.load import load_config
 from grpo.data.readers import read_synthetic
 from grpo.data.readers.jsonl import read_jsonl
 from grpo.demo import clips as synthetic
@@ -272,10 +273,27 @@ def test_the_shipped_policy_is_what_the_factorys_last_phase_asks_for() -> None:
     } == dict.fromkeys(habit.bounds, True)
 
 
-def test_a_mistyped_file_is_missing_and_renders_nothing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"trian\.jsonl.*no such dataset file"):
-        read_synthetic(tmp_path / "nowhere" / "trian.jsonl")
+@pytest.mark.parametrize("path", ["runs/demo_clips/trian.jsonl", "runs/demo_clip/train.jsonl", "train.jsonl"])
+def test_a_mistyped_path_is_missing_and_renders_nothing(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"{path}.*no such dataset file.* are in runs/demo_clips/, "):
+        read_synthetic(path)
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_paths_of_the_demos_configs_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_config([f"{tiny.ROOT}/configs/demo.yaml"]).data
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        synthetic, "write_dataset", lambda folder, **_: rendered.append(Path(folder).resolve())
+    )
+    rendered: list[Path] = []
+    for path in (data.train[0].path, tmp_path / data.eval[0].path):
+        with pytest.raises(FileNotFoundError):
+            read_synthetic(path)
+    assert rendered == [tmp_path / "runs" / "demo_clips"] * 2
 
 
 def test_rendering_says_into_which_folder(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from grpo.data.errors import NoSuchFile
 from grpo.data.fields import Record, has
 from grpo.data.readers.charades_sta import read_charades_sta
 from grpo.data.readers.ego4d_nlq import read_ego4d_nlq
@@ -34,14 +35,19 @@ from grpo.data.readers.video_r1 import read_video_r1
 from grpo.data.readers.vsi_bench import read_vsi_bench
 from grpo.data.records import Reader
 
+DEMO_FOLDER = Path("runs/demo_clips")
+"""The folder that the demo's configs name, and the only one that clips are rendered into unasked."""
+
 
 def _render(file: Path) -> None:
-    """Render the demo's clips (512 to train on, 200 held out) into the file's folder on first use."""
-    if file.name not in ("train.jsonl", "heldout.jsonl"):
-        return  # a mistyped path: the reader says that there is no such file
-    from grpo.demo.clips import write_dataset  # late: only the demo renders
+    """Render the demo's clips (512 to train on, 200 held out) on first use, if the file is one of the demo's own."""
+    if file.resolve() in [(DEMO_FOLDER / name).resolve() for name in ("train.jsonl", "heldout.jsonl")]:
+        from grpo.demo.clips import write_dataset  # late: only the demo renders
 
-    write_dataset(file.parent, num_train=512, num_heldout=200, seed=0)
+        write_dataset(file.parent, num_train=512, num_heldout=200, seed=0)
+    elif not file.exists():
+        others = "python -m grpo.demo.clips FOLDER renders them elsewhere"
+        raise NoSuchFile(str(file), f"no such dataset file; the demo's clips are in {DEMO_FOLDER}/, {others}")
 
 
 read_synthetic = replace(read_jsonl, beside=_render)
