@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from grpo.commands.arguments import Parser
 from grpo.config.limits import refusals
 from grpo.config.rules import media_contradictions
 from grpo.config.schema import DatasetConfig, MediaConfig
@@ -226,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="egogrpo annotate", description=__doc__)
+    parser = Parser(prog="egogrpo annotate", description=__doc__)
     parser.add_argument("path", metavar="DATA", help="a dataset's file")
     parser.add_argument("out", metavar="OUT.jsonl", help="written, or gone on with")
     parser.add_argument(

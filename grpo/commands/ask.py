@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from grpo.commands.arguments import Parser
 from grpo.groups import Prompt, Rollout, Sample, Task
 from grpo.learner.launching import compute_dtype, on_gpu, quiet_libraries
 from grpo.media.clip import Clip, ClipSource
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         family = load_family(arguments.model, seconds_dtype=compute_dtype())
         inputs = read_inputs(family.path, arguments.settings)
         prompt = prompt_of(sample_of(arguments), family, inputs)
-        with under_way("answering", is_shown=sys.stderr.isatty()):
+        with under_way("answering"):
             rollout = complete(prompt, family, inputs, server=arguments.server)
         answer = read_answer(rollout)
         frames = save_frames(prompt, answer, arguments.frames) if arguments.frames else []
@@ -234,7 +235,7 @@ def _stripped(text: str | None) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="egogrpo ask", description="Ask a model about a video.")
+    parser = Parser(prog="egogrpo ask", description="Ask a model about a video.")
     parser.add_argument("model", metavar="MODEL", help="a run's final/, a model folder, or a cached hub name")
     parser.add_argument("video", metavar="VIDEO", help="a video file")
     parser.add_argument("question", metavar="QUESTION")

@@ -7,7 +7,6 @@ dataset column to the samples. Exit status 1 if something is wrong.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import math
 import random
@@ -21,6 +20,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from grpo.commands.arguments import Parser
 from grpo.config.load import one_line_errors, read_overrides
 from grpo.groups import Group, RewardFailure
 from rewards import hostile
@@ -53,7 +53,7 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the reward that the command line names and print what was found; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="egogrpo check", description=__doc__)
+    parser = Parser(prog="egogrpo check", description=__doc__)
     parser.add_argument(
         "fn", metavar="REWARD", help="my_rewards.py:fn, package.module:fn or a built-in's name"
     )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo.commands.arguments import Parser
 from grpo.report.build import Report, build
 from grpo.report.serve import ReportServer, serve
 from grpo.report.text import text_of
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="egogrpo report", description=__doc__)
+    parser = Parser(prog="egogrpo report", description=__doc__)
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="runs' folders")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: `report` in the first run's folder"

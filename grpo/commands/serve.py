@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from grpo.commands.arguments import Parser
 from grpo.learner.launching import compute_dtype, on_gpu
 from grpo.policy.families import load_family
 from grpo.policy.model_folder import check_weights, find_model_folder
@@ -100,7 +101,7 @@ def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="egogrpo serve",
         description="Serve a model with vLLM, as it was trained. What stands behind -- goes to vLLM.",
     )

@@ -7,7 +7,6 @@ or don't all fit.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from itertools import chain
 
 from tqdm import tqdm
 
+from grpo.commands.arguments import Parser
 from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.data import load_samples
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Fill the cache of the run that the command line names; the exit status."""
     from grpo.policy.families import load_family
 
-    parser = argparse.ArgumentParser(prog="egogrpo warm", description=__doc__)
+    parser = Parser(prog="egogrpo warm", description=__doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")
     try:
         config = load_config(parser.parse_args(argv).configs)

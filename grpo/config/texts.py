@@ -20,6 +20,7 @@ from omegaconf import MISSING
 from grpo.config.foreign import meant_by
 from grpo.config.limits import PATH
 from grpo.config.schema import Config
+from rewards.scoring.loading import did_you_mean
 
 VALUES: dict[str, Callable[[str], object]] = {
     # With a zero in front it is a name.
@@ -115,8 +116,14 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
         value = [value]
     if get_origin(hint) in (list, tuple):
         return _list(value, hint, key)
-    is_text = hint is str or get_origin(hint) is Literal
-    return str(value) if is_text and isinstance(value, Plain) else _value(value)
+    return _single(value, hint, key)
+
+
+def _single(value: Any, hint: Any, key: str) -> Any:
+    is_choice = get_origin(hint) is Literal
+    if is_choice and isinstance(value, str) and value not in get_args(hint):
+        raise ValueError(f"{key}: no {str(value)!r}{did_you_mean(value, get_args(hint))}; {_wanted(hint)}")
+    return str(value) if (is_choice or hint is str) and isinstance(value, Plain) else _value(value)
 
 
 def _section(value: Any, cls: Any, key: str) -> dict[str, Any]:

@@ -59,6 +59,25 @@ def test_an_unknown_command_is_told_the_one_that_was_meant(capsys: pytest.Captur
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("export crad", "(did you mean 'card'?)"),
+        ("export card run --reslts x.json", "--reslts x.json (did you mean '--results'?)"),
+        ("report --tekst run", "unrecognized arguments: --tekst (did you mean '--text'?)"),
+        ("sweep ablation.yaml --slurm slrm", "(did you mean 'slurm'?)"),
+        ("report --zzz run", "unrecognized arguments: --zzz"),
+    ],
+)
+def test_a_mistyped_word_is_told_the_one_that_was_meant(
+    words: str, answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"egogrpo {words.split()[0]}: error: ") and error.endswith(answer)
+
+
 @pytest.mark.slow  # the doctor and the annotator import torch and transformers
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_help_under_its_own_name(
@@ -88,7 +107,10 @@ def test_a_command_that_lacks_a_package_names_the_extra(command: str, package: s
         [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == f"error: egogrpo {command} needs {package}: pip install egogrpo[commands]\n"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"error: egogrpo {command} needs {package}: pip install egogrpo[commands]"
+    )
 
 
 @pytest.fixture

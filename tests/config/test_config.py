@@ -136,6 +136,8 @@ def test_what_the_environment_fills_in_is_not_written_down(
     ("argument", "message"),
     [
         ("reward.accuracy.weight=1", r"no setting reward; did you mean rewards\?"),
+        ("rollout.engine=transformer", r"rollout.engine: no 'transformer' \(did you mean 'transformers'\?\)"),
+        ("optim.schedule=010", r"optim.schedule: no '010'; it is one of constant, cosine"),
         ("optim.lrr=1", r"no setting optim.lrr; did you mean optim.lr\?"),
         ("optim.learning_rte=1", r"no setting optim.learning_rte; did you mean optim.lr\?"),
         ("learning_rte=1", r"no setting learning_rte; did you mean optim.lr\?"),

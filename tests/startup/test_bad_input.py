@@ -89,7 +89,10 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
     ("arguments", "answer"),
     [
         ([SMALL[0], "optim.lrr=1"], "did you mean optim.lr?"),
-        ([SMALL[0], "rollout.engine=vlm"], "expected one of ['vllm', 'vllm_server', 'transformers']"),
+        (
+            [SMALL[0], "rollout.engine=vlm"],
+            "rollout.engine: no 'vlm' (did you mean 'vllm'?); it is one of vllm, ",
+        ),
         ([SMALL[0], "run_dir={out}", "model.path=./nowhere"], "model.path: no model folder"),
         ([SMALL[0], "run_dir={out}", "rewards.acuracy.weight=1"], "did you mean 'accuracy'?"),
         (["--help"], "group_size: 8"),

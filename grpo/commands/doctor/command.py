@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from grpo.commands.arguments import Parser
 from grpo.commands.doctor import plan as planned
 from grpo.commands.doctor.records import Plans, examine, oddities, read_set, shared_ids
 from grpo.commands.doctor.report import as_text
@@ -174,7 +175,7 @@ def noted(notes: Iterable[str]) -> Iterator[DataError]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="egogrpo doctor", description=__doc__)
+    parser = Parser(prog="egogrpo doctor", description=__doc__)
     parser.add_argument("configs", nargs="*", default=[], metavar="CONFIG | key=value")
     parser.add_argument("--gpu", action="store_true", help="check this machine, and no run: takes no CONFIG")
     parser.add_argument("--clips", type=int, metavar="N", help="open only N clips' files, spread evenly")

@@ -37,6 +37,7 @@ from grpo.benchmarks.changed import PLAIN, all_asked, share_of
 from grpo.benchmarks.prompts import digest, direct
 from grpo.benchmarks.questions import read_questions, stored_under, without_missing
 from grpo.benchmarks.scoring import by_rules, score_answers
+from grpo.commands.arguments import Parser
 from grpo.commands.evaluate.page import Strips, write_items
 from grpo.config.evaluate import BenchmarkFiles, EvaluateConfig, load_evaluation
 from grpo.data.errors import NoSuchFile
@@ -100,7 +101,7 @@ class Evaluated:
 
 def main(argv: Sequence[str]) -> int:
     """Answer what has no answer yet, and score all; the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="egogrpo evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")

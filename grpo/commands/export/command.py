@@ -16,12 +16,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo.commands.arguments import Parser
+from grpo.run.progress import under_way
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 def main(argv: Sequence[str]) -> int:
     """Write what the command line asks for; the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="egogrpo export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
@@ -37,10 +40,12 @@ def main(argv: Sequence[str]) -> int:
     _add_card(commands.add_parser("card", help="a model card from a run's manifest and evaluations' results"))
     arguments = parser.parse_args(argv)
     try:
-        print(arguments.run_command(arguments))
+        with under_way("exporting"):
+            done = arguments.run_command(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return 1
+    print(done)
     return 0
 
 

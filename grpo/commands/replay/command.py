@@ -25,6 +25,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from grpo.commands.arguments import Parser
 from grpo.commands.replay.report import make_report
 from grpo.commands.replay.show import markdown, page
 from grpo.commands.replay.table import Batch, Groups, Replayed, collect
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="egogrpo replay", description=__doc__)
+    parser = Parser(prog="egogrpo replay", description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder")
     parser.add_argument("configs", nargs="*", default=[], metavar="CONFIG | key=value", help="the reward set")
     parser.add_argument("--steps", metavar="10-50", help="only these steps, or one step")

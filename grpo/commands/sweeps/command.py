@@ -19,6 +19,7 @@ import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
+from grpo.commands.arguments import Parser
 from grpo.commands.sweeps.execute import Runner, Slot, carry_out, environment_of, run_all, slots_of_machine
 from grpo.commands.sweeps.plan import Run, Sweep, load_sweep, plan_runs
 from grpo.commands.sweeps.results import check_results, write_results
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="egogrpo sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", help="the sweep's YAML file")
