@@ -86,7 +86,7 @@ def _run(argv: Sequence[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, _stop)
     try:
-        with under_way(f"egogrpo {name} begins", is_shown=sys.stderr.isatty()):
+        with under_way(f"importing what egogrpo {name} needs"):
             module = import_module(COMMANDS[name][0])
         return module.main(arguments)
     except ModuleNotFoundError as error:

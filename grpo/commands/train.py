@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         print(USAGE, file=sys.stderr)
         return 2
-    with under_way("importing accelerate", is_shown=sys.stderr.isatty()):
+    with under_way("importing accelerate"):
         from accelerate.commands.launch import launch_command
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

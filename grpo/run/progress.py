@@ -11,7 +11,8 @@ from time import time
 
 from tqdm import tqdm
 
-QUIET_S = 2.0
+TERMINAL_S, LOG_S = (2.0, 1.0), (5.0, 5.0)
+"""The seconds before a sign is shown for the first time, and between it and the next. A log keeps every one."""
 
 
 def say_anything() -> None:
@@ -28,16 +29,16 @@ def say(text: str) -> None:
 
 @contextmanager
 def under_way(what: str, *, is_shown: bool = True) -> Iterator[None]:
-    """Show what is being done and for how long, if it takes longer than a moment, until the block ends."""
+    """Show on stderr what is being done and for how long, if it takes longer than a moment, until the block ends."""
     done, begun = Event(), time()
+    first_s, next_s = TERMINAL_S if sys.stderr.isatty() else LOG_S
 
     def show() -> None:
-        if done.wait(QUIET_S):
+        if done.wait(first_s):
             return
         with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
             bar.start_t = begun
-            # A file keeps every refreshed line.
-            while not done.wait(1.0 if sys.stderr.isatty() else 5.0):
+            while not done.wait(next_s):
                 bar.refresh()
 
     shown = Thread(target=show, daemon=True)

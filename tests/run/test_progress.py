@@ -14,7 +14,7 @@ from grpo.run.progress import say, say_anything, under_way
 def test_what_takes_long_is_shown_with_its_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    monkeypatch.setattr(progress, "LOG_S", (0.0, 5.0))
     shown, give_up_at = "", time.monotonic() + 60
     with under_way("loading weights"):
         while "loading weights: 00:" not in shown and time.monotonic() < give_up_at:
@@ -37,7 +37,7 @@ def test_what_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatc
 def test_what_is_over_at_once_or_another_processs_is_not_shown(
     is_shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "QUIET_S", 600.0 if is_shown else 0.0)
+    monkeypatch.setattr(progress, "LOG_S", (600.0 if is_shown else 0.0, 5.0))
     with pytest.raises(KeyError), under_way("loading weights", is_shown=is_shown):
         raise KeyError
     assert capsys.readouterr().err == ""
