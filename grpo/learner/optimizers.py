@@ -98,7 +98,7 @@ class L2SP(NearStart):
 
 
 def make_optimizer(
-    weights: Sequence[nn.Parameter], optim: OptimConfig, *, from_zero: bool = False
+    weights: Sequence[nn.Parameter], optim: OptimConfig, *, from_zero: bool
 ) -> torch.optim.Optimizer:
     """Return AdamW, AdamW with its moments in 8 bits, or a variant that keeps weights near their start.
 

@@ -41,7 +41,9 @@ def test_a_policy_of_4_bits_trains_in_bf16_and_sends_what_it_computes_with() -> 
     adapters = {name: weight for name, weight in policy.named_parameters() if is_adapter(name)}
     assert {weight.device.type for weight in adapters.values()} == {"cuda"}
     row = packed(tiny.ragged_groups())[0].to(policy.device)
-    optimizer = make_optimizer([*adapters.values()], OptimConfig(optimizer="adamw_8bit", lr=1e-2))
+    optimizer = make_optimizer(
+        [*adapters.values()], OptimConfig(optimizer="adamw_8bit", lr=1e-2), from_zero=True
+    )
     losses = []
     for _ in range(5):
         with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -42,7 +42,7 @@ def test_on_a_gpu_adamw_is_the_fused_one_which_makes_the_same_steps(
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(7, 5))
         robust = RobustConfig(method=method, strength=0.5 if method != "none" else 0.0)
-        optimizer = make_optimizer([weight], OptimConfig(lr=0.1, robust=robust))
+        optimizer = make_optimizer([weight], OptimConfig(lr=0.1, robust=robust), from_zero=False)
         assert optimizer.defaults["fused"] == (True if on_gpu else None)
         for _ in range(3):
             optimizer.zero_grad()

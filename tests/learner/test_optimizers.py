@@ -212,8 +212,9 @@ def test_a_tensor_without_gradient_is_left_alone_and_not_counted() -> None:
 
 def test_without_a_method_it_is_adamw_with_its_weight_decay() -> None:
     weights = parameters()
-    optimizer = make_optimizer(weights, OptimConfig(lr=LR, betas=BETAS, weight_decay=0.1))
+    optimizer = make_optimizer(weights, OptimConfig(lr=LR, betas=BETAS, weight_decay=0.1), from_zero=False)
     assert type(optimizer) is torch.optim.AdamW
+    assert {(group["lr"], group["betas"]) for group in optimizer.param_groups} == {(LR, BETAS)}
     decays = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
     assert [decays[id(each)] for each in weights] == [0.1, 0.0, 0.1, 0.0]  # those of one axis don't
 
@@ -254,6 +255,13 @@ def test_the_start_is_taken_again_after_preparation_has_changed_the_weights(
     learner = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=optim)
     for weight, start in zip(learner.policy.parameters(), learner.optimizer.optimizer.starts, strict=True):
         assert torch.equal(weight, start)
+
+
+def test_a_start_of_zeros_is_one_number_however_large_the_weight_is() -> None:
+    optimizer = optimizer_for(parameters(), "spd", 1.0, from_zero=True)
+    assert [(start.shape, start.untyped_storage().nbytes()) for start in optimizer.starts] == [
+        (shape, 8) for shape in SHAPES
+    ]
 
 
 def adapters_of(learner: Learner) -> list[nn.Parameter]:

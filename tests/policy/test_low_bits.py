@@ -93,7 +93,8 @@ def test_moments_of_8_bits_lead_where_those_of_32_do() -> None:
     ways = []
     for name in ("adamw", "adamw_8bit"):
         weight = nn.Parameter(torch.zeros_like(target))
-        optimizer = make_optimizer([weight], OptimConfig(optimizer=name, lr=1e-2, weight_decay=0.1))  # pyright: ignore
+        optim = OptimConfig(optimizer=name, lr=1e-2, weight_decay=0.1)  # pyright: ignore
+        optimizer = make_optimizer([weight], optim, from_zero=False)
         for _ in range(30):
             optimizer.zero_grad()
             (weight - target).square().sum().backward()
