@@ -21,6 +21,8 @@ from grpo.rollout.server_flags import ABOUT, GENERATE, HOLD, KEY_VARIABLE, RUN_H
 from grpo.rollout.vllm_settings import sampling_fields
 
 CONNECT_TIMEOUT_S = 5.0
+ENDS = {"stop", "length"}
+"""Why a whole completion ends: by itself, or at the limit of tokens."""
 
 
 class ServerError(ValueError):
@@ -83,6 +85,9 @@ class ServerClient:
                 f"the learner to {len(prompt.token_ids)}; does the server have another model?"
             )
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        # A server that is told to end, or to pause, gives back what it has of a completion.
+        if broken := {choice["finish_reason"] for choice in choices} - ENDS:
+            raise ServerGone(f"{self.url} broke a completion off: {', '.join(map(str, broken))}")
         return Group(prompt=prompt, rollouts=tuple(self._rollout(prompt, choice) for choice in choices))
 
     def _rollout(self, prompt: Prompt, choice: Mapping[str, Any]) -> Rollout:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from grpo.groups import Group, Prompt
+from grpo.groups import Group, Prompt, Rollout
 from grpo.packing import Segment, build_row
 from grpo.policy.families import ModelFamily
 from grpo.policy.model import Policy
 from grpo.policy.weights import check_names
 from grpo.rollout import OnGroup, Sampling, as_rollout
+from grpo.rollout.concurrency import Concurrency
 
 
 class TransformersEngine:
@@ -36,8 +38,7 @@ class TransformersEngine:
         self.policy = policy
         self.sampler = own or policy
         self.family, self.dtype = policy.family, dtype
-        self.max_sequences = max_sequences
-        """The most completions that are decoded together."""
+        self.concurrency = Concurrency(max_sequences)
 
     def generate(
         self,
@@ -52,11 +53,17 @@ class TransformersEngine:
             self.family.check_vision_tokens(prompt)
             by_length[len(prompt.token_ids)].append(index)
         groups: dict[int, Group] = {}
-        step = max(1, self.max_sequences // sampling.group_size)
-        for indices in by_length.values():
-            for start in range(0, len(indices), step):
-                batch = indices[start : start + step]
-                made = self._generate([prompts[i] for i in batch], sampling, [seeds[i] for i in batch])
+        # The longest first: if memory does not suffice, it is known at once.
+        for length in sorted(by_length, reverse=True):
+            left = by_length[length]
+            while left:
+                batch = left[: max(1, self.concurrency.most // sampling.group_size)]
+                try:
+                    made = self._generate([prompts[i] for i in batch], sampling, [seeds[i] for i in batch])
+                except RuntimeError as error:
+                    self.concurrency.halve(error, len(batch) * sampling.group_size)
+                    continue
+                left = left[len(batch) :]
                 groups.update(zip(batch, made, strict=True))
                 if on_group is not None:
                     for group in made:
@@ -81,27 +88,41 @@ class TransformersEngine:
 
     def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
         lower = self.dtype != torch.float32
-        with torch.no_grad(), torch.autocast(self.sampler.device.type, dtype=self.dtype, enabled=lower):
-            return self._decode(prompts, sampling, seeds)
-
-    def _decode(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Group]:
-        """Sample groups of P prompts of equal length, with B = P * G sequences in one cache."""
-        language_model = self.sampler.model.model.language_model
+        # A group that is too large alone is sampled in parts.
+        most = min(self.concurrency.most, sampling.group_size)
         was_training = self.sampler.training
         self.sampler.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self.sampler.device.type, dtype=self.dtype, enabled=lower):
+                parts = [
+                    self._decode(prompts, sampling, seeds, range(sampling.group_size)[start : start + most])
+                    for start in range(0, sampling.group_size, most)
+                ]
+        finally:
+            self.sampler.train(was_training)
+        return [
+            Group(prompt=prompt, rollouts=tuple(chain.from_iterable(each)))
+            for prompt, each in zip(prompts, zip(*parts, strict=True), strict=True)
+        ]
+
+    def _decode(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], members: range
+    ) -> list[tuple[Rollout, ...]]:
+        """Sample members of the groups of P prompts of equal length, as B sequences in one cache."""
+        language_model = self.sampler.model.model.language_model
         cache = DynamicCache(config=language_model.config)
         hidden_BD, position = self._prefill(prompts, cache)
-        # Each prompt is computed once; its state, (P, D), and its cache are repeated for its G completions.
-        hidden_BD = hidden_BD.repeat_interleave(sampling.group_size, dim=0)
-        position_B = position.repeat_interleave(sampling.group_size)
-        cache.batch_repeat_interleave(sampling.group_size)
-        sampler = _Sampler(sampling, seeds)
+        # Each prompt is computed once; its state, (P, D), and its cache are repeated for its completions.
+        hidden_BD = hidden_BD.repeat_interleave(len(members), dim=0)
+        position_B = position.repeat_interleave(len(members))
+        cache.batch_repeat_interleave(len(members))
+        sampler = _Sampler(sampling, seeds, members)
         ends = Ends(self.family, sampling.stop, len(hidden_BD))
         columns: list[tuple[Tensor, Tensor]] = []
         for _ in range(sampling.max_new_tokens):
             tokens_B, logps_B = sampler.sample(self.sampler.logits(hidden_BD))
             columns.append((tokens_B, logps_B))
-            # Completions that have ended are sampled on until all have; `_groups` cuts the rest off.
+            # Completions that have ended are sampled on until all have; `_rollouts` cuts the rest off.
             if ends.all_after(tokens_B.tolist()):
                 break
             hidden_BD = language_model(
@@ -111,9 +132,8 @@ class TransformersEngine:
                 use_cache=True,
             ).last_hidden_state[:, -1]
             position_B = position_B + 1
-        self.sampler.train(was_training)
         tokens_BL, logps_BL = (torch.stack(column, dim=1).tolist() for column in zip(*columns, strict=True))
-        return self._groups(prompts, tokens_BL, logps_BL, ends.lengths)
+        return self._rollouts(prompts, tokens_BL, logps_BL, ends.lengths)
 
     def _prefill(self, prompts: Sequence[Prompt], cache: DynamicCache) -> tuple[Tensor, Tensor]:
         """Compute the last hidden state (P, D) and next position (P,) of each prompt, and fill the cache."""
@@ -129,29 +149,26 @@ class TransformersEngine:
         ).last_hidden_state
         return hidden_PSD[:, -1], positions_3PS.amax(dim=(0, 2)) + 1
 
-    def _groups(
+    def _rollouts(
         self,
         prompts: Sequence[Prompt],
         tokens_BL: list[list[int]],
         logps_BL: list[list[float]],
         lengths: Sequence[int | None],
-    ) -> list[Group]:
-        group_size = len(tokens_BL) // len(prompts)
+    ) -> list[tuple[Rollout, ...]]:
+        per_prompt = len(tokens_BL) // len(prompts)
         rollouts = []
         for index, (tokens, logps, end) in enumerate(zip(tokens_BL, logps_BL, lengths, strict=True)):
             rollouts.append(
                 as_rollout(
-                    prompts[index // group_size],
+                    prompts[index // per_prompt],
                     text=self.family.decode(tokens[:end]),
                     token_ids=tokens[:end],
                     logprobs=logps[:end],
                     stopped=end is not None,
                 )
             )
-        return [
-            Group(prompt=prompt, rollouts=tuple(rollouts[i * group_size : (i + 1) * group_size]))
-            for i, prompt in enumerate(prompts)
-        ]
+        return [tuple(rollouts[start : start + per_prompt]) for start in range(0, len(rollouts), per_prompt)]
 
 
 class Ends:
@@ -182,11 +199,11 @@ class Ends:
 
 
 class _Sampler:
-    """A sampler of tokens with a random generator for every prompt."""
+    """A sampler of tokens for members of each group, with a random generator for every prompt."""
 
-    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+    def __init__(self, sampling: Sampling, seeds: Sequence[int], members: range) -> None:
         self.greedy = sampling.temperature == 0
-        self.group_size = sampling.group_size
+        self.group_size, self.members = sampling.group_size, slice(members.start, members.stop)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,8 +213,9 @@ class _Sampler:
         return tokens_B, logps_BV.gather(-1, tokens_B[:, None])[:, 0]
 
     def _draw(self, logps_BV: Tensor) -> Tensor:
+        # All of a group's numbers are drawn, so that a member's do not depend on which others there are.
         uniform = [torch.rand(self.group_size, 1, generator=generator) for generator in self.generators]
-        uniform_B1 = torch.cat(uniform).to(logps_BV.device)
+        uniform_B1 = torch.cat([each[self.members] for each in uniform]).to(logps_BV.device)
         # Inverse transform sampling: the token at which the cumulative probability passes the uniform number.
         cumulative_BV = logps_BV.double().exp().cumsum(-1)
         tokens_B1 = torch.searchsorted(cumulative_BV, uniform_B1.double() * cumulative_BV[:, -1:])

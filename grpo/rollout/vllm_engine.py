@@ -6,7 +6,7 @@ All G completions of a prompt are one request, so the clip is encoded and the pr
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,6 +16,7 @@ from grpo.groups import Group, Prompt, Rollout
 from grpo.policy.model import Policy
 from grpo.policy.weights import Bucket, engine_weights, flat, weight_buckets
 from grpo.rollout import OnGroup, Sampling, as_rollout
+from grpo.rollout.concurrency import Concurrency
 from grpo.rollout.sync_proof import SyncProof
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments, set_environment
 from grpo.rollout.vllm_settings import sampling_fields
@@ -50,7 +51,9 @@ class VLLMEngine:
         self.family, self.dtype = policy.family, dtype
         self.on_gpu = torch.cuda.is_available()
         self.sleeps = sleep and self.on_gpu
+        self.max_model_tokens = size.max_model_tokens
         self.tensor_parallel_size = size.tensor_parallel_size
+        self.concurrency = Concurrency(size.max_sequences)
         self.is_launched = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         arguments = engine_arguments(size, on_gpu=self.on_gpu, launched=self.is_launched, sleeps=self.sleeps)
         num_threads = torch.get_num_threads()
@@ -71,9 +74,15 @@ class VLLMEngine:
         seeds: Sequence[int],
         on_group: OnGroup | None = None,
     ) -> list[Group]:
-        """Sample as `Engine.generate` describes; raise ValueError if vLLM has other prompt tokens than the learner."""
+        """Sample as `Engine.generate` describes; raise ValueError for prompt tokens that vLLM has no room for, or
+        other ones of."""
         for prompt in prompts:
             self.family.check_vision_tokens(prompt)
+            if (count := len(prompt.token_ids)) >= self.max_model_tokens:
+                raise ValueError(
+                    f"sample {prompt.sample.id}: its prompt has {count} tokens, and vLLM room for "
+                    f"{self.max_model_tokens} with the completion"
+                )
         requests = list(zip(prompts, seeds, strict=True))
         if self.tensor_parallel_size == 1:
             return self._sample(requests, sampling, on_group or (lambda _: None))
@@ -90,27 +99,66 @@ class VLLMEngine:
     def _sample(
         self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling, on_group: OnGroup
     ) -> list[Group]:
-        """Sample a group for each prompt and seed."""
-        asked: dict[str, int] = {}
+        """Sample a group for each prompt and seed; without enough memory, the rest with half as many at once."""
         groups: dict[int, Group] = {}
+
+        def keep(index: int, group: Group) -> None:
+            groups[index] = group
+            on_group(group)
+
+        # The longest first, since what is left at the end is decoded with few others.
+        order = sorted(range(len(requests)), key=lambda index: -len(requests[index][0].token_ids))
+        while left := {index: requests[index] for index in order if index not in groups}:
+            try:
+                self._serve(left, sampling, keep)
+            except RuntimeError as error:
+                # Processes that share an engine would have to go on together, and only one of them may lack memory.
+                if self.tensor_parallel_size > 1:
+                    raise
+                self._halve(error, len(left) * sampling.group_size)
+        return [groups[index] for index in range(len(requests))]
+
+    def _serve(
+        self,
+        requests: Mapping[int, tuple[Prompt, int]],
+        sampling: Sampling,
+        keep: Callable[[int, Group], object],
+    ) -> None:
+        """Give vLLM the requests in their order, and each group to `keep` as soon as it is complete."""
+        asked: dict[str, int] = {}
 
         def step() -> None:
             for output in self.llm.llm_engine.step():
                 if output.finished:
                     index = asked[output.request_id]
-                    groups[index] = self._group(requests[index][0], output)
-                    on_group(groups[index])
+                    keep(index, self._group(requests[index][0], output))
 
-        # The longest first, since what is left at the end is decoded with few others.
-        for index in sorted(range(len(requests)), key=lambda index: -len(requests[index][0].token_ids)):
-            prompt, seed = requests[index]
-            asked[self._enqueue(prompt, sampling, seed)] = index
-            # The next clip is prepared while the GPU is busy with those before.
-            if self.on_gpu:
+        try:
+            for index, (prompt, seed) in requests.items():
+                asked[self._enqueue(prompt, sampling, seed)] = index
+                # The next clip is prepared while the GPU is busy with those before.
+                if self.on_gpu:
+                    step()
+            while self._is_busy():
                 step()
-        while self._is_busy():
-            step()
-        return [groups[index] for index in range(len(requests))]
+        except BaseException:
+            # Whoever asks next must not get these answers.
+            self._drop_requests()
+            raise
+
+    def _drop_requests(self) -> None:
+        engine: Any = self.llm.llm_engine
+        engine.abort_request([*engine.output_processor.external_req_ids])
+        if batches := engine.engine_core.engine_core.batch_queue:
+            batches.clear()
+
+    def _halve(self, error: RuntimeError, at_once: int) -> None:
+        """Decode half as many completions at once from here on (`Concurrency.halve`)."""
+        engine: Any = self.llm.llm_engine
+        self.concurrency.halve(error, at_once)
+        engine.engine_core.engine_core.scheduler.max_num_active_reqs = self.concurrency.most
+        # Prefixes and features are noted as kept when a batch is planned, and this one was never computed.
+        self._reset_caches()
 
     def _enqueue(self, prompt: Prompt, sampling: Sampling, seed: int) -> str:
         """Give vLLM a request, and return the number that it answers under."""

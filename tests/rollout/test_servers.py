@@ -21,7 +21,7 @@ from grpo.commands.__main__ import main as egogrpo
 from grpo.policy.families.prompt_text import user_text
 from grpo.policy.model import Policy
 from grpo.rollout.server_check import check_server, differences
-from grpo.rollout.server_client import ServerClient, ServerError
+from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine
 from grpo.rollout.server_flags import HOLD, RUN_HEADER
 from grpo.rollout.server_transfer import FolderTransfer
@@ -272,6 +272,26 @@ def test_a_server_that_does_not_fit_is_refused_by_name_and_shape(server: httpx.C
     assert "has max_model_tokens 2048, the run 4096" in refusal(max_model_tokens=4096)
     with tiny.of_family("qwen3_vl"):
         assert "it is a 'qwen2_5_vl' model, the policy a 'qwen3_vl'" in refusal()
+
+
+def test_a_prompt_without_room_and_a_clip_that_is_lost_on_the_way_stop_the_run(
+    server: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = client(server, "run")
+    long = tiny.prompt(tiny.sample("long", question="red " * 2500), None)
+    with pytest.raises(ServerError, match="400 .*maximum model length") as caught:
+        asked.generate(long, SAMPLING, 0)
+    assert not isinstance(caught.value, ServerGone)
+    post = asked.post
+
+    def without_clip(path: str, body: Any = None) -> httpx.Response:
+        return post(path, {name: value for name, value in body.items() if name != "content_parts"})
+
+    monkeypatch.setattr(asked, "post", without_clip)
+    of = prompts()[0]
+    with pytest.raises(ValueError, match=f"expanded the prompt to .*, the learner to {len(of.token_ids)}"):
+        asked.generate(of, SAMPLING, 0)
+    asked.close()
 
 
 def test_models_of_one_kind_and_other_shapes_are_told_apart() -> None:

@@ -120,6 +120,25 @@ def test_features_of_an_older_tower_are_caught(
         engine.sync()
 
 
+def test_frames_that_are_lost_on_the_way_are_caught(
+    engine: Any, on_the_way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number is right, so the prompt's tokens are."""
+    request = engine._request
+
+    def black(prompt: Any) -> Any:
+        asked = request(prompt)
+        [(frames_FHWC, metadata)] = asked["multi_modal_data"]["video"]
+        asked["multi_modal_data"]["video"] = [(0 * frames_FHWC, metadata)]
+        return asked
+
+    monkeypatch.setattr(engine, "_request", black)
+    with pytest.raises(
+        RuntimeError, match="all of its weights are the policy's, .* or it computes otherwise"
+    ):
+        engine.sync()
+
+
 def test_names_that_one_side_does_not_know_are_an_error_that_names_them(engine: Any, on_the_way: Any) -> None:
     engine.sync()
     # vLLM itself would pass over a bias that it does not know.

@@ -1,0 +1,219 @@
+"""A client of a server over a real connection: what it takes for an answer, and which servers a run refuses."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.config.load import load_config
+from grpo.groups import Group
+from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
+from grpo.rollout.server_flags import FOLDER
+from grpo.startup import assembly
+from grpo.startup.servers import check_servers
+from tests.rollout.test_server_engine import PROMPTS, SAMPLING
+from tests.support import runs, tiny
+
+
+@contextmanager
+def answering(
+    status: int, body: dict[str, Any], headers: dict[str, str] | None = None, *, dies_after: float = 1.0
+) -> Iterator[str]:
+    """The address of a server that gives every request the same answer; status 0: it closes the connection.
+
+    dies_after: the share of the answer after which the connection ends.
+    """
+    text = json.dumps(body).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if not status:
+                self.close_connection = True
+                return
+            self.send_response(status)
+            own = {"Content-Type": "application/json", "Content-Length": str(len(text))}
+            for name, value in (own | (headers or {})).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(text[: int(dies_after * len(text))])
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def choice(index: int, token_ids: list[int], logprobs: list[float]) -> dict[str, Any]:
+    content = [{"logprob": value} for value in logprobs]
+    return {
+        "index": index,
+        "token_ids": token_ids,
+        "finish_reason": "length",
+        "logprobs": {"content": content},
+    }
+
+
+ANSWER = {
+    "prompt_token_ids": [*PROMPTS[0].token_ids],
+    "choices": [choice(1, [6], [-2.0]), choice(0, [5, 7], [-1.0, -0.5])],
+}
+
+
+def ask(url: str) -> Group:
+    client = ServerClient(url, tiny.family(), timeout_s=5.0, run="run")
+    try:
+        return client.generate(PROMPTS[0], SAMPLING, 0, version="v2")
+    finally:
+        client.close()
+
+
+def test_token_ids_and_log_probs_are_the_servers() -> None:
+    with answering(200, ANSWER, {"x-egogrpo-weights": "v2"}) as url:
+        group = ask(url)
+    assert [rollout.token_ids for rollout in group.rollouts] == [(5, 7), (6,)]
+    assert [rollout.logprobs for rollout in group.rollouts] == [(-1.0, -0.5), (-2.0,)]
+    assert not group.rollouts[0].stopped
+
+
+@pytest.mark.parametrize(
+    ("status", "version", "says", "kind"),
+    [
+        (0, "v2", "does not answer", ServerGone),
+        (200, "v1", "sampled from the weights 'v1'", ServerGone),
+        (200, "v1 to v2", "sampled from the weights 'v1 to v2'", ServerGone),
+        (500, "v2", "500 out of memory", ServerGone),
+        (409, "v2", "409 out of memory", ServerGone),
+        (400, "v2", "400 out of memory", ServerError),
+        (401, "v2", "wants a key: set VLLM_API_KEY", ServerError),
+        (404, "v2", "with the flags that egogrpo serve --print shows", ServerError),
+    ],
+)
+def test_an_answer_that_is_none_is_told_apart(
+    status: int, version: str, says: str, kind: type[ServerError]
+) -> None:
+    """Only of a server that is gone may another one be asked the same."""
+    body = ANSWER if status == 200 else {"error": {"message": "out of\nmemory"}}
+    with answering(status, body, {"x-egogrpo-weights": version}) as url:
+        with pytest.raises(ServerError) as caught:
+            ask(url)
+        assert type(caught.value) is kind and says in str(caught.value) and url in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_answer_that_ends_in_its_middle_is_none() -> None:
+    """As that of a server that is killed."""
+    with (
+        answering(200, ANSWER, {"x-egogrpo-weights": "v2"}, dies_after=0.5) as url,
+        pytest.raises(ServerGone, match="does not answer"),
+    ):
+        ask(url)
+
+
+@pytest.mark.parametrize("reason", ["abort", "repetition", None])
+def test_completions_that_a_server_broke_off_are_none(reason: str | None) -> None:
+    """As those of a server that is told to end, or to pause."""
+    broken = [choice(0, [5], [-1.0]), choice(1, [6], [-2.0]) | {"finish_reason": reason}]
+    with (
+        answering(200, ANSWER | {"choices": broken}, {"x-egogrpo-weights": "v2"}) as url,
+        pytest.raises(ServerGone, match=f"{url} broke a completion off: {reason}"),
+    ):
+        ask(url)
+
+
+def test_a_server_that_takes_too_long_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = ServerClient(
+            f"http://127.0.0.1:{silent.getsockname()[1]}", tiny.family(), timeout_s=0.1, run="r"
+        )
+        with pytest.raises(ServerGone, match="does not answer: timed out"):
+            client.generate(PROMPTS[0], SAMPLING, 0)
+        client.close()
+
+
+def about(**changed: Any) -> dict[str, Any]:
+    """What a server of the run's model says of itself."""
+    fits = {
+        "dtype": "float32",
+        "head_dtype": "float32",
+        "logprobs_mode": "processed_logprobs",
+        "max_model_tokens": 256,
+        "transfer": FOLDER,
+        "device": "cpu",
+        "config": tiny.family().config.to_dict(),
+    }
+    return fits | changed
+
+
+def of_other_shape() -> dict[str, Any]:
+    config = tiny.family().config.to_dict()
+    config["text_config"]["num_hidden_layers"] += 1
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"dtype": "float16"}, "has dtype float16, the run float32"),
+        ({"max_model_tokens": 128}, "has max_model_tokens 128, the run 256"),
+        ({"logprobs_mode": "raw_logprobs"}, "has logprobs_mode raw_logprobs, the run processed_logprobs"),
+        ({"transfer": None}, "takes no weights: start it with egogrpo serve --for-training"),
+        ({"config": {"model_type": "qwen2_vl"}}, "all: it is a 'qwen2_vl' model, the policy a 'qwen2_5_vl'"),
+        (
+            {"config": of_other_shape()},
+            r"layers\.\d.input_layernorm.weight is \(128,\) there and missing here",
+        ),
+    ],
+)
+def test_a_server_that_does_not_fit_is_told_by_what(changed: dict[str, Any], says: str) -> None:
+    with answering(200, about(**changed)) as url:
+        config = load_config([runs.SMALL[0], "rollout.engine=vllm_server", f"rollout.servers=[{url}]"])
+        with pytest.raises(ServerError, match=rf"^{url} (?s:.)*{says}"):
+            check_servers(config, tiny.family())
+
+
+def test_a_run_with_a_server_of_another_model_ends_before_its_own_is_loaded(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_policy(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(assembly, "load_policy", load_policy)
+    with answering(200, about(config=of_other_shape())) as url:
+        with pytest.raises(SystemExit, match="has another model; 12 weights differ: model.language_model"):
+            runs.run(tmp_path, clips, "rollout.engine=vllm_server", f"rollout.servers=[{url}]")
+        runs.reset_process_state()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompt_token_ids": [1, 2]}, "expanded the prompt to 2 tokens"),
+        ({"choices": [choice(0, [5], [float("nan")])]}, "log-probs are not finite"),
+        ({"choices": [choice(0, [5, 6], [-1.0])]}, "1 log-probs for 2 tokens"),
+    ],
+)
+def test_an_answer_that_can_not_be_trained_on_stops_the_run(changed: dict[str, Any], says: str) -> None:
+    with (
+        answering(200, ANSWER | changed, {"x-egogrpo-weights": "v2"}) as url,
+        pytest.raises(ValueError, match=says) as caught,
+    ):
+        ask(url)
+    assert not isinstance(caught.value, ServerGone) and "sample s0" in str(caught.value)
