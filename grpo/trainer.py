@@ -111,7 +111,7 @@ class GRPOTrainer:
         tokens_per_row, drop_flat = self.config.optim.tokens_per_row, not self.config.loss.needs_flat_groups
         segments = segments_of(scored, tokens_per_row=tokens_per_row, drop_flat=drop_flat, trained=trained)
         # Processes exchange work until all have about as many tokens.
-        segments = balanced(segments, self.accelerator)
+        segments = balanced(segments, self.accelerator, self.learner.split)
         return pack(segments, self.learner.policy.family, tokens_per_row=tokens_per_row)
 
     def _sample(self, batch: Batch, step: int) -> Sampled:
@@ -158,7 +158,7 @@ class GRPOTrainer:
 
     def _less_kl(self, sampled: Sampled) -> Sequence[RewardTable]:
         """Return the reward tables with the KL divergence from the reference subtracted from the totals."""
-        family, reference_logps = self.learner.policy.family, self.learner.reference_logps
+        family, reference_logps = self.learner.policy.family, self.learner.reference_logps_of_own
         tables, metrics = subtract_divergences(
             sampled.groups, sampled.tables, reference_logps, self.config.loss, family
         )
@@ -169,7 +169,9 @@ class GRPOTrainer:
         """Record the update's figures, the rows that it was skipped for, and gradients much larger than usual."""
         self.recorder.add(result.metrics)
         is_blamed = in_any_process(bool(result.bad_rows))
-        self.recorder.append_failures(self.guard.watch(step, result, rows, is_blamed=is_blamed))
+        # Of processes that share their rows, one speaks of them.
+        told = rows if self.learner.split.leads else []
+        self.recorder.append_failures(self.guard.watch(step, result, told, is_blamed=is_blamed))
 
 
 def in_any_process(is_so: bool) -> bool:

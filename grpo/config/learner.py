@@ -135,3 +135,6 @@ class OptimConfig:
     tokens_per_row: Free[Positive[int]] = 16384
     """Tokens of one forward pass. Several groups share a row where they fit; a group that does not fit
     is split between completions."""
+    sequence_parallel_size: Free[Positive[int]] = 1
+    """Processes that compute each row together, a part of its tokens each, for prompts that are too long for one GPU
+    (DeepSpeed-Ulysses, arXiv 2309.14509). A divisor of the number of processes, and of the model's attention heads."""

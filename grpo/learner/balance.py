@@ -1,5 +1,7 @@
 """Load balancing: segments move between processes before the update, so that all have about as many tokens.
 
+Where several processes compute each row together, segments move between such teams.
+
 A step takes as long as its slowest process, and prompts and completions are of any length. All processes compute the
 same moves from the same sizes; then the segments are sent with their clips. The gradient is that of the whole step
 either way.
@@ -16,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from grpo.packing import Segment
+from grpo.policy.sequence_split import ALONE, SequenceSplit
 
 MIN_GAIN_FRAC = 0.02
 """The share of the fullest process's tokens that a move has to save."""
@@ -53,22 +56,32 @@ def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
         moves.append(Move(source, index, target))
 
 
-def balanced(segments: Sequence[Segment], accelerator: Accelerator) -> list[Segment]:
-    """Exchange segments between all processes, and return those that this one has then."""
+def balanced(
+    segments: Sequence[Segment], accelerator: Accelerator, split: SequenceSplit = ALONE
+) -> list[Segment]:
+    """Exchange segments between all processes, and return those that this one has then.
+
+    split: the processes that compute each row together; all of them get the segments of them all.
+    """
     if accelerator.num_processes == 1:
         return [*segments]
     sizes = gather_object([[segment.num_tokens for segment in segments]])
     own, received = dict(enumerate(segments)), []
+    teams = [range(first, first + split.size) for first in range(0, len(sizes), split.size)]
+    places = [[(each, index) for each in team for index in range(len(sizes[each]))] for team in teams]
+    moves = plan_moves([[size for each in team for size in sizes[each]] for team in teams])
     # In batches: NCCL would make a communicator for every pair of processes otherwise, each with buffers on the GPU.
     options: dict[str, Any] = {"device": accelerator.device, "use_batch": True}
-    for source, index, target in plan_moves(sizes):
+    for source_team, place, target_team in moves:
+        source, index = places[source_team][place]
+        target = teams[target_team][source % split.size]
         if accelerator.process_index == source:
             dist.send_object_list([_light(own.pop(index))], dst=target, **options)
         elif accelerator.process_index == target:
             arrived: list[Segment] = [None]  # pyright: ignore[reportAssignmentType]
             dist.recv_object_list(arrived, src=source, **options)
             received += arrived
-    return [*own.values(), *received]
+    return split.shared([*own.values(), *received], accelerator.device)
 
 
 def _light(segment: Segment) -> Segment:

@@ -68,7 +68,7 @@ class Guard:
         for norm in result.norms:
             finite = math.isfinite(norm)
             self.num_skipped = 0 if finite else self.num_skipped + 1
-            if not finite or not self._is_spike(norm):
+            if not finite or not rows or not self._is_spike(norm):
                 continue
             usual = median(self.norms)
             record = {"step": step, "kind": "grad_norm", "norm": norm, "median": usual}

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from grpo.config.learner import OptimConfig
 from grpo.config.model import ModelConfig
+from grpo.policy.sequence_split import ALONE, SequenceSplit
 
 PATIENCE = timedelta(hours=4)
 """How long a process waits for another. The libraries' ten minutes on GPUs are less than one of them may need alone for
@@ -85,6 +87,11 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
             f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
             f"{accelerator.num_processes} processes"
         )
+    if accelerator.num_processes % optim.sequence_parallel_size:
+        raise ValueError(
+            f"optim.sequence_parallel_size={optim.sequence_parallel_size} does not divide the "
+            f"{accelerator.num_processes} processes"
+        )
     _check_bitsandbytes(accelerator, optim, model)
     plugin = deepspeed_plugin(accelerator)
     if plugin is not None and optim.robust.method != "none":
@@ -99,6 +106,14 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
         raise ValueError(
             "FSDP2 was launched, but accelerate offers it on GPUs only: use launch/accelerate/zero3.yaml"
         )
+
+
+def split_over(accelerator: Accelerator, size: int) -> SequenceSplit:
+    """Return the split of rows over each so many neighbouring processes; all processes must call this together."""
+    if size == 1:
+        return ALONE
+    group, _ = dist.new_subgroups(size, timeout=PATIENCE)
+    return SequenceSplit(size=size, rank=accelerator.process_index % size, group=group)
 
 
 def _check_bitsandbytes(accelerator: Accelerator, optim: OptimConfig, model: ModelConfig) -> None:

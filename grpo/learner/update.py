@@ -22,6 +22,7 @@ from grpo.learner.optimizers import SPD, make_optimizer, take_start
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, by_completion, padding_row
 from grpo.policy.model import Policy, TokenScores, store_trained_only
+from grpo.policy.sequence_split import ALONE, SequenceSplit
 from grpo.policy.sharding import share_head
 from grpo.run.checkpoint import keep_weights
 from grpo.run.metrics import Mean, Metrics
@@ -91,9 +92,13 @@ class Learner:
         optim: OptimConfig,
         num_steps: int,
         load_reference: Callable[[torch.dtype], Policy] | None = None,
+        split: SequenceSplit = ALONE,
     ) -> None:
-        """Prepare the policy; `load_reference` loads the frozen start in a given precision, None without a KL term."""
-        self.accelerator = accelerator
+        """Prepare the policy; `load_reference` loads the frozen start in a given precision, None without a KL term.
+
+        split: the processes that compute each row together, and are all given the same rows.
+        """
+        self.accelerator, self.split = accelerator, split
         self.loss, self.optim, self.num_steps = loss, optim, num_steps
         self.policy, self.padding_row = policy, padding_row(policy.family)
         store_trained_only(policy)
@@ -130,7 +135,7 @@ class Learner:
 
         watched: the rows of the step's other completions, which count in what is said about the policy.
         """
-        self.policy.expect([*watched, *rows])
+        self.policy.expect([*watched, *rows], self.split)
         of_watched, watched_logps = self._watch(watched)
         metrics = self._set_lr(step) + of_watched
         inputs = self.prepare(rows, counts, watched)
@@ -149,8 +154,11 @@ class Learner:
         logps = [each.old_logps_T for each in passes] + watched_logps
         seen = by_completion(zip([*rows, *watched], logps, strict=True))
         result = UpdateResult(norms=norms, bad_rows=bad_rows, logps=seen)
-        skipped = Metrics(maxima={"optim/skipped_updates": result.num_skipped})
-        return replace(result, metrics=metrics + skipped)
+        metrics += Metrics(maxima={"optim/skipped_updates": result.num_skipped})
+        if not self.split.leads:
+            # Another process says the same of the same rows.
+            return UpdateResult(norms=norms, metrics=Metrics(maxima=metrics.maxima))
+        return replace(result, metrics=metrics)
 
     def prepare(
         self, rows: Sequence[PackedRow], counts: StepCounts, watched: Sequence[PackedRow] = ()
@@ -197,10 +205,17 @@ class Learner:
     def reference_logps(self, rows: Sequence[PackedRow]) -> list[Tensor]:
         """Return the rows' log-probs under the reference, each (T,), in the precision of the policy's passes."""
         assert self.reference is not None
-        self.policy.expect(rows)
-        padded = self._padded(rows)
+        self.policy.expect(rows, self.split)
+        device, padded = self.accelerator.device, self._padded(rows)
         with torch.no_grad(), self.accelerator.autocast(), self.reference.ready() as policy:
-            return [policy(row.to(self.accelerator.device)).logps_T for row in padded][: len(rows)]
+            return [policy(row.to(device), split=self.split).logps_T for row in padded][: len(rows)]
+
+    def reference_logps_of_own(self, rows: Sequence[PackedRow]) -> list[Tensor]:
+        """Return what `reference_logps` does, of rows that this process alone has, also under a split."""
+        everyone = self.split.shared([rows], self.accelerator.device)
+        logps = self.reference_logps([row for own in everyone for row in own])
+        start = sum(map(len, everyone[: self.split.rank]))
+        return logps[start : start + len(rows)]
 
     def _padded(self, rows: Sequence[PackedRow]) -> list[PackedRow]:
         """Return the rows, then padding rows up to the number of rows of the process that has most."""
@@ -240,7 +255,8 @@ class Learner:
             scores.entropy_T[~row.advantages_T.isnan().to(device)]
             for row, scores in zip(inputs.watched, self._scores_only(inputs.watched), strict=True)
         ]
-        own = torch.cat([torch.zeros(0, device=device), *entropies, *others])
+        counted = [*entropies, *others] if self.split.leads else []
+        own = torch.cat([torch.zeros(0, device=device), *counted])
         # Processes have different numbers of tokens; -1 fills up, since no entropy is negative.
         everyone = self.accelerator.gather(self.accelerator.pad_across_processes(own, pad_index=-1))
         everyone = everyone[everyone >= 0]  # pyright: ignore
@@ -283,10 +299,11 @@ class Learner:
         self._backward(0.0 * (scores.logps_T.sum() + scores.entropy_T.sum()))
 
     def _scores(self, row: PackedRow) -> TokenScores:
-        return self.wrapped(row, entropy_gradient=self.loss.entropy_coef != 0)
+        return self.wrapped(row, entropy_gradient=self.loss.entropy_coef != 0, split=self.split)
 
     def _backward(self, loss: Tensor) -> None:
-        # DDP and DeepSpeed average over processes; the counts in the loss are already global.
+        # DDP and DeepSpeed average over processes; the counts in the loss are already global. Processes that share a
+        # row have a part of its gradient each.
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grpo.packing import Block, Layout
 from grpo.policy.attention_backends import QKV, chosen_backend, dense_rows, flex_rows, varlen_rows
+from grpo.policy.sequence_split import ALONE, SequenceSplit
 from grpo.policy.split_attention import SplitAttention
 
 logger = logging.getLogger(__name__)
@@ -43,14 +44,15 @@ def shared_prefix_attention(
     *,
     backend: str = "auto",
     layout: Layout | None = None,
+    split: SequenceSplit = ALONE,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Compute attention over a packed row; without a layout, plain causal attention.
 
-    query: (1, A, N, E); key and value: (1, K, N, E). Returns (1, N, A, E). Raises ValueError for a model that caps its
-    scores or has attention sinks.
+    query: (1, A, N, E); key and value: (1, K, N, E). Returns (1, N, A, E). Under a split, N is this process's part of
+    the row. Raises ValueError for a model that caps its scores or has attention sinks.
     """
     unknown = [name for name in NOT_COMPUTED if kwargs.get(name) is not None]
     if unknown:
@@ -59,11 +61,13 @@ def shared_prefix_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # pyright: ignore
     # Under autocast the rotary embedding leaves queries and keys in fp32, and the bias object takes no mix.
     states = QKV(query[0].to(value.dtype), key[0].to(value.dtype), value[0])
-    if sliding_window is not None:
+    states = split.to_heads(states, len(layout.restore_N))
+    if sliding_window is None:
+        attend = BACKENDS[chosen_backend(backend, value.device.type, value.dtype)]
+    else:
         _warn_of_window()
-        return dense_rows(states, layout, scaling, sliding_window)[None], None
-    attend = BACKENDS[chosen_backend(backend, value.device.type, value.dtype)]
-    return attend(states, layout, scaling)[None], None
+        attend = partial(dense_rows, window=sliding_window)
+    return split.to_positions(attend(states, layout, scaling))[None], None
 
 
 @lru_cache

@@ -22,6 +22,7 @@ from grpo.packing import PackedRow
 from grpo.policy.adapters import add_adapters
 from grpo.policy.attention import VISION_CHUNKS, implementation
 from grpo.policy.families.family import ModelFamily
+from grpo.policy.sequence_split import ALONE, SequenceSplit
 from grpo.policy.uploads import Uploads
 from grpo.policy.vision_features import FeatureCache
 from grpo.policy.weights import flat, weight_buckets
@@ -96,24 +97,33 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
-    def forward(self, row: PackedRow, *, entropy_gradient: bool = False) -> TokenScores:
+    def forward(
+        self, row: PackedRow, *, entropy_gradient: bool = False, split: SequenceSplit = ALONE
+    ) -> TokenScores:
         """Return log-probs and entropies of the row's completion tokens, (T,).
 
         entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
+        split: the processes that compute the row together, all of which must call this with it.
         """
-        return self.head(self.hidden(row), row.target_T, entropy_gradient)
+        hidden_TD, target_T = split.predicting(self._hidden(row, split), row)
+        scores = self.head(hidden_TD, target_T, entropy_gradient)
+        return TokenScores(*(split.assembled(each_T, len(row.target_T)) for each_T in scores))
 
     def hidden(self, row: PackedRow) -> Tensor:
         """Return the last hidden states that the row's completion tokens are predicted from, (T, D)."""
+        return self._hidden(row, ALONE)[row.source_T]
+
+    def _hidden(self, row: PackedRow, split: SequenceSplit) -> Tensor:
+        """Return the last hidden states at the positions of the row that are this process's, (N, D)."""
         with self._offloading():
             # The layout has the attention mask.
-            hidden_ND = self.model.model.language_model(
-                **self.inputs(row),
-                position_ids=row.positions_3N[:, None],
+            return self.model.model.language_model(
+                **self.inputs(row, split=split),
+                position_ids=split.part(row).positions_3N[:, None],
                 use_cache=False,
                 layout=row.layout,
+                split=split,
             ).last_hidden_state[0]
-        return hidden_ND[row.source_T]
 
     def _offloading(self) -> AbstractContextManager[Any]:
         """Return a context in which activations are saved in main memory: with checkpointing, the layers' inputs."""
@@ -121,34 +131,40 @@ class Policy(nn.Module):
             return nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
-    def inputs(self, row: PackedRow, *, num_texts: int = 1) -> dict[str, Any]:
+    def inputs(self, row: PackedRow, *, num_texts: int = 1, split: SequenceSplit = ALONE) -> dict[str, Any]:
         """Return the language model's inputs: token embeddings with the clips' features in the place of their pads.
 
         num_texts: the texts of equal length, one after another, that the row is cut into; they become a batch.
+        split: the processes that compute the row together, whose inputs are those at their own positions.
         """
-        embeds_ND = self.model.get_input_embeddings()(row.input_ids_N)
-        clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
-        if not clips:
+        part = split.part(row)
+        embeds_ND = self.model.get_input_embeddings()(part.input_ids_N)
+        if all(prompt.clip is None for prompt in row.prompts):
             return {"inputs_embeds": (embeds_ND + self._blank_vision_term()).unflatten(0, (num_texts, -1))}
-        features_MD = self._features_of(clips)
-        if len(features_MD) != len(row.vision_index_M):
+        features_MD = split.features(self._features_of(split.own_clips(row)), row)
+        if len(features_MD) != len(part.vision_index_M):
             ids = ", ".join(prompt.sample.id for prompt in row.prompts)
             raise ValueError(
-                f"{len(row.vision_index_M)} vision tokens for {len(features_MD)} features in: {ids}"
+                f"{len(part.vision_index_M)} vision tokens for {len(features_MD)} features in: {ids}"
             )
         first_MD, *deeper = features_MD.to(embeds_ND.dtype).split(embeds_ND.shape[-1], dim=-1)
-        embeds_ND = embeds_ND.index_copy(0, row.vision_index_M, first_MD)
+        embeds_ND = embeds_ND.index_copy(0, part.vision_index_M, first_MD)
         inputs: dict[str, Any] = {"inputs_embeds": embeds_ND.unflatten(0, (num_texts, -1))}
         if deeper:
             # Deepstack (arXiv 2406.04334): the first layers' outputs get features of their own added at the pads.
-            is_vision_N = torch.zeros_like(row.input_ids_N, dtype=torch.bool)
-            is_vision_N = is_vision_N.index_fill(0, row.vision_index_M, True)
+            is_vision_N = torch.zeros_like(part.input_ids_N, dtype=torch.bool)
+            is_vision_N = is_vision_N.index_fill(0, part.vision_index_M, True)
             inputs["visual_pos_masks"] = is_vision_N.unflatten(0, (num_texts, -1))
             inputs["deepstack_visual_embeds"] = deeper
         return inputs
 
     def _features_of(self, clips: Sequence[Clip]) -> Tensor:
-        """Return the clips' features, one clip after another: fresh, or those that a frozen tower gave before."""
+        """Return the clips' features, one clip after another: fresh, or those that a frozen tower gave before.
+
+        Without clips, which other processes of a split have, the tower runs all the same: none of its features.
+        """
+        if not clips:
+            return self._blank_features()[:0]
         if self.feature_cache is not None:
             return torch.cat([self.feature_cache.get(clip, self._features_of_one) for clip in clips])
         distinct = list(dict.fromkeys(clips))  # several questions may be about one clip
@@ -163,11 +179,11 @@ class Policy(nn.Module):
         frames = [self.uploads.get(clip, self.device) for clip in clips]
         return self.vision_features(*self.family.pixels(frames))
 
-    def expect(self, rows: Sequence[PackedRow]) -> None:
+    def expect(self, rows: Sequence[PackedRow], split: SequenceSplit = ALONE) -> None:
         """Begin to upload the clips of rows that passes will be made of; they stay until `uploads.clear`."""
         # A frozen tower sees a clip once in a run, and not once a step.
-        clips = [prompt.clip for row in rows for prompt in row.prompts] if self.feature_cache is None else []
-        self.uploads.expect([clip for clip in clips if clip is not None], self.device)
+        clips = [clip for row in rows for clip in split.own_clips(row)] if self.feature_cache is None else []
+        self.uploads.expect(clips, self.device)
 
     def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
         """Return the vision tower's output for each clip, (M, D)."""
@@ -182,12 +198,15 @@ class Policy(nn.Module):
         """
         if not self.sharded and not (self.trains_vision and torch.is_grad_enabled()):
             return torch.zeros((), device=self.device)
+        return 0.0 * self._blank_features().sum()
+
+    def _blank_features(self) -> Tensor:
+        """Return the features of a single vision token of zeros, (1, D)."""
         config = self.family.config.vision_config
         merge = config.spatial_merge_size
         patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
         grid = torch.tensor([[1, merge, merge]])
-        (features_1D,) = self.vision_features(torch.zeros(merge**2, patch_size), grid)
-        return 0.0 * features_1D.sum()
+        return self.vision_features(torch.zeros(merge**2, patch_size), grid)[0]
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return the logits that are sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""

@@ -11,7 +11,7 @@ from grpo.config.model import PARTS
 from grpo.config.schema import Config
 from grpo.feed.planner import Planner, most_vision_tokens
 from grpo.feed.prompts import Render
-from grpo.learner.launching import compute_dtype, shards_weights
+from grpo.learner.launching import compute_dtype, shards_weights, split_over
 from grpo.learner.update import Learner
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
@@ -42,6 +42,7 @@ def build_learner(
         optim=config.optim,
         num_steps=config.num_steps,
         load_reference=partial(load_reference, config, policy) if config.loss.beta else None,
+        split=split_over(accelerator, config.optim.sequence_parallel_size),
     )
 
 

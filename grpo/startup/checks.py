@@ -170,6 +170,15 @@ def check_engine(start: Start) -> None:
         )
 
 
+def check_heads(start: Start) -> None:
+    """Raise ValueError unless the processes that compute a row together can have equally many attention heads."""
+    size, heads = start.config.optim.sequence_parallel_size, start.family.config.text_config.num_attention_heads
+    if heads % size:
+        raise ValueError(
+            f"optim.sequence_parallel_size={size} does not divide the model's {heads} attention heads"
+        )
+
+
 def check_rewards(start: Start) -> None:
     """Raise ValueError unless the rewards load, and the counterfactuals that they declare go with the settings."""
     make_plan(start.rewards.counterfactuals, sampling_of(start.config))
@@ -296,6 +305,7 @@ CHECKS = (
     Check("log.trackers", lambda start: check_trackers(start.config.log.trackers)),
     Check("model.attention", lambda start: check_backend(start.config.model.attention)),
     Check("optim", lambda start: check_launch(start.accelerator, start.config.optim, start.config.model)),
+    Check("optim.sequence_parallel_size", check_heads),
     Check("rewards", check_other_clips),
     Check("model.lora", check_adapters),
     Check("data", check_clips, of_records=True),

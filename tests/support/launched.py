@@ -1,4 +1,4 @@
-"""Two processes on CPU, launched as one of the files of `launch/accelerate` says, for tiny models."""
+"""Several processes on CPU, mostly two, launched as one of the files of `launch/accelerate` says, for tiny models."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from tests.support import tiny
 
 
-def run_two(kind: str, arguments: list[str], folder: Path) -> None:
-    """Run a module or script in two processes; its failure fails the test."""
-    run_in_two(arguments, environment(kind, folder), folder)
+def run_two(kind: str, arguments: list[str], folder: Path, *, processes: int = 2) -> None:
+    """Run a module or script in two processes, or in more; its failure fails the test."""
+    run_in_two(arguments, environment(kind, folder), folder, processes=processes)
 
 
 def run_in_two(
-    arguments: list[str], environment: dict[str, str], folder: Path, timeout_s: float = 300.0
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    timeout_s: float = 300.0,
+    *,
+    processes: int = 2,
 ) -> None:
     """What torchrun does, by forks of a process that has imported everything: a fresh one would do so for ten seconds.
 
@@ -37,13 +42,13 @@ def run_in_two(
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.support.preloaded"])
     world = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
     }
-    logs = [folder / f"process_{rank}.log" for rank in range(2)]
-    processes = [
+    logs = [folder / f"process_{rank}.log" for rank in range(processes)]
+    started = [
         context.Process(
             target=be_one,
             args=(
@@ -52,15 +57,15 @@ def run_in_two(
                 str(logs[rank]),
             ),
         )
-        for rank in range(2)
+        for rank in range(processes)
     ]
-    for process in processes:
+    for process in started:
         process.start()
-    _join(processes, timeout_s)
+    _join(started, timeout_s)
     said = "".join(
         f"{log.name}:\n{log.read_text(errors='replace')[-3000:]}\n" for log in logs if log.exists()
     )
-    assert [process.exitcode for process in processes] == [0, 0], said
+    assert [process.exitcode for process in started] == [0] * processes, said
 
 
 def _join(processes: Sequence[BaseProcess], timeout_s: float) -> None:

@@ -1,0 +1,96 @@
+"""Rows that several processes compute together, against one process: log-probs, gradients, figures and weights.
+
+    python -m tests.learner.splits
+
+tries every case on two and on four processes, in one team and in two, under DDP, ZeRO and FSDP2, and prints how far off
+they are.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import grpo.policy.model
+from tests.support import tiny
+from tests.support.launched import run_two
+from tests.support.runs import reset_process_state
+from tests.support.sharded_worker import family_of
+from tests.support.split_worker import CASES, found
+
+MATRIX = [
+    *(("multi_gpu", case, 2, 2) for case in CASES),
+    *(("multi_gpu", case, 4, 4) for case in CASES),
+    *(("multi_gpu", case, 4, 2) for case in ("full", "lora", "full of qwen3_vl")),
+    *((kind, case, 2, 2) for kind in ("zero2", "zero3", "fsdp2") for case in ("checkpointed", "frozen tower")),
+    *((kind, "lora", 4, 2) for kind in ("zero3", "fsdp2")),
+]
+"""The launch, the case, the number of processes, and of those that share a row."""
+
+SAME = ("loss", "optim/grad_norm", "policy/kl", "policy/entropy", "policy/clip_fraction", "sampler/gap_max")
+
+
+def in_one_process(case: str) -> dict[str, Any]:
+    """What one process finds."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    reset_process_state()
+    try:
+        with tiny.of_family(family_of(case)):
+            return found(case, 1)
+    finally:
+        reset_process_state()
+        del os.environ["ACCELERATE_USE_CPU"]
+
+
+def in_several(kind: str, case: str, processes: int, size: int, folder: Path) -> dict[str, Any]:
+    """What so many processes find, of which so many share each row."""
+    out = folder / "found.pt"
+    run_two(kind, ["-m", "tests.support.split_worker", case, str(size), str(out)], folder, processes=processes)
+    return torch.load(out)
+
+
+def differences(one: Mapping[str, Any], several: Mapping[str, Any], case: str) -> dict[str, float]:
+    """How far several processes are off one: the largest difference of log-probs, and shares of lengths."""
+    assert several["rows"] > 0 and all(several["finite"]) and all(one["finite"])
+    off = {}
+    for name in ("logps", "references"):
+        assert several[name].keys() == one[name].keys()
+        off[name] = max(
+            abs(a - b) for key in one[name] for a, b in zip(several[name][key], one[name][key], strict=True)
+        )
+    if several["gradient"] is not None:
+        off["gradient"] = float((several["gradient"] - one["gradient"]).norm() / one["gradient"].norm())
+    off["figures"] = max(abs(several["figures"][name] - one["figures"][name]) for name in SAME)
+    with tiny.of_family(family_of(case)):
+        start = dict(tiny.policy(seed=1, **CASES[case]).named_weights())
+    squares = {
+        key: sum(float((weight - other[name]).square().sum()) for name, weight in one["weights"].items())
+        for key, other in {"off": several["weights"], "way": start}.items()
+    }
+    off["weights"] = (squares["off"] / squares["way"]) ** 0.5
+    return off
+
+
+LIMITS = {"logps": 2e-5, "references": 2e-5, "gradient": 2e-5, "figures": 1e-4, "weights": 1e-3}
+"""The largest differences that rounding in fp32 makes; Adam turns a gradient of rounding errors into a full step."""
+
+
+def main() -> None:
+    ones = {case: in_one_process(case) for case in CASES}
+    for kind, case, processes, size in MATRIX:
+        with tempfile.TemporaryDirectory() as folder:
+            several = in_several(kind, case, processes, size, Path(folder))
+        off = differences(ones[case], several, case)
+        figures = " | ".join(f"{off[name]:.1e}" if name in off else "" for name in LIMITS)
+        print(f"| {kind} | {case} | {processes} / {size} | {figures} |", flush=True)
+        assert all(off[name] < LIMITS[name] for name in off)
+
+
+if __name__ == "__main__":
+    grpo.policy.model.HEAD_CHUNK_TOKENS = 16
+    main()
