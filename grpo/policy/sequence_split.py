@@ -218,9 +218,7 @@ class Exchange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, sent: Sequence[int], received: Sequence[int], group: Any
-    ) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Tensor:
         ctx.way_back = received, sent, group
         found = rows.new_empty(sum(received), *rows.shape[1:])
         dist.all_to_all_single(found, rows.contiguous(), [*received], [*sent], group=group)

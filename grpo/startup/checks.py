@@ -172,7 +172,10 @@ def check_engine(start: Start) -> None:
 
 def check_heads(start: Start) -> None:
     """Raise ValueError unless the processes that compute a row together can have equally many attention heads."""
-    size, heads = start.config.optim.sequence_parallel_size, start.family.config.text_config.num_attention_heads
+    size, heads = (
+        start.config.optim.sequence_parallel_size,
+        start.family.config.text_config.num_attention_heads,
+    )
     if heads % size:
         raise ValueError(
             f"optim.sequence_parallel_size={size} does not divide the model's {heads} attention heads"

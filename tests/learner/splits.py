@@ -27,7 +27,11 @@ MATRIX = [
     *(("multi_gpu", case, 2, 2) for case in CASES),
     *(("multi_gpu", case, 4, 4) for case in CASES),
     *(("multi_gpu", case, 4, 2) for case in ("full", "lora", "full of qwen3_vl")),
-    *((kind, case, 2, 2) for kind in ("zero2", "zero3", "fsdp2") for case in ("checkpointed", "frozen tower")),
+    *(
+        (kind, case, 2, 2)
+        for kind in ("zero2", "zero3", "fsdp2")
+        for case in ("checkpointed", "frozen tower")
+    ),
     *((kind, "lora", 4, 2) for kind in ("zero3", "fsdp2")),
 ]
 """The launch, the case, the number of processes, and of those that share a row."""
@@ -50,13 +54,15 @@ def in_one_process(case: str) -> dict[str, Any]:
 def in_several(kind: str, case: str, processes: int, size: int, folder: Path) -> dict[str, Any]:
     """What so many processes find, of which so many share each row."""
     out = folder / "found.pt"
-    run_two(kind, ["-m", "tests.support.split_worker", case, str(size), str(out)], folder, processes=processes)
+    run_two(
+        kind, ["-m", "tests.support.split_worker", case, str(size), str(out)], folder, processes=processes
+    )
     return torch.load(out)
 
 
 def differences(one: Mapping[str, Any], several: Mapping[str, Any], case: str) -> dict[str, float]:
     """How far several processes are off one: the largest difference of log-probs, and shares of lengths."""
-    assert several["rows"] > 0 and all(several["finite"]) and all(one["finite"])
+    assert several["rows"] > 1 and several["figures"]["optim/skipped_updates"] == 0
     off = {}
     for name in ("logps", "references"):
         assert several[name].keys() == one[name].keys()

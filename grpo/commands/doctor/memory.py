@@ -7,7 +7,7 @@ named.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,24 +145,39 @@ def _kept(config: Config, sizes: Sizes, launch: Launch, processes: int) -> dict[
 
 
 def _activations(config: Config, policy: Policy, sizes: Sizes, launch: Launch) -> float:
-    """Return the bytes that the passes of the longest row keep, and of the layer that is computed."""
+    """Return the bytes that the passes of the longest row keep, and of the layer that is computed.
+
+    Of a row that several processes compute, each has a part of all but attention's other copies of keys and values.
+    """
     text, vision = policy.family.config.text_config, policy.family.config.vision_config
+    size = config.optim.sequence_parallel_size
+    row_tokens, row_patches = sizes.row_tokens / size, sizes.row_patches / size
     # Embeddings stay fp32 where weights do, and with them what flows from layer to layer.
     stream = 2 if launch.in_bf16 or launch.splits_weights else 4
-    parts = [(sizes.row_tokens, text.hidden_size, text.intermediate_size, text.num_hidden_layers)]
+    parts = [(row_tokens, text.hidden_size, text.intermediate_size, text.num_hidden_layers)]
     if sizes.trains_vision:
-        parts.append((sizes.row_patches, vision.hidden_size, vision.intermediate_size, vision.depth))
+        parts.append((row_patches, vision.hidden_size, vision.intermediate_size, vision.depth))
     kept, largest = 0.0, 0.0
     for tokens, width, inner, depth in parts:
-        # A layer's own: queries, keys, values, attention's and the norms' outputs, and three of the inner width.
-        own = tokens * (2 * 3 * inner + (2 * 6 + 2 * stream) * width)
+        # A layer's own: queries, keys, values, attention's and the norms' outputs, and three of the inner width; behind
+        # an exchange of positions for heads the first four again.
+        own = tokens * (2 * 3 * inner + (2 * (6 + 4 * (size > 1)) + 2 * stream) * width)
         inputs = 0.0 if config.model.activation_offloading else tokens * stream * width * depth
         kept += inputs if config.model.gradient_checkpointing else own * depth
         # Its gradients beside it.
         largest = max(largest, 2.0 * own)
     # Logits, log-probs and their gradient in fp32.
     head = 3 * 4 * min(HEAD_CHUNK_TOKENS, sizes.row_tokens) * text.vocab_size
-    return kept + max(largest, float(head))
+    return kept + max(largest + _repeated_keys(config, policy, sizes), float(head))
+
+
+def _repeated_keys(config: Config, policy: Policy, sizes: Sizes) -> float:
+    """Return the bytes of a prompt's keys and values, which attention has again for each completion, with gradients."""
+    text, size = policy.family.config.text_config, config.optim.sequence_parallel_size
+    head_size = policy.model.model.language_model.layers[0].self_attn.head_dim
+    # Each process has a head of its own at least.
+    heads = math.lcm(text.num_key_value_heads, size) // size
+    return 2.0 * 2 * 2 * heads * head_size * sizes.row_tokens * config.rollout.group_size
 
 
 def peak_gib(
@@ -193,7 +208,8 @@ def verdict(
     if config.rollout.engine == "vllm" and config.rollout.gpu_memory_frac < least_frac:
         wanted = [f"rollout.gpu_memory_frac={least_frac:.2f}"]
         enough = replace(config, rollout=replace(config.rollout, gpu_memory_frac=least_frac))
-    for change, other in [("", enough), *_changes(enough, name)]:
+    changes_of = _changes(enough, name, [*_split_sizes(enough, policy, processes)])
+    for change, other in [("", enough), *changes_of]:
         launch = LAUNCHES[change.partition("launch ")[2] or name]
         if least_frac <= 1 and peak_gib(other, policy, sizes, launch, **options) <= gpu_gib:
             changes = [*wanted, *([change] if change else [])]
@@ -201,8 +217,18 @@ def verdict(
     return {**found, "fits": False, "change": "LoRA, a smaller model or larger GPUs"}
 
 
-def _changes(config: Config, name: str) -> Iterator[tuple[str, Config]]:
-    """Yield what may be changed, from what costs least time on: a setting, all of them, another launch, both."""
+def _split_sizes(config: Config, policy: Policy, processes: int) -> Iterator[int]:
+    """Yield by how many more processes than now each row can be computed, the fewest first."""
+    heads = policy.family.config.text_config.num_attention_heads
+    for size in range(config.optim.sequence_parallel_size + 1, processes + 1):
+        if processes % size == 0 and heads % size == 0:
+            yield size
+
+
+def _changes(config: Config, name: str, split_sizes: Sequence[int]) -> Iterator[tuple[str, Config]]:
+    """Yield what may be changed, from what costs least time on: a setting, all of them, another launch, both; then rows
+    that more processes compute together.
+    """
     checkpointing = replace(config, model=replace(config.model, gradient_checkpointing=True))
     changes = {"model.gradient_checkpointing=true": checkpointing}
     every = checkpointing
@@ -219,19 +245,26 @@ def _changes(config: Config, name: str) -> Iterator[tuple[str, Config]]:
         " ".join([*candidates, "model.activation_offloading=true"]),
         replace(every, model=replace(every.model, activation_offloading=True)),
     )
+    later: list[str] = []
     if name != "single" and not config.model.load_in_4bit and config.optim.optimizer == "adamw":
         order = [*LAUNCHES]
         later = order[order.index(name) + 1 :]
         yield from ((f"launch {other}", config) for other in later)
         yield from ((f"{' '.join(candidates)} launch {other}", every) for other in later)
+    for words in ("", *(f" launch {other}" for other in later)):
+        for size in split_sizes:
+            optim = replace(every.optim, sequence_parallel_size=size)
+            named = " ".join([*candidates, f"optim.sequence_parallel_size={size}"])
+            yield named + words, replace(every, optim=optim)
 
 
-def goes_with(config: Config, name: str) -> bool:
+def goes_with(config: Config, name: str, processes: int) -> bool:
     """Return whether a launch takes such a run at all (`check_launch`)."""
     takes_apart = LAUNCHES[name].splits_states
     in_few_bits = config.model.load_in_4bit or config.optim.optimizer == "adamw_8bit"
     keeps_near = config.optim.robust.method != "none" and LAUNCHES[name].in_bf16
-    return not (takes_apart and in_few_bits) and not keeps_near
+    divides = (1 if name == "single" else processes) % config.optim.sequence_parallel_size == 0
+    return divides and not (takes_apart and in_few_bits) and not keeps_near
 
 
 def table(
@@ -242,6 +275,6 @@ def table(
     return [
         verdict(config, policy, sizes, name, processes=1 if name == "single" else processes, gpu_gb=gpu_gb)
         for name in LAUNCHES
-        if goes_with(config, name)
+        if goes_with(config, name, processes)
         for gpu_gb in GPUS_GB
     ]

@@ -59,6 +59,7 @@ def tokens_and_caches(
             "step_at_most": optim.prompts_per_step * longest + completions,
             "longest_row": row_tokens,
             "tokens_per_row": optim.tokens_per_row,
+            "processes_per_row": optim.sequence_parallel_size,
         },
         "cached": {
             "clip_mib": spread([size / 2**20 for size in sizes]),

@@ -57,6 +57,8 @@ def _token_lines(report: dict[str, Any]) -> list[str]:
         f"a prompt may have {tokens['prompt_limit']} tokens; a step has at most {tokens['step_at_most']:,}, "
         f"in rows of {tokens['tokens_per_row']}",
     ]
+    if (shared_by := tokens["processes_per_row"]) > 1:
+        lines[-1] += f", each computed by {shared_by} processes"
     if tokens["longest_row"] > tokens["tokens_per_row"]:
         lines.append(
             f"  a prompt with one completion can make a row of {tokens['longest_row']}: optim.tokens_per_row is "
