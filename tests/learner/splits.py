@@ -62,7 +62,7 @@ def in_several(kind: str, case: str, processes: int, size: int, folder: Path) ->
 
 def differences(one: Mapping[str, Any], several: Mapping[str, Any], case: str) -> dict[str, float]:
     """How far several processes are off one: the largest difference of log-probs, and shares of lengths."""
-    assert several["rows"] > 1 and several["figures"]["optim/skipped_updates"] == 0
+    assert several["rows"] > 0 and several["figures"]["optim/skipped_updates"] == 0
     off = {}
     for name in ("logps", "references"):
         assert several[name].keys() == one[name].keys()
@@ -88,13 +88,15 @@ LIMITS = {"logps": 2e-5, "references": 2e-5, "gradient": 2e-5, "figures": 1e-4, 
 
 def main() -> None:
     ones = {case: in_one_process(case) for case in CASES}
+    too_far: list[str] = []
     for kind, case, processes, size in MATRIX:
         with tempfile.TemporaryDirectory() as folder:
             several = in_several(kind, case, processes, size, Path(folder))
         off = differences(ones[case], several, case)
         figures = " | ".join(f"{off[name]:.1e}" if name in off else "" for name in LIMITS)
         print(f"| {kind} | {case} | {processes} / {size} | {figures} |", flush=True)
-        assert all(off[name] < LIMITS[name] for name in off)
+        too_far += [f"{kind}, {case}" for name in off if off[name] >= LIMITS[name]]
+    assert not too_far, too_far
 
 
 if __name__ == "__main__":
