@@ -59,8 +59,6 @@ class Block:
     completion_PGL: Tensor
     """The flat positions of the completions' tokens. Padding repeats a completion's first one; its outputs are
     dropped."""
-    mask_LJ: Tensor
-    """The mask, True where a completion's token may look: at the prompt, and at what precedes it in the completion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -288,13 +286,9 @@ def _block(pairs: Sequence[tuple[Segment, int]]) -> tuple[Block, Tensor]:
             # A completion's own flat positions, then its first one in the place of padding.
             completions.append([*range(first, first + count), *([first] * (longest - count))])
             first += count
-    # A completion's tokens see all of the prompt, and of the completion what precedes them. Padding comes last, so no
-    # token sees it.
-    mask_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
     block = Block(
         prompt_PS=torch.tensor([start for _, start in pairs])[:, None] + torch.arange(num_prompt),
         completion_PGL=torch.tensor(completions, dtype=torch.long).view(len(pairs), group_size, longest),
-        mask_LJ=torch.cat([torch.ones(longest, num_prompt, dtype=torch.bool), mask_LL], dim=1),
     )
     return block, torch.tensor(lengths, dtype=torch.long).view(len(pairs), group_size)
 

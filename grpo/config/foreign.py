@@ -80,6 +80,7 @@ NAMES = {
         "global_batch_size gradient_accumulation_steps"
     ),
     "optim.tokens_per_row": "ppo_max_token_len_per_gpu",
+    "optim.sequence_parallel_size": "ulysses_sequence_parallel_size sequence_parallel_size sp_size cp_size",
     "dynamic_sampling.max_resample_times": "dynamic_sample filter_groups.enable",
     "eval.every_steps": "eval_steps test_freq val_freq",
     "eval.sampled": "num_generations_eval",

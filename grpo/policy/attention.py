@@ -18,7 +18,7 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from grpo.packing import Block, Layout
+from grpo.packing import Layout
 from grpo.policy.attention_backends import QKV, chosen_backend, dense_rows, flex_rows, varlen_rows
 from grpo.policy.sequence_split import ALONE, SequenceSplit
 from grpo.policy.split_attention import SplitAttention
@@ -88,13 +88,13 @@ def by_blocks(
         )
         # (A, P, G, L, E), again with K in the place of A for keys and values.
         completions = states.at(block.completion_PGL)
-        over_both = complete(completions, prompts, block, scaling)
+        over_both = complete(completions, prompts, scaling)
         # The outputs in the order of the blocks, (P * S, A, E) and (P * G * L, A, E).
         outputs += [over_prompts.transpose(1, 2).flatten(0, 1), over_both.flatten(1, 3).transpose(0, 1)]
     return torch.cat(outputs)[layout.restore_N]
 
 
-def in_one_call(completions: QKV, prompts: QKV, block: Block, scaling: float | None) -> Tensor:
+def in_one_call(completions: QKV, prompts: QKV, scaling: float | None) -> Tensor:
     """Compute the attention of completions over their prompt and themselves; the prompt's keys are repeated.
 
     completions and the output: (A, P, G, L, E); prompts: (P, A, S, E).
@@ -110,23 +110,32 @@ def in_one_call(completions: QKV, prompts: QKV, block: Block, scaling: float | N
         completions.query.flatten(1, 2).transpose(0, 1),
         joined(prompts.key, completions.key),
         joined(prompts.value, completions.value),
-        attn_mask=completion_mask(block, completions.query.device.type),
+        attn_mask=completion_mask(
+            completions.query.shape[-2], prompts.key.shape[-2], completions.query.device.type
+        ),
         scale=scaling,
         enable_gqa=True,
     )
     return output_BALE.transpose(0, 1).unflatten(1, (num_prompts, group_size))
 
 
-def in_two_parts(completions: QKV, prompts: QKV, block: Block, scaling: float | None) -> Tensor:
+def in_two_parts(completions: QKV, prompts: QKV, scaling: float | None) -> Tensor:
     """Compute the output of `in_one_call` without repeating the prompt's keys."""
     return SplitAttention.apply(
         completions.query, prompts.key, prompts.value, completions.key, completions.value, scaling
     )
 
 
-def completion_mask(block: Block, device_type: str) -> Tensor:
-    """Return the mask of a block's completions; on CUDA an object without memory, which a flash kernel understands."""
-    return causal_lower_right(*block.mask_LJ.shape) if device_type == "cuda" else block.mask_LJ
+def completion_mask(length: int, num_prompt: int, device_type: str) -> Tensor:
+    """Return the mask of completions over [their prompt, themselves], (L, J).
+
+    A token sees its prompt, and what precedes it in its completion. Padding comes last, so no token sees it. On CUDA the
+    mask is an object without memory, which a flash kernel understands.
+    """
+    shape = (length, num_prompt + length)
+    if device_type == "cuda":
+        return causal_lower_right(*shape)
+    return torch.ones(shape, dtype=torch.bool).tril(num_prompt)
 
 
 def vision_chunk_attention(

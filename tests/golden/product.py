@@ -27,6 +27,7 @@ from grpo.groups import Group, Prompt, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.losses import step_counts
 from grpo.packing import Block, PackedRow
+from grpo.policy.attention import completion_mask
 from grpo.policy.model import Policy
 from grpo.rollout import Engine, OnGroup, Sampling, as_rollout
 from grpo.run.folder import RunDir, read_rows
@@ -113,8 +114,9 @@ def rows(batch: Stored) -> Stored:
             {
                 "tensors": _lists(row),
                 "blocks": [
-                    {**_lists(block), "mask": [*block.mask_LJ.shape, *block.mask_LJ.sum(1).tolist()]}
+                    {**_lists(block), "mask": [*mask_LJ.shape, *mask_LJ.sum(1).tolist()]}
                     for block in row.layout.blocks
+                    for mask_LJ in [_mask(block)]
                 ],
                 "restore_N": row.layout.restore_N.tolist(),
                 "samples": [prompt.sample.id for prompt in row.prompts],
@@ -123,6 +125,10 @@ def rows(batch: Stored) -> Stored:
             }
         )
     return stored
+
+
+def _mask(block: Block) -> Tensor:
+    return completion_mask(block.completion_PGL.shape[-1], block.prompt_PS.shape[-1], "cpu")
 
 
 def _lists(holder: Block | PackedRow) -> dict[str, Any]:

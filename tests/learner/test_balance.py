@@ -105,3 +105,25 @@ def test_processes_of_one_machine_listen_on_its_loopback_unless_told_where(
 ) -> None:
     stay_on_this_machine(given)
     assert given.get("NCCL_SOCKET_IFNAME") == interface
+
+
+def test_segments_move_between_teams_to_whoever_has_the_senders_place_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Processes 0 and 1 share rows, and 2 and 3: the first two have three segments of 100 tokens, the others none."""
+    targets: list[tuple[int, int]] = []
+    for rank in (0, 1):
+        monkeypatch.setattr(
+            balance.dist, "send_object_list", lambda _, dst, rank=rank, **__: targets.append((rank, dst))
+        )
+        monkeypatch.setattr(balance, "gather_object", lambda own: [[100, 100], [100], [], []])
+        segments = segments_of(
+            unequal_groups()[: 2 - rank], tokens_per_row=1000, drop_flat=True, trained=True
+        )
+        accelerator: Any = SimpleNamespace(num_processes=4, process_index=rank, device="cpu")
+        split: Any = SimpleNamespace(size=2, shared=lambda items, device: ["other", *items])
+        kept = balance.balanced(segments, accelerator, split)
+        assert kept[0] == "other" and len(kept) == 1 + len(segments) - sum(
+            sender == rank for sender, _ in targets
+        )
+    assert targets == [(0, 2)]

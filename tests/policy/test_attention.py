@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from grpo.config.load import load_config
-from grpo.packing import Block, PackedRow
+from grpo.packing import PackedRow
 from grpo.policy.attention import in_one_call, in_two_parts, shared_prefix_attention
 from grpo.policy.attention_backends import (
     FLEX_BLOCK,
@@ -74,16 +74,13 @@ def test_a_prompt_split_off_gives_the_same_output_and_gradient(
     states = [*own, keys, values]
     for state in states:
         state.mul_(3).requires_grad_()  # sharp, so that either part may dominate
-    mask_LJ = torch.ones(length, num_prompt + length, dtype=torch.bool).tril(num_prompt)
-    nothing = torch.zeros(0)
-    prompts = QKV(nothing, keys, values)
-    block = Block(prompt_PS=nothing, completion_PGL=nothing, mask_LJ=mask_LJ)
+    prompts = QKV(torch.zeros(0), keys, values)
     weight = torch.randn_like(own.query)
     found, expected = (
         (output, *torch.autograd.grad((output * weight).sum(), states))
         for output in (
-            in_two_parts(own, prompts, block, scaling),
-            in_one_call(own, prompts, block, scaling),
+            in_two_parts(own, prompts, scaling),
+            in_one_call(own, prompts, scaling),
         )
     )
     for one, other in zip(found, expected, strict=True):

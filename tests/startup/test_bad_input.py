@@ -67,6 +67,7 @@ def test_bad_input_stops_the_run_in_one_line_before_a_model_is_loaded(
             "rollout.engine=vllm",
             "rollout.tensor_parallel_size=2",
         ],
+        r"optim.sequence_parallel_size=2 does not divide the 1 processes": ["optim.sequence_parallel_size=2"],
         r"rewards.briefness: .*": ["rewards.briefness.weight=1"],
         r"rewards.mine: .*none.py": ["rewards.mine.fn=none.py:f"],
         r"rewards.broken: .*ZeroDivisionError": [f"rewards.broken.fn={plugin}:broken"],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from grpo.config.load import load_config
 from grpo.media.clip import ClipSource
-from grpo.startup.checks import describe
+from grpo.startup.checks import check_heads, describe
 from tests.support import tiny
 
 CLIP = ClipSource(video="a.mp4", end_s=3.0)
@@ -32,3 +37,12 @@ def test_columns_are_listed_with_the_field_that_may_be_meant(
 
 def test_samples_without_other_columns_are_counted_alone() -> None:
     assert describe([tiny.sample(columns={"answer": "B"}, clip_source=CLIP)]).endswith("0 with key moments")
+
+
+@pytest.mark.parametrize(("size", "fits"), [(1, True), (2, True), (4, True), (3, False), (8, False)])
+def test_processes_that_share_rows_have_equally_many_of_the_models_four_heads(size: int, fits: bool) -> None:
+    config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), f"optim.sequence_parallel_size={size}"])
+    start: Any = SimpleNamespace(config=config, family=tiny.family())
+    refusal = f"optim.sequence_parallel_size={size} does not divide the model's 4 attention heads"
+    with nullcontext() if fits else pytest.raises(ValueError, match=refusal):
+        check_heads(start)
