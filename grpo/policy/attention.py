@@ -129,8 +129,8 @@ def in_two_parts(completions: QKV, prompts: QKV, scaling: float | None) -> Tenso
 def completion_mask(length: int, num_prompt: int, device_type: str) -> Tensor:
     """Return the mask of completions over [their prompt, themselves], (L, J).
 
-    A token sees its prompt, and what precedes it in its completion. Padding comes last, so no token sees it. On CUDA the
-    mask is an object without memory, which a flash kernel understands.
+    A token sees its prompt, and what precedes it in its completion. Padding comes last, so no token sees it. On CUDA it
+    is an object without memory, which a flash kernel understands.
     """
     shape = (length, num_prompt + length)
     if device_type == "cuda":
