@@ -175,3 +175,37 @@ def test_checkpointing_offloading_and_sleep_take_less() -> None:
     # 36 layers of 16,384 x 2,048 and 32 of 12,288 x 1,280 patches, in bf16.
     inputs_gib = 2 * (36 * 16384 * 2048 + 32 * 12288 * 1280) / 2**30
     assert kept["activations"] - away["activations"] == pytest.approx(inputs_gib)
+
+
+HOUR: dict[str, Any] = {"row_tokens": 262_144, "row_vision_tokens": 245_760}
+
+
+def test_a_row_of_an_hour_fits_on_eight_gpus_that_compute_it_together() -> None:
+    _, policy = run_of("")
+    alone, shared = (
+        load_config([JOB, "rollout.sleep=true", f"optim.sequence_parallel_size={size}"]) for size in (1, 8)
+    )
+    found = table(alone, policy, **HOUR, processes=8)
+    assert not any(each["fits"] for each in found)
+    on_80 = {each["launch"]: each for each in found if each["gpu_gb"] == 80}
+    assert "optim.sequence_parallel_size=8" in on_80["zero2"]["change"]
+    assert "sequence_parallel_size" not in on_80["single"]["change"]
+    together = table(shared, policy, **HOUR, processes=8)
+    assert {each["launch"] for each in together if each["fits"] and each["gpu_gb"] == 80} == SHARDED
+    # A single process can't share a row, nor can six share it by eight.
+    assert {each["launch"] for each in together} == {*LAUNCHES} - {"single"}
+    assert table(shared, policy, **HOUR, processes=6) == []
+
+
+def test_activations_of_a_shared_row_by_hand() -> None:
+    _, policy = run_of("")
+    config = load_config([JOB, "optim.sequence_parallel_size=8"])
+    sizes = sizes_of(config, policy, **HOUR)
+    found = needs(config, policy, sizes, LAUNCHES["zero2"], processes=8, gpu_gib=80)["activations"]
+    text, patches = 262_144 / 8, 4 * 245_760 / 8
+    # Layers' inputs in bf16; then the tower's layer, which has most: bytes of 6 inner widths and 24 own ones,
+    # with gradients; then keys and values of one head of 128 for each of 8 completions, in bf16 with gradients.
+    kept = 2 * (36 * text * 2048 + 32 * patches * 1280)
+    layer = 2 * patches * (6 * 3420 + 24 * 1280)
+    keys = 2 * 2 * 2 * 128 * 262_144 * 8
+    assert found == pytest.approx((kept + layer + keys) / 2**30, rel=1e-6)
