@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import grpo.policy.model
 from grpo.packing import PackedRow
 from grpo.policy.sequence_split import SequenceSplit
 from tests.learner.splits import LIMITS, differences, in_one_process, in_several
@@ -75,11 +74,8 @@ def test_clips_of_few_frames_go_to_each_process_in_its_turn() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_rows_make_the_gradient_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_that_share_rows_make_the_gradient_of_one(tmp_path: Path) -> None:
     """Deepstack, a tower that trains, key heads for one each. `tests.learner.splits` has all cases."""
-    monkeypatch.setattr(grpo.policy.model, "HEAD_CHUNK_TOKENS", 16)
     case = "full of qwen3_vl"
     off = differences(in_one_process(case), in_several("multi_gpu", case, 2, 2, tmp_path), case)
     assert off.keys() == LIMITS.keys()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
@@ -49,7 +50,11 @@ LOSS = LossConfig(beta=0.04, top_entropy_quantile=0.5, entropy_coef=0.01)
 
 def found(case: str, size: int) -> dict[str, Any]:
     """What a learner finds, whose rows are computed by so many processes each; each samples its share of the groups."""
-    accelerator = make_accelerator()
+    with patch.object(grpo.policy.model, "HEAD_CHUNK_TOKENS", 16):
+        return found_by(make_accelerator(), case, size)
+
+
+def found_by(accelerator: Accelerator, case: str, size: int) -> dict[str, Any]:
     split = split_over(accelerator, size)
     policy = make_policy(case, accelerator)
     learner = Learner(
@@ -109,7 +114,6 @@ def merged(of_process: Any) -> dict[bytes, list[float]]:
 
 def main(case: str, size: str, out: str) -> None:
     allow_fsdp_on_cpu()
-    grpo.policy.model.HEAD_CHUNK_TOKENS = 16
     with tiny.of_family(family_of(case)):
         # A model that is made later is split among the processes.
         tiny.family()
