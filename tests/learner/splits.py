@@ -3,7 +3,7 @@
     python -m tests.learner.splits
 
 tries every case on two and on four processes, in one team and in two, under DDP, ZeRO and FSDP2, and prints how far off
-they are.
+they are; then whole runs of two steps, whose metrics have to be those of one process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from unittest.mock import patch
 
 import torch
 
+from grpo.demo.clips import write_dataset
+from grpo.run.folder import read_rows
 from tests.support import tiny
 from tests.support.launched import run_two
-from tests.support.runs import reset_process_state
+from tests.support.runs import SMALL, close, data, repeatable, reset_process_state, run
 from tests.support.sharded_worker import family_of
 from tests.support.split_worker import CASES, found
 
@@ -86,6 +88,31 @@ LIMITS = {"logps": 2e-5, "references": 2e-5, "gradient": 2e-5, "figures": 1e-4, 
 """The largest differences that rounding in fp32 makes; Adam turns a gradient of rounding errors into a full step."""
 
 
+RUNS = {
+    "adapters, two iterations": [
+        "loss.beta=0.04",
+        "optim.num_iterations=2",
+        "model.lora.r=4",
+        "optim.lr=2e-3",
+    ],
+    "the divergence in the reward": ["loss.beta=0.04", "loss.kl_in_reward=true", "optim.tokens_per_row=600"],
+}
+
+
+def check_runs(folder: Path) -> None:
+    """Compare runs of two processes that share rows with runs of one process."""
+    clips = write_dataset(folder / "clips", num_train=12, num_heldout=4, seed=1)
+    for number, (name, settings) in enumerate(RUNS.items()):
+        own = [*settings, "eval.max_samples=2", "num_steps=2"]
+        one = run(folder / f"one_{number}", clips, *own)
+        two = folder / f"two_{number}"
+        shared = [*SMALL, *data(clips), *own, f"run_dir={two}", "optim.sequence_parallel_size=2"]
+        run_two("multi_gpu", ["grpo/train.py", *shared], folder)
+        rows = read_rows(two / "metrics.jsonl")
+        assert len(rows) == 3 and close(repeatable(rows)[1:], repeatable(one)[1:], but=("tokens/computed",))
+        print(f"a run with {name}: the metrics of one process", flush=True)
+
+
 def main() -> None:
     too_far: list[str] = []
     for kind, case, processes, size in MATRIX:
@@ -96,6 +123,8 @@ def main() -> None:
         print(f"| {kind} | {case} | {processes} / {size} | {figures} |", flush=True)
         too_far += [f"{kind}, {case}" for name in off if off[name] >= LIMITS[name]]
     assert not too_far, too_far
+    with tempfile.TemporaryDirectory() as folder:
+        check_runs(Path(folder))
 
 
 if __name__ == "__main__":
