@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from grpo.packing import PackedRow
-from grpo.policy.sequence_split import SequenceSplit
+from grpo.policy.sequence_split import ALONE, SequenceSplit
 from tests.learner.splits import LIMITS, differences, in_one_process, in_several
 from tests.support import tiny
 from tests.support.learners import packed
@@ -59,6 +59,16 @@ def test_each_frame_is_seen_by_one_process_and_its_features_have_a_place(size: i
     # Of the clip with 32 patches of 16 tokens, each process's tokens are in a row, and in order.
     (longest,) = [place for clip, place in places.items() if clip.num_frames == 64]
     assert len(longest) == 512 and (longest.diff() > 0).all() and int((longest.diff() > 1).sum()) == size - 1
+
+
+@pytest.mark.usefixtures("each_family")
+def test_the_tower_sees_of_a_part_of_a_clip_what_it_sees_of_the_whole() -> None:
+    (row,) = packed(tiny.ragged_groups())
+    policy = tiny.policy(seed=1)
+    parts_MD = torch.cat([policy._features_of(split.own_clips(row)) for split in splits(4)])
+    _, places = splits(4)[0]._places(ALONE.own_clips(row))
+    expected_MD = policy._features_of(ALONE.own_clips(row))
+    torch.testing.assert_close(parts_MD[torch.cat([*places.values()])], expected_MD, atol=1e-5, rtol=1e-5)
 
 
 def test_a_part_of_a_clip_is_the_same_object_each_time_for_what_is_kept_of_it(row: PackedRow) -> None:
