@@ -87,11 +87,6 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
             f"optim.prompts_per_step ({optim.prompts_per_step}) must be a multiple of the "
             f"{accelerator.num_processes} processes"
         )
-    if accelerator.num_processes % optim.sequence_parallel_size:
-        raise ValueError(
-            f"optim.sequence_parallel_size={optim.sequence_parallel_size} does not divide the "
-            f"{accelerator.num_processes} processes"
-        )
     _check_bitsandbytes(accelerator, optim, model)
     plugin = deepspeed_plugin(accelerator)
     if plugin is not None and optim.robust.method != "none":

@@ -73,6 +73,12 @@ class Start:
     read: Callable[[Config], Data]
     say: Callable[[str], object]
     """A function that tells the user what is going on."""
+    meant_for: int | None = None
+    """The processes of a run that is only examined; None for a run, whose processes are there."""
+
+    @property
+    def num_processes(self) -> int:
+        return self.meant_for or self.accelerator.num_processes
 
     @cached_property
     def family(self) -> ModelFamily:
@@ -163,22 +169,26 @@ def check_engine(start: Start) -> None:
             f"rollout.lora=adapters: vLLM has room for ranks up to {MAX_LORA_RANK}, not for {rank}"
         )
     # The processes of an engine are next to each other, on one machine.
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or start.accelerator.num_processes)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or start.num_processes)
     if local % (shared_by := start.config.rollout.tensor_parallel_size):
         raise ValueError(
             f"rollout.tensor_parallel_size={shared_by} does not divide the {local} processes of a machine"
         )
 
 
-def check_heads(start: Start) -> None:
-    """Raise ValueError unless the processes that compute a row together can have equally many attention heads."""
+def check_shared_rows(start: Start) -> None:
+    """Raise ValueError unless each row can be computed by so many processes, with equally many attention heads."""
     size, heads = (
         start.config.optim.sequence_parallel_size,
         start.family.config.text_config.num_attention_heads,
     )
+    if start.num_processes % size:
+        raise ValueError(
+            f"optim.sequence_parallel_size={size} does not divide the {start.num_processes} processes"
+        )
     if heads % size:
         raise ValueError(
-            f"optim.sequence_parallel_size={size} does not divide the model's {heads} attention heads"
+            f"optim.sequence_parallel_size={size} does not divide the {heads} attention heads of the model"
         )
 
 
@@ -308,7 +318,7 @@ CHECKS = (
     Check("log.trackers", lambda start: check_trackers(start.config.log.trackers)),
     Check("model.attention", lambda start: check_backend(start.config.model.attention)),
     Check("optim", lambda start: check_launch(start.accelerator, start.config.optim, start.config.model)),
-    Check("optim.sequence_parallel_size", check_heads),
+    Check("optim.sequence_parallel_size", check_shared_rows),
     Check("rewards", check_other_clips),
     Check("model.lora", check_adapters),
     Check("data", check_clips, of_records=True),

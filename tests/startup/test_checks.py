@@ -10,7 +10,7 @@ import pytest
 
 from grpo.config.load import load_config
 from grpo.media.clip import ClipSource
-from grpo.startup.checks import check_heads, describe
+from grpo.startup.checks import check_shared_rows, describe
 from tests.support import tiny
 
 CLIP = ClipSource(video="a.mp4", end_s=3.0)
@@ -41,8 +41,9 @@ def test_samples_without_other_columns_are_counted_alone() -> None:
 
 @pytest.mark.parametrize(("size", "fits"), [(1, True), (2, True), (4, True), (3, False), (8, False)])
 def test_processes_that_share_rows_have_equally_many_of_the_models_four_heads(size: int, fits: bool) -> None:
+    """The processes are 24."""
     config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), f"optim.sequence_parallel_size={size}"])
-    start: Any = SimpleNamespace(config=config, family=tiny.family())
-    refusal = f"optim.sequence_parallel_size={size} does not divide the model's 4 attention heads"
+    start: Any = SimpleNamespace(config=config, family=tiny.family(), num_processes=24)
+    refusal = f"optim.sequence_parallel_size={size} does not divide the 4 attention heads of the model"
     with nullcontext() if fits else pytest.raises(ValueError, match=refusal):
-        check_heads(start)
+        check_shared_rows(start)

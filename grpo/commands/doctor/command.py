@@ -89,6 +89,7 @@ def examine_run(
             opened=opened,
             read=lambda _: data,
             say=notes.append,
+            meant_for=num_processes,
         )
         failed = failures(start)
         everything = [sample for samples, _ in read.values() for sample in samples]
