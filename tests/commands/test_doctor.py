@@ -143,7 +143,11 @@ def test_the_plan_is_what_the_run_will_have(
     assert report["tokens"]["step_at_most"] == 4 * 63 + 4 * 4 * 24
     assert report["model"]["num_trained"] == sum(weight.numel() for weight in tiny.policy().parameters())
     assert report["decoding"]["num_decoded"] == 8 and report["decoding"]["clips_per_s"] > 0
-    _, fewer = examined([*own, "--clips", "5", "--decode", "0", "model.freeze_vision=true"], capsys)
+    others = ["model.freeze_vision=true", "optim.sequence_parallel_size=4"]
+    status, fewer = examined([*own, "--clips", "5", "--decode", "0", *others], capsys)
+    # Of a single process it would be refused; the doctor is asked for eight.
+    assert status == 0 and fewer["tokens"]["processes_per_row"] == 4
+    assert "single" not in {each["launch"] for each in fewer["memory"]}
     assert fewer["num_opened"] == 5 and "decoding" not in fewer
     assert fewer["cached"]["frames_gib"] == pytest.approx(num_bytes / 2**30)
     width = tiny.family().config.text_config.hidden_size
