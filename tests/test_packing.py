@@ -248,7 +248,7 @@ def test_a_row_is_moved_with_all_that_it_holds() -> None:
     for old, new in parts:
         before = {each.name: getattr(old, each.name) for each in fields(old)}
         tensors = {name: value for name, value in before.items() if isinstance(value, Tensor)}
-        assert len(tensors) >= 3
+        assert len(tensors) >= 2
         for name, tensor in tensors.items():
             assert getattr(new, name).device.type == "meta" and getattr(new, name).shape == tensor.shape
     assert moved.prompts == row.prompts
