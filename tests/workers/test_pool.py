@@ -69,7 +69,7 @@ def test_a_call_ends_at_its_limit_and_its_worker_with_it(
     pool.submit(0, 0.0).result(60)
     (worker,) = pool.pids
     late, after = pool.submit(0, 1000.0, limit_s=0.5), pool.submit(0, 0.0)
-    with pytest.raises(CallFailed, match=r"no value after 0\.\d s"):
+    with pytest.raises(CallFailed, match=r"no value after \d+\.\d s"):
         late.result(60)
     after.result(60)
     assert not is_running(worker)

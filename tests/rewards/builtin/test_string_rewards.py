@@ -53,40 +53,37 @@ def test_hostile_completions_get_a_number_in_range_or_none(name: str) -> None:
     assert float(low) >= LOWEST.get(name, 0) and float(high.split(",")[0]) <= HIGHEST.get(name, 1)
 
 
+N = 30_000
 LONG = {
-    "spaces": "<think>" + " " * 100_000 + "</think><answer>B</answer>",
-    "spaces in the answer": "<think>x</think><answer>B" + " " * 100_000 + "</answer>",
-    "gaps": "<think>answer is"
-    + " " * 50_000
-    + "B</think><answer>the answer is"
-    + " " * 50_000
-    + ")</answer>",
-    "gap in a fraction": "<think>x</think><answer>1" + " " * 100_000 + "/2</answer>",
-    "open answers": "<answer>" * 12_000,
-    "closed thoughts": "<think>" + "</think> " * 11_000 + "</answer>",
-    "one word": "<think>x</think><answer>" + "y" * 100_000 + "</answer>",
-    "words": "<think>x</think><answer>" + "a red " * 17_000 + "</answer>",
-    "items": "<think>x</think><answer>" + "a," * 50_000 + "</answer>",
-    "digits": "<think>x</think><answer>" + "1," * 50_000 + "</answer>",
-    "brackets": "<think>x</think><answer>" + r"\frac{" * 17_000 + "</answer>",
-    "delimiters": "<think>x</think><answer>" + "$" * 100_000 + "</answer>",
-    "answers in thought": "<think>" + "answer is the " * 7_000 + "</think><answer>B</answer>",
-    "sentences": "<think>" + "B. not " * 14_000 + "</think><answer>B</answer>",
-    "right to left": "<think>" + "שלום \u202e" * 14_000 + "</think><answer>\u202eB</answer>",
+    "spaces": "<think>" + " " * N + "</think><answer>B</answer>",
+    "spaces in the answer": "<think>x</think><answer>B" + " " * N + "</answer>",
+    "gaps": f"<think>answer is{' ' * (N // 2)}B</think><answer>the answer is{' ' * (N // 2)})</answer>",
+    "gap in a fraction": "<think>x</think><answer>1" + " " * N + "/2</answer>",
+    "open answers": "<answer>" * (N // 8),
+    "closed thoughts": "<think>" + "</think> " * (N // 9) + "</answer>",
+    "one word": "<think>x</think><answer>" + "y" * N + "</answer>",
+    "words": "<think>x</think><answer>" + "a red " * (N // 6) + "</answer>",
+    "items": "<think>x</think><answer>" + "a," * (N // 2) + "</answer>",
+    "digits": "<think>x</think><answer>" + "1," * (N // 2) + "</answer>",
+    "brackets": "<think>x</think><answer>" + r"\frac{" * (N // 6) + "</answer>",
+    "delimiters": "<think>x</think><answer>" + "$" * N + "</answer>",
+    "answers in thought": "<think>" + "answer is the " * (N // 14) + "</think><answer>B</answer>",
+    "sentences": "<think>" + "B. not " * (N // 7) + "</think><answer>B</answer>",
+    "right to left": "<think>" + "שלום \u202e" * (N // 6) + "</think><answer>\u202eB</answer>",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOBS)
-def test_100_000_characters_take_no_longer_than_their_length_explains(name: str) -> None:
-    # Quadratic would be 10^10 steps, minutes. The slowest linear one takes about 0.1 s on a free core.
+def test_30_000_characters_take_no_longer_than_their_length_explains(name: str) -> None:
+    # Quadratic would be 10^9 steps, most of a minute. The slowest linear one takes about 0.03 s on a free core.
     fn = find_function(name, key="k")
     for sample in one_sample_of_each_task():
         for label, text in LONG.items():
             rollout = make_group([text], sample).rollouts[0]
             start_s = time.process_time()
             fn([rollout] if fn.reward_calling == "group" else rollout, **KNOBS[name])  # pyright: ignore[reportFunctionMemberAccess]
-            assert time.process_time() - start_s < 2, (label, sample.id)
+            assert time.process_time() - start_s < 1, (label, sample.id)
 
 
 def test_rewards_load_their_libraries_only_when_called() -> None:
