@@ -86,6 +86,8 @@ class Rollout:
     """The engine's log-prob of each token when it was sampled."""
     stopped: bool
     """Whether the completion ended by itself, not at the token limit."""
+    versions: tuple[int, ...] = ()
+    """Of each token the number of updates that the weights had had which sampled it; empty if it is the step's own."""
     counterfactuals: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     """Completions of the same question about changed frames, by how the frames were changed, for the rewards that
     declare them (`rewards.counterfactual`). Nothing trains on them."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from grpo.evaluation import Evaluator
+from grpo.rollout.sampler import in_any_process
 from grpo.run import checkpoint
 from grpo.run.final_model import save_final
 from grpo.run.folder import RunDir, Score
@@ -17,7 +18,7 @@ from grpo.run.model_inputs import ModelInputs
 from grpo.run.progress import under_way
 from grpo.run.recorder import held_out_score
 from grpo.run.stopping import Stopped, StopRequest
-from grpo.trainer import GRPOTrainer, in_any_process
+from grpo.trainer import GRPOTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Loop:
     def close(self) -> None:
         """End the processes of the run's parts."""
         self.trainer.recorder.close()
+        self.trainer.sampler.close()
         self.trainer.engine.close()
         self.trainer.feed.loader.close()
         self.trainer.rewards.close()
@@ -70,6 +72,7 @@ class Loop:
         self.trainer.recorder.begin(last_step)
         # The engine has loaded the model's folder, which has neither the resumed nor the 4-bit weights.
         self.trainer.engine.sync()
+        self.trainer.sampler.version = last_step
         return last_step
 
     def _finish_step(self, step: int, stop: StopRequest) -> None:

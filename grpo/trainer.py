@@ -29,19 +29,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from grpo.config.schema import Config
-from grpo.feed.dynamic_sampling import Sampled, means_of
+from grpo.feed.dynamic_sampling import Sampled
 from grpo.feed.prompts import Feed
-from grpo.groups import Batch, RewardTable, ScoredGroup
+from grpo.groups import RewardTable, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.balance import balanced
 from grpo.learner.guards import Guard
 from grpo.learner.kl_reward import subtract_divergences
+from grpo.learner.launching import compute_dtype
 from grpo.learner.losses import step_counts
 from grpo.learner.update import Learner, UpdateResult
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.rollout import Engine, Sampling
-from grpo.rollout.counterfactuals import add_counterfactuals, make_plan
-from grpo.run.metrics import Metrics
+from grpo.rollout.sampler import Sampler, in_any_process
+from grpo.rollout.sync_proof import gap_of
 from grpo.run.recorder import Recorder
 from rewards.scoring.runner import RewardSet
 
@@ -66,7 +67,6 @@ class GRPOTrainer:
         self.feed, self.engine, self.sampling = feed, engine, sampling
         self.rewards, self.learner = rewards, learner
         self.guard, self.recorder = guard, recorder
-        self.counterfactual_plan = make_plan(rewards.counterfactuals, sampling)
         self.score = partial(
             score_groups,
             scale=config.advantages.scale,
@@ -75,18 +75,27 @@ class GRPOTrainer:
             normalised=rewards.normalise,
             mask_truncated=config.loss.mask_truncated_completions,
         )
+        self.sampler = Sampler(
+            config,
+            feed=feed,
+            engine=engine,
+            sampling=sampling,
+            rewards=rewards,
+            recorder=recorder,
+            score=self.score,
+            gap_of=partial(gap_of, learner.policy, dtype=compute_dtype()),
+        )
 
     def step(self, step: int) -> None:
         """Sample a group per question, score it, and make the completions above their group's mean more likely."""
         config, recorder = self.config, self.recorder
-        with recorder.timed("time/data"):
-            batch = self.feed.batch(step)
-        # G completions of each question, with their rewards.
-        sampled = self._sample(batch, step)
+        # G completions of each question, with their rewards; sampled during the step before with `rollout.overlap`.
+        sampled = self.sampler.take(step)
         # Other questions in the place of flat groups: none, by default (`dynamic_sampling`).
-        sampled = self._resample_flat(sampled, step)
-        # Nothing is sampled from here on, and the reference's pass needs the engine's memory too.
-        self.engine.sleep()
+        sampled = self.sampler.replace_flat(sampled, step)
+        # Nothing is sampled from here on (the reference's pass needs the engine's memory too) but the next step, with
+        # `rollout.overlap`.
+        self.sampler.go_on(step)
         # The divergence from a reference may be a part of the totals; by default there is no reference.
         tables = self._less_kl(sampled) if config.loss.kl_in_reward else sampled.tables
         # (total - mean) / (std + 1e-4) in each group; 0 where all of its totals are equal, None without a total.
@@ -100,9 +109,8 @@ class GRPOTrainer:
         with recorder.timed("time/update"):
             # One update (`num_iterations`), by the clipped loss with importance weights (`losses.row_loss`).
             result = self.learner.update(rows, counts, step, watched=watched)
-        # The next step samples from the weights that were just trained.
-        with recorder.timed("time/sync"):
-            self.engine.sync()
+        # What is sampled next is of the weights that were just trained.
+        self.sampler.sync(step)
         self._record_update(step, result, rows)
         recorder.write_groups(step, scored, sampled.batch.lost, result.logps)
 
@@ -113,48 +121,6 @@ class GRPOTrainer:
         # Processes exchange work until all have about as many tokens.
         segments = balanced(segments, self.accelerator, self.learner.split)
         return pack(segments, self.learner.policy.family, tokens_per_row=tokens_per_row)
-
-    def _sample(self, batch: Batch, step: int) -> Sampled:
-        """Sample a group of completions for each question of a batch, and score it."""
-        scoring = self.rewards.scoring(step)
-        with self.recorder.timed("time/rollout"):
-            groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=scoring.add)
-            # All of them, but for those that no server gave.
-            batch = batch.answered(groups)
-            # Completions that some rewards compare with: sampled beside the groups, and never trained on.
-            groups = add_counterfactuals(
-                groups,
-                batch.seeds,
-                self.counterfactual_plan,
-                engine=self.engine,
-                render=self.feed.render,
-                max_prompt_tokens=self.feed.max_prompt_tokens,
-            )
-        with self.recorder.timed("time/reward"):
-            tables = scoring.tables(groups)
-        if (memory := self.feed.memory) is not None:
-            for part in gather_object([means_of(groups, tables, memory.config.reward)]):
-                memory.record(step, part)
-            self.recorder.add(Metrics(maxima={"groups/left_out": memory.num_left_out(step)}))
-        return Sampled(batch, groups, tables)
-
-    def _resample_flat(self, sampled: Sampled, step: int) -> Sampled:
-        """Replace questions whose groups have no signal by others, as often as allowed (`dynamic_sampling.py`)."""
-        for attempt in range(1, self.config.dynamic_sampling.max_resample_times + 1):
-            flat = self._flat_places(sampled)
-            # All processes go on, or none does.
-            if not in_any_process(bool(flat)):
-                break
-            with self.recorder.timed("time/data"):
-                batch = self.feed.others(step, attempt, flat)
-            self.recorder.add(Metrics(sums={"groups/resampled": len(flat)}))
-            others = self._sample(batch, step)
-            sampled = sampled.with_others(others, but=self._flat_places(others))
-        return sampled
-
-    def _flat_places(self, sampled: Sampled) -> list[int]:
-        scored = self.score(sampled.groups, sampled.tables)
-        return sampled.flat_places([each.has_signal for each in scored])
 
     def _less_kl(self, sampled: Sampled) -> Sequence[RewardTable]:
         """Return the reward tables with the KL divergence from the reference subtracted from the totals."""
@@ -172,8 +138,3 @@ class GRPOTrainer:
         # Of processes that share their rows, one speaks of them.
         told = rows if self.learner.split.leads else []
         self.recorder.append_failures(self.guard.watch(step, result, told, is_blamed=is_blamed))
-
-
-def in_any_process(is_so: bool) -> bool:
-    """Return whether something is so in any process."""
-    return any(gather_object([is_so]))

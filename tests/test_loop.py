@@ -64,6 +64,7 @@ class Run:
             engine=SimpleNamespace(
                 sync=lambda: self.done.append("sync"), close=lambda: self.done.append("close engine")
             ),
+            sampler=SimpleNamespace(close=lambda: self.done.append("close sampler")),
             feed=SimpleNamespace(loader=SimpleNamespace(close=lambda: self.done.append("close loader"))),
             rewards=SimpleNamespace(close=lambda: self.done.append("close rewards")),
         )
@@ -141,4 +142,5 @@ def test_signals_may_wait_for_the_steps_and_not_for_the_model_behind_them(
 def test_closing_ends_the_processes_of_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch)
     run.loop.close()
-    assert {*run.done} == {f"close {part}" for part in ("recorder", "engine", "loader", "rewards")}
+    parts = ("recorder", "sampler", "engine", "loader", "rewards")
+    assert run.done == [f"close {part}" for part in parts]

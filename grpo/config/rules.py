@@ -15,6 +15,8 @@ from rewards.parsing import TAGS
 
 EVAL_METRICS = ("length", "ours", "official", "unparsed", "accuracy", "drop")
 """What is measured of held-out sets beside the rewards: of all, of those of benchmarks, and about changed frames."""
+ELSEWHERE = ("vllm_process", "vllm_server")
+"""The engines in other processes than the learner's, which get whole weights."""
 CLIPPED_LOSSES = ("grpo", "gspo", "bnpo", "dapo", "dr_grpo")
 
 
@@ -41,8 +43,10 @@ def prompt_contradictions(prompt: PromptConfig, tags: Sequence[str], key: str) -
 def _servers(config: Config) -> Iterator[str]:
     rollout = config.rollout
     yield from server_contradictions(rollout.engine, rollout.servers)
-    if rollout.engine == "vllm_server" and rollout.lora == "adapters":
+    if rollout.engine in ELSEWHERE and rollout.lora == "adapters":
         yield "rollout.lora=adapters is of rollout.engine=vllm; servers get them merged"
+    if rollout.process_gpus is not None and rollout.engine != "vllm_process":
+        yield "rollout.process_gpus are those of rollout.engine=vllm_process"
 
 
 def server_contradictions(engine: str, servers: Sequence[str]) -> Iterator[str]:
@@ -54,6 +58,21 @@ def server_contradictions(engine: str, servers: Sequence[str]) -> Iterator[str]:
             yield f"rollout.servers: {url!r} is no address of the form http://HOST:PORT"
     if len({url.rstrip("/") for url in servers}) < len(servers):
         yield "rollout.servers names a server twice"
+
+
+def _overlap(config: Config) -> Iterator[str]:
+    rollout, loss = config.rollout, config.loss
+    if not rollout.overlap:
+        return
+    if rollout.engine not in ELSEWHERE:
+        yield f"rollout.overlap needs an engine beside the learner: rollout.engine={' or '.join(ELSEWHERE)}"
+    if not loss.vllm_importance_sampling_correction:
+        yield "rollout.overlap trains on completions of older weights: set loss.vllm_importance_sampling_correction"
+    elif loss.engine_level == "sequence":
+        yield (
+            "rollout.overlap corrects by token: loss.vllm_importance_sampling_mode=token_truncate or token_mask, not "
+            f"{loss.vllm_importance_sampling_mode}"
+        )
 
 
 def _format(key: str, text: str, *names: str) -> Iterator[str]:
@@ -218,6 +237,6 @@ def _dynamic_sampling(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
-    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _servers, _reference, _ratios, _robust,
-    _dynamic_sampling,
+    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _servers, _overlap, _reference, _ratios,
+    _robust, _dynamic_sampling,
 )  # fmt: skip

@@ -99,7 +99,12 @@ class MediaConfig(MediaSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    engine: Literal["vllm", "vllm_server", "transformers"] = "vllm"
+    engine: Literal["vllm", "vllm_process", "vllm_server", "transformers"] = "vllm"
+    """vllm: in the process that trains. vllm_process: in one of its own, which the run starts on the same machine.
+    vllm_server: in servers that you start, on any machine."""
+    overlap: bool = False
+    """Sample the next step's completions while the learner updates on this step's, from weights that are one update
+    older than those that learn from them (docs/overlap.md)."""
     group_size: Annotated[int, Ge(2)] = 8
     """Completions per prompt (G); one alone would have no group to be compared with."""
     max_new_tokens: Positive[int] = 768
@@ -125,6 +130,9 @@ class RolloutConfig:
     the first three; 0: never."""
     servers: Free[list[str]] = field(default_factory=list)
     """Addresses of the servers of vllm_server (`egogrpo serve --for-training`), as in `[http://127.0.0.1:8000]`."""
+    process_gpus: Free[str | None] = None
+    """GPUs of vllm_process, in the way of CUDA_VISIBLE_DEVICES: the first of them is used, and the learner must not use
+    it. None: there are no GPUs."""
     server_timeout_s: Free[Positive[float]] = 600.0
     """How long a server may take to answer with a group, and how long a run waits when no server is left."""
     server_tries: Free[Positive[int]] = 3

@@ -36,16 +36,24 @@ class ServerGone(ServerError):
 class ServerClient:
     """The client of one server."""
 
-    def __init__(self, url: str, family: ModelFamily, *, timeout_s: float, run: str | None = None) -> None:
-        """Make a client; the key comes from the environment.
+    def __init__(
+        self,
+        url: str,
+        family: ModelFamily,
+        *,
+        timeout_s: float,
+        run: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        """Make a client.
 
         timeout_s: how long an answer may take. run: the name of the run that the server is held for, and behind a #
-        what only the run knows; None: it is not held.
+        what only the run knows; None: it is not held. key: what the server asks for; None: the environment's.
         """
         self.url, self.family = url.rstrip("/"), family
         # A header is ASCII, and a run's folder need not be.
         self.run = quote(run, safe="/#") if run is not None else None
-        key = os.environ.get(KEY_VARIABLE)
+        key = key or os.environ.get(KEY_VARIABLE)
         headers = {RUN_HEADER: self.run} if self.run is not None else {}
         self._held: httpx.Response | None = None
         self.http = httpx.Client(

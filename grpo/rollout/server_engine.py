@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 
 from grpo.groups import Group, Prompt
 from grpo.rollout import OnGroup, Sampling
+from grpo.rollout.own_server import OwnServer
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_transfer import Transfer
 from grpo.rollout.sync_proof import SyncProof
@@ -43,15 +44,16 @@ class ServerEngine:
         timeout_s: float,
         max_tries: int,
         proof: SyncProof | None = None,
+        own: OwnServer | None = None,
     ) -> None:
         """Hold the servers for a run; raise ServerError if one does not answer, or another run holds it.
 
         check: raises ValueError for a server that does not fit the run. timeout_s: how long the engine waits for a
         server when none is left. max_tries: how many servers a group is given to, one after another. proof: what
-        each server is asked after a sync; None: nothing.
+        each server is asked after a sync; None: nothing. own: the server that this process has started, if it has.
         """
         self.clients, self.transfer, self.check = clients, transfer, check
-        self.timeout_s, self.max_tries = timeout_s, max_tries
+        self.timeout_s, self.max_tries, self.own = timeout_s, max_tries, own
         self.state = PartialState()
         self.proofs = {client: replace(proof) for client in clients} if proof is not None else {}
         self.number = 0
@@ -255,3 +257,5 @@ class ServerEngine:
         self.transfer.close()
         for client in self.clients:
             client.close()
+        if self.own is not None:
+            self.own.close()

@@ -48,6 +48,11 @@ def make_prompt(family: ModelFamily) -> Prompt:
     return family.render(sample, Clip(facts, frames_FHWC), template="{question}", option="", tags=())
 
 
+def is_due(number: int, every: int) -> bool:
+    """Return whether engine and policy are compared: the first times, and then every so many; 0: never."""
+    return every > 0 and (number <= ALWAYS_FIRST or number % every == 0)
+
+
 @dataclass(kw_only=True)
 class SyncProof:
     """The proof after a sync, on the first ones and then on every so many."""
@@ -72,8 +77,7 @@ class SyncProof:
         ask_without: samples without the policy's adapters, where the engine can.
         """
         self.num_syncs += 1
-        is_due = self.every and (self.num_syncs <= ALWAYS_FIRST or self.num_syncs % self.every == 0)
-        if not is_due:
+        if not is_due(self.num_syncs, self.every):
             return
         group = self._answer(ask)
         logps_T = logps_of(self.policy, group, self.dtype)
@@ -131,6 +135,11 @@ def logps_of(policy: Policy, group: Group, dtype: torch.dtype) -> Tensor:
             return policy(row).logps_T.cpu()
     finally:
         policy.feature_cache = kept
+
+
+def gap_of(policy: Policy, group: Group, dtype: torch.dtype) -> float:
+    """Return the mean difference of a policy's log-probs of a group's tokens to the engine's; see `logps_of`."""
+    return float((logps_of(policy, group, dtype) - _sampled(group)).abs().mean())
 
 
 def _sampled(group: Group) -> Tensor:

@@ -16,6 +16,9 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 MAX_LORA_RANK = RANKS[-1]
 
+MAX_SEQUENCES = 1024
+"""The most completions that vLLM decodes at once, its own number for large GPUs; others wait."""
+
 LEAST_BATCHED_TOKENS = 8192
 """The tokens of one engine step on a GPU, unless a clip has more: vLLM's own number for most GPUs."""
 

@@ -35,6 +35,8 @@ CHECKPOINT_MANIFEST = "manifest.json"
 """The file of a checkpoint that names its step, its held-out score and its files."""
 GUARD = "guard"
 """The name of the state in a checkpoint that tells whether the run still learned."""
+SERVER_LOG = "server.log"
+"""The file with what the server of `rollout.engine=vllm_process` says."""
 TRAINING = "training.json"
 """The file of a saved model that names the run's step that it is of."""
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,7 @@ from grpo.policy.model import Policy
 from grpo.run.curves import draw_curves
 from grpo.run.folder import RunDir, Score
 from grpo.run.group_metrics import group_metrics
-from grpo.run.metrics import Metrics
+from grpo.run.metrics import Mean, Metrics
 from grpo.run.rollout_files import rollout_rows, write_rollouts
 from grpo.run.trackers import TrackerThread, close_trackers
 from grpo.run.warning_rules import warnings_of
@@ -32,6 +33,8 @@ MAX_LOST_STEPS = 3
 
 MAX_GAP_STEPS = 3
 """The steps in a row with a gap above the limit that stop a run: in 16 bits one step may be beyond it by rounding."""
+VERSION_GAP = "sampler/version_gap"
+"""The figure of the mean difference to the engine's log-probs under the weights that it has sampled with."""
 FAR_GAPS = 4
 """The multiple of the limit that stops a run at once: no rounding comes so far."""
 
@@ -62,6 +65,7 @@ class Recorder:
         self.num_lost_steps = self.num_gap_steps = 0
         self.warned: Set[str] = frozenset()
         """The names of what the user was warned of in the latest step."""
+        self.lock = Lock()
         self.bar: tqdm | None = None
         self.trackers: list[TrackerThread] = []
 
@@ -89,8 +93,9 @@ class Recorder:
         self.trackers = []
 
     def add(self, metrics: Metrics) -> None:
-        """Add figures to those of the step that is under way."""
-        self.metrics += metrics
+        """Add figures to those of the step that is under way. Any thread may call."""
+        with self.lock:
+            self.metrics += metrics
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -112,6 +117,10 @@ class Recorder:
         """
         specs, min_std = self.rewards.specs, self.config.advantages.min_std
         self.add(sum((group_metrics(group, specs, min_std=min_std) for group in scored), Metrics()))
+        ages = Mean.of(
+            step - 1 - each for group in scored for one in group.group.rollouts for each in one.versions
+        )
+        self.add(Metrics(means={"sampler/age_steps": ages}))
         deaths = self._growth({"rewards/process_deaths": self.rewards.num_deaths})
         seconds = {f"time/rewards/{name}": seconds for name, seconds in self.rewards.seconds.items()}
         self.add(Metrics(sums={"groups/lost": len(lost), **deaths}, maxima=seconds))
@@ -212,7 +221,13 @@ class Recorder:
             )
 
     def _check_gap(self, step: int, row: Mapping[str, float]) -> None:
-        limit, gap = self.max_gap, row.get("sampler/gap_mean", 0.0)
+        name = "sampler/gap_mean"
+        if self.config.rollout.overlap:
+            # The other one has an update in it. This one is not measured in every step.
+            name = VERSION_GAP
+            if name not in row:
+                return
+        limit, gap = self.max_gap, row.get(name, 0.0)
         # A gap of NaN is beyond any limit.
         self.num_gap_steps = 0 if not limit or gap <= limit else self.num_gap_steps + 1
         if self.num_gap_steps == MAX_GAP_STEPS or (self.num_gap_steps and not gap <= FAR_GAPS * limit):

@@ -41,6 +41,12 @@ ANSWERED = ("set", "pass")
 """The columns that answers to held-out questions have besides: of which set, and whether greedy or sampled."""
 
 
+VERSIONS = "versions"
+"""The column of the weights that sampled each token, where they may be older than those that learn from it."""
+
+SLOT, FAILURES = "slot", "failures"
+"""The columns that groups in a checkpoint have besides: their places in their step, and rewards' failures, as JSON."""
+
 LEARNER_LOGPROBS = "learner_logprobs"
 """The column of the learner's log-probs before the step's update; empty in a row of which it has none."""
 
@@ -66,6 +72,7 @@ def rollout_rows(
             **{PART + name: column[index] for name, column in table.parts.items()},
             "total": table.totals[index],
             "advantage": scored.advantages[index],
+            **({VERSIONS: rollout.versions} if rollout.versions else {}),
             **_learner_row(rollout, learner_logps),
         }
         for index, rollout in enumerate(scored.group.rollouts)
@@ -171,7 +178,8 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
     """Return the columns' types, which can't be inferred from values that are all missing or empty."""
     import pyarrow as pa
 
-    types = column_types() | dict.fromkeys(ANSWERED, pa.string()) | {LEARNER_LOGPROBS: pa.list_(pa.float32())}
+    types = column_types() | dict.fromkeys((*ANSWERED, FAILURES), pa.string())
+    types |= {SLOT: pa.int32(), VERSIONS: pa.list_(pa.int32()), LEARNER_LOGPROBS: pa.list_(pa.float32())}
     is_reward = {name: name.startswith((REWARD, PART)) for name in row}
     return pa.schema([(name, pa.float64() if is_reward[name] else types[name]) for name in row])
 
@@ -230,6 +238,8 @@ def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
         clip = Clip(facts, partial(_decode_again, sample, settings, facts))
     prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=tuple(first["tags"]), text=first["prompt"])
     columns = {name: _values(rows, RENAMED.get(name, name)) for name in COMPLETION}
+    if VERSIONS in rows.column_names:
+        columns[VERSIONS] = _values(rows, VERSIONS)
     changed = rows.column("counterfactuals").to_pylist()
     rollouts = tuple(
         Rollout(

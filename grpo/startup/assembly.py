@@ -23,12 +23,9 @@ from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.sync_proof import SyncProof, make_prompt
-from grpo.rollout.vllm_arguments import MAX_LORA_RANK, EngineSize
+from grpo.rollout.vllm_arguments import MAX_LORA_RANK, MAX_SEQUENCES, EngineSize
 from grpo.startup.servers import build_server_engine
 from rewards.scoring.runner import RewardSet, load_rewards
-
-MAX_SEQUENCES = 1024
-"""The most completions that vLLM decodes at once, its own number for large GPUs; others wait."""
 
 
 def build_learner(
@@ -70,7 +67,7 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
         dtype = compute_dtype()
         own = load_reference(config, policy, dtype).to(accelerator.device) if policy.sharded else None
         return TransformersEngine(policy, own=own, dtype=dtype)
-    if rollout.engine == "vllm_server":
+    if rollout.engine in ("vllm_server", "vllm_process"):
         return build_server_engine(config, accelerator, policy, build_proof(config, policy))
     from grpo.rollout.vllm_engine import VLLMEngine
 

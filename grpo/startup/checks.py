@@ -29,7 +29,7 @@ from grpo.data.readers.jsonl import OWN_KEYS
 from grpo.feed.mixture import Part, parts
 from grpo.feed.prompts import make_batch
 from grpo.groups import Sample
-from grpo.learner.launching import check_launch, compute_dtype
+from grpo.learner.launching import check_launch, compute_dtype, on_gpu
 from grpo.media.loader import ClipLoader
 from grpo.policy.attention_backends import check_backend
 from grpo.policy.families import ModelFamily, load_family
@@ -158,8 +158,8 @@ def check_model(start: Start) -> None:
 def check_engine(start: Start) -> None:
     """Raise ValueError unless the rollout engine is installed and can run this model."""
     engine = start.config.rollout.engine
-    if engine == "vllm" and find_spec("vllm") is None:
-        raise ValueError("rollout.engine=vllm: vllm is not installed; try rollout.engine=transformers")
+    if engine in ("vllm", "vllm_process") and find_spec("vllm") is None:
+        raise ValueError(f"rollout.engine={engine}: vllm is not installed; try rollout.engine=transformers")
     if engine == "vllm_server":
         check_servers(start.config, start.family)
     if engine == "transformers" and start.family.has_sliding_windows:
@@ -170,6 +170,13 @@ def check_engine(start: Start) -> None:
         )
     # The processes of an engine are next to each other, on one machine.
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or start.num_processes)
+    if engine == "vllm_process":
+        if on_gpu() and not start.config.rollout.process_gpus:
+            raise ValueError(
+                "rollout.process_gpus: set the GPU of rollout.engine=vllm_process, one without a learner"
+            )
+        if local < start.num_processes:
+            raise ValueError("rollout.engine=vllm_process is on one machine; use vllm_server for several")
     if local % (shared_by := start.config.rollout.tensor_parallel_size):
         raise ValueError(
             f"rollout.tensor_parallel_size={shared_by} does not divide the {local} processes of a machine"

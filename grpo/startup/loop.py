@@ -19,7 +19,8 @@ from grpo.learner.launching import compute_dtype
 from grpo.learner.update import Learner
 from grpo.loop import Loop
 from grpo.rollout import Engine
-from grpo.run.checkpoint import keep_json
+from grpo.rollout.ahead_files import AheadFiles
+from grpo.run.checkpoint import keep_folder, keep_json
 from grpo.run.folder import GUARD, RunDir
 from grpo.run.recorder import Recorder
 from grpo.startup.assembly import max_gap, prompt_renderer, sampling_of, wording
@@ -50,6 +51,9 @@ def build_loop(start: Start, learner: Learner, engine: Engine) -> Loop:
             max_gap=max_gap(config.rollout.max_gap, compute_dtype()),
         ),
     )
+    if config.rollout.overlap:
+        files = AheadFiles(trainer.sampler.ahead, feed)
+        keep_folder(accelerator, "ahead", files.write, files.read)
     return Loop(trainer=trainer, evaluator=build_evaluator(start, feed), run_dir=start.run_dir)
 
 

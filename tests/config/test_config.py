@@ -147,7 +147,7 @@ def test_what_the_environment_fills_in_is_not_written_down(
         ("foo.bar=3", "no setting foo; there are run_dir, seed, num_steps, "),
         ("rewards.accuracy.wieght=1", r"did you mean rewards.accuracy.weight\?"),
         ("optim.lr=", "optim.lr has no value; it has to be a number"),
-        ("rollout.engine=null", "rollout.engine has no value; it is one of vllm, vllm_server, transformers"),
+        ("rollout.engine=null", "rollout.engine has no value; it is one of vllm, vllm_process, vllm_server, transformers"),
         (
             "rollout.engine=vllm_server",
             "rollout.servers are those of rollout.engine=vllm_server, which needs",

@@ -314,7 +314,7 @@ def demo(folder: Path, rollouts: Stored | None) -> tuple[Stored, Stored]:
     loop = train.prepare(config, RunDir(config.run_dir))
     with closing(loop), closing(loop.trainer.engine):
         engine = Recording(loop.trainer.engine) if rollouts is None else Replay(rollouts)
-        loop.trainer.engine = engine
+        loop.trainer.engine = loop.trainer.sampler.engine = engine
         loop.run(StopRequest())
     reset_process_state()
     if isinstance(engine, Replay):

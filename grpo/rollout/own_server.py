@@ -1,0 +1,84 @@
+"""A server that a run starts for itself on the same machine (`rollout.engine=vllm_process`), and that ends with it.
+
+Run as a module, it is that server: vLLM's, which ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from grpo.rollout.server_client import ServerError
+from grpo.rollout.server_flags import KEY_VARIABLE, LOOPBACK, MODULE
+from grpo.workers.processes import end_with_parent, kill_tree
+
+POLL_S = 0.2
+END_WITHIN_S = 20.0
+OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+"""How the environment variables begin that are about a process's place among those of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnServer:
+    """A server under way, with the key that it asks for."""
+
+    url: str
+    key: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_until_up(self, timeout_s: float) -> None:
+        """Wait until the server answers; raise ServerError if it ends before, or takes too long."""
+        give_up_at = time.monotonic() + timeout_s
+        while self.process.poll() is None and time.monotonic() < give_up_at:
+            try:
+                if httpx.get(f"{self.url}/health", trust_env=False).is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(POLL_S)
+        why = "has ended" if self.process.poll() is not None else f"was not up within {timeout_s:g} s"
+        raise ServerError(f"rollout.engine=vllm_process: its server {why}; see {self.log}")
+
+    def close(self) -> None:
+        """End the server and all that it has started."""
+        self.process.terminate()
+        try:
+            self.process.wait(END_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            kill_tree(self.process.pid)
+            self.process.wait()
+
+
+def start_server(flags: Sequence[str], environment: Mapping[str, str], log: Path) -> OwnServer:
+    """Start a server on a free port of the loopback, with a key that nobody else knows."""
+    key = secrets.token_hex(16)
+    with socket.create_server((LOOPBACK[0], 0)) as free:
+        port = free.getsockname()[1]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, "--host", LOOPBACK[0], "--port", str(port), *flags],
+            env={**inherited, **environment, KEY_VARIABLE: key},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            # A Ctrl-C in the terminal is for the run, which needs the server until its step is finished.
+            start_new_session=True,
+        )
+    return OwnServer(url=f"http://{LOOPBACK[0]}:{port}", key=key, process=process, log=log)
+
+
+if __name__ == "__main__":
+    end_with_parent(signal.SIGTERM)
+    runpy.run_module(MODULE, run_name="__main__")
