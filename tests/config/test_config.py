@@ -21,6 +21,7 @@ from tests.support import tiny
 SHIPPED = sorted((tiny.ROOT / "configs").glob("*.yaml"))
 OVERLAYS = sorted((tiny.ROOT / "configs" / "overlays").glob("*.yaml"))
 DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
+OVERLAP = "rollout={engine: vllm_process, overlap: true}"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -147,7 +148,10 @@ def test_what_the_environment_fills_in_is_not_written_down(
         ("foo.bar=3", "no setting foo; there are run_dir, seed, num_steps, "),
         ("rewards.accuracy.wieght=1", r"did you mean rewards.accuracy.weight\?"),
         ("optim.lr=", "optim.lr has no value; it has to be a number"),
-        ("rollout.engine=null", "rollout.engine has no value; it is one of vllm, vllm_process, vllm_server, transformers"),
+        (
+            "rollout.engine=null",
+            "rollout.engine has no value; it is one of vllm, vllm_process, vllm_server, transformers",
+        ),
         (
             "rollout.engine=vllm_server",
             "rollout.servers are those of rollout.engine=vllm_server, which needs",
@@ -160,6 +164,14 @@ def test_what_the_environment_fills_in_is_not_written_down(
         (
             "rollout={engine: vllm_server, servers: ['a:1']}",
             "rollout.servers: 'a:1' is no address of the form http://HOST:PORT",
+        ),
+        (
+            "rollout.overlap=true",
+            "rollout.overlap needs an engine beside the learner: rollout.engine=vllm_process or",
+        ),
+        (
+            "rollout={engine: vllm, process_gpus: '1'}",
+            "rollout.process_gpus are those of rollout.engine=vllm_process",
         ),
         ("data.eval=", r"data.eval has no value; an empty list is \[\]"),
         ("optim.betas=[0.9]", "optim.betas has 2 values, not 1"),
@@ -233,6 +245,22 @@ def test_what_is_wrong_is_named_in_one_line(argument: str, message: str) -> None
     with pytest.raises(ValueError, match=message) as caught:
         load_config([DEMO, argument])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("correction", "message"),
+    [
+        (
+            "correction=false",
+            "trains on completions of older weights: set loss.vllm_importance_sampling_correction",
+        ),
+        ("mode=sequence_mask", "corrects by token: .*token_truncate or token_mask, not sequence_mask"),
+    ],
+)
+def test_overlap_needs_a_correction_by_token(correction: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"rollout.overlap {message}"):
+        load_config([DEMO, OVERLAP, f"loss.vllm_importance_sampling_{correction}"])
+    load_config([DEMO, OVERLAP, "loss.vllm_importance_sampling_mode=token_mask"])
 
 
 def written(tmp_path: Path) -> Path:

@@ -1,0 +1,57 @@
+"""The demo with its engine in a process of its own, step after step and with the next step's rollouts during the update.
+
+    python -m tests.benchmarks.bench_overlap [--seeds 2]
+
+Prints JSON, of each run: held-out scores, the medians of a step's times, and the median of a step's time over the longer
+of its rollout and its update, which ran side by side in it, or would have. Then the same for steps whose rollout is made
+about as long as the update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from grpo.run.folder import read_rows
+from tests.benchmarks.bench_demo import train_demo
+
+ARMS = {
+    "off": ["rollout.engine=vllm_process"],
+    "overlap": ["rollout.engine=vllm_process", "rollout.overlap=true"],
+}
+TIMES = ("step", "rollout", "update", "rollout_wait", "sync", "data", "reward")
+
+
+def times(run_dir: Path) -> dict[str, float]:
+    """The medians of the times of a run's steps, in seconds, but for the first three, which are slower."""
+    rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row["step"] > 3]
+    over = [row["time/step"] / max(row["time/rollout"], row["time/update"]) for row in rows]
+    medians = {name: median(row.get(f"time/{name}", 0.0) for row in rows) for name in TIMES}
+    return {**{f"{name}_s": round(value, 3) for name, value in medians.items()}, "over": round(median(over), 3)}
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    found = train_demo(folder, "checkpoint.every_steps=0", *overrides)
+    return {"held_out": found["after"], **times(folder)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2)
+    args = parser.parse_args()
+    result: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+    with tempfile.TemporaryDirectory() as folder:
+        # By turns, since the machine is not always equally busy.
+        for seed in range(args.seeds):
+            for name, overrides in ARMS.items():
+                result[name].append(run(Path(folder) / name / str(seed), f"seed={seed}", *overrides))
+                print(name, seed, result[name][-1], flush=True, file=__import__("sys").stderr)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
