@@ -1,14 +1,9 @@
-"""A server that a run starts for itself on the same machine (`rollout.engine=vllm_process`), and that ends with it.
-
-Run as a module, it is that server: vLLM's, which ends when its parent does.
-"""
+"""A server that a run starts for itself on the same machine (`rollout.engine=vllm_process`), and that ends with it."""
 
 from __future__ import annotations
 
 import os
-import runpy
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -19,9 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from grpo.rollout.server_client import ServerError
 from grpo.rollout.server_flags import KEY_VARIABLE, LOOPBACK, MODULE
-from grpo.workers.processes import end_with_parent, kill_tree
+from grpo.workers.processes import kill_tree
 
 POLL_S = 0.2
 END_WITHIN_S = 20.0
@@ -39,7 +33,7 @@ class OwnServer:
     log: Path
 
     def wait_until_up(self, timeout_s: float) -> None:
-        """Wait until the server answers; raise ServerError if it ends before, or takes too long."""
+        """Wait until the server answers; raise ValueError if it ends before, or takes too long."""
         give_up_at = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < give_up_at:
             try:
@@ -48,7 +42,7 @@ class OwnServer:
             except httpx.TransportError:
                 time.sleep(POLL_S)
         why = "has ended" if self.process.poll() is not None else f"was not up within {timeout_s:g} s"
-        raise ServerError(f"rollout.engine=vllm_process: its server {why}; see {self.log}")
+        raise ValueError(f"rollout.engine=vllm_process: its server {why}; see {self.log}")
 
     def close(self) -> None:
         """End the server and all that it has started."""
@@ -65,10 +59,11 @@ def start_server(flags: Sequence[str], environment: Mapping[str, str], log: Path
     key = secrets.token_hex(16)
     with socket.create_server((LOOPBACK[0], 0)) as free:
         port = free.getsockname()[1]
+    where = ["--host", LOOPBACK[0], "--port", str(port)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, "--host", LOOPBACK[0], "--port", str(port), *flags],
+            [sys.executable, "-m", "grpo.workers.processes", MODULE, *where, *flags],
             env={**inherited, **environment, KEY_VARIABLE: key},
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -77,8 +72,3 @@ def start_server(flags: Sequence[str], environment: Mapping[str, str], log: Path
             start_new_session=True,
         )
     return OwnServer(url=f"http://{LOOPBACK[0]}:{port}", key=key, process=process, log=log)
-
-
-if __name__ == "__main__":
-    end_with_parent(signal.SIGTERM)
-    runpy.run_module(MODULE, run_name="__main__")

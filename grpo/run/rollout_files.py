@@ -56,6 +56,7 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """Return the row of each completion of a group. learner_logps: the learner's, by `groups.completion_key`."""
     sample, table = _sample_row(scored.group.prompt.sample), scored.table
+    has_versions = any(each.versions for each in scored.group.rollouts)
     return [
         {
             "rollout": index,
@@ -72,7 +73,7 @@ def rollout_rows(
             **{PART + name: column[index] for name, column in table.parts.items()},
             "total": table.totals[index],
             "advantage": scored.advantages[index],
-            **({VERSIONS: rollout.versions} if rollout.versions else {}),
+            **({VERSIONS: rollout.versions} if has_versions else {}),
             **_learner_row(rollout, learner_logps),
         }
         for index, rollout in enumerate(scored.group.rollouts)

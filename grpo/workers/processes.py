@@ -1,10 +1,17 @@
-"""Process trees on Linux: which processes belong to one, how much memory they hold, and how to kill them all."""
+"""Process trees on Linux: which processes belong to one, how much memory they hold, and how to kill them all.
+
+    python -m grpo.workers.processes MODULE ARGUMENT ...
+
+runs a module in a process that is asked to end (SIGTERM) when its parent does, however that ends.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -109,3 +116,9 @@ def adopt_orphans() -> None:
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel send the caller a signal as soon as its parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+if __name__ == "__main__":
+    end_with_parent(signal.SIGTERM)
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,16 +1,16 @@
-"""The demo with its engine in a process of its own, step after step and with the next step's rollouts during the update.
+"""The demo with its engine in a process of its own, with and without the next step's rollouts during the update.
 
     python -m tests.benchmarks.bench_overlap [--seeds 2]
 
-Prints JSON, of each run: held-out scores, the medians of a step's times, and the median of a step's time over the longer
-of its rollout and its update, which ran side by side in it, or would have. Then the same for steps whose rollout is made
-about as long as the update.
+Prints JSON, of each run: held-out scores, the medians of a step's times, and the median of a step's time over the
+longer of the rollout and the update in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,10 @@ def times(run_dir: Path) -> dict[str, float]:
     rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row["step"] > 3]
     over = [row["time/step"] / max(row["time/rollout"], row["time/update"]) for row in rows]
     medians = {name: median(row.get(f"time/{name}", 0.0) for row in rows) for name in TIMES}
-    return {**{f"{name}_s": round(value, 3) for name, value in medians.items()}, "over": round(median(over), 3)}
+    return {
+        **{f"{name}_s": round(value, 3) for name, value in medians.items()},
+        "over": round(median(over), 3),
+    }
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def main() -> None:
         for seed in range(args.seeds):
             for name, overrides in ARMS.items():
                 result[name].append(run(Path(folder) / name / str(seed), f"seed={seed}", *overrides))
-                print(name, seed, result[name][-1], flush=True, file=__import__("sys").stderr)
+                print(name, seed, result[name][-1], flush=True, file=sys.stderr)
     print(json.dumps(result, indent=2))
 
 

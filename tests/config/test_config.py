@@ -170,7 +170,7 @@ def test_what_the_environment_fills_in_is_not_written_down(
             "rollout.overlap needs an engine beside the learner: rollout.engine=vllm_process or",
         ),
         (
-            "rollout={engine: vllm, process_gpus: '1'}",
+            "rollout.process_gpus='1'",
             "rollout.process_gpus are those of rollout.engine=vllm_process",
         ),
         ("data.eval=", r"data.eval has no value; an empty list is \[\]"),

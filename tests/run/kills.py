@@ -1,9 +1,10 @@
 """Runs that are killed at any moment and made longer, against one that is left alone.
 
-    python -m tests.run.kills 20
+    python -m tests.run.kills 20 [overlap]
 
 One kill in each phase, after each of which the run is finished and made longer, then so many at random moments. Fails
-unless the metrics and the weights are those of the run that nobody has killed.
+unless the metrics and the weights are those of the run that nobody has killed. overlap: the rollouts of the next step
+are sampled during the update.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 
 from grpo.demo.clips import write_dataset
 from grpo.run.folder import RunDir, read_rows
+from tests.support import beside
 from tests.support.runs import SMALL, data, repeatable, weights
 from tests.support.trainers import start_trainer
 
@@ -97,12 +99,15 @@ def kill_at(moment: Moment) -> None:
 class Killed:
     """A run that is killed, and how long it is by now."""
 
-    def __init__(self, folder: Path, clips: Path, num_steps: int = 2) -> None:
-        self.folder, self.clips, self.num_steps = folder, clips, num_steps
+    def __init__(self, folder: Path, clips: Path, num_steps: int = 2, *, overlaps: bool = False) -> None:
+        self.folder, self.clips, self.num_steps, self.overlaps = folder, clips, num_steps, overlaps
         self.log = folder.with_suffix(".log")
 
     def start(self, before: Callable[[], object] | None = None) -> Any:
         own = [f"run_dir={self.folder}", f"num_steps={self.num_steps}"]
+        if self.overlaps:
+            own += beside.OVERRIDES
+            before = partial(beside.use, before)
         return start_trainer([*SMALL, *data(self.clips), *OWN, *own], self.log, before)
 
     def finish(self) -> None:
@@ -133,7 +138,7 @@ class Killed:
 
 def compare(killed: Killed, folder: Path) -> None:
     """Fail unless the run is the same as one in this folder that nobody kills."""
-    whole = Killed(folder, killed.clips, killed.num_steps)
+    whole = Killed(folder, killed.clips, killed.num_steps, overlaps=killed.overlaps)
     whole.finish()
     rows, expected = (repeatable(read_rows(run.folder / "metrics.jsonl")) for run in (killed, whole))
     assert [row["step"] for row in rows] == [*range(killed.num_steps + 1)]
@@ -144,9 +149,14 @@ def compare(killed: Killed, folder: Path) -> None:
 
 
 def kill_in_phases(
-    folder: Path, clips: Path, phases: Iterable[str], say: Callable[[str], object] = print
+    folder: Path,
+    clips: Path,
+    phases: Iterable[str],
+    say: Callable[[str], object] = print,
+    *,
+    overlaps: bool = False,
 ) -> None:
-    killed = Killed(folder / "killed", clips)
+    killed = Killed(folder / "killed", clips, overlaps=overlaps)
     killed.finish()
     for phase in phases:
         killed.kill_in(phase)
@@ -154,8 +164,11 @@ def kill_in_phases(
     compare(killed, folder / "whole")
 
 
-def kill_at_random(folder: Path, clips: Path, number: int, *, longest_s: float, seed: int = 0) -> None:
-    killed, draw, done = Killed(folder / "random", clips, 10), random.Random(seed), 0
+def kill_at_random(
+    folder: Path, clips: Path, number: int, *, longest_s: float, seed: int = 0, overlaps: bool = False
+) -> None:
+    killed = Killed(folder / "random", clips, 10, overlaps=overlaps)
+    draw, done = random.Random(seed), 0
     while done < number:
         after_s = draw.uniform(0, longest_s)
         done += (was_killed := killed.kill_after(after_s))
@@ -165,12 +178,13 @@ def kill_at_random(folder: Path, clips: Path, number: int, *, longest_s: float, 
     compare(killed, folder / "left_alone")
 
 
-def main(number: str) -> None:
+def main(number: str, *words: str) -> None:
+    overlaps = words == ("overlap",)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clips = write_dataset(folder / "clips", num_train=12, num_heldout=4, seed=1)
-        kill_in_phases(folder, clips, PHASES)
-        kill_at_random(folder, clips, int(number), longest_s=20.0)
+        kill_in_phases(folder, clips, PHASES, overlaps=overlaps)
+        kill_at_random(folder, clips, int(number), longest_s=20.0, overlaps=overlaps)
     print(f"the same metrics and weights after {len(PHASES)} kills in phases and {number} at random")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from accelerate import Accelerator
 
 from grpo.config.model import PARTS
@@ -25,6 +27,8 @@ def engine_beside(config: Config, accelerator: Accelerator, policy: Policy) -> T
     return TransformersEngine(policy, own=own)
 
 
-def use() -> None:
-    """Have runs of this process use it, whatever their engine is called."""
+def use(before: Callable[[], object] | None = None) -> None:
+    """Have runs of this process use it, whatever their engine is called; then do what else is due before them."""
     assembly.build_engine = engine_beside
+    if before is not None:
+        before()
