@@ -102,15 +102,15 @@ class RolloutConfig:
     engine: Literal["vllm", "vllm_process", "vllm_server", "transformers"] = "vllm"
     """vllm: in the process that trains. vllm_process: in one of its own, which the run starts on the same machine.
     vllm_server: in servers that you start, on any machine."""
-    overlap: bool = False
-    """Sample the next step's completions while the learner updates on this step's, from weights that are one update
-    older than those that learn from them (docs/overlap.md)."""
     group_size: Annotated[int, Ge(2)] = 8
     """Completions per prompt (G); one alone would have no group to be compared with."""
     max_new_tokens: Positive[int] = 768
     temperature: Positive[float] = 1.0
     stop: list[str] = field(default_factory=list)
     """Texts that end a completion and stay a part of it, `</answer>` say, beside the model's own end of a turn."""
+    overlap: bool = False
+    """Sample the next step's completions while the learner updates on this step's, from weights that are one update
+    older than those that learn from them (docs/overlap.md)."""
     max_model_tokens: int = 8192
     """Prompt and completion together. A prompt is never cut: a run with one that can't fit does not start."""
     gpu_memory_frac: Free[PositiveFrac[float]] = 0.3

@@ -96,6 +96,8 @@ ENGINES: dict[str, Callable[[Path, int, ExitStack], None]] = {
     "vllm": alone(),
     "vllm_in_two_processes": in_two,
     "server": with_servers(1),
+    "process": alone("rollout.engine=vllm_process"),
+    "process_overlap": alone("rollout.engine=vllm_process", "rollout.overlap=true"),
     "two_servers": with_servers(2),
 }
 
