@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from typing import Any
 
 from grpo.feed.dynamic_sampling import Sampled
 from grpo.groups import Group
@@ -56,7 +57,8 @@ class Ahead:
     def first_group(self) -> Group | None:
         """Wait for the group of the first question of the step that was started; None if it was lost."""
         assert self._next is not None
-        wait([self._first, self._next[1]], return_when=FIRST_COMPLETED)
+        either: list[Future[Any]] = [self._first, self._next[1]]
+        wait(either, return_when=FIRST_COMPLETED)
         return self._first.result() if self._first.done() else None
 
     def wait(self) -> tuple[int, Sampled] | None:

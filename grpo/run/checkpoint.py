@@ -72,7 +72,7 @@ def keep_weights(accelerator: Accelerator, name: str, module: nn.Module) -> None
 
 
 def keep_folder(
-    accelerator: Accelerator, name: str, write: Callable[[Path], object], read: Callable[[Path], object]
+    accelerator: Accelerator, name: str, write: Callable[[Path], None], read: Callable[[Path], None]
 ) -> None:
     """Make a folder of that name a part of checkpoints, which all processes are called to write and to read."""
     accelerator.register_save_state_pre_hook(lambda models, weights, folder: write(Path(folder) / name))
