@@ -41,6 +41,7 @@ from grpo.learner.losses import step_counts
 from grpo.learner.update import Learner, UpdateResult
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.rollout import Engine, Sampling
+from grpo.rollout.partial import PartialRollouts
 from grpo.rollout.sampler import Sampler, in_any_process
 from grpo.rollout.sync_proof import gap_of
 from grpo.run.recorder import Recorder
@@ -62,6 +63,7 @@ class GRPOTrainer:
         rewards: RewardSet,
         guard: Guard,
         recorder: Recorder,
+        partial_rollouts: PartialRollouts | None = None,
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self.feed, self.engine, self.sampling = feed, engine, sampling
@@ -84,6 +86,7 @@ class GRPOTrainer:
             recorder=recorder,
             score=self.score,
             gap_of=partial(gap_of, learner.policy, dtype=compute_dtype()),
+            partial=partial_rollouts,
         )
 
     def step(self, step: int) -> None:

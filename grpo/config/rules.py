@@ -62,6 +62,13 @@ def server_contradictions(engine: str, servers: Sequence[str]) -> Iterator[str]:
 
 def _overlap(config: Config) -> Iterator[str]:
     rollout, loss = config.rollout, config.loss
+    if rollout.partial_tokens is not None:
+        if not rollout.overlap:
+            yield "rollout.partial_tokens needs rollout.overlap"
+        if rollout.stop:
+            yield "rollout.partial_tokens does not go with rollout.stop, whose texts may lie in two steps"
+        if config.dynamic_sampling.max_resample_times:
+            yield "rollout.partial_tokens does not go with dynamic_sampling.max_resample_times"
     if not rollout.overlap:
         return
     if rollout.engine not in ELSEWHERE:

@@ -111,6 +111,11 @@ class RolloutConfig:
     overlap: bool = False
     """Sample the next step's completions while the learner updates on this step's, from weights that are one update
     older than those that learn from them (docs/overlap.md)."""
+    partial_tokens: Positive[int | None] = None
+    """The most tokens of a completion that a step samples with `overlap`; a longer one goes on in the next step, and
+    its group is trained on when all of it is there. None: a step waits for the longest."""
+    partial_max_steps: Positive[int] = 2
+    """How many steps a group may wait for such completions; then they are finished at once."""
     max_model_tokens: int = 8192
     """Prompt and completion together. A prompt is never cut: a run with one that can't fit does not start."""
     gpu_memory_frac: Free[PositiveFrac[float]] = 0.3

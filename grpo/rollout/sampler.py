@@ -13,6 +13,7 @@ from grpo.groups import Batch, Group, RewardTable, ScoredGroup
 from grpo.rollout import Engine, OnGroup, Sampling
 from grpo.rollout.ahead import Ahead, of_version
 from grpo.rollout.counterfactuals import add_counterfactuals, make_plan
+from grpo.rollout.partial import PartialRollouts
 from grpo.rollout.sync_proof import is_due
 from grpo.run.metrics import Mean, Metrics
 from grpo.run.recorder import VERSION_GAP, Recorder
@@ -35,22 +36,30 @@ class Sampler:
         recorder: Recorder,
         score: Score,
         gap_of: Callable[[Group], float],
+        partial: PartialRollouts | None = None,
     ) -> None:
         """Make a sampler.
 
         score: gives groups their advantages. gap_of: returns the mean difference of the log-probs that the policy
-        computes of a group to the engine's.
+        computes of a group to the engine's. partial: samples completions over several steps; None: each in one.
         """
         self.config, self.feed, self.engine, self.sampling = config, feed, engine, sampling
         self.rewards, self.recorder, self.score, self.gap_of = rewards, recorder, score, gap_of
         self.plan = make_plan(rewards.counterfactuals, sampling)
         self.ahead = Ahead(self._of_feed, is_on=config.rollout.overlap)
+        self.partial = partial
         self.version = 0
         """The number of updates that the engine's weights have had."""
 
     def take(self, step: int) -> Sampled:
         """Return a step's groups with their rewards: sampled now or, with `rollout.overlap`, during the step before."""
-        return self._remembered(self.ahead.take(step), step)
+        sampled = self._remembered(self.ahead.take(step), step)
+        if self.partial is not None:
+            waits = {"groups/unfinished": len(self.partial.begun)}
+            self.recorder.add(
+                Metrics(sums=waits | {"groups/finished_at_once": self.partial.num_finished_at_once})
+            )
+        return sampled
 
     def replace_flat(self, sampled: Sampled, step: int) -> Sampled:
         """Replace questions whose groups have no signal by others, as often as allowed (`dynamic_sampling.py`)."""
@@ -104,9 +113,14 @@ class Sampler:
                 on_first(group)
 
         with self.recorder.timed("time/rollout"):
-            groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=tell)
-            # All of them, but for those that no server gave.
-            batch = batch.answered(groups)
+            if self.partial is None:
+                groups = self.engine.generate(batch.prompts, self.sampling, batch.seeds, on_group=tell)
+                # All of them, but for those that no server gave.
+                batch = batch.answered(groups)
+            else:
+                batch, groups = self.partial.sample(
+                    self.engine, batch, step, self.version, on_group=scoring.add, on_first=on_first
+                )
             # Completions that some rewards compare with: sampled beside the groups, and never trained on.
             groups = add_counterfactuals(
                 groups,
@@ -116,7 +130,7 @@ class Sampler:
                 render=self.feed.render,
                 max_prompt_tokens=self.feed.max_prompt_tokens,
             )
-        if self.config.rollout.overlap:
+        if self.config.rollout.overlap and self.partial is None:
             groups = [of_version(group, self.version) for group in groups]
         with self.recorder.timed("time/reward"):
             tables = scoring.tables(groups)

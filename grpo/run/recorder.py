@@ -205,7 +205,9 @@ class Recorder:
         return growth
 
     def _check_prompts(self, step: int, row: Mapping[str, float]) -> None:
-        self.num_lost_steps = self.num_lost_steps + 1 if step and not row.get("tokens/prompt") else 0
+        # What is not finished yet is not lost.
+        is_lost = step and not row.get("tokens/prompt") and not row.get("groups/unfinished")
+        self.num_lost_steps = self.num_lost_steps + 1 if is_lost else 0
         if self.num_lost_steps == MAX_LOST_STEPS:
             raise RuntimeError(
                 f"step {step}: {MAX_LOST_STEPS} steps in a row had no usable prompt; see {self.run_dir.failures_file}"

@@ -44,8 +44,8 @@ ANSWERED = ("set", "pass")
 VERSIONS = "versions"
 """The column of the weights that sampled each token, where they may be older than those that learn from it."""
 
-SLOT, FAILURES = "slot", "failures"
-"""The columns that groups in a checkpoint have besides: their places in their step, and rewards' failures, as JSON."""
+SLOT, OF_STEP, FAILURES = "slot", "of_step", "failures"
+"""The columns that groups in a checkpoint have besides: their place, in which step, and rewards' failures as JSON."""
 
 LEARNER_LOGPROBS = "learner_logprobs"
 """The column of the learner's log-probs before the step's update; empty in a row of which it has none."""
@@ -180,7 +180,12 @@ def _schema(row: Mapping[str, Any]) -> pa.Schema:
     import pyarrow as pa
 
     types = column_types() | dict.fromkeys((*ANSWERED, FAILURES), pa.string())
-    types |= {SLOT: pa.int32(), VERSIONS: pa.list_(pa.int32()), LEARNER_LOGPROBS: pa.list_(pa.float32())}
+    types |= {
+        SLOT: pa.int32(),
+        OF_STEP: pa.int32(),
+        VERSIONS: pa.list_(pa.int32()),
+        LEARNER_LOGPROBS: pa.list_(pa.float32()),
+    }
     is_reward = {name: name.startswith((REWARD, PART)) for name in row}
     return pa.schema([(name, pa.float64() if is_reward[name] else types[name]) for name in row])
 

@@ -22,6 +22,7 @@ from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
+from grpo.rollout.partial import PartialRollouts
 from grpo.rollout.sync_proof import SyncProof, make_prompt
 from grpo.rollout.vllm_arguments import MAX_LORA_RANK, MAX_SEQUENCES, EngineSize
 from grpo.startup.servers import build_server_engine
@@ -221,4 +222,17 @@ def sampling_of(config: Config) -> Sampling:
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
         stop=tuple(rollout.stop),
+    )
+
+
+def partial_rollouts(config: Config, family: ModelFamily) -> PartialRollouts | None:
+    """Build the sampling of completions over several steps; None if each is sampled in one."""
+    rollout = config.rollout
+    if rollout.partial_tokens is None:
+        return None
+    return PartialRollouts(
+        sampling=sampling_of(config),
+        decode=family.decode,
+        max_tokens=rollout.partial_tokens,
+        max_steps=rollout.partial_max_steps,
     )

@@ -23,7 +23,7 @@ from grpo.rollout.ahead_files import AheadFiles
 from grpo.run.checkpoint import keep_folder, keep_json
 from grpo.run.folder import GUARD, RunDir
 from grpo.run.recorder import Recorder
-from grpo.startup.assembly import max_gap, prompt_renderer, sampling_of, wording
+from grpo.startup.assembly import max_gap, partial_rollouts, prompt_renderer, sampling_of, wording
 from grpo.startup.checks import Start
 from grpo.trainer import GRPOTrainer
 
@@ -50,9 +50,10 @@ def build_loop(start: Start, learner: Learner, engine: Engine) -> Loop:
             policy=learner.policy,
             max_gap=max_gap(config.rollout.max_gap, compute_dtype()),
         ),
+        partial_rollouts=partial_rollouts(config, start.family),
     )
     if config.rollout.overlap:
-        files = AheadFiles(trainer.sampler.ahead, feed)
+        files = AheadFiles(trainer.sampler.ahead, feed, trainer.sampler.partial)
         keep_folder(accelerator, "ahead", files.write, files.read)
     return Loop(trainer=trainer, evaluator=build_evaluator(start, feed), run_dir=start.run_dir)
 

@@ -247,6 +247,21 @@ def test_what_is_wrong_is_named_in_one_line(argument: str, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_partial_rollouts_need_overlap_and_no_texts_that_end_completions() -> None:
+    for argument, message in (
+        ("rollout.partial_tokens=8", "rollout.partial_tokens needs rollout.overlap"),
+        (
+            "rollout={engine: vllm_process, overlap: true, partial_tokens: 8, stop: [x]}",
+            "not go with rollout.stop",
+        ),
+        ("rollout.partial_max_steps=0", "rollout.partial_max_steps must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_config([DEMO, argument])
+    with pytest.raises(ValueError, match="not go with dynamic_sampling.max_resample_times"):
+        load_config([DEMO, OVERLAP, "rollout.partial_tokens=8", "dynamic_sampling.max_resample_times=1"])
+
+
 @pytest.mark.parametrize(
     ("correction", "message"),
     [
