@@ -1,6 +1,6 @@
 """The demo with its engine in a process of its own, with and without the next step's rollouts during the update.
 
-    python -m tests.benchmarks.bench_overlap [--seeds 2]
+    python -m tests.benchmarks.bench_overlap [--seeds 2] [--arms off,overlap]
 
 Prints JSON, of each run: held-out scores, the medians of a step's times, and the median of a step's time over the
 longer of the rollout and the update in it.
@@ -38,20 +38,21 @@ def times(run_dir: Path) -> dict[str, float]:
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    found = train_demo(folder, "checkpoint.every_steps=0", *overrides)
+    found = train_demo(folder, "checkpoint.every_steps=0", "eval.every_steps=50", *overrides)
     return {"held_out": found["after"], **times(folder)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--arms", default=",".join(ARMS), help="some of them, with commas between")
     args = parser.parse_args()
-    result: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+    result: dict[str, list[dict[str, Any]]] = {name: [] for name in args.arms.split(",")}
     with tempfile.TemporaryDirectory() as folder:
         # By turns, since the machine is not always equally busy.
         for seed in range(args.seeds):
-            for name, overrides in ARMS.items():
-                result[name].append(run(Path(folder) / name / str(seed), f"seed={seed}", *overrides))
+            for name in result:
+                result[name].append(run(Path(folder) / name / str(seed), f"seed={seed}", *ARMS[name]))
                 print(name, seed, result[name][-1], flush=True, file=sys.stderr)
     print(json.dumps(result, indent=2))
 
