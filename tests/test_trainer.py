@@ -18,6 +18,7 @@ from grpo.groups import Batch, Group, RewardTable, ScoredGroup
 from grpo.learner.losses import StepCounts
 from grpo.learner.update import UpdateResult
 from grpo.packing import PackedRow
+from grpo.policy.sequence_split import ALONE
 from grpo.rollout import Sampling
 from grpo.trainer import GRPOTrainer
 from tests.support import tiny
@@ -46,7 +47,8 @@ class Step:
         learner = SimpleNamespace(
             policy=SimpleNamespace(family=tiny.family()),
             update=self.update,
-            reference_logps=self.reference_logps,
+            reference_logps_of_own=self.reference_logps,
+            split=ALONE,
         )
         GRPOTrainer(
             config,
