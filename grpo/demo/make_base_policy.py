@@ -111,7 +111,8 @@ class Maker:
         return self.policy.family.processor.tokenizer.encode(text, add_special_tokens=False)
 
     def save(self, folder: str) -> None:
-        self.policy.family.save_model(Path(folder), dict(self.policy.named_weights()))
+        weights = dict(self.policy.named_weights())
+        self.policy.family.save_model(Path(folder), weights, max_shard_size="50GB")
 
     def _packed(self, texts: Texts) -> PackedRow:
         segments = [

@@ -341,5 +341,5 @@ def lr_factor(
         return step / warmup_steps
     if schedule == "constant":
         return 1.0
-    progress = (step - 1 - warmup_steps) / max(1, num_steps - warmup_steps)
+    progress = (step - 1 - warmup_steps) / (num_steps - warmup_steps)
     return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))

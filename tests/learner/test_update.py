@@ -37,6 +37,7 @@ def test_the_learning_rate_of_each_step_by_hand() -> None:
     # The same between 1 and 0.2: 0.2 + 0.8 * factor.
     low = factors("cosine", warmup_steps=4, min_lr_frac=0.2)
     assert low == pytest.approx([*warm, 1.0, 0.882843, 0.6, 0.317157], abs=1e-6)
+    assert factors("cosine", num_steps=6, warmup_steps=2)[2:] == factors("cosine", num_steps=4)
     assert factors("cosine", num_steps=4) == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
     assert factors("cosine", num_steps=2, warmup_steps=2) == [0.5, 1.0]
 
@@ -47,6 +48,8 @@ def test_the_optimizer_has_the_steps_learning_rate() -> None:
     result = learner.update(packed(text_groups()), counts_of(text_groups()), 3)
     assert result.metrics.reduced()["optim/lr"] == pytest.approx(0.75e-3)
     assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([0.75e-3] * 2)
+    result = learner.update(packed(text_groups()), counts_of(text_groups()), 7)
+    assert result.metrics.reduced()["optim/lr"] == 1e-3  # a cosine would have begun to fall
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0])

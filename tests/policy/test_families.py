@@ -4,12 +4,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from grpo.groups import Prompt
-from grpo.media.clip import Clip
+from grpo.media.clip import Clip, ClipSource
 from grpo.policy.families import load_family
 from grpo.policy.families.prompt_text import user_text
 from grpo.policy.uploads import uploaded
@@ -125,21 +126,46 @@ def test_qwen3_vl_is_told_the_mean_time_of_each_patchs_frames() -> None:
         "<8.8 seconds><|vision_start|>....<|vision_end|>"
         "<1234.6 seconds><|vision_start|>....<|vision_end|>"
     )
+    # In fp32 the mean of 0.3 and 0.4 is above 0.35, as vLLM computes it below.
+    assert text_of(with_facts(clip, times_s=(0.3, 0.4, 0.5, 0.5, 0.6, 0.6))).startswith(
+        "<|vision_start|><0.3 seconds>"
+    )
 
 
 @pytest.mark.usefixtures("each_family")
 def test_a_clip_has_at_most_the_planned_text() -> None:
     family, clip = tiny.family(), tiny.clip(num_frames=6)
-    long = with_facts(clip, times_s=(0.0, 0.5, 2.0, 3.0, 86399.0, 86399.9))
-    text = [token for token in family.clip_ids(long) if token != family.vision_token_id]
     planned = family.most_clip_text_tokens(6)
-    assert len(text) <= planned and (planned > 0) == (family.config.model_type == "qwen3_vl")
+    assert (planned > 0) == (family.config.model_type == "qwen3_vl")
+    for times_s, holds in (
+        ((0.0, 0.5, 2.0, 3.0, 86399.0, 86399.9), range(planned + 1)),
+        ((86394.0, 86395.0, 86396.0, 86397.0, 86398.0, 86399.9), [planned]),  # the longest that there are
+    ):
+        ids = family.clip_ids(with_facts(clip, times_s=times_s))
+        assert len([token for token in ids if token != family.vision_token_id]) in holds
+
+
+@pytest.mark.usefixtures("each_family")
+def test_an_engine_gets_the_frames_as_they_are_sampled() -> None:
+    family, clip = tiny.family(), tiny.clip(num_frames=6)
+    frames, metadata = family.engine_video(clip)
+    assert np.array_equal(frames, clip.frames_FHWC) and frames.flags.writeable
+    assert metadata == family.metadata(clip) | {"do_sample_frames": False}
+
+
+def test_an_outline_leaves_the_familys_config_as_it_is() -> None:
+    family = tiny.family()
+    before = repr(vars(family.config)) + repr(vars(family.config.text_config))
+    family.outline()
+    assert repr(vars(family.config)) + repr(vars(family.config.text_config)) == before
 
 
 def test_a_completion_ends_at_the_first_of_any_of_the_tokens_that_end_one() -> None:
     """A model may list several, of which the second is as good as the first."""
     family = replace(tiny.family(), eos_ids=(300, 301))
     text = family.decode([65, 66])
+    begin = family.processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert family.decode([begin, 65, 66]) == f"<|im_start|>{text}"
     for eos in (300, 301):
         assert family.decode([65, 66, eos]) == text
         engine = TransformersEngine(tiny.policy())
@@ -198,9 +224,25 @@ def test_a_system_prompt_stands_before_the_users_turn() -> None:
     assert text.startswith("<|im_start|>system\nAnswer briefly.<|im_end|>\n<|im_start|>user\nWhich one?")
     assert prompt.token_ids[-len(plain) :] == plain
     assert family.num_text_tokens(sample, **wording, system="Answer briefly.") == len(prompt.token_ids)
+    watched = replace(sample, clip_source=ClipSource(video="x.mp4"))
+    clip = tiny.clip()
+    beside = len(family.render(watched, clip, **wording).token_ids) - family.num_vision_tokens(clip)
+    assert family.num_text_tokens(watched, **wording) == beside
     own = tiny.sample(question="Which one?", system="Answer briefly.")
     assert family.render(own, None, **wording, system=None).token_ids == prompt.token_ids
     assert family.render(own, None, **wording, system="").token_ids == plain
+
+
+def test_an_official_prompt_takes_the_place_of_the_whole_turn() -> None:
+    wording = {"template": "{question}", "option": "", "tags": ()}
+    prompt = tiny.family().render(
+        tiny.sample(question="Which?"),
+        None,
+        **wording,
+        user=lambda sample: f"Asked officially: {sample.question}",
+    )
+    turn = "<|im_start|>user\nAsked officially: Which?<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.text.endswith(turn) and "Which?" not in prompt.text.replace(turn, "")
 
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "some/hub-model-that-is-not-here"])

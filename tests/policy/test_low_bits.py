@@ -53,6 +53,14 @@ def test_the_language_models_linear_layers_have_4_bits(policy: Policy) -> None:
     assert low == linear and len(low) == 4 * 7
 
 
+def test_the_layers_of_4_bits_compute_in_the_precision_that_is_asked_for() -> None:
+    model = tiny.family().load_model(torch.bfloat16, in_4bit_on=torch.device("cpu"))
+    layer: Any = model.model.language_model.layers[0].mlp.up_proj
+    assert model.dtype == model.model.language_model.embed_tokens.weight.dtype == torch.bfloat16
+    assert layer.compute_dtype == torch.bfloat16 and not layer.support_avx512bf16_for_cpu
+    assert layer.weight.quant_type == "nf4" and layer.weight.compress_statistics
+
+
 def test_packed_log_probs_equal_one_forward_per_completion(policy: Policy) -> None:
     groups = tiny.ragged_groups()
     implementations = [part.config._attn_implementation for part in parts(policy)]

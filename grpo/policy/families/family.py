@@ -104,7 +104,7 @@ class ModelFamily:
             )
             options["device_map"] = {"": in_4bit_on}
         model = self.model_class.from_pretrained(self.path, dtype=dtype, **options)
-        for module in model.modules() if in_4bit_on is not None else ():
+        for module in model.modules():
             # In evaluation mode on some CPUs, bitsandbytes repacks weights for kernels that have no gradient.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
@@ -115,7 +115,7 @@ class ModelFamily:
         with torch.device("meta"):
             return self.model_class(copy.deepcopy(self.config))
 
-    def save_model(self, folder: Path, weights: dict[str, Tensor], *, max_shard_size: str = "50GB") -> None:
+    def save_model(self, folder: Path, weights: dict[str, Tensor], *, max_shard_size: str) -> None:
         """Write weights as a model folder, in files of a size, whatever form they are trained in.
 
         All other files are those of the family's folder: an older transformers that loads that one loads this one,
