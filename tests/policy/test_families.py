@@ -1,6 +1,9 @@
 """The families' facts against vLLM's and transformers' own code."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from grpo.groups import Prompt
 from grpo.media.clip import Clip, ClipSource
-from grpo.policy.families import load_family
+from grpo.policy.families import FAMILIES, load_family
 from grpo.policy.families.prompt_text import user_text
 from grpo.policy.uploads import uploaded
 from grpo.rollout import Sampling
@@ -150,7 +153,16 @@ def test_an_engine_gets_the_frames_as_they_are_sampled() -> None:
     family, clip = tiny.family(), tiny.clip(num_frames=6)
     frames, metadata = family.engine_video(clip)
     assert np.array_equal(frames, clip.frames_FHWC) and frames.flags.writeable
-    assert metadata == family.metadata(clip) | {"do_sample_frames": False}
+    # Qwen3-VL is told a frame a second, so that a frame's number is its time.
+    has_times = family.config.model_type == "qwen3_vl"
+    assert metadata == {
+        "fps": 1.0 if has_times else 2.0,
+        "duration": 3.0,
+        "total_num_frames": 6,
+        "frames_indices": [0.0, 0.5, 1.0, 1.5, 2.0, 2.5] if has_times else [0, 1, 2, 3, 4, 5],
+        "video_backend": "pyav",
+        "do_sample_frames": False,
+    }
 
 
 def test_an_outline_leaves_the_familys_config_as_it_is() -> None:
@@ -234,7 +246,7 @@ def test_a_system_prompt_stands_before_the_users_turn() -> None:
 
 
 def test_an_official_prompt_takes_the_place_of_the_whole_turn() -> None:
-    wording = {"template": "{question}", "option": "", "tags": ()}
+    wording = {"template": "{question}", "option": "", "tags": ("answer",)}
     prompt = tiny.family().render(
         tiny.sample(question="Which?"),
         None,
@@ -243,12 +255,36 @@ def test_an_official_prompt_takes_the_place_of_the_whole_turn() -> None:
     )
     turn = "<|im_start|>user\nAsked officially: Which?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.text.endswith(turn) and "Which?" not in prompt.text.replace(turn, "")
+    assert prompt.tags == ("answer",)
 
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "some/hub-model-that-is-not-here"])
 def test_a_model_path_that_does_not_exist_is_named_at_once(path: str) -> None:
     with pytest.raises(ValueError, match=f"model.path: .*{path}"):
         load_family(path)
+
+
+@pytest.mark.parametrize(("listed", "expected"), [([7, 5], (7, 5)), (9, (9,)), (None, (431,))])
+def test_a_completion_ends_with_what_the_generation_config_lists(
+    listed: Any, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.BASE_POLICY, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    assert load_family(str(tiny.BASE_POLICY)).processor.tokenizer.eos_token_id == 431
+    family = load_family(str(folder), seconds_dtype=torch.bfloat16)
+    assert (family.eos_ids, family.seconds_dtype) == (expected, torch.bfloat16)
+
+
+def test_what_transformers_says_of_a_folder_is_one_line_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(path: str, **_: Any) -> None:
+        raise OSError("no tokenizer here\nIf you were trying to load it from the hub ...")
+
+    monkeypatch.setattr(FAMILIES["qwen2_5_vl"], "load", load)
+    with pytest.raises(ValueError, match=r"^model\.path: no tokenizer here$"):
+        load_family(str(tiny.BASE_POLICY))
 
 
 def test_another_family_is_refused(tmp_path) -> None:
