@@ -227,6 +227,15 @@ def test_the_default_prompt_asks_for_the_tags_and_nothing_else() -> None:
     assert "<think>" in text and "only the letter" in text and "keyframes" not in text
 
 
+def test_instructions_stand_in_one_line_and_empty_parts_leave_none() -> None:
+    sample = tiny.sample(question="What is it?", options=(), task="text")
+    template = "{question}\n{options}\n{instruction}"
+    assert user_text(sample, template=template, option="", tags=("think", "answer")) == (
+        "What is it?\nFirst reason step by step inside <think> </think>. "
+        "Finally give the answer inside <answer> </answer>."
+    )
+
+
 def test_a_system_prompt_stands_before_the_users_turn() -> None:
     family, wording = tiny.family(), {"template": "{question}", "option": "", "tags": ()}
     sample = tiny.sample(question="Which one?")
