@@ -185,8 +185,7 @@ def test_a_completion_ends_at_the_first_of_any_of_the_tokens_that_end_one() -> N
         prompt = tiny.prompt(tiny.sample(), None)
         tokens, ends = [[65, 66, eos, 65, 300], [65, 66, 67, 68, 69]], Ends(family, (), 2)
         assert [ends.all_after(column) for column in zip(*tokens, strict=True)] == [False] * 5
-        (group,) = engine._groups([prompt], tokens, [[0.0] * 5] * 2, ends.lengths)
-        ended, cut_off = group.rollouts
+        ((ended, cut_off),) = engine._rollouts([prompt], tokens, [[0.0] * 5] * 2, ends.lengths)
         assert (ended.token_ids, ended.stopped, ended.text) == ((65, 66, eos), True, text)
         assert (len(cut_off.token_ids), cut_off.stopped) == (5, False)
 

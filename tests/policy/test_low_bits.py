@@ -61,6 +61,12 @@ def test_the_layers_of_4_bits_compute_in_the_precision_that_is_asked_for() -> No
     assert layer.weight.quant_type == "nf4" and layer.weight.compress_statistics
 
 
+def test_a_head_of_its_own_keeps_its_precision() -> None:
+    with tiny.of_family("qwen3_vl_untied"):
+        model: Any = tiny.family().load_model(torch.float32, in_4bit_on=torch.device("cpu"))
+    assert model.lm_head.weight.dtype == torch.float32
+
+
 def test_packed_log_probs_equal_one_forward_per_completion(policy: Policy) -> None:
     groups = tiny.ragged_groups()
     implementations = [part.config._attn_implementation for part in parts(policy)]
