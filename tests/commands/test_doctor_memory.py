@@ -54,6 +54,8 @@ def test_every_launch_file_is_there() -> None:
         ("lora", {24: set(), 80: {*LAUNCHES}, 141: {*LAUNCHES}}),
         # The header promises a single small GPU.
         ("qlora", {size: {"single", "multi_gpu"} for size in (24, 80, 141)}),
+        # A single process has nobody to share rows with.
+        ("hour_long", {24: set(), 80: SHARDED, 141: SHARDED | {"multi_gpu"}}),
         ("less_memory", {24: set(), 80: {"single", "multi_gpu"}, 141: {"single", "multi_gpu"}}),
     ],
 )
@@ -62,7 +64,7 @@ def test_each_shipped_job_and_overlay_fits_where_it_says(overlay: str, expected:
 
 
 def test_every_overlay_is_in_the_table_above() -> None:
-    assert {*OVERLAYS} == {"", "lora", "qlora", "less_memory"}
+    assert {*OVERLAYS} == {"", "lora", "qlora", "less_memory", "hour_long"}
 
 
 def test_the_demo_fits_everywhere() -> None:
@@ -181,10 +183,8 @@ HOUR: dict[str, Any] = {"row_tokens": 262_144, "row_vision_tokens": 245_760}
 
 
 def test_a_row_of_an_hour_fits_on_eight_gpus_that_compute_it_together() -> None:
-    _, policy = run_of("")
-    alone, shared = (
-        load_config([JOB, "rollout.sleep=true", f"optim.sequence_parallel_size={size}"]) for size in (1, 8)
-    )
+    shared, policy = run_of("hour_long")
+    alone = replace(shared, optim=replace(shared.optim, sequence_parallel_size=1))
     found = table(alone, policy, **HOUR, processes=8)
     assert not any(each["fits"] for each in found)
     on_80 = {each["launch"]: each for each in found if each["gpu_gb"] == 80}
