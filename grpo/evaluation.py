@@ -227,7 +227,7 @@ def batches(
     chunks = [samples[start:end] for start, end in pairwise(ends)]
     for index, chunk in enumerate(chunks):
         for ahead in chunks[index : index + 2]:
-            loader.prefetch([sample.clip_source for sample in ahead])
+            loader.prefetch([source for sample in ahead for source in sample.sources])
         seeds = [rollout_seed(seed, "eval", sample.id) for sample in chunk]
         yield make_batch(chunk, seeds, loader, render, max_prompt_tokens)
 

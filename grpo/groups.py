@@ -31,6 +31,9 @@ ROUNDING = 1e-12
 """The most that equal values may be apart, as a share of their size, or of 1 if they are smaller: 0.1 + 0.2 and 0.3
 differ by 6e-17."""
 
+MAX_MEDIA = 32
+"""The most media in a question."""
+
 Task = Literal["choice", "number", "text", "ocr", "regression", "span", "open"]
 
 
@@ -49,11 +52,30 @@ class Sample:
     system: str = ""
     """The record's own system prompt, which `prompt.system` takes the place of; empty: none."""
     clip_source: ClipSource | None = None
-    """The files and times that the clip is read from; None for a question about text alone."""
+    """The files and times that the clip is read from; None for a question about text alone.
+
+    Of several media it is the one whose times are meant: the first video, or the first picture if there is none.
+    """
+    media: tuple[ClipSource, ...] = ()
+    """All media in order, `clip_source` among them, where the record lists them; else empty.
+
+    `<video>` and `<image>` in the question, or in options, then say where each stands; without any, all come first.
+    """
     keyframes_s: tuple[tuple[float, float], ...] = ()
     """Annotated spans (start, end) in seconds from the *clip's* start; a moment is a span of no length."""
+    other_keyframes_s: tuple[tuple[tuple[float, float], ...], ...] = ()
+    """The annotated spans of the second video, the third and so on, each from its own start."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The record's other fields, untouched, for rewards."""
+
+    @property
+    def sources(self) -> tuple[ClipSource, ...]:
+        """All that is shown, in order: several media, or the one clip."""
+        return self.media or (() if self.clip_source is None else (self.clip_source,))
+
+    @property
+    def num_videos(self) -> int:
+        return sum(not source.is_picture for source in self.sources)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +85,18 @@ class Prompt:
     sample: Sample
     clip: Clip | None
     token_ids: tuple[int, ...]
-    """The tokens of the input, with one vision pad token for each vision feature of the clip."""
+    """The tokens of the input, with one vision pad token for each vision feature of its clips."""
     tags: tuple[str, ...]
     """The output tags that the prompt asks for, in order."""
     text: str = ""
-    """The input as a text, with one pad token for the clip; empty for tokens that were made up."""
+    """The input as a text, with one pad token for each clip; empty for tokens that were made up."""
+    media: tuple[Clip, ...] = ()
+    """The clips of a sample's `media`, in order."""
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """All that is shown, in order: several media, or the one clip."""
+        return self.media or (() if self.clip is None else (self.clip,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +120,13 @@ class Rollout:
     counterfactuals: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     """Completions of the same question about changed frames, by how the frames were changed, for the rewards that
     declare them (`rewards.counterfactual`). Nothing trains on them."""
+    media: tuple[Clip, ...] = ()
+    """The clips of a sample's `media`, in order, `clip` among them."""
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """All that was shown, in order: several media, or the one clip."""
+        return self.media or (() if self.clip is None else (self.clip,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +213,11 @@ class Batch:
             lost=self.lost
             + tuple(LostSample(sample_id=each, reason="no server sampled its group") for each in ids),
         )
+
+
+def main_index(media: Sequence[ClipSource | Clip]) -> int:
+    """Return the index of the one of several media whose times are meant: the first video, or 0 if all are pictures."""
+    return next((index for index, each in enumerate(media) if not each.is_picture), 0)
 
 
 def differ(low: Any, high: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from grpo.groups import Prompt, Rollout, Sample, ScoredGroup, completion_key
+from grpo.media.clip import Clip
 
 
 class Family(Protocol):
@@ -29,7 +30,7 @@ class Family(Protocol):
     def eos_ids(self) -> tuple[int, ...]: ...
 
     @property
-    def vision_token_id(self) -> int: ...
+    def vision_token_ids(self) -> tuple[int, ...]: ...
 
     def positions(self, prompt: Prompt) -> Tensor:
         """Return the position ids of a prompt's tokens, (3, S)."""
@@ -97,6 +98,11 @@ class PackedRow:
     advantages_T: Tensor
     sampler_logps_T: Tensor
 
+    @property
+    def clips(self) -> list[Clip]:
+        """All that the row's prompts show, in order."""
+        return [clip for prompt in self.prompts for clip in prompt.clips]
+
     def to(self, device: torch.device) -> PackedRow:
         """Return the row with its tensors on a device."""
         moved = {name: value.to(device) for name, value in _tensors(self).items()}
@@ -138,6 +144,7 @@ def pack(segments: Sequence[Segment], family: Family, *, tokens_per_row: int) ->
 def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
     """Lay segments out in one row; segments of equal shape stand together and share attention calls."""
     segments = sorted(segments, key=_shape)
+    pads = frozenset(family.vision_token_ids)
     starts: list[int] = []
     token_ids: list[int] = []
     position_parts: list[Tensor] = []
@@ -150,7 +157,7 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
         # Where each completion goes on, as if it were the only one behind its prompt.
         next_position = int(prompt_positions_3S.max()) + 1
         starts.append(start)
-        vision_index += [start + i for i, token in enumerate(prompt_ids) if token == family.vision_token_id]
+        vision_index += [start + i for i, token in enumerate(prompt_ids) if token in pads]
         token_ids += prompt_ids
         position_parts.append(prompt_positions_3S)
         for rollout in segment.rollouts:

@@ -26,6 +26,8 @@ TAGS = (THINK, KEYFRAMES, ANSWER)
 # Bounded, as int() refuses more than 4,300 digits, float() makes inf of 400 and no clip lasts 30 years.
 _SECONDS = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _MOMENT = re.compile(rf"({_SECONDS})(?:(?:\s*+-\s*+|\s++to\s++)({_SECONDS}))?")
+# A space behind the colon, or `2:15` would be a time of the second video.
+_VIDEO = re.compile(r"(?:[Vv]ideo\s++)?([0-9]{1,2}):\s++(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,100}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
 _EMPTY = frozenset(
     "\u115f\u1160\u2800\u3164\uffa0"
@@ -134,11 +136,31 @@ def read_moments(content: str) -> list[tuple[float, float]] | None:
     Comma separated, each a number (`3.5`) or a span (`3.0-4.5`, `3.0 to 4.5`) that does not end before it starts.
     A number is a span of no length.
     """
-    matches = [_MOMENT.fullmatch(part.strip()) for part in folded(content).split(",")]
-    if not all(matches):
-        return None
-    spans = [(float(match[1]), float(match[2] or match[1])) for match in matches if match]
-    return spans if all(start <= end for start, end in spans) else None
+    moments = [_moment(part) for part in folded(content).split(",")]
+    return [moment for moment in moments if moment] if all(moments) else None
+
+
+def read_videos_moments(content: str, num_videos: int) -> list[tuple[int, tuple[float, float]]] | None:
+    """Cited moments of several videos, each with the number of its video, from 1; None unless all are readable.
+
+    As `read_moments`, each with its video's number in front, `2: 3.0-4.5` or `video 2: 3.0-4.5`; without a number it
+    is of the first video.
+    """
+    numbered = [_numbered(part.strip()) for part in folded(content).split(",")]
+    read = [(number, moment) for number, text in numbered if (moment := _moment(text))]
+    is_whole = len(read) == len(numbered) and all(1 <= number <= num_videos for number, _ in read)
+    return read if is_whole else None
+
+
+def _numbered(part: str) -> tuple[int, str]:
+    match = _VIDEO.fullmatch(part)
+    return (int(match[1]), match[2]) if match else (1, part)
+
+
+def _moment(part: str) -> tuple[float, float] | None:
+    match = _MOMENT.fullmatch(part.strip())
+    span = (float(match[1]), float(match[2] or match[1])) if match else None
+    return span if span and span[0] <= span[1] else None
 
 
 def read_span(content: str | None) -> tuple[float, float] | None:

@@ -50,14 +50,9 @@ def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ..
             prompt_positions = family.positions(prompt)
             after = prompt_positions.max() + 1 + torch.arange(len(rollout.token_ids))
             positions = torch.cat([prompt_positions, after.expand(3, -1)], dim=1)[:, None]
-            pixels, grid = (
-                family.pixels([uploaded(prompt.clip, torch.device("cpu"))])
-                if prompt.clip is not None
-                else (None, None)
-            )
-            logits = model(
-                input_ids=ids, position_ids=positions, pixel_values_videos=pixels, video_grid_thw=grid
-            ).logits[0, len(prompt.token_ids) - 1 : -1]
+            logits = model(input_ids=ids, position_ids=positions, **plain_media(prompt)).logits[
+                0, len(prompt.token_ids) - 1 : -1
+            ]
             bias = torch.zeros(logits.shape[-1])
             bias[list(family.suppressed_ids)] = SUPPRESSED_BIAS
             logits = (logits + bias) / policy.head.temperature
@@ -65,6 +60,21 @@ def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ..
                 logits, torch.tensor(rollout.token_ids), reduction="none"
             )
     return result
+
+
+def plain_media(prompt: Prompt) -> dict[str, Tensor]:
+    """The pixels and grids of what a prompt shows, as transformers takes videos and images."""
+    made: dict[str, Tensor] = {}
+    for names, is_picture in (
+        (("pixel_values_videos", "video_grid_thw"), False),
+        (("pixel_values", "image_grid_thw"), True),
+    ):
+        frames = [
+            uploaded(clip, torch.device("cpu")) for clip in prompt.clips if clip.is_picture == is_picture
+        ]
+        pixels = tiny.family().pixels(frames, [is_picture] * len(frames)) if frames else ()
+        made |= zip(names, pixels, strict=bool(frames))
+    return made
 
 
 def by_completion(row: PackedRow, values_T: Tensor) -> dict[tuple[int, ...], Tensor]:
@@ -89,10 +99,16 @@ def gradient(policy: Policy) -> Tensor:
     return flat
 
 
+def with_several_media() -> list[ScoredGroup]:
+    """Ragged groups, of which one is about a video, an image and a video."""
+    prompt = tiny.media_prompt(("video", "image", "video"), "First <video> then <image> and <video> what?")
+    return [*tiny.ragged_groups(), tiny.ragged_group(prompt, [4, 9, 2], seed=6)]
+
+
 @lru_cache
 def plain_outcome(family_name: str, trained: str) -> tuple[dict[tuple[int, ...], Tensor], Tensor]:
     """The plain forwards' log-probs, and the gradient of the completions' mean, weighted with their advantages."""
-    groups = tiny.ragged_groups()
+    groups = with_several_media()
     # In double precision, or the plain forwards' own rounding would count, too.
     exact = tiny.policy(seed=1, temperature=0.8, **TRAINED[trained]).double()
     expected = plain_logps(exact, groups)
@@ -111,7 +127,7 @@ def plain_outcome(family_name: str, trained: str) -> tuple[dict[tuple[int, ...],
 def test_packed_log_probs_and_gradients_equal_one_forward_per_completion(
     tokens_per_row: int, trained: str, each_family: str
 ) -> None:
-    groups = tiny.ragged_groups()
+    groups = with_several_media()
     policy = tiny.policy(seed=1, temperature=0.8, **TRAINED[trained])
     rows = packed(groups, tokens_per_row=tokens_per_row)
     num_tokens = sum(len(row.target_T) for row in rows)  # a loss is divided by them

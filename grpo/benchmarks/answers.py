@@ -32,15 +32,18 @@ def questions_digest(samples: Iterable[Sample], root: str = "") -> str:
     root: the folder of the media, whose place does not count. A right answer that is mended asks nothing new.
     """
     asked = [
-        (sample.id, sample.system, sample.question, sample.options, _shown(sample.clip_source, root))
+        (sample.id, sample.system, sample.question, sample.options, *_shown(sample, root))
         for sample in samples
     ]
     return digest(json.dumps(asked))
 
 
-def _shown(source: ClipSource | None, root: str) -> dict[str, Any] | None:
-    if source is None:
-        return None
+def _shown(sample: Sample, root: str) -> list[dict[str, Any] | None]:
+    """Return what is shown, in order; of a question about text alone, None."""
+    return [_named(source, root) for source in sample.sources] or [None]
+
+
+def _named(source: ClipSource, root: str) -> dict[str, Any]:
     files = [path.removeprefix(f"{root}/") for path in (source.video, *source.frames) if path is not None]
     return {**asdict(source), "video": None, "frames": files}
 

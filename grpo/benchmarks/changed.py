@@ -14,7 +14,7 @@ PLAIN, BLIND, ROTATED = "", "blind", "rotated/"
 def variants_of(sample: Sample, *, blind: bool, rotations: bool) -> list[str]:
     """The forms in which a question is asked: as it is, and then those that were wanted and that it can have."""
     rotated = range(1, len(sample.options)) if rotations and sample.task == "choice" and sample.answer else ()
-    dark = [BLIND] if blind and sample.clip_source is not None else []
+    dark = [BLIND] if blind and sample.sources else []
     return [PLAIN, *dark, *(f"{ROTATED}{places}" for places in rotated)]
 
 
@@ -56,7 +56,7 @@ def share_of(
 
 
 def _about(sample: Sample) -> object:
-    return sample.clip_source or sample.id
+    return sample.sources or sample.id
 
 
 def _places(samples: Sequence[Sample]) -> dict[object, int]:

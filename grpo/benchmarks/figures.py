@@ -14,7 +14,8 @@ from grpo.benchmarks.benchmark import OUTCOMES, Benchmark, ScoredAnswer
 from grpo.benchmarks.changed import BLIND, PLAIN, ROTATED
 from grpo.benchmarks.scoring import rollout_of
 from grpo.benchmarks.statistics import calibration_error, interval_of_mean, pass_at_k
-from rewards.builtin.keyframe import cited_moments, keyframe_hit, keyframe_iou
+from rewards.builtin.keyframe import keyframe_hit, keyframe_iou
+from rewards.builtin.moments import annotated_moments, cited_moments
 
 Figures = dict[str, Any]
 
@@ -132,7 +133,7 @@ def letter_figures(scored: Sequence[ScoredAnswer]) -> Figures:
 
 def moment_figures(scored: Sequence[ScoredAnswer]) -> Figures:
     """How well cited moments meet annotated spans; empty where no answer to a question with spans cites any."""
-    rollouts = [rollout_of(each) for each in scored if each.sample.keyframes_s]
+    rollouts = [rollout_of(each) for each in scored if annotated_moments(each.sample)]
     if not any(map(cited_moments, rollouts)):
         return {}
     return {

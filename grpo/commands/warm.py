@@ -76,8 +76,8 @@ def distinct_clips(config: Config) -> dict[ClipSource, Sample]:
     sets = [load_samples(config.data.train), *(load_samples([each]) for each in config.data.eval)]
     clips: dict[ClipSource, Sample] = {}
     for sample in chain.from_iterable(sets):
-        if sample.clip_source is not None:
-            clips.setdefault(sample.clip_source, sample)
+        for source in sample.sources:
+            clips.setdefault(source, sample)
     return clips
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -19,7 +20,9 @@ from grpo.data.fields import Has, Record, shown
 from grpo.data.files import first
 from grpo.data.overlap import check_overlap, namesakes
 from grpo.data.readers import FORMATS, NOT_QUESTIONS
-from grpo.groups import Sample
+from grpo.groups import MAX_MEDIA, Sample
+from grpo.media.clip import ClipSource
+from grpo.media.places import PLACE
 
 __all__ = [
     "READERS", "check_media", "check_overlap", "load_samples", "load_sets", "namesakes", "read_records", "timed",
@@ -143,15 +146,31 @@ def _other_format(dataset: Dataset) -> str | None:
 
 
 def timed(sample: Sample, frame_fps: float | None) -> Sample:
-    """The sample with the data set's frame rate, if its record has several images and states no rate of its own."""
+    """The sample with the data set's frame rate, if its record has several images and states no rate of its own.
+
+    Pictures without a rate are frames of one clip for a data set that has one.
+    """
+    if frame_fps is not None and len(sample.media) > 1 and all(each.is_picture for each in sample.media):
+        return as_frames(sample, frame_fps)
+    if len(sample.media) > MAX_MEDIA:
+        reason = f"{len(sample.media)} media in a question: there may be {MAX_MEDIA}"
+        raise DataError(sample.source, f"{reason}; with frame_fps, pictures are the frames of one clip")
     source = sample.clip_source
-    if source is None or source.frame_fps is not None or source.frame_times_s:
+    if source is None or sample.media or source.frame_fps is not None or source.frame_times_s:
         return sample
     is_timeless = len(source.frames) > 1 or any(map(os.path.isdir, source.frames))
     if frame_fps is None and is_timeless:
         reason = "nothing says when its frames are shown: set frame_fps beside the data set's path"
         raise DataError(sample.source, reason)
     return replace(sample, clip_source=replace(source, frame_fps=frame_fps)) if source.frames else sample
+
+
+def as_frames(sample: Sample, frame_fps: float) -> Sample:
+    """A question about several pictures as one about the clip that they are the frames of, which stands first."""
+    frames = tuple(path for source in sample.media for path in source.frames)
+    clip_source = ClipSource(frames=frames, frame_fps=frame_fps)
+    question = re.sub(rf"{PLACE.pattern}\s*", "", sample.question)
+    return replace(sample, question=question, clip_source=clip_source, media=())
 
 
 def _reader(name: str) -> Callable[[str, str | None], list[Sample]]:

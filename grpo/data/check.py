@@ -25,10 +25,11 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
     clips = {
         (source.video, source.frames, source.start_s): (sample, source)
         for sample in reversed(samples)
-        if (source := sample.clip_source) is not None
+        for source in reversed(sample.sources)
     }
     distinct = list(reversed(clips.values()))
-    if problems := missing_media(sample for sample, _ in distinct):
+    # In the order of the samples, each of which is named once.
+    if problems := missing_media({id(sample): sample for sample, _ in distinct}.values()):
         more = f" ({len(problems) - 1} more clips lack files; egogrpo doctor names all)"
         raise NoSuchFile(problems[0].source, problems[0].reason + (more if len(problems) > 1 else ""))
     if not distinct or num_probes < 1:
@@ -51,9 +52,12 @@ def missing_media(samples: Iterable[Sample]) -> list[NoSuchFile]:
     """
     problems: list[NoSuchFile] = []
     for sample in samples:
-        if sample.clip_source and (missing := missing_files(sample.clip_source)):
-            what = "image" if sample.clip_source.video is None else "video file"
+        lacking = [(source, missing) for source in sample.sources if (missing := missing_files(source))]
+        if lacking:
+            (source, missing), *more = lacking
+            what = "image" if source.video is None else "video file"
             others = f" (and {len(missing) - 1} more of its images)" if len(missing) > 1 else ""
+            others += f" (and {len(more)} more of its media)" if more else ""
             hint = "" if problems else _elsewhere(missing[0])
             reason = f"sample {sample.id}: no such {what}: {missing[0]}{others}{hint}"
             problems.append(NoSuchFile(sample.source, reason))

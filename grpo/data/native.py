@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[st
     """
     own = {
         "id": sample.id,
-        **(_media(sample.clip_source, Path(media_root)) if sample.clip_source else {}),
+        **_shown(sample, Path(media_root)),
         "question": sample.question,
         "options": [*sample.options] or None,
         "answer": _on_the_files_clock(sample),
@@ -41,6 +42,8 @@ def own_fields(sample: Sample) -> set[str]:
         **{key: getattr(sample, key) for key in ("options", "system", "keyframes_s")},
         **{key: getattr(source, key, None) for key in ("video", "start_s", "end_s", *FRAME_KEYS)},
         **dict.fromkeys(("frames", "image", "images"), source and source.frames),
+        "media": sample.media,
+        "frame_s": source and source.is_picture and source.video,
     }
     return {key for key, value in values.items() if value}
 
@@ -54,12 +57,32 @@ def file_seconds(time_s: float, sample: Sample) -> float:
     return inside_s if source.end_s is None else min(inside_s, source.end_s)
 
 
+def _shown(sample: Sample, root: Path) -> dict[str, Any]:
+    """The keys of what is shown: of the one clip, or the list of several, where a second video has its key moments."""
+    if not sample.media:
+        return _media(sample.clip_source, root) if sample.clip_source else {}
+    spans_s = iter(((), *sample.other_keyframes_s))
+    return {"media": [_listed(source, root, spans_s) for source in sample.media]}
+
+
+def _listed(
+    source: ClipSource, root: Path, spans_s: Iterator[tuple[tuple[float, float], ...]]
+) -> dict[str, Any]:
+    """One of several media, with the key moments that are next, if it is a video."""
+    own = () if source.is_picture else next(spans_s, ())
+    moments = [[round(source.start_s + time_s, 6) for time_s in span] for span in own] or None
+    entry = _media(source, root) | {"keyframes_s": moments}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
 def _media(source: ClipSource, root: Path) -> dict[str, Any]:
+    if source.video is not None and source.is_picture:
+        return {"video": os.path.relpath(source.video, root), "frame_s": source.start_s}
     bounds = {"start_s": source.start_s or None, "end_s": source.end_s}
     if source.video is not None:
         return {"video": os.path.relpath(source.video, root)} | bounds
     frames = [os.path.relpath(path, root) for path in source.frames]
-    if source.frame_fps is None and not source.frame_times_s:
+    if source.is_picture:
         return {"image": frames[0]} | bounds
     is_folder = len(frames) == 1 and os.path.isdir(source.frames[0])
     timing = {"frame_fps": source.frame_fps, "frame_times_s": [*source.frame_times_s] or None}

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -68,14 +68,19 @@ def _twin(
     candidates = [pair for key in _keys(sample, copy_of)[1] for pair in known.get(key, ())]
     same = (other for other, asked in candidates if asked == question)
     rest = (other for other, asked in candidates if allowed == "nothing" and asked != question)
-    return next((other for other in chain(same, rest) if _meet(sample.clip_source, other.clip_source)), None)
+    return next((other for other in chain(same, rest) if _meet(sample, other, copy_of)), None)
 
 
 def _keys(sample: Sample, copy_of: Mapping[str, str]) -> tuple[Set[Hashable], Set[Hashable]]:
     """The keys under which a sample is found, and those under which it finds others."""
-    source = sample.clip_source
-    if source is None:
+    if not sample.sources:
         return {question_key(sample)}, {question_key(sample)}
+    found, finds = zip(*(_keys_of(source, copy_of) for source in sample.sources), strict=True)
+    return set().union(*found), set().union(*finds)
+
+
+def _keys_of(source: ClipSource, copy_of: Mapping[str, str]) -> tuple[Set[Hashable], Set[Hashable]]:
+    """The keys of one of the things that a sample shows."""
     if source.video is not None:
         file = _resolved(source.video)
         return {copy_of.get(file, file)}, {copy_of.get(file, file)}
@@ -109,10 +114,21 @@ def question_key(sample: Sample) -> QuestionKey:
     return _words(sample.question), frozenset(map(_words, sample.options))
 
 
-def _meet(some: ClipSource | None, other: ClipSource | None) -> bool:
-    """Whether two clips that share a file show the same at some time; questions about no clip always meet."""
-    if some is None or other is None:
+def _meet(some: Sample, other: Sample, copy_of: Mapping[str, str]) -> bool:
+    """Whether two samples that share a file show the same at some time; questions about no clip always meet."""
+    if not some.sources or not other.sources:
         return True
+    # Of one clip each it is known which file they share.
+    pairs = [*product(some.sources, other.sources)]
+    return any(_show_the_same(*pair) for pair in pairs if len(pairs) == 1 or _share_a_file(*pair, copy_of))
+
+
+def _share_a_file(some: ClipSource, other: ClipSource, copy_of: Mapping[str, str]) -> bool:
+    found, finds = (_keys_of(each, copy_of) for each in (some, other))
+    return not (found[0] | found[1]).isdisjoint(finds[0] | finds[1])
+
+
+def _show_the_same(some: ClipSource, other: ClipSource) -> bool:
     if IMAGES(some) != IMAGES(other):
         return True  # the times of images in two lists can't be compared, and that they share one is enough
     return some.start_s < _end_s(other) and other.start_s < _end_s(some)
@@ -129,8 +145,9 @@ def _videos(samples: Iterable[Sample]) -> set[str]:
 def _with_videos(samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
     """The samples about a video, each with its path."""
     for sample in samples:
-        if sample.clip_source is not None and sample.clip_source.video is not None:
-            yield sample, sample.clip_source.video
+        for source in sample.sources:
+            if source.video is not None:
+                yield sample, source.video
 
 
 def _copies(train: Set[str], held_out: Set[str]) -> dict[str, str]:

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 class PromptPlan:
     """The size of a prompt before its clip is decoded."""
 
-    clip: ClipPlan | None
+    clips: tuple[ClipPlan, ...]
+    """The plans of all that is shown, in order."""
     num_text_tokens: int
     """The tokens beside the pads; of a clip's text, such as the time of each patch, the most that there can be."""
     num_vision_tokens: int
@@ -50,15 +51,18 @@ class Planner:
     max_prompt_tokens: int
 
     def plan(self, sample: Sample) -> PromptPlan:
-        """Plan a sample's prompt from the header of its clip's file; raise MediaError if the clip can't be used."""
-        clip = None
-        if sample.clip_source is not None:
-            clip = plan_source(sample.clip_source, settings=self.settings, patches=self.family.patches)
-        clip_text = self.family.most_clip_text_tokens(clip.num_frames) if clip else 0
+        """Plan a sample's prompt from the headers of its clips' files; raise MediaError if a clip can't be used."""
+        patches, sources = self.family.patches, sample.sources
+        clips = tuple(plan_source(each, settings=self.settings, patches=patches) for each in sources)
+        clip_text = sum(
+            self.family.most_clip_text_tokens(clip.num_frames)
+            for clip, source in zip(clips, sources, strict=True)
+            if not source.is_picture
+        )
         return PromptPlan(
-            clip=clip,
+            clips=clips,
             num_text_tokens=self.count_text(sample) + clip_text,
-            num_vision_tokens=clip.num_tokens(self.family.patches) if clip else 0,
+            num_vision_tokens=sum(clip.num_tokens(patches) for clip in clips),
         )
 
     def refusals(self, samples: Sequence[Sample], *, num_workers: int, is_shown: bool = False) -> list[str]:
@@ -76,7 +80,9 @@ class Planner:
         if plan.num_tokens <= self.max_prompt_tokens:
             return None
         room = self.max_prompt_tokens - plan.num_text_tokens
-        smaller = f"lower media.max_tokens to {room} or " if plan.clip and room > 0 else ""
+        # The limit is each clip's.
+        share = room // max(1, len(plan.clips))
+        smaller = f"lower media.max_tokens to {share} or " if plan.clips and share > 0 else ""
         return (
             f"sample {sample.id}: its prompt has {plan.num_tokens} tokens, "
             f"rollout.max_model_tokens leaves room for {self.max_prompt_tokens}: {smaller}raise that by "
@@ -100,11 +106,12 @@ class Planner:
             return None
 
     def _surely_fits(self, sample: Sample) -> bool:
-        if sample.clip_source is None:
+        num_clips = len(sample.sources)
+        if not num_clips:
             return self.count_text(sample) <= self.max_prompt_tokens
         return (
             self._any_clip_can_be_shown
-            and self.count_text(sample) + self._most_clip_tokens <= self.max_prompt_tokens
+            and self.count_text(sample) + num_clips * self._most_clip_tokens <= self.max_prompt_tokens
         )
 
     @cached_property

@@ -12,7 +12,7 @@ from grpo.groups import Batch, LostSample, Prompt, Sample
 from grpo.media.clip import Clip, MediaError
 from grpo.media.loader import ClipLoader
 
-Render = Callable[[Sample, Clip | None], Prompt]
+Render = Callable[[Sample, Sequence[Clip]], Prompt]
 
 MAX_LEFT_OUT = 16
 """The most other questions that are tried for a place whose question is left out; then that one is asked after all."""
@@ -49,7 +49,10 @@ class Feed:
     def batch(self, step: int) -> Batch:
         """Return this process's prompts of a step (the first is 1), and start to decode the clips of later steps."""
         ahead = [self._own(later) for later in range(step, step + self.prefetch_steps + 1)]
-        own, coming = ahead[0], [sample.clip_source for later in ahead for _, sample in later]
+        own, coming = (
+            ahead[0],
+            [source for later in ahead for _, sample in later for source in sample.sources],
+        )
         # The memory may have changed which questions come next since their clips were asked for.
         if self.memory is not None:
             self.loader.forget_all_but(coming)
@@ -102,7 +105,7 @@ def make_batch(
     lost: list[LostSample] = []
     for place, (sample, seed) in enumerate(zip(samples, seeds, strict=True)):
         try:
-            prompt = render(sample, loader.get(sample.clip_source) if sample.clip_source else None)
+            prompt = render(sample, [loader.get(source) for source in sample.sources])
             if len(prompt.token_ids) > max_prompt_tokens:
                 raise ValueError(
                     f"its prompt has {len(prompt.token_ids)} tokens, rollout.max_model_tokens leaves room for "

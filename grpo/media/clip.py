@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,8 @@ class ClipFacts:
     width_px: int
     patches: PatchShape
     """The shape in which the model cuts the frames into tokens."""
+    is_picture: bool = False
+    """Whether it is a single picture, which a model is shown as an image and not as a video of one frame."""
 
     @property
     def num_frames(self) -> int:
@@ -122,6 +124,10 @@ class Clip:
     def patches(self) -> PatchShape:
         return self.facts.patches
 
+    @property
+    def is_picture(self) -> bool:
+        return self.facts.is_picture
+
     def _checked(self, frames_FHWC: np.ndarray) -> np.ndarray:
         """Return the frames, read-only from now on, after comparing them with the facts."""
         facts = self.facts
@@ -146,7 +152,7 @@ class ClipSource:
     start_s: float = 0.0
     """The second at which the clip starts in the file, or on the clock of its images."""
     end_s: float | None = None
-    """The second at which the clip ends in the file; None for the file's end."""
+    """The second at which the clip ends in the file; None for the file's end. Where it starts: the frame shown then."""
 
     def __post_init__(self) -> None:
         assert (self.video is None) == bool(self.frames), "a clip is of a video or of images"
@@ -155,3 +161,14 @@ class ClipSource:
     def path(self) -> str:
         """The file or folder that messages name."""
         return self.frames[0] if self.video is None else self.video
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a single picture: a file that is shown at no time, or the frame at a moment of a video."""
+        if self.video is not None:
+            return self.start_s == self.end_s
+        return len(self.frames) == 1 and self.frame_fps is None and not self.frame_times_s
+
+
+Shown = Clip | Sequence[Clip] | None
+"""What a question shows: its clip, or all of several in order; None: nothing."""

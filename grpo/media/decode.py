@@ -77,6 +77,8 @@ def _read_by(table: FrameTable, source: ClipSource, settings: MediaSettings, pat
     _check_start(source, table.end_s)
     path, start_s = source.path, source.start_s
     end_s = table.end_s if source.end_s is None else min(source.end_s, table.end_s)
+    if source.is_picture:
+        end_s = start_s + 1 / sampling.STILL_FPS
     with blamed_on(f"{path} from {start_s:g} s to {end_s:g} s", ValueError):
         chosen = _choose_frames(table, source, settings, patches)
     with open_video(path) as (container, stream):
@@ -84,7 +86,8 @@ def _read_by(table: FrameTable, source: ClipSource, settings: MediaSettings, pat
         to_rgb = VideoReformatter()
         decoded = _decode(path, container, stream, table, chosen.indices)
         frames = (upright_rgb(path, frame, to_rgb) for frame in decoded)
-        return make_clip(path, frames, chosen, (start_s, end_s), settings, patches)
+        part_s, is_picture = (start_s, end_s), source.is_picture
+        return make_clip(path, frames, chosen, part_s, settings, patches, is_picture=is_picture)
 
 
 def plan_clip(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> ClipPlan:
@@ -101,6 +104,8 @@ def plan_clip(source: ClipSource, *, settings: MediaSettings, patches: PatchShap
 def _choose_frames(
     table: FrameTable, source: ClipSource, settings: MediaSettings, patches: PatchShape
 ) -> ChosenFrames:
+    if source.is_picture:
+        return sampling.choose_picture(table.times_s, source.start_s, table.size_px, settings, patches)
     return sampling.choose_frames(
         table.times_s,
         source.start_s,

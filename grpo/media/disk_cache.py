@@ -62,6 +62,8 @@ def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape)
         chosen, paths, clip_end_s = choose_images(source, settings, patches)
         shown = [chosen.shown_s, chosen.sample_fps, clip_end_s]
         files = {"files": [_identity(path) for path in paths], "shown": shown}
+        if source.is_picture:
+            files["is_picture"] = True
     recipe = {
         "version": VERSION,
         # Another decoder or another resize may round differently.

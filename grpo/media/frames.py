@@ -26,6 +26,8 @@ def make_clip(
     part_s: tuple[float, float],
     settings: MediaSettings,
     patches: PatchShape,
+    *,
+    is_picture: bool = False,
 ) -> Clip:
     """Return the clip of the chosen frames, each resized as it comes: full-size frames would fill the memory.
 
@@ -41,6 +43,7 @@ def make_clip(
         height_px=frames_FHWC.shape[1],
         width_px=frames_FHWC.shape[2],
         patches=patches,
+        is_picture=is_picture,
     )
     return Clip(facts, frames_FHWC)
 

@@ -1,8 +1,8 @@
 """Clips read from image files: the frames of a video one by one, a folder of them, or a single picture.
 
 They obey the rules of videos (`sampling.py`): a folder of 30 frames per second is sampled, and of frames that were
-sampled already all are taken. A single picture is a clip of one frame, repeated to fill its token in time. To
-Qwen2.5-VL that is the same as an image: its vision tower repeats an image likewise, and positions are equal too.
+sampled already all are taken. A single picture is sized like a clip of one frame, and shown to the model as an image;
+its frame is repeated to fill a token in time, as the vision towers repeat an image.
 
 qwen-vl-utils resizes the frames of a list with Pillow, whose bicubic rounds after each axis, and to multiples of 56
 pixels in place of 28. Here every clip is resized alike; at the same size, values differ by a level or two of 255.
@@ -31,8 +31,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """The formats that are looked for in a file, whatever its name ends in."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits per channel; depth maps have 16, and no place in a clip."""
-STILL_FPS = 2.0
-"""The rate of a single picture, shown for half a second; qwen-vl-utils takes it for all lists without a rate."""
 PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
     MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
@@ -44,7 +42,8 @@ def read_images(source: ClipSource, *, settings: MediaSettings, patches: PatchSh
     """Return the clip, sampled and resized; only the images that it takes are opened. Raises MediaError."""
     chosen, files, clip_end_s = choose_images(source, settings, patches)
     frames = (_upright_rgb(file) for file in files)
-    return make_clip(source.path, frames, chosen, (source.start_s, clip_end_s), settings, patches)
+    part_s = (source.start_s, clip_end_s)
+    return make_clip(source.path, frames, chosen, part_s, settings, patches, is_picture=source.is_picture)
 
 
 def choose_images(
@@ -105,11 +104,11 @@ def _times(source: ClipSource, num_images: int) -> tuple[np.ndarray, float]:
         times_s = np.array(source.frame_times_s)
         if len(times_s) != num_images:
             raise MediaError(f"{source.path}: {num_images} images, but times for {len(times_s)}")
-        period_s = (times_s[-1] - times_s[0]) / (num_images - 1) if num_images > 1 else 1 / STILL_FPS
+        period_s = (times_s[-1] - times_s[0]) / (num_images - 1) if num_images > 1 else 1 / sampling.STILL_FPS
         return times_s, float(times_s[-1] + period_s)
     if source.frame_fps is None and num_images > 1:
         raise MediaError(f"{source.path}: nothing says when its {num_images} images are shown")
-    fps = source.frame_fps or STILL_FPS
+    fps = source.frame_fps or sampling.STILL_FPS
     return np.arange(num_images) / fps, num_images / fps
 
 

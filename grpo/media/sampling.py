@@ -20,6 +20,9 @@ from annotated_types import Ge, Gt, Lt
 MAX_ASPECT_RATIO = 200
 """The largest ratio of the longer side to the shorter; qwen-vl-utils refuses frames beyond it."""
 
+STILL_FPS = 2.0
+"""The rate of a single picture, shown for half a second; qwen-vl-utils takes it for all lists without a rate."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchShape:
@@ -318,6 +321,21 @@ def choose_frames(
         indices=tuple(indices),
         shown_s=tuple(times_s[indices].tolist()),
         sample_fps=sampled_fps(distinct, num_frames, fps),
+        plan=plan,
+    )
+
+
+def choose_picture(
+    times_s: np.ndarray, at_s: float, size_px: tuple[int, int], settings: MediaSettings, patches: PatchShape
+) -> ChosenFrames:
+    """The one frame that is shown at a time, repeated to fill its token in time; raises what `plan_clip` raises."""
+    plan = plan_clip(1, STILL_FPS, *size_px, settings, patches)
+    # A time that a frame number was divided to is rounded.
+    index = max(0, int(np.searchsorted(times_s, at_s + 1e-6, side="right")) - 1)
+    return ChosenFrames(
+        indices=(index,) * plan.num_frames,
+        shown_s=(at_s,) * plan.num_frames,
+        sample_fps=STILL_FPS,
         plan=plan,
     )
 

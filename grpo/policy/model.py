@@ -139,7 +139,7 @@ class Policy(nn.Module):
         """
         part = split.part(row)
         embeds_ND = self.model.get_input_embeddings()(part.input_ids_N)
-        if all(prompt.clip is None for prompt in row.prompts):
+        if not row.clips:
             return {"inputs_embeds": (embeds_ND + self._blank_vision_term()).unflatten(0, (num_texts, -1))}
         features_MD = split.features(self._features_of(split.own_clips(row)), row)
         if len(features_MD) != len(part.vision_index_M):
@@ -177,7 +177,7 @@ class Policy(nn.Module):
 
     def _fresh_features(self, *clips: Clip) -> tuple[Tensor, ...]:
         frames = [self.uploads.get(clip, self.device) for clip in clips]
-        return self.vision_features(*self.family.pixels(frames))
+        return self.vision_features(*self.family.pixels(frames, [clip.is_picture for clip in clips]))
 
     def expect(self, rows: Sequence[PackedRow], split: SequenceSplit = ALONE) -> None:
         """Begin to upload the clips of rows that passes will be made of; they stay until `uploads.clear`."""

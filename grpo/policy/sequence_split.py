@@ -114,11 +114,10 @@ class SequenceSplit:
 
     def own_clips(self, row: PackedRow) -> list[Clip]:
         """Return the parts of the row's clips that this process runs the vision tower over."""
-        clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
         if self.size == 1:
-            return clips
+            return row.clips
         parts = []
-        for number, clip in enumerate(dict.fromkeys(clips)):
+        for number, clip in enumerate(dict.fromkeys(row.clips)):
             first, end = self._patch_bounds(clip, number)[self.rank : self.rank + 2]
             if first < end:
                 parts.append(self._clip_part(clip, first, end))
@@ -131,9 +130,8 @@ class SequenceSplit:
         """
         if self.size == 1:
             return held_MD
-        clips = [prompt.clip for prompt in row.prompts if prompt.clip is not None]
-        starts, places = self._places(list(dict.fromkeys(clips)))
-        places_M = torch.cat([places[clip] for clip in clips]).to(held_MD.device)
+        starts, places = self._places(list(dict.fromkeys(row.clips)))
+        places_M = torch.cat([places[clip] for clip in row.clips]).to(held_MD.device)
         return self.fetched(held_MD, starts, [places_M[is_own_M] for is_own_M in self._have(row)])
 
     def _places(self, clips: Sequence[Clip]) -> tuple[list[int], dict[Clip, Tensor]]:

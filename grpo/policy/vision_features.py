@@ -112,6 +112,8 @@ class FeatureCache:
             self._digests[clip], clip.frames_FHWC.shape, self.tower_digest, self.about, device, computes_in,
             torch.__version__, transformers.__version__,
         ]  # fmt: skip
+        # Pictures are normalised otherwise than frames in some models.
+        recipe += ["picture"] if clip.is_picture else []
         return hashlib.blake2b(json.dumps(recipe).encode(), digest_size=20).hexdigest()
 
     @property

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from grpo.groups import Rollout, ScoredGroup
+from grpo.groups import Rollout, Sample, ScoredGroup
 from grpo.report.page_files import finite, short
 from grpo.report.thumbnails import SeenClip
 from grpo.report.tokens import Pieces
 from rewards.builtin.accuracy import accuracy
-from rewards.builtin.keyframe import cited_moments
+from rewards.builtin.moments import annotated_moments, by_video, cited_moments
 from rewards.parsing import ANSWER, only_block
 from rewards.scoring.compose import conditions_of, gates_open
 from rewards.scoring.specs import RewardSpec
@@ -54,7 +55,7 @@ def step_page(
     learner = [*learner_logps] or [None] * len(rollouts)
     token_ids = (token_id for rollout in rollouts for token_id in rollout.token_ids)
     starts = np.cumsum([0, *(len(scored.group.rollouts) for scored in groups)]).tolist()
-    clips = [clip for scored in groups if (clip := seen_clip(scored))]
+    clips = [clip for scored in groups for clip in seen_clips(scored)]
     return StepPage(
         columns={
             "groups": {
@@ -106,7 +107,7 @@ def group_page(
 ) -> dict[str, Any]:
     """Return all that is shown of a group."""
     prompt = scored.group.prompt
-    sample, clip = prompt.sample, seen_clip(scored)
+    sample, clips = prompt.sample, seen_clips(scored)
     others = _distinct_counterfactuals(scored.group.rollouts)
     return {
         "sample": sample.id,
@@ -119,7 +120,8 @@ def group_page(
         "columns": finite(sample.columns),
         "annotated": [list(span) for span in sample.keyframes_s],
         "prompt": prompt.text,
-        "clip": clip.strip() if clip else None,
+        "clip": clips[0].strip() if clips else None,
+        "media": shown_media(sample, [clip.strip() for clip in clips]) if sample.media else [],
         "gates": _gates(scored, specs),
         "counterfactuals": [{"frames": frames, "answers": answers} for frames, answers in others],
         "completions": [
@@ -135,6 +137,7 @@ def _completion(
     others: Sequence[tuple[str, list[dict[str, Any]]]],
 ) -> dict[str, Any]:
     rollout, table = scored.group.rollouts[index], scored.table
+    cited = by_video(cited_moments(rollout), rollout.sample.num_videos)
     return {
         "text": rollout.text,
         "ids": list(rollout.token_ids),
@@ -146,7 +149,8 @@ def _completion(
         "part": {name: short(column[index]) for name, column in table.parts.items()},
         "total": short(table.totals[index]),
         "advantage": short(scored.advantages[index]),
-        "cited": [list(span) for span in cited_moments(rollout)],
+        "cited": [list(span) for span in cited[0]],
+        "cited_by_video": [[list(span) for span in spans] for spans in cited] if rollout.sample.media else [],
         "counterfactuals": [others.index(each) for each in _counterfactuals(rollout)],
     }
 
@@ -184,10 +188,24 @@ def _counterfactuals(rollout: Rollout) -> list[tuple[str, list[dict[str, Any]]]]
     ]
 
 
-def seen_clip(scored: ScoredGroup) -> SeenClip | None:
-    """Return the clip that a group is about; None if there is none."""
-    source, clip = scored.group.prompt.sample.clip_source, scored.group.prompt.clip
-    return SeenClip(source, clip.facts) if clip is not None and source is not None else None
+def seen_clips(scored: ScoredGroup) -> list[SeenClip]:
+    """Return the clips that a group is about, in order."""
+    prompt = scored.group.prompt
+    # A question may have been asked without what its record shows.
+    pairs = zip(prompt.sample.sources, prompt.clips, strict=bool(prompt.clips))
+    return [SeenClip(source, clip.facts) for source, clip in pairs]
+
+
+def shown_media(sample: Sample, strips: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+    """Return several media in order, each with its strip, and a video with its index among videos and its spans."""
+    spans = by_video(annotated_moments(sample), sample.num_videos)
+    videos = count()
+    media = []
+    for source, strip in zip(sample.media, strips, strict=False):
+        video = None if source.is_picture else next(videos)
+        annotated = [] if video is None else [list(span) for span in spans[video]]
+        media.append({"clip": strip, "video": video, "annotated": annotated})
+    return media
 
 
 def category_of(scored: ScoredGroup) -> str:

@@ -55,7 +55,11 @@ class SeenClip:
         return {
             "name": self.name,
             "path": self.facts.path,
-            "times": [round(time_s, 3) for time_s in self.facts.times_s],
+            "picture": self.facts.is_picture,
+            # A picture's frame is there twice.
+            "times": [round(time_s, 3) for time_s in self.facts.times_s][
+                : 1 if self.facts.is_picture else None
+            ],
             "duration": round(self.facts.duration_s, 3),
             "fps": round(self.facts.sample_fps, 3),
             "size": [self.facts.width_px, self.facts.height_px],

@@ -68,6 +68,7 @@ def as_rollout(
     return Rollout(
         sample=prompt.sample,
         clip=prompt.clip,
+        media=prompt.media,
         tags=prompt.tags,
         text=text,
         token_ids=tuple(token_ids),

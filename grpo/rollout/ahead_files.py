@@ -139,7 +139,7 @@ class AheadFiles:
         """Return stored groups with prompts that are made anew, and their batch."""
         feed = self.feed
         samples = [each.scored.group.prompt.sample for each in stored]
-        feed.loader.prefetch([sample.clip_source for sample in samples])
+        feed.loader.prefetch([source for sample in samples for source in sample.sources])
         seeds = [rollout_seed(feed.seed, each.step, each.slot) for each in stored]
         batch = make_batch(samples, seeds, feed.loader, feed.render, feed.max_prompt_tokens)
         kept = [stored[index] for index in batch.places]
@@ -152,7 +152,7 @@ class AheadFiles:
 def of_prompt(group: Group, prompt: Prompt) -> Group:
     """Return a group with another prompt of the same sample in the place of its own."""
     rollouts = (
-        replace(rollout, sample=prompt.sample, clip=prompt.clip, tags=prompt.tags)
+        replace(rollout, sample=prompt.sample, clip=prompt.clip, media=prompt.media, tags=prompt.tags)
         for rollout in group.rollouts
     )
     return Group(prompt=prompt, rollouts=tuple(rollouts))

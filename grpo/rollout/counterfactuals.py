@@ -6,7 +6,7 @@ they are compared with, and never trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from grpo.feed.prompts import Render, rollout_seed
@@ -15,7 +15,7 @@ from grpo.media import variants
 from grpo.media.clip import Clip
 from grpo.rollout import Engine, Sampling
 from rewards import Counterfactual, Frames
-from rewards.builtin.keyframe import cited_moments, inside_clip
+from rewards.builtin.moments import cited_patches_by_video, videos_of
 
 PER_ROLLOUT: frozenset[Frames] = frozenset({"cited", "cited_in_place"})
 """The kinds of frames that depend on what a completion cites."""
@@ -30,8 +30,8 @@ class _Question:
 
     group_index: int
     frames: Frames
-    patches: tuple[int, ...] = ()
-    """The cited temporal patches; empty unless the frames are the cited ones."""
+    patches: tuple[tuple[int, ...], ...] = ()
+    """The cited temporal patches of each video; empty unless the frames are the cited ones."""
 
 
 _Asked = Mapping[Frames, _Question | None]
@@ -84,8 +84,8 @@ def add_counterfactuals(
     asked = [_questions(index, group, plan) for index, group in enumerate(groups)]
     prompts: dict[_Question, Prompt] = {}
     for question in _distinct(asked):
-        clip = _changed_clip(question, groups, seeds[question.group_index])
-        prompt = render(groups[question.group_index].prompt.sample, clip) if clip is not None else None
+        clips = _changed_clips(question, groups, seeds[question.group_index])
+        prompt = render(groups[question.group_index].prompt.sample, clips) if clips else None
         if prompt is not None and len(prompt.token_ids) <= max_prompt_tokens:
             prompts[question] = prompt
     sampled = _sample(prompts, seeds, plan, engine)
@@ -103,9 +103,8 @@ def _question(index: int, frames: Frames, rollout: Rollout) -> _Question | None:
         return None
     if frames not in PER_ROLLOUT:
         return _Question(index, frames)
-    cited = inside_clip(cited_moments(rollout), rollout.clip)
-    patches = variants.cited_patches(rollout.clip, cited)
-    return _Question(index, frames, patches) if patches else None
+    patches = cited_patches_by_video(rollout)
+    return _Question(index, frames, patches) if any(patches) else None
 
 
 def _distinct(asked: Iterable[Iterable[_Asked]]) -> list[_Question]:
@@ -114,30 +113,37 @@ def _distinct(asked: Iterable[Iterable[_Asked]]) -> list[_Question]:
     return [question for question in dict.fromkeys(every) if question is not None]
 
 
-def _changed_clip(question: _Question, groups: Sequence[Group], group_seed: int) -> Clip | None:
-    """Return the changed clip to ask about; None if it is another question's, and there is none."""
-    clip = groups[question.group_index].prompt.clip
-    assert clip is not None
+def _changed_clips(question: _Question, groups: Sequence[Group], group_seed: int) -> list[Clip]:
+    """Return the clips to ask about, changed; empty if one is another question's, and there is none."""
+    clips = groups[question.group_index].prompt.clips
     match question.frames:
         case "shuffled":
-            return variants.shuffled(clip, seed=rollout_seed(group_seed, "order of frames"))
+            seed = rollout_seed(group_seed, "order of frames")
+            return [variants.shuffled(clip, seed=seed) for clip in clips]
         case "reversed":
-            return variants.backwards(clip)
+            return [*map(variants.backwards, clips)]
         case "blank":
-            return variants.blank(clip)
+            return [*map(variants.blank, clips)]
         case "other_clip":
-            return _other_clip(groups, question.group_index)
-        case "cited":
-            return variants.cut_to(clip, question.patches)
-        case "cited_in_place":
-            return variants.black_but(clip, question.patches)
+            return _with_another_clip(groups, question.group_index)
+    # What was cited is of the videos: a picture beside them stays.
+    patches_of = dict(zip(videos_of(clips), question.patches, strict=True))
+    is_cut = question.frames == "cited"
+    return [_kept(clip, patches_of[clip], is_cut) if clip in patches_of else clip for clip in clips]
 
 
-def _other_clip(groups: Sequence[Group], index: int) -> Clip | None:
-    """Return the clip of the next group, wrapping around, that is of another video file."""
+def _kept(clip: Clip, patches: Sequence[int], is_cut: bool) -> Clip:
+    """Return a clip's cited patches alone, or in their place; of a video of which nothing is cited, black frames."""
+    return variants.cut_to(clip, patches) if is_cut and patches else variants.black_but(clip, patches)
+
+
+def _with_another_clip(groups: Sequence[Group], index: int) -> list[Clip]:
+    """Return a group's clips, the main one replaced by that of the next group, wrapping around, of another file."""
     own = groups[index].prompt.clip
     following = [group.prompt.clip for group in (*groups[index + 1 :], *groups[:index])]
-    return next((clip for clip in following if clip and own and clip.path != own.path), None)
+    others = (clip for clip in following if clip and own and clip.path != own.path)
+    other = next((clip for clip in others if own and clip.is_picture == own.is_picture), None)
+    return [other if clip is own else clip for clip in groups[index].prompt.clips] if other else []
 
 
 def _sample(
@@ -148,13 +154,19 @@ def _sample(
     for sampling in dict.fromkeys(plan.values()):
         asked = [question for question in prompts if plan[question.frames] == sampling]
         own_seeds = [
-            rollout_seed(seeds[each.group_index], "counterfactual", each.frames, *each.patches)
+            rollout_seed(seeds[each.group_index], "counterfactual", each.frames, *_cited(each))
             for each in asked
         ]
         made = engine.generate([prompts[question] for question in asked], sampling, own_seeds)
         rollouts = {id(group.prompt): group.rollouts for group in made}
         sampled |= {question: rollouts.get(id(prompts[question]), ()) for question in asked}
     return sampled
+
+
+def _cited(question: _Question) -> Iterator[int | str]:
+    """Yield what tells the cited frames of a question from others."""
+    for number, patches in enumerate(question.patches, start=1):
+        yield from patches if number == 1 else (f"video {number}", *patches)
 
 
 def _attached(

@@ -16,6 +16,7 @@ import numpy as np
 from grpo.groups import Group, Prompt, Rollout
 from grpo.media.clip import Clip
 from grpo.policy.families import ModelFamily
+from grpo.policy.families.family import picture_of
 from grpo.rollout import Sampling, as_rollout
 from grpo.rollout.server_flags import ABOUT, GENERATE, HOLD, KEY_VARIABLE, RUN_HEADER, VERSION_HEADER
 from grpo.rollout.vllm_settings import sampling_fields
@@ -74,11 +75,8 @@ class ServerClient:
             "sampling_params": sampling_fields(self.family, sampling, seed),
             "return_token_ids": True,
         }
-        if prompt.clip is not None:
-            frames = base64.b64encode(packed_clip(self.family, prompt.clip)).decode()
-            request["content_parts"] = [
-                {"type": "video_url", "url": f"data:application/octet-stream;base64,{frames}"}
-            ]
+        if prompt.clips:
+            request["content_parts"] = [content_part(self.family, clip) for clip in prompt.clips]
         answer = self.post(GENERATE, request)
         if version is not None and answer.headers.get(VERSION_HEADER) != version:
             raise ServerGone(f"{self.url} sampled from the weights {answer.headers.get(VERSION_HEADER)!r}")
@@ -159,6 +157,19 @@ class ServerClient:
         if self._held is not None:
             self._held.close()
         self.http.close()
+
+
+def content_part(family: ModelFamily, clip: Clip) -> dict[str, str]:
+    """Return a clip as a part of a request: a picture as PNG, which keeps its pixels, and a video by `packed_clip`."""
+    if not clip.is_picture:
+        frames = base64.b64encode(packed_clip(family, clip)).decode()
+        return {"type": "video_url", "url": f"data:application/octet-stream;base64,{frames}"}
+    buffer = io.BytesIO()
+    picture_of(clip).save(buffer, "PNG")
+    return {
+        "type": "image_url",
+        "url": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}",
+    }
 
 
 def packed_clip(family: ModelFamily, clip: Clip) -> bytes:

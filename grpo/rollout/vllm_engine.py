@@ -237,8 +237,8 @@ class VLLMEngine:
 
     def _request(self, prompt: Prompt) -> Any:
         request: dict[str, Any] = {"prompt_token_ids": self.family.folded_ids(prompt)}
-        if prompt.clip is not None:
-            request["multi_modal_data"] = {"video": [self.family.engine_video(prompt.clip)]}
+        if prompt.clips:
+            request["multi_modal_data"] = self.family.engine_media(prompt)
         return request
 
     def _group(self, prompt: Prompt, output: Any) -> Group:

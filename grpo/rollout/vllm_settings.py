@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from grpo.groups import MAX_MEDIA
 from grpo.policy.families import ModelFamily
 from grpo.policy.model import SUPPRESSED_BIAS
 from grpo.rollout import Sampling
@@ -13,7 +14,7 @@ def engine_arguments(max_model_tokens: int, *, on_gpu: bool) -> dict[str, Any]:
     """Return vLLM's engine arguments, by the names that they have in Python."""
     arguments: dict[str, Any] = {
         "max_model_len": max_model_tokens,
-        "limit_mm_per_prompt": {"video": 1, "image": 0},
+        "limit_mm_per_prompt": {"video": MAX_MEDIA, "image": MAX_MEDIA},
         "logprobs_mode": "processed_logprobs",
         "mm_processor_kwargs": {"do_resize": False, "cap_pixels_per_frame": False},
     }

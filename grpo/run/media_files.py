@@ -17,11 +17,11 @@ from itertools import compress
 from pathlib import Path
 
 from grpo.groups import Prompt, Sample
-from grpo.media.clip import Clip, ClipSource, MediaError
+from grpo.media.clip import Clip, MediaError
 from grpo.media.identity import Identity, identity
 from grpo.run.disk import write_text
 
-Render = Callable[[Sample, Clip | None], Prompt]
+Render = Callable[[Sample, Sequence[Clip]], Prompt]
 
 NUM_THREADS = 16
 
@@ -69,11 +69,11 @@ class MediaFiles:
         """Return the renderer of prompts that raises MediaError for a clip whose file is another one now."""
 
         @wraps(render)
-        def checked(sample: Sample, clip: Clip | None) -> Prompt:
-            for path in files_of(sample.clip_source):
+        def checked(sample: Sample, clips: Sequence[Clip]) -> Prompt:
+            for path in files_of(sample):
                 if self._is_other(path):
                     raise MediaError(f"{path}: has changed since the run began; its question is left out")
-            return render(sample, clip)
+            return render(sample, clips)
 
         return checked
 
@@ -90,20 +90,20 @@ class MediaFiles:
         return found is not None and (found[0], found[2]) != (size, ends)
 
 
-def files_of(source: ClipSource | None) -> list[str]:
-    """Return the files that tell a clip from others: its video, its folder, or the first and the last of its images."""
-    if source is None:
-        return []
-    return (
-        [source.video]
-        if source.video is not None
-        else [*dict.fromkeys((source.frames[0], source.frames[-1]))]
-    )
+def files_of(sample: Sample) -> list[str]:
+    """Return the files that tell what a sample shows from others, each once: its videos, and of a clip that is made of
+    images their folder, or the first and the last of them.
+    """
+    ends = [
+        (source.frames[0], source.frames[-1]) if source.video is None else (source.video,)
+        for source in sample.sources
+    ]
+    return [*dict.fromkeys(path for paths in ends for path in paths)]
 
 
 def all_files(samples: Iterable[Sample]) -> list[str]:
     """Return the files of all samples, each once, in order."""
-    return sorted({path for sample in samples for path in files_of(sample.clip_source)})
+    return sorted({path for sample in samples for path in files_of(sample)})
 
 
 def _identity(path: str) -> Identity | None:

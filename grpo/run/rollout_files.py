@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, Never, get_args, get_origin, get_type_hints
 
-from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup, completion_key
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup, completion_key, main_index
 from grpo.media.clip import Clip, ClipFacts, ClipSource, MediaError
 from grpo.media.sampling import MediaSettings
 from grpo.run.disk import whole_file
@@ -35,6 +35,10 @@ COMPLETION = {name: get_type_hints(Rollout)[name] for name in ("text", "stopped"
 """The fields of a rollout that it does not share with its group, with their types."""
 RENAMED = {"id": "sample_id", "text": "completion"}
 """The columns whose names differ from the fields that they hold, by field."""
+
+
+LATER: tuple[str, ...] = ("media", "other_keyframes_s", "media_clips")
+"""The columns, of lists, that files of older versions lack; they are empty there."""
 
 
 ANSWERED = ("set", "pass")
@@ -143,7 +147,12 @@ def column_types() -> dict[str, pa.DataType]:
     import pyarrow as pa
 
     sample = {name: hint for name, hint in SAMPLE.items() if name != "clip_source"} | SOURCE
-    completion = {"clip": _arrow(ClipFacts), **_arrow_columns(COMPLETION), "logprobs": pa.list_(pa.float32())}
+    completion = {
+        "clip": _arrow(ClipFacts),
+        "media_clips": pa.list_(_arrow(ClipFacts)),
+        **_arrow_columns(COMPLETION),
+        "logprobs": pa.list_(pa.float32()),
+    }
     changed = pa.struct({"frames": pa.string(), "completions": pa.list_(pa.struct(completion))})
     return {
         **dict.fromkeys(("step", "group", "rollout", "num_tokens"), pa.int32()),
@@ -196,14 +205,19 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
         columns = json.dumps(dict(sample.columns), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{sample.source}: its columns are not JSON: {error}") from error
-    row = _row(sample, SAMPLE) | {"columns": columns}
+    media = [_row(source, SOURCE) for source in sample.media]
+    row = _row(sample, SAMPLE) | {"columns": columns, "media": media}
     source = row.pop("clip_source")
     return row | (_row(source, SOURCE) if source else dict.fromkeys(SOURCE))
 
 
 def _completion_row(rollout: Rollout) -> dict[str, Any]:
     """Return the values that a rollout does not share with its group, also of one about changed frames."""
-    return {"clip": rollout.clip.facts.as_dict() if rollout.clip else None, **_row(rollout, COMPLETION)}
+    return {
+        "clip": rollout.clip.facts.as_dict() if rollout.clip else None,
+        "media_clips": [clip.facts.as_dict() for clip in rollout.media],
+        **_row(rollout, COMPLETION),
+    }
 
 
 def _learner_row(rollout: Rollout, logps: Mapping[bytes, Sequence[float]] | None) -> dict[str, Any]:
@@ -222,12 +236,16 @@ def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
 
     try:
         names = pq.read_schema(file).names
-        for name in column_types() if columns is None else columns:
-            if name not in names:
+        wanted = [*column_types()] if columns is None else columns
+        for name in wanted:
+            if name not in names and name not in LATER:
                 raise ValueError(
                     f"{file}: no column {name!r}: an older version wrote it; run again with this one"
                 )
-        return pq.read_table(file, columns=columns).combine_chunks()
+        table = pq.read_table(file, columns=columns).combine_chunks()
+        for name in set(wanted) - {*names}:
+            table = table.append_column(name, pa.array([[]] * len(table), column_types()[name]))
+        return table
     except (pa.ArrowException, OSError) as error:
         if str(error).startswith(str(file)):
             raise
@@ -238,11 +256,8 @@ def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
     """Return the scored group that rows hold."""
     first = rows.slice(0, 1).drop_columns(["token_ids", "logprobs", "counterfactuals"]).to_pylist()[0]
     sample = _read_sample(first)
-    clip = None
-    if first["clip"] is not None:
-        facts = ClipFacts.from_dict(first["clip"])
-        clip = Clip(facts, partial(_decode_again, sample, settings, facts))
-    prompt = Prompt(sample=sample, clip=clip, token_ids=(), tags=tuple(first["tags"]), text=first["prompt"])
+    clips = _read_clips(first, sample, lambda source, facts: partial(_decode_again, source, settings, facts))
+    prompt = Prompt(sample=sample, **clips, token_ids=(), tags=tuple(first["tags"]), text=first["prompt"])
     columns = {name: _values(rows, RENAMED.get(name, name)) for name in COMPLETION}
     if VERSIONS in rows.column_names:
         columns[VERSIONS] = _values(rows, VERSIONS)
@@ -250,7 +265,7 @@ def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
     rollouts = tuple(
         Rollout(
             sample=sample,
-            clip=clip,
+            **clips,
             tags=prompt.tags,
             **{name: column[index] for name, column in columns.items()},
             counterfactuals=_read_counterfactuals(kinds, prompt),
@@ -273,8 +288,28 @@ def _read_group(rows: pa.Table, settings: MediaSettings) -> ScoredGroup:
 def _read_sample(row: Mapping[str, Any]) -> Sample:
     # A video has an empty list of frames; only without a clip the list is missing.
     source = None if row["frames"] is None else ClipSource(**_fields(row, SOURCE))
-    own = _fields(row, SAMPLE.keys() - {"clip_source", "columns"})
-    return Sample(**own, clip_source=source, columns=json.loads(row["columns"]))
+    media = tuple(ClipSource(**_fields(each, SOURCE)) for each in row["media"])
+    own = _fields(row, SAMPLE.keys() - {"clip_source", "columns", "media"})
+    return Sample(**own, clip_source=source, media=media, columns=json.loads(row["columns"]))
+
+
+def _read_clips(
+    row: Mapping[str, Any], sample: Sample, frames_of: Callable[[ClipSource, ClipFacts], Callable[[], Any]]
+) -> dict[str, Any]:
+    """Return the clip and the media that a row's completion is about. frames_of: gives a clip's frames later."""
+
+    def clip_of(source: ClipSource, stored: Mapping[str, Any]) -> Clip:
+        facts = ClipFacts.from_dict(stored)
+        return Clip(facts, frames_of(source, facts))
+
+    # Counterfactuals of files of older versions lack the key.
+    seen = row.get("media_clips") or []
+    if seen:
+        media = tuple(map(clip_of, sample.media, seen))
+        return {"clip": media[main_index(media)], "media": media}
+    if row["clip"] is None or sample.clip_source is None:
+        return {"clip": None}
+    return {"clip": clip_of(sample.clip_source, row["clip"])}
 
 
 def _read_counterfactuals(
@@ -288,10 +323,8 @@ def _read_counterfactuals(
 
 
 def _read_changed(row: Mapping[str, Any], prompt: Prompt, kind: str) -> Rollout:
-    clip = None
-    if row["clip"] is not None:
-        clip = Clip(ClipFacts.from_dict(row["clip"]), partial(_refuse_frames, prompt.sample.id, kind))
-    return Rollout(sample=prompt.sample, clip=clip, tags=prompt.tags, **_fields(row, COMPLETION))
+    clips = _read_clips(row, prompt.sample, lambda *_: partial(_refuse_frames, prompt.sample.id, kind))
+    return Rollout(sample=prompt.sample, **clips, tags=prompt.tags, **_fields(row, COMPLETION))
 
 
 def _fields(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -303,15 +336,14 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _decode_again(sample: Sample, settings: MediaSettings, facts: ClipFacts) -> np.ndarray:
+def _decode_again(source: ClipSource, settings: MediaSettings, facts: ClipFacts) -> np.ndarray:
     """Decode once more the frames that the model saw; raise MediaError if the video is gone or has changed."""
     # Imported here, since only rewards that look at frames need PyAV and torch.
     from grpo.media.reading import read_source
 
-    assert sample.clip_source is not None
-    clip = read_source(sample.clip_source, settings=settings, patches=facts.patches)
+    clip = read_source(source, settings=settings, patches=facts.patches)
     if clip.facts != facts:
-        raise MediaError(f"{sample.clip_source.path}: not the video that the run read")
+        raise MediaError(f"{source.path}: not the video that the run read")
     return clip.frames_FHWC
 
 

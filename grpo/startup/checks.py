@@ -231,7 +231,7 @@ def check_clips(start: Start) -> None:
         usable = samples
         if start.media.known:
             lost = start.media.lost(all_files(samples))
-            usable = [sample for sample in samples if lost.isdisjoint(files_of(sample.clip_source))]
+            usable = [sample for sample in samples if lost.isdisjoint(files_of(sample))]
             if lost:
                 start.say(
                     f"note: {len(lost)} media files have changed or are gone since the run began, and "
@@ -300,7 +300,7 @@ def check_fit(start: Start) -> None:
 
 def check_prompts(start: Start) -> None:
     """Raise ValueError if none of the first samples gives a prompt: the settings don't fit the data."""
-    usable = (sample for sample in start.train if not start.media.lost(files_of(sample.clip_source)))
+    usable = (sample for sample in start.train if not start.media.lost(files_of(sample)))
     first, render = [*islice(usable, 4)], prompt_renderer(start.config, start.family)
     limit = start.config.rollout.max_prompt_tokens
     batch = make_batch(first, [0] * len(first), start.loader, render, limit)

@@ -17,15 +17,20 @@ from statistics import fmean
 from typing import Any
 
 from grpo.groups import Rollout, Sample
-from grpo.media.clip import Clip
-from grpo.media.variants import cited_patches, frames_of
+from grpo.media.variants import frames_of
 from rewards import counterfactual, reward
+from rewards.builtin.moments import (
+    ROUNDING_S,
+    Span,
+    annotated_moments,
+    by_video,
+    cited_moments,
+    cited_patches_by_video,
+    inside_clip,
+    videos_of,
+)
 from rewards.builtin.rightness import mean_of, rightness
-from rewards.parsing import KEYFRAMES, only_block, read_moments
-
-Span = tuple[float, float]
-
-ROUNDING_S = 1e-6  # 3.3 - 0.3 is not 3.0
+from rewards.parsing import KEYFRAMES
 
 
 @reward
@@ -36,13 +41,13 @@ def keyframe(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
     as outside of all of them (`f1`). A cited moment outside the clip is a miss. None where the sample has no
     annotation: there is nothing to compare with.
     """
-    annotated = rollout.sample.keyframes_s
+    annotated = annotated_moments(rollout.sample)
     if not annotated:
         return None
     cited = cited_moments(rollout)
     if not cited:
         return 0.0
-    return f1(inside_clip(cited, rollout.clip), len(cited), annotated, tolerance_s=tolerance_s)
+    return f1(inside_clip(cited, rollout), len(cited), annotated, tolerance_s=tolerance_s)
 
 
 @reward
@@ -54,13 +59,13 @@ def keyframe_iou(rollout: Rollout, *, tolerance_s: float = 0.5) -> float | None:
     nothing readable is cited; None without annotation. Citing a whole clip of 60 s of which 6 s are annotated
     earns 0.1; a single moment inside a long annotated span earns little too, where `keyframe` gives 1.
     """
-    annotated = rollout.sample.keyframes_s
+    annotated = annotated_moments(rollout.sample)
     if not annotated:
         return None
     cited = cited_moments(rollout)
     wide = widened(annotated, tolerance_s)
     either_s = length_s([*widened(cited, tolerance_s), *wide])
-    both_s = overlap_s(widened(inside_clip(cited, rollout.clip), tolerance_s), wide)
+    both_s = overlap_s(widened(inside_clip(cited, rollout), tolerance_s), wide)
     return both_s / either_s if either_s else 0.0
 
 
@@ -74,10 +79,10 @@ def keyframe_hit(rollout: Rollout, *, k: int = 1, tolerance_s: float = 0.5) -> f
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    annotated = rollout.sample.keyframes_s
+    annotated = annotated_moments(rollout.sample)
     if not annotated:
         return None
-    first = inside_clip(cited_moments(rollout)[:k], rollout.clip)
+    first = inside_clip(cited_moments(rollout)[:k], rollout)
     return float(any(hits(moment, span, tolerance_s) for moment in first for span in annotated))
 
 
@@ -94,11 +99,11 @@ def keyframe_distance(rollout: Rollout, *, scale_s: float = 1.0) -> float | None
     """
     if scale_s <= 0:
         raise ValueError(f"scale_s must be above 0, not {scale_s}")
-    annotated = rollout.sample.keyframes_s
+    annotated = annotated_moments(rollout.sample)
     if not annotated:
         return None
     cited = cited_moments(rollout)
-    inside = inside_clip(cited, rollout.clip)
+    inside = inside_clip(cited, rollout)
     if not inside:
         return 0.0
     shortest_first = sorted(annotated, key=lambda span: span[1] - span[0])  # of two at the same distance
@@ -125,7 +130,8 @@ def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.2
     cited = cited_moments(rollout)
     excess = len(cited) / max_moments - 1
     if rollout.clip is not None:
-        excess = max(excess, length_s(cited) / (max_frac * rollout.clip.duration_s) - 1)
+        shown_s = sum(clip.duration_s for clip in videos_of(rollout.clips))
+        excess = max(excess, length_s(cited) / (max_frac * shown_s) - 1)
     return max(0.0 - max(excess, 0.0), -1.0)  # 0.0 -: not -0
 
 
@@ -154,7 +160,8 @@ def keyframe_scores(rollout: Rollout, *, max_moments: int = 3, tolerance_s: floa
         return 0.0
     times_s, low, high = list(scores), min(scores.values()), max(scores.values())
     scaled = [(score - low) / (high - low) for score in scores.values()]
-    inside = inside_clip(cited, rollout.clip)
+    # The column is of the first video.
+    inside = by_video(inside_clip(cited, rollout), rollout.sample.num_videos)[0]
     selected = sorted(selected_frames(span, times_s, scaled, tolerance_s) for span in inside)
     num_selected = sum(stop - first for first, stop in selected) + len(cited) - len(inside)
     got, seen = 0.0, 0
@@ -243,23 +250,15 @@ def evidence(
     held = mean_of([rightness(each, right_by, tolerance=tolerance) for each in again])
     if rollout.clip is None or own is None:
         return None
-    cited = cited_patches(rollout.clip, inside_clip(cited_moments(rollout), rollout.clip))
-    share = len(frames_of(rollout.clip, cited)) / rollout.clip.num_frames
+    videos = videos_of(rollout.clips)
+    num_cited = sum(
+        len(frames_of(clip, patches))
+        for clip, patches in zip(videos, cited_patches_by_video(rollout), strict=True)
+    )
+    share = num_cited / sum(clip.num_frames for clip in videos)
     if not 0 < share < max_frac or own <= right_above:
         return 0.0
     return None if held is None else held * (1 - share / max_frac)
-
-
-def cited_moments(rollout: Rollout) -> list[Span]:
-    """The spans that the completion's one block of moments cites; empty if it can't be read."""
-    content = only_block(rollout.text, KEYFRAMES)
-    return [] if content is None else read_moments(content) or []
-
-
-def inside_clip(spans: Sequence[Span], clip: Clip | None) -> list[Span]:
-    """The spans that lie inside the clip as a whole; a question without a clip has no end."""
-    end_s = clip.duration_s + ROUNDING_S if clip else math.inf
-    return [span for span in spans if span[0] >= 0 and span[1] <= end_s]
 
 
 def f1(cited: Sequence[Span], num_cited: int, annotated: Sequence[Span], *, tolerance_s: float) -> float:

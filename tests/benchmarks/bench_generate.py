@@ -44,7 +44,7 @@ def naive(policy: Policy, prompt: Prompt, sampling: Sampling) -> Callable[[], ob
         return policy.model.generate(
             input_ids=ids_1S,
             attention_mask=torch.ones_like(ids_1S),
-            mm_token_type_ids=2 * (ids_1S == family.vision_token_id).int(),
+            mm_token_type_ids=2 * (ids_1S == family.config.video_token_id).int(),
             pixel_values_videos=inputs["pixel_values_videos"],
             video_grid_thw=inputs["video_grid_thw"],
             num_return_sequences=sampling.group_size,

@@ -151,6 +151,10 @@ RECORDS: list[dict[str, Any]] = [
      "keyframes_s": [4.25]},
     {"id": "4", "image": "a.png", "task": "choice", "answer": "B", "options": ["x", "y"]},
     {"id": "5", "task": "text", "answer": "x"},
+    {"id": "6", "media": [{"image": "a.png"}, {"video": "a.mp4", "start_s": 1.5, "end_s": 3.0},
+     {"frames": ["b.png"], "frame_fps": 2.0, "keyframes_s": [[0.25, 0.5]]}, {"video": "a.mp4", "frame_s": 3.0}],
+     "keyframes_s": [2.0], "task": "open", "answer": "x"},
+    {"id": "7", "video": "a.mp4", "frame_s": 0.5, "task": "open", "answer": "x"},
 ]  # fmt: skip
 
 

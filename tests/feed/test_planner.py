@@ -63,15 +63,44 @@ def test_the_plan_is_what_decoding_and_rendering_give(videos: list[str], max_tok
             clip = read_video(path, start_s=start_s, end_s=end_s, settings=settings, patches=family.patches)
             sample = tiny.sample(clip_source=ClipSource(video=path, start_s=start_s, end_s=end_s))
             planned = planner(settings, 10_000).plan(sample)
-            assert planned.clip is not None
-            assert planned.clip.num_frames == clip.num_frames
-            assert {planned.clip.height_px, planned.clip.width_px} == {clip.height_px, clip.width_px}
-            assert planned.clip.num_bytes == clip.frames_FHWC.nbytes
+            [planned_clip] = planned.clips
+            assert planned_clip.num_frames == clip.num_frames
+            assert {planned_clip.height_px, planned_clip.width_px} == {clip.height_px, clip.width_px}
+            assert planned_clip.num_bytes == clip.frames_FHWC.nbytes
             assert planned.num_vision_tokens == family.num_vision_tokens(clip) <= (max_tokens or 1000)
             # Of a clip's text the most is planned: times below 10 s have four digits less.
             clip_text = len(family.clip_ids(clip)) - family.num_vision_tokens(clip)
             spare = 4 * clip.num_frames // 2 if clip_text else 0
             assert planned.num_tokens - spare == len(family.render(sample, clip, **TEXT).token_ids)
+
+
+@pytest.mark.usefixtures("each_family")
+def test_a_prompt_of_several_media_is_planned_as_their_sum(videos: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (200, 90)).save(tmp_path / "now.png")
+    frame = ClipSource(video=videos[2], start_s=1.0, end_s=1.0)
+    media = (ClipSource(video=videos[0]), ClipSource(frames=(str(tmp_path / "now.png"),)), frame)
+    sample = tiny.sample(question="<video> <image> <image>?", media=media, clip_source=media[0])
+    settings, family = replace(LIMITED, max_tokens=40), tiny.family()
+    clips = [read_source(source, settings=settings, patches=family.patches) for source in media]
+    prompt = family.render(sample, clips, **TEXT)
+    planned = planner(settings, 10_000).plan(sample)
+    assert [clip.num_frames for clip in planned.clips] == [clip.num_frames for clip in clips]
+    assert planned.num_vision_tokens == sum(map(family.num_vision_tokens, clips))
+    # Of the video's own text the most is planned; pictures have none.
+    spare = 4 * clips[0].num_frames // 2 if family.most_clip_text_tokens(2) else 0
+    assert planned.num_tokens - spare == len(prompt.token_ids)
+    tight = planner(settings, planned.num_tokens - 1)
+    assert planner(settings, planned.num_tokens).refusals([sample], num_workers=1) == []
+    (reason,) = tight.refusals([sample], num_workers=1)
+    assert f"sample s: its prompt has {planned.num_tokens} tokens" in reason and "raise that by 1" in reason
+    room = (planned.num_tokens - 1 - planned.num_text_tokens) // 3
+    assert f"lower media.max_tokens to {room} or" in reason
+    # A mark without its medium is told before anything is opened.
+    wrong = replace(sample, question="<video> <image>?", source="data.jsonl:7")
+    (reason,) = tight.refusals([wrong], num_workers=1)
+    assert reason.startswith(
+        "data.jsonl:7: sample s: its text has the places <video>, <image>, and its media are"
+    )
 
 
 def test_a_clip_of_images_is_planned_too(tmp_path: Path) -> None:

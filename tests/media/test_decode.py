@@ -42,6 +42,19 @@ def test_the_chosen_frames_are_the_ones_that_come(sparse_mp4: str) -> None:
     assert clip.duration_s == pytest.approx(3.0)
 
 
+def test_a_clip_of_no_length_is_the_picture_that_is_shown_then(sparse_mp4: str) -> None:
+    """Frame 45 of 30 per second is shown from 1.5 s on; it stands twice, to fill a token in time, at no time."""
+    for at_s in (1.5, 1.52):
+        source = ClipSource(video=sparse_mp4, start_s=at_s, end_s=at_s)
+        clip = read_video(sparse_mp4, start_s=at_s, end_s=at_s)
+        assert source.is_picture and clip.is_picture and numbers(clip) == [45, 45]
+        assert (clip.times_s, clip.duration_s) == ((0.0, 0.0), 0.5)
+        planned = plan_clip(source, settings=SMALL)
+        assert (planned.num_frames, planned.height_px) == (2, clip.height_px)
+    assert not read_video(sparse_mp4, start_s=1.5, end_s=1.6).is_picture
+    assert "the clip starts at 3 s, but the video ends at 3 s" in refusal(sparse_mp4, start_s=3.0, end_s=3.0)
+
+
 def test_a_clip_inside_the_file_has_its_own_clock(sparse_mp4: str) -> None:
     clip = read_video(sparse_mp4, start_s=1.01, end_s=2.5)
     # Frames 31 (at 1.0333 s) to 75 (at 2.5 s): 45 / 30 * 4 = 6 of them.

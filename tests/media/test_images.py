@@ -106,30 +106,30 @@ def test_a_single_picture_is_one_frame_twice(tmp_path: Path) -> None:
 
 
 def test_a_clip_of_a_single_picture_is_to_the_model_what_an_image_is(tmp_path: Path) -> None:
-    """The same features at the same positions: only which pad token they replace is another."""
+    """The same tokens, features and positions as transformers' own."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (56, 84, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
     clip = read_images(of_image(tmp_path / "noise.png"), settings=SMALL)
     family, model = tiny.family(), tiny.family().load_model(torch.float32).eval()
     prompt = tiny.prompt(tiny.sample(), clip)
     ids_1P = torch.tensor([prompt.token_ids])
-    features, grid = family.pixels([uploaded(clip, torch.device("cpu"))])
+    features, grid = family.pixels([uploaded(clip, torch.device("cpu"))], [True])
     image = family.processor.image_processor(
         images=[clip.frames_FHWC[0].copy()], do_resize=False, return_tensors="pt"
     )
-    as_image_1P = torch.where(ids_1P == family.vision_token_id, family.config.image_token_id, ids_1P)
+    assert family.config.video_token_id not in prompt.token_ids
     with torch.no_grad():
         ours = model(
             input_ids=ids_1P,
-            pixel_values_videos=features,
-            video_grid_thw=grid,
+            pixel_values=features,
+            image_grid_thw=grid,
             position_ids=family.positions(prompt)[:, None],
         ).logits
         theirs = model(
-            input_ids=as_image_1P,
+            input_ids=ids_1P,
             pixel_values=image["pixel_values"],
             image_grid_thw=image["image_grid_thw"],
-            mm_token_type_ids=(as_image_1P == family.config.image_token_id).int(),
+            mm_token_type_ids=(ids_1P == family.config.image_token_id).int(),
         ).logits
     assert torch.allclose(ours, theirs, atol=1e-5)
 

@@ -58,7 +58,7 @@ def vllm_positions(prompt: Prompt, dtype: torch.dtype) -> Tensor:
     data = {"video_grid_thw": SimpleNamespace(data=made["video_grid_thw"][0])}
     if "second_per_grid_ts" in made:
         data["second_per_grid_ts"] = SimpleNamespace(data=made["second_per_grid_ts"].to(dtype)[0])
-    pad = family.vision_token_id
+    pad = family.config.video_token_id
     start = prompt.token_ids.index(pad) - family.clip_ids(prompt.clip).index(pad)
     feature = SimpleNamespace(modality="video", mm_position=SimpleNamespace(offset=start), data=data)
     engine_class = getattr(module, family.model_class.__name__)
@@ -105,7 +105,7 @@ def test_text_goes_on_after_the_highest_position_of_any_row() -> None:
     # 32 temporal patches of 2 s at 2 positions a second: the last starts at 31 * 4 = 124, far above 4 in space
     prompt = tiny.prompt(tiny.sample(), tiny.clip(64, 112, 112, 1.0))
     positions = tiny.family().positions(prompt)
-    start = prompt.token_ids.index(tiny.family().vision_token_id)
+    start = prompt.token_ids.index(tiny.family().config.video_token_id)
     after = start + 32 * 4 * 4
     assert positions[:, start - 1].tolist() == [start - 1] * 3
     assert positions[:, after - 1].tolist() == [start + 124, start + 3, start + 3]
@@ -145,7 +145,7 @@ def test_a_clip_has_at_most_the_planned_text() -> None:
         ((86394.0, 86395.0, 86396.0, 86397.0, 86398.0, 86399.9), [planned]),  # the longest that there are
     ):
         ids = family.clip_ids(with_facts(clip, times_s=times_s))
-        assert len([token for token in ids if token != family.vision_token_id]) in holds
+        assert len([token for token in ids if token != family.config.video_token_id]) in holds
 
 
 @pytest.mark.usefixtures("each_family")
@@ -206,7 +206,7 @@ def test_sampling_goes_on_until_all_completions_have_ended_with_any_of_the_token
 @pytest.mark.usefixtures("each_family")
 def test_a_prompt_with_a_missing_pad_token_is_refused() -> None:
     prompt = tiny.prompt(tiny.sample("k-7"), tiny.clip())
-    pad = prompt.token_ids.index(tiny.family().vision_token_id)
+    pad = prompt.token_ids.index(tiny.family().config.video_token_id)
     broken = replace(prompt, token_ids=prompt.token_ids[:pad] + prompt.token_ids[pad + 1 :])
     with pytest.raises(ValueError, match="sample k-7 .*: 31 vision tokens for 32 features"):
         tiny.family().check_vision_tokens(broken)

@@ -100,6 +100,29 @@ def test_cited_and_annotated_moments_and_the_frames_times_are_told():
     assert [*page.clips] == [shown["clip"]["name"]]
 
 
+def test_several_media_are_told_in_order_each_with_the_moments_of_its_own():
+    sources = (
+        ClipSource(frames=("now.png",)),
+        ClipSource(video="a.mp4"),
+        ClipSource(video="b.mp4", start_s=3.0),
+    )
+    sample = tiny.sample(
+        clip_source=sources[1], media=sources, keyframes_s=((0.5, 1.0),), other_keyframes_s=(((0.0, 0.5),),)
+    )
+    clips = (tiny.picture(), tiny.clip(num_frames=4), tiny.clip(num_frames=6))
+    group = scored(["<keyframes>0.5, 2: 1 to 1.5</keyframes>"], [1.0], sample, clips[1])
+    prompt = replace(group.group.prompt, media=clips)
+    rollouts = tuple(replace(each, media=clips) for each in group.group.rollouts)
+    page = page_of(replace(group, group=replace(group.group, prompt=prompt, rollouts=rollouts)))
+    (shown,) = page.content["groups"]
+    assert [each["video"] for each in shown["media"]] == [None, 0, 1]
+    assert [each["annotated"] for each in shown["media"]] == [[], [[0.5, 1.0]], [[0.0, 0.5]]]
+    assert [each["clip"]["picture"] for each in shown["media"]] == [True, False, False]
+    assert [len(each["clip"]["times"]) for each in shown["media"]] == [1, 4, 6]
+    assert shown["completions"][0]["cited_by_video"] == [[[0.5, 0.5]], [[1.0, 1.5]]]
+    assert [*page.clips] == [each["clip"]["name"] for each in shown["media"]]
+
+
 def test_a_category_is_the_records_own_or_the_task():
     own = tiny.sample(columns={"category": "order", "type": 3})
     page = page_of(scored(["a"], [1.0], own), scored(["a"], [1.0]))

@@ -114,6 +114,39 @@ def test_the_model_is_shown_the_changed_frames(engine: RecordingEngine) -> None:
     assert clip_of(after[1], 0, "shuffled") in asked and clip_of(after[1], 2, "cited") in asked
 
 
+def test_each_of_several_media_is_changed_and_a_cited_frame_is_kept_in_its_own_video(
+    engine: RecordingEngine,
+) -> None:
+    """Two videos at 2 frames a second around a picture: 3 s are frames 6 and 7, 1 s frames 2 and 3."""
+    first, second = (prompt.clip for prompt in scenes.prompts(2))
+    picture = tiny.picture(56, 56)
+    assert first is not None and second is not None
+    clips = [first, picture, second]
+    sources = tuple(tiny.source_like(clip, number) for number, clip in enumerate(clips))
+    prompt = scenes.RENDER(tiny.sample("several", clip_source=sources[0], media=sources), clips)
+    asked = scenes.group(prompt, "3, 2: 1", "2: 1")
+    (group, _) = add(engine, [asked, groups()[2]], seeds=SEEDS[:2], max_tokens=1000)
+    assert group.rollouts[0].media == tuple(clips)
+
+    def shown(frames: Frames, rollout: int = 0) -> list[np.ndarray]:
+        (changed, *_) = group.rollouts[rollout].counterfactuals[frames]
+        return [clip.frames_FHWC for clip in changed.media]
+
+    assert all(not each.any() for each in shown("blank"))
+    assert np.array_equal(shown("reversed")[2], second.frames_FHWC[::-1])
+    assert np.array_equal(shown("other_clip")[2], second.frames_FHWC)
+    assert not np.array_equal(shown("other_clip")[0], first.frames_FHWC)
+    before, kept, after = shown("cited_in_place")
+    assert np.array_equal(before[6:8], first.frames_FHWC[6:8]) and not np.delete(before, [6, 7], axis=0).any()
+    assert np.array_equal(after[2:4], second.frames_FHWC[2:4]) and not np.delete(after, [2, 3], axis=0).any()
+    assert np.array_equal(kept, picture.frames_FHWC)
+    cut = shown("cited")
+    assert np.array_equal(cut[0], first.frames_FHWC[6:8]) and np.array_equal(cut[2], second.frames_FHWC[2:4])
+    # Nothing is cited of the first video.
+    alone = shown("cited", rollout=1)
+    assert not alone[0].any() and len(alone[0]) == len(first.frames_FHWC) and len(alone[2]) == 2
+
+
 def test_rollouts_that_cite_the_same_frames_share_one_answer(engine: RecordingEngine) -> None:
     group = add(engine, groups())[0]
     for frames in CITED:

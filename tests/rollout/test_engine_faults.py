@@ -129,7 +129,7 @@ def test_a_clip_that_is_lost_on_the_way_stops_the_run(
     engine: Engine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = next(prompt for prompt in prompts() if prompt.clip is not None)
-    at = prompt.token_ids.index(tiny.family().vision_token_id)
+    at = prompt.token_ids.index(tiny.family().config.video_token_id)
     fewer = replace(prompt, token_ids=prompt.token_ids[:at] + prompt.token_ids[at + 1 :])
     with pytest.raises(ValueError, match=f"sample {prompt.sample.id} .*vision tokens for"):
         engine.generate([fewer], SAMPLING, SEEDS[:1])

@@ -115,6 +115,14 @@ def test_clips_of_one_two_and_five_patches_are_to_the_engine_what_they_are_to_th
     assert gap(policy, groups) < 1e-3
 
 
+def test_several_media_are_to_the_engine_what_they_are_to_the_learner(engine: Engine, policy: Policy) -> None:
+    asked = [tiny.media_prompt(kinds) for kinds in tiny.SEVERAL.values()]
+    groups = engine.generate(asked, SAMPLING, SEEDS[:4])
+    assert [group.prompt.token_ids for group in groups] == [prompt.token_ids for prompt in asked]
+    assert all(rollout.media == group.prompt.media for group in groups for rollout in group.rollouts)
+    assert gap(policy, groups) < 1e-3
+
+
 def test_the_same_seed_gives_the_same_group_in_another_batch(engine: Engine) -> None:
     whole = tokens(engine.generate(prompts(), SAMPLING, SEEDS))
     part = tokens(engine.generate(prompts()[3:1:-1], SAMPLING, SEEDS[3:1:-1]))

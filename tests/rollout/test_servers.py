@@ -172,6 +172,8 @@ def test_log_probs_of_a_server_are_the_learners_after_each_sync(
 ) -> None:
     made = engine(server, policy, tmp_path)
     made.sync()
+    several = [tiny.media_prompt(kinds) for kinds in tiny.SEVERAL.values()]
+    assert gap(policy, made.generate(several, SAMPLING, SEEDS[:4])) < 1e-3
     groups = made.generate(prompts(), SAMPLING, SEEDS)
     assert [group.prompt.token_ids for group in groups] == [prompt.token_ids for prompt in prompts()]
     assert gap(policy, groups) < 1e-3

@@ -87,10 +87,14 @@ def test_images_are_known_by_the_first_and_the_last_and_a_folder_by_its_list(tmp
     for name in names:
         name.write_bytes(b"image")
     listed = ClipSource(frames=tuple(map(str, names)), frame_fps=1.0)
-    assert files_of(listed) == [str(names[0]), str(names[2])] and files_of(None) == []
     whole = ClipSource(frames=(str(folder),), frame_fps=1.0)
     sources = [listed, whole, None]
-    paths = all_files([tiny.sample("s", clip_source=source) for source in sources])
+    samples = [tiny.sample("s", clip_source=source) for source in sources]
+    ends = [str(names[0]), str(names[2])]
+    assert [files_of(sample) for sample in samples] == [ends, [str(folder)], []]
+    several = tiny.sample("s", clip_source=whole, media=(whole, listed, whole))
+    assert files_of(several) == [str(folder), *ends]
+    paths = all_files(samples)
     media = learned(paths)
     assert len(paths) == 3 and not media.lost(paths)
     names[2].write_bytes(b"another")

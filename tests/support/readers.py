@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from grpo.groups import Sample
-from tests.support.clips import source_of
 from tests.support.videos import write_video
 
 Record = dict[str, Any]
@@ -282,14 +281,13 @@ def write_nextqa(folder: Path, *records: Record) -> Path:
 
 
 def write_media(sample: Sample, *, num_frames: int, fps: int) -> None:
-    """The sample's video, or a picture in the place of each of its frames."""
-    source = source_of(sample)
-    for path in map(Path, source.frames if source.video is None else [source.video]):
+    """The sample's videos, or a picture in the place of each of their frames."""
+    for video in {source.video for source in sample.sources if source.video is not None}:
+        Path(video).parent.mkdir(parents=True, exist_ok=True)
+        write_video(Path(video), num_frames=num_frames, fps=fps)
+    for path in {Path(path) for source in sample.sources for path in source.frames}:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if source.video is None:
-            Image.new("RGB", (84, 56)).save(path)
-        else:
-            write_video(path, num_frames=num_frames, fps=fps)
+        Image.new("RGB", (84, 56)).save(path)
 
 
 def listed(name: str) -> Callable[..., Path]:
@@ -302,6 +300,7 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "egocross": write_egocross,
     "egocross_open": write_egocross,
     "egoplan": listed("EgoPlan_validation.json"),
+    "egoplan_frame": listed("EgoPlan_validation.json"),
     "egoschema": write_egoschema,
     "egotempo": lambda folder, *records: write_json(
         folder / "egotempo_openQA.json", {"info": {"version": "1.0"}, "annotations": list(records)}
@@ -342,6 +341,7 @@ EXAMPLES: dict[str, Record] = {
     "egocross": EGOCROSS,
     "egocross_open": EGOCROSS,
     "egoplan": EGOPLAN,
+    "egoplan_frame": EGOPLAN | {"sample_id": 116},
     "egoschema": EGOSCHEMA,
     "egotempo": EGOTEMPO,
     "huggingface": NATIVE,

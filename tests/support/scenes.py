@@ -49,7 +49,7 @@ def prompts(count: int) -> list[Prompt]:
                 clip_source=ClipSource(video=f"scene-{index}.mp4"),
                 keyframes_s=((scene.taken_at_s, scene.taken_at_s + 0.5),),
             ),
-            clip_of(scene.frames_FHWC, fps=FPS, path=f"scene-{index}.mp4"),
+            [clip_of(scene.frames_FHWC, fps=FPS, path=f"scene-{index}.mp4")],
         )
         for index, scene in enumerate(scenes)
     ]

@@ -5,7 +5,7 @@ All are of one family at a time: the shipped policy's, or another one inside `of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from grpo.config.model import LoraConfig, LoraTargets
-from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup
-from grpo.media.clip import Clip
+from grpo.groups import Group, Prompt, RewardTable, Rollout, Sample, ScoredGroup, main_index
+from grpo.media.clip import Clip, ClipSource, Shown
 from grpo.policy.adapters import is_adapter
 from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
@@ -89,6 +89,51 @@ def clip(
     return clip_of(frames, fps=fps, patches=patches)
 
 
+def picture(height_px: int = 56, width_px: int = 84, seed: int = 1) -> Clip:
+    """A single picture of noise, as it is read: its frame twice."""
+    one = clip(1, height_px, width_px, seed=seed)
+    return clip_of(
+        np.repeat(one.frames_FHWC, 2, axis=0), patches=one.patches, is_picture=True, times_s=(0.0, 0.0)
+    )
+
+
+SEVERAL = {
+    "an image and a video": ("image", "video"),
+    "two videos": ("video", "video"),
+    "a video, an image and a video": ("video", "image", "video"),
+    "two images": ("image", "image"),
+}
+"""The kinds of several media in a question."""
+
+
+def media(kinds: Sequence[str], *, short: bool = False) -> list[Clip]:
+    """Media of these kinds, which all differ in grid and rate. short: videos are longer in space than in time,
+    and their temporal patches last whole seconds."""
+    videos = (clip(8, 84, 56, 2.0), clip(4, 56, 112, 1.0, seed=5))
+    if short:
+        videos = (clip(4, 84, 56, 2.0), clip(4, 56, 112, 2.0, seed=5))
+    pictures = (picture(), picture(84, 56, seed=2))
+    numbers = [kinds[:place].count(kind) for place, kind in enumerate(kinds)]
+    return [
+        (videos if kind == "video" else pictures)[number] for kind, number in zip(kinds, numbers, strict=True)
+    ]
+
+
+def source_like(clip: Clip, number: int) -> ClipSource:
+    """A source of the kind that a clip is of."""
+    return ClipSource(frames=(f"{number}.png",)) if clip.is_picture else ClipSource(video=f"{number}.mp4")
+
+
+def media_prompt(
+    kinds: Sequence[str], question: str = "Which object does the hand take?", *, short: bool = False
+) -> Prompt:
+    """A question about several media."""
+    clips = media(kinds, short=short)
+    sources = tuple(source_like(each, number) for number, each in enumerate(clips))
+    of = sample("several", question=question, media=sources, clip_source=sources[main_index(sources)])
+    return prompt(of, clips)
+
+
 def sample(name: str = "s", **fields: object) -> Sample:
     defaults = {
         "id": name,
@@ -101,9 +146,9 @@ def sample(name: str = "s", **fields: object) -> Sample:
     return Sample(**(defaults | fields))  # pyright: ignore[reportArgumentType]
 
 
-def prompt(of: Sample, with_clip: Clip | None) -> Prompt:
+def prompt(of: Sample, shown: Shown) -> Prompt:
     return family().render(
-        of, with_clip, template="{question} Answer.\n{options}", option="{letter} {text}", tags=TAGS
+        of, shown, template="{question} Answer.\n{options}", option="{letter} {text}", tags=TAGS
     )
 
 
@@ -111,6 +156,7 @@ def rollout(of: Prompt, token_ids: list[int], logprobs: list[float] | None = Non
     return Rollout(
         sample=of.sample,
         clip=of.clip,
+        media=of.media,
         tags=of.tags,
         text=text,
         token_ids=tuple(token_ids),

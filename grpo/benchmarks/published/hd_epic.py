@@ -1,9 +1,9 @@
-"""HD-EPIC's questions about one video or picture; those about several inputs are left out by the reader.
+"""HD-EPIC's questions about one or several videos or pictures.
 
 Prompt and rule are those of the authors' Gemini run (`models/base_model.py`, `configs/gemini/gemini_pro_final.json`).
-It writes the input's name before the video (`video 1: `), which is left out here, cuts clips at whole seconds, and lets
-the model write one token. Whether the paper's total is the mean of questions or of prototypes could not be verified:
-its code prints the former.
+It writes an input's name before it (`video 1: `), which is left out here for one alone, cuts clips at whole seconds,
+and lets the model write one token. Whether the paper's total is the mean of questions or of prototypes could not be
+verified: its code prints the former.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from statistics import fmean
 from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer
 from grpo.benchmarks.replies import grouped, lettered, percent
 from grpo.data.fields import LETTERS
+from grpo.data.readers.hd_epic import named_inputs
 from grpo.groups import Sample
 
 SYSTEM = (
@@ -29,7 +30,8 @@ CATEGORIES = ("recipe", "ingredient", "nutrition", "fine_grained", "3d_perceptio
 
 def prompt(sample: Sample) -> str:
     choices = " ".join(lettered(sample, "({letter}) {text}."))
-    return f"Question: {sample.question}. Answers: {choices} Correct: "
+    inputs = named_inputs(sample.columns["inputs"])
+    return f"{inputs}Question: {sample.question.removeprefix(inputs)}. Answers: {choices} Correct: "
 
 
 def official(sample: Sample, text: str) -> float:

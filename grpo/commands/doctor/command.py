@@ -24,6 +24,7 @@ from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.data.errors import DataError
 from grpo.learner.launching import make_accelerator, quiet_libraries
+from grpo.media.places import kind_of
 from grpo.run.folder import RunDir
 from grpo.run.progress import under_way
 from grpo.startup.assembly import make_planner, wording
@@ -99,7 +100,7 @@ def examine_run(
         found, plans = examine(everything, planner, num_clips=num_clips, num_workers=num_workers)
         report: dict[str, Any] = {
             "sets": {key: describe(samples) for key, (samples, _) in read.items()},
-            "num_clips": len({sample.clip_source for sample in everything} - {None}),
+            "num_clips": len({source for sample in everything for source in sample.sources}),
         }
         problems += shared_ids(data.train_sets)
         problems += [DataError(key, reason, "config") for key, reason in failed.items()]
@@ -136,8 +137,8 @@ def _planned(
         num_processes=num_processes,
     )
     first = plans[0][0]
-    has_clip = first.clip_source is not None
-    report["prompt"] = start.family.prompt_text(first, has_clip=has_clip, **wording(config))
+    kinds = [kind_of(source) for source in first.sources]
+    report["prompt"] = start.family.prompt_text(first, kinds, **wording(config))
     decode_step_s = 0.0
     if report["num_opened"] and num_decoded:
         with under_way("decoding clips"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def tokens_and_caches(
     num_processes: int,
 ) -> dict[str, Any]:
     """Tokens of prompts and steps, and the space of clips and weights. eval_sizes: the held-out sets' questions."""
-    clips = {sample.clip_source: plan.clip for sample, plan in plans if plan.clip is not None}
+    pairs = (zip(sample.sources, plan.clips, strict=True) for sample, plan in plans)
+    clips = dict(chain.from_iterable(pairs))
     sizes = [clip.num_bytes for clip in clips.values()] or [0]
     family = outline.family
     patches, width = family.patches, family.feature_width
@@ -116,8 +118,8 @@ def decoding(
     config: Config, family: ModelFamily, plans: Plans, num_decoded: int
 ) -> tuple[list[DataError], dict[str, Any]]:
     """Clips that turn out damaged, how fast the run's own workers decode, and how long they need for a step."""
-    some = spread_clips([sample for sample, plan in plans if plan.clip is not None], num_decoded)
-    samples = {sample.clip_source: sample for sample in some if sample.clip_source is not None}
+    some = spread_clips([sample for sample, plan in plans if plan.clips], num_decoded)
+    samples = {source: sample for sample in some for source in sample.sources}
     workers = config.media.num_workers
     reader = ClipReader(settings=config.media, patches=family.patches)
     loader = ClipLoader(reader, cache_gib=0, num_workers=workers, timeout_s=config.media.timeout_s)

@@ -72,7 +72,7 @@ def oddities(train: Sequence[Sample], held_out: Sequence[Sequence[Sample]]) -> I
 def _repeated_questions(samples: Sequence[Sample]) -> Iterator[DataError]:
     seen: dict[Hashable, Sample] = {}
     for sample in samples:
-        first = seen.setdefault((sample.clip_source, question_key(sample)), sample)
+        first = seen.setdefault((sample.sources, question_key(sample)), sample)
         if first is not sample:
             same = (
                 "with the same answer" if first.answer == sample.answer else f"and answers {first.answer!r}"
@@ -114,12 +114,12 @@ def examine(
 
 def spread_clips(samples: Sequence[Sample], num_clips: int | None) -> list[Sample]:
     """The samples about num_clips clips, spread evenly, and those about none; None: all."""
-    keys = [*dict.fromkeys(key for sample in samples if (key := sample.clip_source) is not None)]
+    keys = [*dict.fromkeys(sample.sources for sample in samples if sample.sources)]
     if num_clips is None or num_clips >= len(keys):
         return [*samples]
     spread = np.linspace(0, len(keys) - 1, num_clips).round().astype(int) if num_clips else []
-    kept = {None, *(keys[index] for index in spread)}
-    return [sample for sample in samples if sample.clip_source in kept]
+    kept = {(), *(keys[index] for index in spread)}
+    return [sample for sample in samples if sample.sources in kept]
 
 
 def _look(sample: Sample, planner: Planner | None) -> tuple[PromptPlan | None, DataError | None]:
@@ -128,8 +128,8 @@ def _look(sample: Sample, planner: Planner | None) -> tuple[PromptPlan | None, D
     try:
         if planner is not None:
             plan = planner.plan(sample)
-        elif sample.clip_source is not None:
-            probe_source(sample.clip_source)
+        for source in sample.sources if planner is None else ():
+            probe_source(source)
         late = _late_end(sample)
     except Exception as error:  # whatever one file brings up, the others are looked at too
         what = str(error) if isinstance(error, ValueError) else describe(error)

@@ -140,8 +140,8 @@ def one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
 def shown_blind(render: Render) -> Render:
     """The renderer that shows black frames in the place of a clip's own."""
 
-    def rendered(sample: Sample, clip: Clip | None) -> Prompt:
-        return render(sample, blank(clip) if clip is not None else None)
+    def rendered(sample: Sample, clips: Sequence[Clip]) -> Prompt:
+        return render(sample, [blank(clip) for clip in clips])
 
     return rendered
 

@@ -88,9 +88,9 @@ class Evaluated:
         on_page, strips = {sample.id for sample in self.every[: self.config.page_items]}, self.strips
 
         def keep(prompt: Prompt) -> None:
-            source = prompt.sample.clip_source
-            if prompt.sample.id in on_page and source is not None and prompt.clip is not None:
-                strips.keep(source, prompt.clip)
+            if prompt.sample.id in on_page:
+                for source, clip in zip(prompt.sample.sources, prompt.clips, strict=True):
+                    strips.keep(source, clip)
 
         return keep
 

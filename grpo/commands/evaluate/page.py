@@ -21,9 +21,10 @@ from grpo.groups import Sample
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.sampling import MediaSettings
 from grpo.report.page_files import PAGE, finite, write_data
+from grpo.report.step_page import shown_media
 from grpo.report.thumbnails import SeenClip, strip_file, write_strip
 from grpo.run.disk import write_text
-from rewards.builtin.keyframe import cited_moments
+from rewards.builtin.moments import by_video, cited_moments
 
 OWN = Path(__file__).parent / "page"
 SHARED = ("base.js", "strip.js", "style.css", "viewer.css", "icon.svg")
@@ -90,6 +91,7 @@ def item(answers: Sequence[ScoredAnswer], columns: Sequence[str], strips: Strips
         "answer": sample.answer,
         "groups": {column: str(sample.columns.get(column, "")) for column in columns},
         "clip": strips.of(sample.clip_source),
+        "media": shown_media(sample, map(strips.of, sample.media)),
         "annotated": sample.keyframes_s,
         "answers": [
             {
@@ -98,9 +100,11 @@ def item(answers: Sequence[ScoredAnswer], columns: Sequence[str], strips: Strips
                 "score": each.verdict.score if each.verdict else None,
                 "official": each.official,
                 "read": each.verdict.answer if each.verdict else "",
-                "cited": cited_moments(rollout_of(each)),
+                "cited": cited[0],
+                "cited_by_video": cited,
                 "tokens": each.answer.num_tokens,
             }
             for each in answers
+            for cited in (by_video(cited_moments(rollout_of(each)), sample.num_videos),)
         ],
     }

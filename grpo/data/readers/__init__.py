@@ -16,7 +16,7 @@ from grpo.data.readers.charades_sta import read_charades_sta
 from grpo.data.readers.ego4d_nlq import read_ego4d_nlq
 from grpo.data.readers.egocross import read_egocross, read_egocross_open
 from grpo.data.readers.egolife import read_egolife
-from grpo.data.readers.egoplan import read_egoplan
+from grpo.data.readers.egoplan import read_egoplan, read_egoplan_frame
 from grpo.data.readers.egoschema import read_egoschema
 from grpo.data.readers.egotaskqa import read_egotaskqa
 from grpo.data.readers.egotempo import read_egotempo
@@ -61,6 +61,7 @@ FORMATS: dict[str, Reader] = {
     "egocross_open": read_egocross_open,
     "egolife": read_egolife,
     "egoplan": read_egoplan,
+    "egoplan_frame": read_egoplan_frame,
     "egoschema": read_egoschema,
     "egotaskqa": read_egotaskqa,
     "egotempo": read_egotempo,

@@ -33,12 +33,13 @@ from grpo.data.fields import (
 )
 from grpo.data.readers.video_r1 import TASK_OF_TYPE
 from grpo.data.records import Place
-from grpo.groups import Sample, Task
+from grpo.groups import Sample, Task, main_index
 from grpo.media.clip import ClipSource
+from grpo.media.places import PLACE, kind_of
 from rewards.parsing import ANSWER, only_block, read_letter, read_number
 
 MEDIA = re.compile(r"<(?:video|image)>\s*")
-"""A token that marks where in a question the clip stands. The clip always comes first in our prompts."""
+"""A token that marks where in a question its media stand. A single clip comes first in our prompts."""
 SPEECH = re.compile(r"<(?:speech|audio)>\s*")
 """A token that marks where the sound would go, which no model here hears."""
 INSTRUCTION = re.compile(
@@ -112,9 +113,11 @@ def samples_of(
         *_column(record, layout.images, "image"),
     ]
     clip_source = _clip_source(record, place, media, bounds_s)
-    num_media = len(clip_source.frames or [clip_source.video]) if clip_source else 0
     if clip_source and len(clip_source.frames) > 1:
         place.remark("several images of a question are taken as the frames of one clip")
+    several = [] if clip_source else _several(place, media, bounds_s)
+    if several and all(source.is_picture for source in several):
+        place.remark("several images of a question are pictures of their own, unless frame_fps is set")
     if ignored := sorted({name for medium in media for name in medium.settings} - {*BOUNDS}):
         place.remark(
             f"{', '.join(ignored)} of single media are left out: the config's media.* are those of all"
@@ -124,16 +127,19 @@ def samples_of(
     columns = without(record, *own, "video", "image", "frame_fps")
     system = record.get(layout.system) or talk.system
     for number, (question, answer) in enumerate(talk.pairs, start=1):
-        if (num_tokens := len(MEDIA.findall(question))) not in (0, num_media):
-            raise ValueError(f"{num_tokens} media tokens in a question for {num_media} videos or images")
-        asked = as_text(SPEECH.sub("", MEDIA.sub("", question)), "question")
+        if (num_tokens := len(MEDIA.findall(question))) not in (0, len(media)):
+            raise ValueError(f"{num_tokens} media tokens in a question for {len(media)} videos or images")
+        ordered = in_order(several, question)
+        own_clip = ordered[main_index(ordered)] if ordered else clip_source
+        asked = as_text(SPEECH.sub("", question if ordered else MEDIA.sub("", question)), "question")
         yield Sample(
             id=place.id((name or str(place.number)) + (f"#{number}" if len(talk.pairs) > 1 else "")),
             source=place.source,
             system=as_text(system, layout.system) if system else "",
-            clip_source=clip_source,
+            clip_source=own_clip,
+            media=ordered,
             columns=columns,
-            **_posed(asked, answer, REPLIED if talk.is_replied else record, clip_source),
+            **_posed(asked, answer, REPLIED if talk.is_replied else record, own_clip),
         )
 
 
@@ -237,18 +243,40 @@ def _answer(record: Record, layout: Layout) -> Any:
 def _clip_source(
     record: Record, place: Place, media: Sequence[Medium], bounds_s: tuple[float, float | None]
 ) -> ClipSource | None:
-    """The one video of a conversation, or its images, which are the frames of a clip; None if it is about text."""
-    videos, images = ([each.path for each in media if each.kind == kind] for kind in ("video", "image"))
-    if videos and images:
-        raise ValueError(f"a video and images in a question are not supported: {shown([*videos, *images])}")
-    if len(videos) > 1:
-        raise ValueError(f"several videos in a question are not supported: {shown(videos)}")
-    if not videos and not images:
-        return None
-    video, frames = (place.media(videos[0]) if videos else None), tuple(map(place.media, images))
+    """The one video or picture of a conversation, or its images, if they are the frames of a clip; else None."""
     rate = get_rate(record, "frame_fps")
+    kinds = {each.kind for each in media}
+    if not media or (len(media) > 1 and (kinds != {"image"} or rate is None)):
+        return None
+    paths = [place.media(each.path) for each in media]
+    video, frames = (paths[0], ()) if kinds == {"video"} else (None, tuple(paths))
     start_s, end_s = _bounds(media[0].settings) or bounds_s
     return ClipSource(video=video, frames=frames, frame_fps=rate, start_s=start_s, end_s=end_s)
+
+
+def _several(place: Place, media: Sequence[Medium], bounds_s: tuple[float, float | None]) -> list[ClipSource]:
+    """The several media of a conversation; bounds_s are those of a video that is the only one."""
+    is_only = sum(medium.kind == "video" for medium in media) == 1
+    return [_source(place.media(each.path), each, bounds_s if is_only else (0.0, None)) for each in media]
+
+
+def _source(path: str, medium: Medium, bounds_s: tuple[float, float | None]) -> ClipSource:
+    if medium.kind == "image":
+        return ClipSource(frames=(path,))
+    start_s, end_s = _bounds(medium.settings) or bounds_s
+    return ClipSource(video=path, start_s=start_s, end_s=end_s)
+
+
+def in_order(media: Sequence[ClipSource], text: str) -> tuple[ClipSource, ...]:
+    """The media as a text marks their places: each mark means the next one of its kind. Without marks, as they are."""
+    marks = PLACE.findall(text)
+    if not media or not marks:
+        return tuple(media)
+    kinds = [kind_of(source) for source in media]
+    if sorted(marks) != sorted(kinds):
+        raise ValueError(f"a question marks {', '.join(marks)} for its media {', '.join(kinds)}")
+    waiting = {kind: iter([s for s, own in zip(media, kinds, strict=True) if own == kind]) for kind in kinds}
+    return tuple(next(waiting[mark]) for mark in marks)
 
 
 def _bounds(settings: Mapping[str, Any]) -> tuple[float, float | None] | None:

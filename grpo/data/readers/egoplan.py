@@ -12,6 +12,9 @@ SEED-Bench-R1 (https://github.com/TencentARC/SEED-Bench-R1), whose records name 
 hold the progress alone, `videos/<video_source>/<video_basename>`, and pictures of the observations, `images/...`. Such
 a clip is the whole file, without the picture and without key moments, which are on the clock of the video that it was
 cut from. With nothing done before it, the clip is the picture.
+
+`egoplan_frame` shows the current observation as a picture of its own behind the clip: the clip's last frame, or
+SEED-Bench-R1's picture.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from grpo.data.fields import (
     LETTERS,
@@ -75,7 +79,21 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     )
 
 
+def translate_with_frame(record: Record, place: Place) -> Iterator[Sample]:
+    """The samples with the current observation as a picture behind the clip; a clip that is it already stays alone."""
+    for sample in translate(record, place):
+        clip_source = sample.clip_source
+        assert clip_source is not None
+        if clip_source.is_picture:
+            yield sample
+        elif record.get("video_basename") is not None:
+            yield replace(sample, media=(clip_source, _observation(record, place)))
+        else:
+            yield replace(sample, media=(clip_source, replace(clip_source, start_s=clip_source.end_s)))
+
+
 read_egoplan = Reader(translate=translate, is_like=has("sample_id", "current_observation_frame"))
+read_egoplan_frame = Reader(translate=translate_with_frame, is_like=read_egoplan.is_like)
 
 
 def _choices(record: Record, own_id: str) -> tuple[tuple[str, ...], str]:
@@ -117,8 +135,13 @@ def _cut(record: Record, place: Place) -> ClipSource:
     source = get_text(record, "video_source")
     if get_objects(record, "task_progress_metadata"):
         return ClipSource(video=place.media(f"videos/{source}/{get_text(record, 'video_basename')}"))
-    picture = f"images/{source}/{get_text(record, 'current_observation_basename')}"
-    return ClipSource(frames=(place.media(picture),))
+    return _observation(record, place)
+
+
+def _observation(record: Record, place: Place) -> ClipSource:
+    """SEED-Bench-R1's picture of the current observation."""
+    source, name = get_text(record, "video_source"), get_text(record, "current_observation_basename")
+    return ClipSource(frames=(place.media(f"images/{source}/{name}"),))
 
 
 def _clip(record: Record, own_id: str, place: Place) -> tuple[ClipSource, list[Span]]:

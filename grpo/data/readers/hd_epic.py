@@ -2,7 +2,7 @@
 
 A file is one object, with the questions' ids as keys. Videos are `P01/P01-20240203-123350.mp4`. A clip is the part that
 the question names, or the whole video; a question about a picture has the second of video that begins there, as in the
-official code. Questions about several inputs are left out, their number logged.
+official code. Several inputs stand before the question, each behind its name, as there.
 
 Times in questions and options (`<TIME 00:01:02.300 video 1>`) become `01:02`, counted from the clip's start, and boxes
 (`<BBOX y1 x1 y2 x2>`, in pixels of 1408) become `(y1, x1, y2, x2)` in thousandths, both as the official code writes
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from grpo.data.fields import (
@@ -27,11 +27,11 @@ from grpo.data.fields import (
     without,
 )
 from grpo.data.records import Place, Reader
-from grpo.groups import Sample
+from grpo.groups import MAX_MEDIA, Sample
 from grpo.media.clip import ClipSource
 
 SIDE_PX = 1408
-TIME_TAG = re.compile(r"<TIME\s+([\d:.]+)\s+[^<>]+?>")
+TIME_TAG = re.compile(r"<TIME\s+([\d:.]+)\s+([^<>]+?)\s*>")
 BOX_TAG = re.compile(r"<BBOX" + r"\s+([\d.]+)" * 4 + r"\s*>")
 CLOCK = re.compile(r"(\d{1,2}):(\d{2}):(\d{2}(?:\.\d{1,6})?)")
 
@@ -45,25 +45,33 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         or not all(isinstance(each, dict) for each in inputs.values())
     ):
         raise ValueError(f"'inputs' must be an object of videos, not {shown(inputs)}")
-    if len(inputs) > 1:
-        place.remark("questions about several videos or pictures are left out", own_id)
+    if len(inputs) > MAX_MEDIA:
+        place.remark(f"questions about more than {MAX_MEDIA} videos or pictures are left out", own_id)
         return
-    clip_source = _clip(next(iter(inputs.values())), place)
+    sources = {name: _clip(each, place) for name, each in inputs.items()}
+    clip_source = next(iter(sources.values()))
     choices = as_options(get_value(record, "choices"), "choices")
     right = get_value(record, "correct_idx")
     if type(right) is not int or not 0 <= right < len(choices):
         raise ValueError(f"'correct_idx' must be 0 to {len(choices) - 1}, not {shown(right)}")
     yield Sample(
         id=place.id(own_id),
-        question=_readable(get_text(record, "question"), clip_source),
+        question=named_inputs(inputs) + _readable(get_text(record, "question"), sources),
         answer=LETTERS[right],
         task="choice",
         source=place.source,
-        options=tuple(_readable(choice, clip_source) for choice in choices),
+        options=tuple(_readable(choice, sources) for choice in choices),
         clip_source=clip_source,
+        media=tuple(sources.values()) if len(sources) > 1 else (),
         columns=without(record, "question", "choices", "correct_idx")
         | {"prototype": own_id.rpartition("_")[0]},
     )
+
+
+def named_inputs(inputs: Iterable[str]) -> str:
+    """The names of several inputs, each before its place; empty for one alone."""
+    names = [*inputs]
+    return "".join(f"{name}: <video>" for name in names) if len(names) > 1 else ""
 
 
 def _clip(given: Record, place: Place) -> ClipSource:
@@ -87,11 +95,15 @@ def seconds(clock: str) -> float:
     return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
 
 
-def _readable(text: str, clip_source: ClipSource) -> str:
-    # The official code drops the fractions of both times before it takes their difference.
-    start_s = int(clip_source.start_s)
-    text = TIME_TAG.sub(lambda tag: _clock(int(seconds(tag[1])) - start_s), text)
-    return BOX_TAG.sub(_box, text)
+def _readable(text: str, sources: Mapping[str, ClipSource]) -> str:
+    def since_start(tag: re.Match[str]) -> str:
+        if len(sources) > 1 and tag[2] not in sources:
+            raise ValueError(f"a time is of {shown(tag[2])}, and 'inputs' has {', '.join(sources)}")
+        source = sources.get(tag[2]) or next(iter(sources.values()))
+        # The official code drops the fractions of both times before it takes their difference.
+        return _clock(int(seconds(tag[1])) - int(source.start_s))
+
+    return BOX_TAG.sub(_box, TIME_TAG.sub(since_start, text))
 
 
 def _clock(past_s: int) -> str:

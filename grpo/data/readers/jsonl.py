@@ -10,13 +10,23 @@ root. All times count from the start of the file, or are on the clock of `frame_
 task "span" (`18.0-19.5`); `keyframes_s` holds spans or single moments. A sample's times, its answer's too, count from
 its clip's start. Other keys are kept as columns for rewards. Nothing is guessed or dropped: a record that is not right
 raises with file and line.
+
+A question about several media lists them, each with the keys that a record of one has:
+
+    {"id": "k-0018", "media": [{"video": "k.mp4", "start_s": 3.0, "end_s": 9.0}, {"image": "now.jpg"}],
+     "question": "<video> I did this, and now I see <image> What comes next?", ...}
+
+`<video>` (also for `frames`) and `<image>` say in the question or in options where each of them stands; without any,
+they stand before the question. A time belongs to the first video, but for `keyframes_s` in another one's own object.
+With `"frame_s": 9.0` in place of bounds, a video is a picture: its frame at that time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from grpo.data.fields import (
     TASKS,
@@ -27,6 +37,7 @@ from grpo.data.fields import (
     as_text,
     check_bounds,
     check_letter,
+    get_objects,
     get_rate,
     get_text,
     has,
@@ -39,16 +50,20 @@ from grpo.data.fields import (
     written_out,
 )
 from grpo.data.records import Place, Reader
-from grpo.groups import Sample
+from grpo.groups import MAX_MEDIA, Sample, main_index
 from grpo.media.clip import ClipSource
+from grpo.media.places import check_places, kind_of
 
 MEDIA_KEYS = ("video", "frames", "image", "images")
 FRAME_KEYS = ("frame_fps", "frame_times_s")
+TIME_KEYS = ("start_s", "end_s", "frame_s")
 OWN_KEYS = (
-    "id", "start_s", "end_s", "question", "options", "answer", "task", "system", "keyframes_s", *MEDIA_KEYS,
-    *FRAME_KEYS,
+    "id", "question", "options", "answer", "task", "system", "keyframes_s", "media", *MEDIA_KEYS, *FRAME_KEYS,
+    *TIME_KEYS,
 )  # fmt: skip
 CLIP_KEYS = ("start_s", "end_s", "keyframes_s")
+MEDIUM_KEYS = ("video", "frames", "image", *FRAME_KEYS, *TIME_KEYS, "keyframes_s")
+"""The keys of one of several media."""
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
@@ -56,7 +71,11 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
     choices = _options(record, task)
-    clip_source = _clip_source(record, place)
+    media = _listed(record, place) if record.get("media") is not None else []
+    sources = tuple(source for source, _ in media)
+    clip_source = sources[main_index(sources)] if media else _clip_source(record, place)
+    if media:
+        check_places("\n".join((get_text(record, "question"), *choices)), [*map(kind_of, sources)])
     yield Sample(
         id=get_text(record, "id"),
         question=get_text(record, "question"),
@@ -66,7 +85,8 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         options=choices,
         system=get_text(record, "system") if record.get("system") is not None else "",
         clip_source=clip_source,
-        keyframes_s=_keyframes(record, clip_source),
+        media=sources,
+        **_key_moments(record, clip_source, media),
         columns=without(record, *OWN_KEYS),
     )
 
@@ -118,11 +138,15 @@ def _media(record: Record, place: Place) -> ClipSource | None:
     """The whole of the record's video or images; None for a question about text alone."""
     given = [key for key in MEDIA_KEYS if record.get(key) is not None]
     if len(given) > 1:
-        raise ValueError(f"{given[0]!r} and {given[1]!r}: a question has one clip")
+        raise ValueError(
+            f"{given[0]!r} and {given[1]!r}: a question about several has a list of them, 'media'"
+        )
     if given != ["frames"]:
         for key in FRAME_KEYS:
             if record.get(key) is not None:
                 raise ValueError(f"{key!r} without 'frames'")
+    if record.get("frame_s") is not None and given != ["video"]:
+        raise ValueError("'frame_s' without a 'video'")
     if given == ["video"]:
         return ClipSource(video=place.media(get_text(record, "video")))
     if given == ["image"]:
@@ -131,10 +155,50 @@ def _media(record: Record, place: Place) -> ClipSource | None:
         images = place.images(record["images"], "images")
         if len(images) > 1:
             raise ValueError(
-                "several 'images' in a question are not supported; those of one clip are its 'frames'"
+                "several 'images': those of one clip are its 'frames', and several pictures its 'media'"
             )
         return ClipSource(frames=images)
     return _frames(record, place) if given else None
+
+
+def _listed(record: Record, place: Place) -> list[tuple[ClipSource, tuple[Span, ...]]]:
+    """The several media of a record, each with its key moments."""
+    for key in (*MEDIA_KEYS, *FRAME_KEYS, *TIME_KEYS):
+        if record.get(key) is not None:
+            raise ValueError(f"{key!r} beside 'media': it belongs into the object of one of these")
+    entries = get_objects(record, "media")
+    if not 1 <= len(entries) <= MAX_MEDIA:
+        raise ValueError(f"'media' must list 1 to {MAX_MEDIA} videos or images, not {len(entries)}")
+    return [_medium(entry, number, place) for number, entry in enumerate(entries, start=1)]
+
+
+def _medium(entry: Record, number: int, place: Place) -> tuple[ClipSource, tuple[Span, ...]]:
+    try:
+        if unknown := [key for key in entry if key not in MEDIUM_KEYS]:
+            raise ValueError(f"unknown key {unknown[0]!r}; there are {', '.join(MEDIUM_KEYS)}")
+        source = _clip_source(entry, place)
+        if source is None:
+            raise ValueError("none of 'video', 'frames', 'image'")
+        if source.is_picture and entry.get("frames") is not None:
+            raise ValueError(f"'frames' without {' or '.join(map(repr, FRAME_KEYS))}")
+        for key in CLIP_KEYS if source.is_picture else ():
+            if entry.get(key) is not None:
+                raise ValueError(f"{key!r}: an image is shown at no time")
+        return source, _keyframes(entry, source)
+    except ValueError as error:
+        raise ValueError(f"'media' {number}: {error}") from None
+
+
+def _key_moments(
+    record: Record, clip_source: ClipSource | None, media: Sequence[tuple[ClipSource, tuple[Span, ...]]]
+) -> dict[str, Any]:
+    """The key moments of the first video, and of those after it."""
+    own = _keyframes(record, clip_source)
+    of_videos = [spans for source, spans in media if not source.is_picture]
+    first, others = (of_videos[0], of_videos[1:]) if of_videos else ((), [])
+    if own and first:
+        raise ValueError("'keyframes_s' beside 'media' and in it: they are of the same video")
+    return {"keyframes_s": own or first, "other_keyframes_s": tuple(others)}
 
 
 def _frames(record: Record, place: Place) -> ClipSource:
@@ -156,7 +220,15 @@ def _frames(record: Record, place: Place) -> ClipSource:
 
 
 def _clip_bounds(record: Record, whole: ClipSource) -> tuple[float, float | None]:
-    """The clip's bounds in seconds of the file, or on the clock of the frames' own times, from the first of these."""
+    """The clip's bounds in seconds of the file, or on the clock of the frames' own times, from the first of these.
+
+    Both are the time of a single frame, `frame_s`.
+    """
+    if record.get("frame_s") is not None:
+        for key in CLIP_KEYS:
+            if record.get(key) is not None:
+                raise ValueError(f"{key!r} beside 'frame_s': a single frame is shown at no time")
+        return (as_seconds(record["frame_s"], "frame_s"),) * 2
     first_s = whole.frame_times_s[0] if whole.frame_times_s else 0.0
     start_s = first_s if record.get("start_s") is None else as_seconds(record["start_s"], "start_s")
     if record.get("end_s") is None:

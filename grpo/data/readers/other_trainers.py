@@ -8,7 +8,8 @@ A record is a question (a text, or the turns of a conversation), its media, and 
     TRL       {"prompt": [...] or "...", "image": "a.png", "solution": "B"}, or "completion"
 
 Options that a question lists are taken out of it, and an answer that names one of them is a choice. An answer that is a
-number is one for `accuracy` too; any other is open. Several images are the frames of a clip, as in `sharegpt.py`.
+number is one for `accuracy` too; any other is open. Several images are pictures, or the frames of a clip, as in
+`sharegpt.py`.
 """
 
 from __future__ import annotations

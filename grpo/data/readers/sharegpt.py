@@ -2,9 +2,10 @@
 
 `{"messages": [{"role": "user", "content": "<video>..."}, {"role": "assistant", ...}], "videos": ["a.mp4"]}`,
 or `conversations` of `from` and `value`. A `dataset_info.json` in the file's folder or the one above it that
-lists the file says what its columns and tags are called. `images`, an `<image>` each in the first question, are the
-frames of a clip, as in EgoCross's support set; with several of them, `frame_fps` in the record or of the data set
-in the config says how many there are per second. A system prompt may be a turn, or a column of its own.
+lists the file says what its columns and tags are called. Several `images`, an `<image>` each in the question, are the
+frames of a clip where `frame_fps` in the record or of the data set in the config says how many there are per second, as
+with EgoCross's support set; else they are pictures, each in its place. A system prompt may be a turn, or a column of
+its own.
 """
 
 from __future__ import annotations

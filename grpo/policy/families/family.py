@@ -8,22 +8,24 @@ tokens; a family is a subclass that states what it does otherwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from grpo.config.model import Part
-from grpo.groups import Prompt, Sample
-from grpo.media.clip import Clip
+from grpo.groups import Prompt, Sample, main_index
+from grpo.media.clip import Clip, Shown
+from grpo.media.places import Kind, kind_of
 from grpo.media.sampling import PatchShape
-from grpo.policy.families.prompt_text import Wording, user_text
+from grpo.policy.families.prompt_text import Wording, user_content, user_text
 from grpo.policy.model_folder import copy_description, find_model_folder
 
 
@@ -58,9 +60,9 @@ class ModelFamily:
 
     # What a family may do otherwise.
 
-    def clip_ids(self, clip: Clip) -> list[int]:
-        """Return the tokens that stand for a clip in a prompt, with one pad token per vision feature."""
-        return [self.vision_token_id] * self.num_vision_tokens(clip)
+    def video_ids(self, clip: Clip) -> list[int]:
+        """Return the tokens that stand for a video in a prompt, with one pad token per vision feature."""
+        return [self.pad_id(clip)] * self.num_vision_tokens(clip)
 
     def most_clip_text_tokens(self, num_frames: int) -> int:
         """Return the most tokens that a clip of so many frames has beside its pads."""
@@ -148,13 +150,17 @@ class ModelFamily:
         )
 
     @property
-    def vision_token_id(self) -> int:
-        return self.config.video_token_id
+    def vision_token_ids(self) -> tuple[int, int]:
+        """The pad tokens of images and of videos."""
+        return (self.config.image_token_id, self.config.video_token_id)
+
+    def pad_id(self, clip: Clip) -> int:
+        return self.vision_token_ids[not clip.is_picture]
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
         """The tokens that are never sampled: a vision pad token in a completion would have no feature."""
-        return (self.config.image_token_id, self.config.video_token_id)
+        return self.vision_token_ids
 
     def tokens_thw(self, clip: Clip) -> tuple[int, int, int]:
         """Return the clip's vision tokens along time, height and width."""
@@ -169,33 +175,47 @@ class ModelFamily:
         t, h, w = self.tokens_thw(clip)
         return t * h * w
 
-    def render(self, sample: Sample, clip: Clip | None, **wording: Unpack[Wording]) -> Prompt:
-        """Return the sample's prompt, its clip first, with one pad token per vision feature."""
-        text = self.prompt_text(sample, has_clip=clip is not None, **wording)
-        token_ids = self._token_ids(text)
-        if clip is not None:
-            start = token_ids.index(self.vision_token_id)
-            token_ids[start : start + 1] = self.clip_ids(clip)
-        tags = tuple(wording["tags"])
-        return Prompt(sample=sample, clip=clip, text=text, token_ids=tuple(token_ids), tags=tags)
+    def clip_ids(self, clip: Clip) -> list[int]:
+        """Return the tokens that stand for a clip in a prompt, with one pad token per vision feature."""
+        return [self.pad_id(clip)] * self.num_vision_tokens(clip) if clip.is_picture else self.video_ids(clip)
+
+    def render(self, sample: Sample, shown: Shown, **wording: Unpack[Wording]) -> Prompt:
+        """Return the sample's prompt, with one pad token per vision feature of what is shown.
+
+        shown: its clip, or all of several media in order.
+        """
+        clips = () if shown is None else (shown,) if isinstance(shown, Clip) else tuple(shown)
+        text = self.prompt_text(sample, [kind_of(clip) for clip in clips], **wording)
+        parts = self._around_pads(self._token_ids(text))
+        token_ids = [*parts[0]]
+        for clip, part in zip(clips, parts[1:], strict=True):
+            token_ids += [*self.clip_ids(clip), *part]
+        return Prompt(
+            sample=sample,
+            clip=clips[main_index(clips)] if clips else None,
+            media=clips if sample.media else (),
+            text=text,
+            token_ids=tuple(token_ids),
+            tags=tuple(wording["tags"]),
+        )
 
     def folded_ids(self, prompt: Prompt) -> list[int]:
-        """Return the prompt's tokens with a single pad token for its clip, which the engine expands again."""
-        token_ids = list(prompt.token_ids)
-        if prompt.clip is not None:
-            clip_ids = self.clip_ids(prompt.clip)
-            start = token_ids.index(self.vision_token_id) - clip_ids.index(self.vision_token_id)
-            token_ids[start : start + len(clip_ids)] = [self.vision_token_id]
-        return token_ids
+        """Return the prompt's tokens with a single pad token for each clip, which the engine expands again."""
+        token_ids, folded, start = prompt.token_ids, [], 0
+        for clip in prompt.clips:
+            clip_ids, pad = self.clip_ids(clip), self.pad_id(clip)
+            begin = token_ids.index(pad, start) - clip_ids.index(pad)
+            folded += [*token_ids[start:begin], pad]
+            start = begin + len(clip_ids)
+        return [*folded, *token_ids[start:]]
 
     def num_text_tokens(self, sample: Sample, **wording: Unpack[Wording]) -> int:
-        """Return the number of tokens of the sample's prompt beside its clip's."""
-        has_clip = sample.clip_source is not None
-        return len(self._token_ids(self.prompt_text(sample, has_clip=has_clip, **wording))) - has_clip
+        """Return the number of tokens of the sample's prompt beside those of what it shows."""
+        kinds = [kind_of(source) for source in sample.sources]
+        return len(self._token_ids(self.prompt_text(sample, kinds, **wording))) - len(kinds)
 
-    def prompt_text(self, sample: Sample, *, has_clip: bool, **wording: Unpack[Wording]) -> str:
-        """Return the text of the sample's prompt, with a single pad token for the clip."""
-        content = [{"type": "video"}] if has_clip else []
+    def prompt_text(self, sample: Sample, kinds: Sequence[Kind], **wording: Unpack[Wording]) -> str:
+        """Return the text of the sample's prompt, with a single pad token for each clip. kinds: of the clips."""
         given = wording.get("system")
         system = sample.system if given is None else given
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -205,14 +225,26 @@ class ModelFamily:
             if whole is None
             else whole(sample)
         )
-        messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
+        messages.append({"role": "user", "content": user_content(text, kinds, is_placed=bool(sample.media))})
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if rendered.count(self.processor.video_token) != len(content):
-            raise ValueError(f"its text has {self.processor.video_token}, which stands for a clip")
+        for kind in get_args(Kind):
+            token = getattr(self.processor, f"{kind}_token")
+            if rendered.count(token) != [*kinds].count(kind):
+                raise ValueError(f"its text has {token}, which stands for {ARTICLES[kind]}")
         return rendered
 
     def _token_ids(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _around_pads(self, token_ids: Sequence[int]) -> list[list[int]]:
+        """Return the tokens before, between and behind single pad tokens."""
+        parts: list[list[int]] = [[]]
+        for token in token_ids:
+            if token in self.vision_token_ids:
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        return parts
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return a completion's text, special tokens visible, without the token that ended it."""
@@ -221,13 +253,15 @@ class ModelFamily:
         return self.processor.tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def check_vision_tokens(self, prompt: Prompt) -> None:
-        """Raise ValueError unless the prompt has one pad token per vision feature of its clip."""
-        expected = self.num_vision_tokens(prompt.clip) if prompt.clip is not None else 0
-        found = prompt.token_ids.count(self.vision_token_id)
-        if found != expected:
-            raise ValueError(
-                f"sample {prompt.sample.id} ({prompt.sample.source}): {found} vision tokens for {expected} features"
-            )
+        """Raise ValueError unless the prompt has one pad token of its kind per vision feature of each clip."""
+        for pad in self.vision_token_ids:
+            expected = sum(self.num_vision_tokens(clip) for clip in prompt.clips if self.pad_id(clip) == pad)
+            found = prompt.token_ids.count(pad)
+            if found != expected:
+                sample = prompt.sample
+                raise ValueError(
+                    f"sample {sample.id} ({sample.source}): {found} vision tokens for {expected} features"
+                )
 
     # What all share: pixels and positions.
 
@@ -235,15 +269,27 @@ class ModelFamily:
         """Return the clip as vLLM and transformers take it: frames, and metadata that says they are sampled already."""
         return clip.frames_FHWC.copy(), {**self.metadata(clip), "do_sample_frames": False}
 
-    def pixels(self, frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def engine_media(self, prompt: Prompt) -> dict[str, list[Any]]:
+        """Return what a prompt shows as vLLM takes it: videos and images, each kind in order."""
+        media: dict[str, list[Any]] = {}
+        for clip in prompt.clips:
+            medium = picture_of(clip) if clip.is_picture else self.engine_video(clip)
+            media.setdefault(kind_of(clip), []).append(medium)
+        return media
+
+    def pixels(
+        self, frames: Sequence[Tensor], are_pictures: Sequence[bool] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the vision tower's inputs: patches (M * merge**2, patch features) and grids (clips, 3).
 
         frames: each clip's, uint8 of (F, H, W, C), on the device that makes the patches. They equal the processor's.
+        are_pictures: which of the clips are pictures; None: none of them.
         """
-        made = [self._patches(each) for each in frames]
+        kinds = [False] * len(frames) if are_pictures is None else are_pictures
+        made = [self._patches(each, is_picture) for each, is_picture in zip(frames, kinds, strict=True)]
         return torch.cat([patches for patches, _ in made]), torch.tensor([grid for _, grid in made])
 
-    def _patches(self, frames_FHWC: Tensor) -> tuple[Tensor, list[int]]:
+    def _patches(self, frames_FHWC: Tensor, is_picture: bool) -> tuple[Tensor, list[int]]:
         """Return a clip's patches, normalised, and its patches along time, height and width."""
         processor = self.processor.video_processor
         # The axis of patches is Q, that of a patch's values X, channel by channel. Bytes are put into order, which are
@@ -254,10 +300,11 @@ class ModelFamily:
             merge_size=processor.merge_size,
             temporal_patch_size=processor.temporal_patch_size,
         )
-        # As the processor does: values are not divided by 255, but mean and std multiplied.
+        # As the processor does: values are not divided by 255, but mean and std multiplied. Images have their own.
+        stated = self.processor.image_processor if is_picture else processor
         mean_C, std_C = (
-            torch.tensor(each, device=frames_FHWC.device) * (1.0 / processor.rescale_factor)
-            for each in (processor.image_mean, processor.image_std)
+            torch.tensor(each, device=frames_FHWC.device) * (1.0 / stated.rescale_factor)
+            for each in (stated.image_mean, stated.image_std)
         )
         values_QCX = bytes_1QX[0].unflatten(1, (len(mean_C), -1)).float()
         return values_QCX.sub_(mean_C[:, None]).div_(std_C[:, None]).flatten(1), grid_thw
@@ -271,19 +318,35 @@ class ModelFamily:
         whole ones: with a long clip those differ from the positions in sampling.
         Source: get_rope_index of the reference implementations; vLLM's get_mrope_input_positions.
         """
-        num_tokens = len(prompt.token_ids)
-        if prompt.clip is None:
-            return torch.arange(num_tokens).expand(3, -1)
-        _, h, w = self.tokens_thw(prompt.clip)
-        step, start, parts = self.time_step(prompt.clip), 0, []
-        for is_clip, run in groupby(prompt.token_ids, key=lambda token: token == self.vision_token_id):
+        grids = iter(self._grids(prompt))
+        pads = frozenset(self.vision_token_ids)
+        start, parts = 0, []
+        for is_vision, run in groupby(prompt.token_ids, key=pads.__contains__):
             count = len(list(run))
-            if is_clip:
+            if is_vision:
+                step, *grid_thw = next(grids)
                 # The place of each vision token in the grid, (3, M); then the steps of time become positions.
-                part = np.indices((count // (h * w), h, w)).reshape(3, -1)
+                part = np.indices(grid_thw).reshape(3, -1)
                 part[0] = (part[0] * step).astype(np.int64)
             else:
                 part = np.broadcast_to(np.arange(count), (3, count))
             parts.append(part + start)
             start = parts[-1].max() + 1
         return torch.from_numpy(np.concatenate(parts, axis=1))
+
+    def _grids(self, prompt: Prompt) -> Iterator[tuple[float, int, int, int]]:
+        """Yield the `time_step` and the tokens along time, height and width of each run of pad tokens."""
+        for clip in prompt.clips:
+            _, h, w = self.tokens_thw(clip)
+            is_pad = self.pad_id(clip).__eq__
+            for is_run, run in groupby(self.clip_ids(clip), key=is_pad):
+                if is_run:
+                    yield self.time_step(clip), len(list(run)) // (h * w), h, w
+
+
+ARTICLES: dict[Kind, str] = {"image": "a picture", "video": "a clip"}
+
+
+def picture_of(clip: Clip) -> Image.Image:
+    """Return a clip of a single picture as that picture."""
+    return Image.fromarray(clip.frames_FHWC[0])

@@ -1,6 +1,6 @@
 """The Qwen3-VL family (dense): each temporal patch stands behind its time in text, and features enter several layers.
 
-A clip's single pad token becomes `<0.3 seconds><|vision_start|>pads<|vision_end|>` for each temporal patch, inside the
+A video's single pad token becomes `<0.3 seconds><|vision_start|>pads<|vision_end|>` for each temporal patch, inside the
 chat template's own pair of <|vision_start|> and <|vision_end|>, as transformers >= 5.10 and vLLM write it.
 """
 
@@ -27,8 +27,8 @@ class Qwen3VL(ModelFamily):
     model_class = Qwen3VLForConditionalGeneration
     merger_names = ("model.visual.merger", "model.visual.deepstack_merger_list")
 
-    def clip_ids(self, clip: Clip) -> list[int]:
-        """Return the tokens that stand for a clip: for each temporal patch its time, and its pads in their pair."""
+    def video_ids(self, clip: Clip) -> list[int]:
+        """Return the tokens that stand for a video: for each temporal patch its time, and its pads in their pair."""
         num_patches, h, w = self.tokens_thw(clip)
         config = self.config
         pads = [config.vision_start_token_id, *[config.video_token_id] * (h * w), config.vision_end_token_id]

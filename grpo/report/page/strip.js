@@ -19,12 +19,19 @@ function filmStrip(clip, annotated, cited = [], { marginPx = 60, each = "complet
   const checked = checkPicture(clip, inner);
   return el("div", { class: "strip", data: { clip: clip.name } },
     el("div", { class: "facts muted" },
-      el("span", { text: `${clip.times.length} frames of ${clip.size[0]}×${clip.size[1]} px, ${seconds(clip.duration)}, ${number(clip.fps)} per second` }),
+      el("span", { text: clip.picture ? `a picture of ${clip.size[0]}×${clip.size[1]} px` : `${clip.times.length} frames of ${clip.size[0]}×${clip.size[1]} px, ${seconds(clip.duration)}, ${number(clip.fps)} per second` }),
       annotated.length ? el("span", { class: "key-annotated", text: `annotated ${annotated.map(spanText).join(", ")}` }) : null,
       pointing.length ? el("span", { class: "key-cited", text: `cited, a line for each ${each}` }) : null,
       el("span", { class: "path", text: clip.path.split("/").pop(), title: clip.path })),
     reason ? el("p", { class: "problem", text: `No pictures: ${reason}` }) : checked,
     el("div", { class: "scroll" }, inner));
+}
+
+/** The strips of all that a question shows, in order: of several media, or of its clip; null if it shows nothing. */
+function filmStrips({ clip, annotated, media }, cited, options) {
+  if (!media.length) return clip ? filmStrip(clip, annotated, cited, options) : null;
+  return el("div", { class: "media" }, ...media.filter((each) => each.clip).map((each) =>
+    filmStrip(each.clip, each.annotated, each.video === null ? [] : cited.map((one) => ({ ...one, spans: one.byVideo[each.video] })), options)));
 }
 
 function frameSize(clip, marginPx) {

@@ -45,12 +45,12 @@ async function groupView(key, isBeside) {
 function groupArticle(key, found, content, isBeside) {
   const group = content.groups[found.group];
   const rights = rightsOf(found);
-  const cited = group.completions.map((completion, index) => ({ label: `#${index + 1}`, index, spans: completion.cited, isRight: rights[index] }));
+  const cited = group.completions.map((completion, index) => ({ label: `#${index + 1}`, index, spans: completion.cited, byVideo: completion.cited_by_video, isRight: rights[index] }));
   const article = el("article", { data: { key } },
     groupHead(key, found, group, isBeside),
     el("p", { class: "question", text: group.question }),
     options(group, found, rights),
-    group.clip ? filmStrip(group.clip, group.annotated, cited) : el("p", { class: "muted", text: "A question without a clip." }),
+    filmStrips(group, cited) || el("p", { class: "muted", text: "A question without a clip." }),
     shadeBar(found.run),
     el("div", { class: "completions" }, ...group.completions.map((completion, index) => completionCard(key, found, group, content.pieces, completion, index, rights[index]))),
     sharedCounterfactuals(group),

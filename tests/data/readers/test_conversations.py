@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_a_conversation_without_media_is_about_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": "vsr/1.jpg"}, "a video and images in a question are not supported"),
+        ({"image": "vsr/1.jpg"}, "1 media tokens in a question for 2 videos or images"),
         ({"video": None}, "1 media tokens in a question for 0 videos or images"),
         (
             {"conversations": said("<video><video>What?", "x")},
@@ -249,10 +250,10 @@ def test_a_wrong_dataset_info_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": ["frames/0.jpg"]}, "a video and images in a question are not supported"),
+        ({"images": ["frames/0.jpg"]}, "1 media tokens in a question for 2 videos or images"),
         ({"images": ["a.jpg", "b.jpg"], "videos": []}, "1 media tokens in a question for 2 videos or images"),
         ({"images": "a.jpg", "videos": []}, "'images' must be a list of paths, not 'a.jpg'"),
-        ({"videos": ["a.mp4", "b.mp4"]}, "several videos in a question are not supported"),
+        ({"videos": ["a.mp4", "b.mp4"]}, "1 media tokens in a question for 2 videos or images"),
         ({"videos": "a.mp4"}, "'videos' must be a list of paths, not 'a.mp4'"),
         ({"videos": []}, "1 media tokens in a question for 0 videos or images"),
         ({"videos": [7]}, "'videos' must be a text that is not empty, not 7"),
@@ -266,3 +267,24 @@ def test_what_a_sharegpt_sample_cannot_hold_is_refused(changes: Record, message:
     path = write_json(tmp_path / "train.json", [SHAREGPT | changes])
     with pytest.raises(ValueError, match=rf"^{path}: record 1: .*{message}"):
         read_sharegpt(path)
+
+
+def test_several_media_stand_where_the_question_marks_them(tmp_path: Path) -> None:
+    """Each mark means the next medium of its kind; without any, they come as they are listed."""
+    content = "Before: <image> After: <video> Now: <image> What changed?\nA. <image> is wet\nB. nothing"
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "B"}]
+    record = {"messages": turns, "videos": ["a.mp4"], "images": ["0.jpg", "1.jpg", "2.jpg"]}
+    [sample] = read_sharegpt(write_json(tmp_path / "train.json", [record]))
+    names = [os.path.basename(source.path) for source in sample.media]
+    assert names == ["0.jpg", "a.mp4", "1.jpg", "2.jpg"]
+    assert sample.question == "Before: <image> After: <video> Now: <image> What changed?"
+    assert sample.options == ("<image> is wet", "nothing") and sample.answer == "B"
+    assert sample.clip_source == sample.media[1]
+    plain = [{"role": "user", "content": "What changed?"}, turns[1]]
+    [unmarked] = read_sharegpt(write_json(tmp_path / "train.json", [record | {"messages": plain}]))
+    assert [os.path.basename(each.path) for each in unmarked.media] == ["a.mp4", "0.jpg", "1.jpg", "2.jpg"]
+    wrong = [{"role": "user", "content": "<video><video><image><image>?"}, turns[1]]
+    with pytest.raises(
+        ValueError, match="record 1: a question marks video, video, image, image for its media"
+    ):
+        read_sharegpt(write_json(tmp_path / "train.json", [record | {"messages": wrong}]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grpo.data.readers.ego4d_nlq import QUESTION, read_ego4d_nlq
-from grpo.data.readers.egoplan import read_egoplan
+from grpo.data.readers.egoplan import read_egoplan, read_egoplan_frame
 from grpo.data.readers.qaego4d import read_qaego4d
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
@@ -101,6 +102,23 @@ def test_seed_benchs_clip_is_its_own_file_without_key_moments(tmp_path: Path) ->
 def test_with_nothing_done_before_it_seed_benchs_clip_is_the_observation(tmp_path: Path) -> None:
     sample = egoplan(tmp_path, SEED_BENCH, task_progress_metadata=[])
     assert sample.clip_source == ClipSource(frames=(str(tmp_path / "images/EpicKitchens/P01_13_1.png"),))
+
+
+def test_the_current_observation_is_a_picture_of_its_own_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Of a clip its last frame, and of SEED-Bench-R1 the picture that comes with it."""
+
+    def read(record: Record) -> Sample:
+        [sample] = read_egoplan_frame(write_json(tmp_path / "EgoPlan_validation.json", [record]))
+        return sample
+
+    plain, sample = egoplan(tmp_path, EGOPLAN), read(EGOPLAN)
+    clip_source = source_of(plain)
+    assert sample.media == (clip_source, replace(clip_source, start_s=15.0, end_s=15.0))
+    assert sample.media[1].is_picture and replace(sample, media=()) == plain
+    picture = ClipSource(frames=(str(tmp_path / "images/EpicKitchens/P01_13_1.png"),))
+    assert read(SEED_BENCH).media == (source_of(egoplan(tmp_path, SEED_BENCH)), picture)
+    alone = read(SEED_BENCH | {"task_progress_metadata": []})
+    assert (alone.clip_source, alone.media) == (picture, ())
 
 
 def test_egoplan2_asks_for_its_goal_from_the_tasks_start(tmp_path: Path) -> None:

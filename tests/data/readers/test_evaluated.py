@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from grpo.benchmarks.published.hd_epic import prompt as hd_epic_prompt
 from grpo.data.readers.egotaskqa import read_egotaskqa
 from grpo.data.readers.hd_epic import read_hd_epic
 from grpo.data.readers.hourvideo import read_hourvideo
@@ -106,17 +107,30 @@ def test_hd_epics_whole_video_and_picture(tmp_path: Path):
     assert picture.clip_source == ClipSource(video="/m/P05/P05-1.mp4", start_s=7.5, end_s=8.5)
 
 
-def test_hd_epics_questions_about_several_inputs_are_left_out_and_counted(
+def test_hd_epics_several_inputs_stand_behind_their_names_with_times_of_their_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    two = HD_EPIC | {"inputs": {"video 1": {"id": "P05-1"}, "video 2": {"id": "P05-2"}}}
-    path = WRITERS["hd_epic"](tmp_path, HD_EPIC, two)
+    """00:00:12 in a video from 00:00:10 on is 2 s, and in one from its start 12 s."""
+    late = {"id": "P05-1", "start_time": "00:00:10.000", "end_time": "00:00:20.000"}
+    inputs = {"video 1": {"id": "P05-2"}, "video 2": late}
+    question = "At <TIME 00:00:12.000 video 1> or <TIME 00:00:12.000 video 2>?"
+    [sample] = hd_epic(tmp_path, inputs=inputs, question=question)
+    assert sample.question == "video 1: <video>video 2: <video>At 00:12 or 00:02?"
+    assert sample.media == (
+        ClipSource(video="/m/P05/P05-2.mp4"),
+        ClipSource(video="/m/P05/P05-1.mp4", start_s=10, end_s=20),
+    )
+    assert hd_epic_prompt(sample).startswith("video 1: <video>video 2: <video>Question: At 00:12 or 00:02?.")
+    with pytest.raises(ValueError, match="a time is of 'video 3', and 'inputs' has video 1, video 2"):
+        hd_epic(tmp_path, inputs=inputs, question="At <TIME 00:00:12.000 video 3>?")
+    many = HD_EPIC | {"inputs": {f"video {number}": {"id": "P05-1"} for number in range(1, 34)}}
+    path = WRITERS["hd_epic"](tmp_path, HD_EPIC, many)
     with caplog.at_level(logging.WARNING):
         assert len(read_hd_epic(path)) == 1
-    assert (
-        "questions about several videos or pictures are left out: 1, e.g. fine_grained_how_recognition_1"
-        in caplog.text
+    left_out = (
+        "questions about more than 32 videos or pictures are left out: 1, e.g. fine_grained_how_recognition_1"
     )
+    assert left_out in caplog.text
 
 
 @pytest.mark.parametrize(

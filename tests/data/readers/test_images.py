@@ -150,7 +150,9 @@ def test_every_reader_of_images_gives_clips_and_prompts(
     clip = read_source(source, settings=SETTINGS)
     assert clip.times_s == times_s
     prompt = tiny.prompt(sample, clip)
-    assert prompt.token_ids.count(tiny.family().vision_token_id) == len(times_s) // 2 * 2 * 3
+    pad = tiny.family().pad_id(clip)
+    assert prompt.token_ids.count(pad) == len(times_s) // 2 * 2 * 3
+    assert (pad == tiny.family().config.image_token_id) == (len(set(times_s)) == 1)
     assert "<image>" not in sample.question
 
 

@@ -144,7 +144,7 @@ def test_two_files_of_one_name_are_told_why_their_ids_are_the_same(tmp_path: Pat
         load_samples([DatasetConfig(reader="swift", path=path) for path in paths])
 
 
-def test_several_images_are_a_clip_whose_times_have_to_be_told(
+def test_several_images_are_pictures_or_with_a_rate_the_frames_of_a_clip(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     turns = [
@@ -153,13 +153,18 @@ def test_several_images_are_a_clip_whose_times_have_to_be_told(
     ]
     record = {"id": 1, "image": ["a.png", "b.png"], "conversations": turns}  # as VLM-R1's
     path = str(write_json(tmp_path / "train.jsonl", json.dumps(record)))
-    with pytest.raises(ValueError, match="set frame_fps beside the data set's path"):
-        load_samples([DatasetConfig(reader="llava", path=path)])
+    [sample] = load_samples([DatasetConfig(reader="llava", path=path)])
+    assert sample.media == tuple(ClipSource(frames=(f"{tmp_path}/{name}.png",)) for name in "ab")
+    assert sample.question == "<image><image>Compare"
     [sample] = load_samples([DatasetConfig(reader="llava", path=path, frame_fps=1)])
     frames = tuple(f"{tmp_path}/{name}.png" for name in "ab")
     assert sample.clip_source == ClipSource(frames=frames, frame_fps=1.0)
     assert (sample.question, sample.answer) == ("Compare", "same")
-    assert "several images of a question are taken as the frames of one clip: 1" in caplog.text
+    assert "several images of a question are pictures of their own, unless frame_fps is set: 1" in caplog.text
+    many = record | {"image": ["a.png"] * 33, "conversations": [{**turns[0], "value": "Compare"}, turns[1]]}
+    path = str(write_json(tmp_path / "train.jsonl", json.dumps(many)))
+    with pytest.raises(ValueError, match="33 media in a question: there may be 32; with frame_fps, pictures"):
+        load_samples([DatasetConfig(reader="llava", path=path)])
 
 
 def test_images_in_a_table_are_written_beside_it_once(tmp_path: Path) -> None:
@@ -201,7 +206,7 @@ def test_images_that_cannot_be_written_name_the_folder(tmp_path: Path) -> None:
         READERS["jsonl"](str(path), None)
 
 
-AMBIGUOUS = {"huggingface": "jsonl", "egocross_open": "egocross"}
+AMBIGUOUS = {"huggingface": "jsonl", "egocross_open": "egocross", "egoplan_frame": "egoplan"}
 """Readers of the same files as another one, which is taken for them."""
 
 

@@ -13,7 +13,6 @@ from grpo.data.records import Place
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
 from tests.support import tiny
-from tests.support.clips import source_of
 from tests.support.readers import EXAMPLES, WRITERS, write_media
 
 FOREIGN = sorted(EXAMPLES.keys() - {"jsonl", "huggingface"})
@@ -45,10 +44,11 @@ def test_every_readers_sample_becomes_a_prompt_with_its_clip(reader: str, tmp_pa
     path = WRITERS[reader](tmp_path, EXAMPLES[reader])
     [sample] = READERS[reader](str(path), None)
     write_media(sample, num_frames=160, fps=10)
-    clip = read_source(source_of(sample), settings=MediaSettings(max_frames=4))
-    prompt = tiny.prompt(sample, clip)
-    family = tiny.family()
-    assert prompt.token_ids.count(family.vision_token_id) == family.num_vision_tokens(clip)
+    clips = [read_source(source, settings=MediaSettings(max_frames=4)) for source in sample.sources]
+    prompt = tiny.prompt(sample, clips)
+    tiny.family().check_vision_tokens(prompt)
+    clip = prompt.clip
+    assert clip is not None and sum(map(prompt.token_ids.count, tiny.family().vision_token_ids)) > 0
     assert all(0 <= start <= end <= clip.duration_s for start, end in sample.keyframes_s)
     assert json.loads(json.dumps(dict(sample.columns), allow_nan=False)) == dict(sample.columns)
 
@@ -115,7 +115,8 @@ def test_broken_json_is_named_by_its_record(reader: str, tmp_path: Path) -> None
 def test_a_missing_field_is_named_with_its_record(reader: str, tmp_path: Path) -> None:
     needed = {"ego4d_nlq": "clip_end_sec", "llava": "conversations", "sharegpt": "messages", "egoschema": "q_uid",
               "video_r1": "path", "egocross": "correct_option_letter", "egocross_open": "answer_text",
-              "egoplan": "golden_choice_idx", "swift": "messages", "trl": "prompt", "verl": "prompt",
+              "egoplan": "golden_choice_idx", "egoplan_frame": "golden_choice_idx", "swift": "messages",
+              "trl": "prompt", "verl": "prompt",
               "easyr1": "problem", "charades_sta": "timestamps", "vsi_bench": "ground_truth", "egotaskqa": "a",
               "hd_epic": "choices", "hourvideo": "correct_answer_label"}.get(reader, "answer")  # fmt: skip
     path = WRITERS[reader](tmp_path, {key: value for key, value in EXAMPLES[reader].items() if key != needed})

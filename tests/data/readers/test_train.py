@@ -39,7 +39,8 @@ def test_a_run_trains_on_the_samples_of_every_reader(
         "loss.beta=0.1",  # groups without signal are trained on, too
     )
     row = rows[-1]
-    assert row["groups/lost"] == 0 and row["media/decoded"] + row["media/cache_hits"] == len(paths)
+    # One of them shows a video and a picture.
+    assert row["groups/lost"] == 0 and row["media/decoded"] + row["media/cache_hits"] == len(paths) + 1
     assert (
         row["tokens/computed"] == row["tokens/prompt"] + row["tokens/completion"]
     )  # all went through an update
@@ -49,6 +50,6 @@ def test_a_run_trains_on_the_samples_of_every_reader(
     asked = {reader for reader, path in paths.items() for each in rollouts if each["source"].startswith(path)}
     assert asked == READERS.keys() - {"synthetic", "auto"}
     said = capsys.readouterr().out
-    assert "training: 26 questions (18 choice, 6 open, 2 span), 5 with key moments; other columns: " in said
+    assert "training: 27 questions (19 choice, 6 open, 2 span), 6 with key moments; other columns: " in said
     # Columns beside the fields that readers made of them are no misspellings.
     assert " qid," in said and "did you mean" not in said

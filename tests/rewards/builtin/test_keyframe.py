@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from grpo.commands.check import check_reward
 from grpo.groups import Rollout
+from grpo.media.clip import Clip, ClipSource
 from rewards import hostile
 from rewards.builtin.keyframe import (
-    Span,
     few_moments,
     hits,
     keyframe,
@@ -25,6 +25,7 @@ from rewards.builtin.keyframe import (
     keyframe_scores,
     num_pairs,
 )
+from rewards.builtin.moments import Span
 from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples, with_counterfactuals
 from rewards.scoring.loading import load_reward
 from rewards.scoring.specs import RewardSpec
@@ -349,3 +350,48 @@ def test_hostile_completions_get_a_finite_number_or_none(name: str) -> None:
         reward, [with_counterfactuals(each, reward.counterfactuals) for each in groups]
     )
     assert all(finding.ok for finding in findings), (findings, tracebacks)
+
+
+def several(cited: str, **fields: Any) -> Rollout:
+    """A completion about a video of 8 s, a picture, and a second video of 8 s."""
+    first, second = moving_clip(), moving_clip()
+    picture = Clip(replace(moving_clip().facts, is_picture=True), moving_clip().frames_FHWC)
+    sources = (ClipSource(video="a.mp4"), ClipSource(frames=("b.png",)), ClipSource(video="c.mp4"))
+    sample = replace(SAMPLE, keyframes_s=ONE, media=sources, clip_source=sources[0], **fields)
+    text = f"<think>x</think><keyframes>{cited}</keyframes><answer>B</answer>"
+    (rollout,) = make_group([text], sample, clip=first).rollouts
+    return replace(rollout, media=(first, picture, second))
+
+
+@pytest.mark.parametrize(
+    ("cited", "expected"),
+    [
+        ("3.5, 2: 5.5", 1.0),  # without a number, a time is of the first video
+        ("1: 3.5, video 2: 5.2-5.8", 1.0),
+        ("3.5, 5.5", 1 / 2),  # precision 1/2, recall 1/2
+        ("2: 3.5", 0.0),
+        ("2: 5.5", 2 / 3),  # precision 1, recall 1/2
+        ("3.5, 2: 5.5, 2: 9.0", 4 / 5),  # behind the second video's end: precision 2/3, recall 1
+        ("3.5, 2: 5.5, 2: 1000005.5", 4 / 5),
+        ("3.5, 1000005.5", 1 / 2),  # no other notation for the second video: precision 1/2, recall 1/2
+        ("3: 5.5", 0.0),  # there are two
+        ("2:5.5", 0.0),  # not to be told from a time of day
+    ],
+)
+def test_cited_moments_are_of_the_video_whose_number_they_have(cited: str, expected: float) -> None:
+    rollout = several(cited, other_keyframes_s=(((5.0, 6.0),),))
+    assert keyframe(rollout) == pytest.approx(expected)
+
+
+def test_the_rewards_of_moments_know_several_videos() -> None:
+    both = {"other_keyframes_s": (((5.0, 6.0),),)}
+    assert keyframe_hit(several("2: 5.5", **both)) == 1.0 and keyframe_hit(several("2: 3.5", **both)) == 0.0
+    # Cited and annotated are 1 s of each video, widened by 0.5 s to both sides: 4 s of 4.
+    assert keyframe_iou(several("3-4, 2: 5-6", **both)) == pytest.approx(1.0)
+    assert keyframe_iou(several("3-4, 2: 0-1", **both)) == pytest.approx(1 / 3)  # 2 of 2 + 2 + 2 s
+    # A quarter of 16 s may be covered; 8 s are twice that.
+    assert few_moments(several("2: 0-8", **both)) == pytest.approx(-1.0)
+    # Scores are of the first video's frames: the second one's moments select none.
+    scored = {"columns": {"frame_scores": SCORES}, **both}
+    assert keyframe_scores(several("4", **scored)) == pytest.approx(1.0)
+    assert keyframe_scores(several("2: 4", **scored)) == pytest.approx(0.0)

@@ -71,12 +71,12 @@ function showMore() {
 }
 
 function shownItem(item) {
-  const cited = item.answers.map(({ cited, outcome }, index) =>
-    ({ label: data.models[index], spans: cited, index, isRight: outcome === "right" ? 1 : 0 }));
+  const cited = item.answers.map(({ cited, cited_by_video: byVideo, outcome }, index) =>
+    ({ label: data.models[index], spans: cited, byVideo, index, isRight: outcome === "right" ? 1 : 0 }));
   return el("article", { class: "item", data: { id: item.id } },
     el("h2", { text: item.question }),
     el("p", { class: "muted", text: [item.id, ...data.groups.map((column) => `${column}: ${item.groups[column]}`)].join(" · ") }),
-    item.clip ? filmStrip(item.clip, item.annotated, cited, { marginPx: 100, each: "model" }) : null,
+    filmStrips(item, cited, { marginPx: 100, each: "model" }),
     el("ol", { class: "options", type: "A" }, ...item.options.map((option, index) =>
       el("li", { class: String.fromCharCode(65 + index) === item.answer ? "right" : "", text: option }))),
     item.options.length ? null : el("p", { text: `Right: ${item.answer || "not published"}` }),

@@ -1,0 +1,85 @@
+"""Cited and annotated moments on one time axis, which several videos share: each begins `APART_S` after the one before.
+
+So rewards compare spans of numbers, whatever number of videos a question has; of a single one they are its own seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from grpo.groups import Rollout, Sample
+from grpo.media.clip import Clip
+from grpo.media.variants import cited_patches
+from rewards.parsing import KEYFRAMES, only_block, read_moments, read_videos_moments
+
+Span = tuple[float, float]
+
+APART_S = 1e6
+"""More than a video lasts, and so much that no tolerance reaches from one video into the next."""
+NOWHERE_S = -1e10
+"""Where moments outside their video are: before all videos, at least as far apart as a moment's digits reach."""
+ROUNDING_S = 1e-6  # 3.3 - 0.3 is not 3.0
+
+
+def cited_moments(rollout: Rollout) -> list[Span]:
+    """The spans that the completion's one block of moments cites; empty if it can't be read."""
+    content = only_block(rollout.text, KEYFRAMES)
+    if content is None:
+        return []
+    if rollout.sample.num_videos < 2:
+        return read_moments(content) or []
+    durations_s = [clip.duration_s for clip in videos_of(rollout.clips)]
+    ends_s = durations_s or [APART_S / 2] * rollout.sample.num_videos
+    read = read_videos_moments(content, rollout.sample.num_videos) or []
+    return [_placed(number - 1, span, ends_s[number - 1]) for number, span in read]
+
+
+def annotated_moments(sample: Sample) -> tuple[Span, ...]:
+    """The spans that a sample's record annotates."""
+    others = (
+        _shifted(span, number * APART_S)
+        for number, spans in enumerate(sample.other_keyframes_s, start=1)
+        for span in spans
+    )
+    return (*sample.keyframes_s, *others)
+
+
+def inside_clip(spans: Sequence[Span], rollout: Rollout) -> list[Span]:
+    """The spans that lie inside their clip as a whole; a question without a clip has no end."""
+    if rollout.sample.num_videos > 1:
+        return [span for span in spans if span[0] >= 0]
+    end_s = rollout.clip.duration_s + ROUNDING_S if rollout.clip else math.inf
+    return [span for span in spans if span[0] >= 0 and span[1] <= end_s]
+
+
+def by_video(spans: Iterable[Span], num_videos: int) -> list[list[Span]]:
+    """The spans of each of so many videos, in its own seconds; of several, those outside their video are left out."""
+    if num_videos < 2:
+        return [[*spans]]
+    parts: list[list[Span]] = [[] for _ in range(num_videos)]
+    for span in spans:
+        if span[0] >= 0:
+            number = int(span[0] // APART_S)
+            parts[number].append(_shifted(span, -number * APART_S))
+    return parts
+
+
+def cited_patches_by_video(rollout: Rollout) -> tuple[tuple[int, ...], ...]:
+    """The temporal patches of each video that the completion cites something of; of a lone picture, its own."""
+    spans = by_video(inside_clip(cited_moments(rollout), rollout), rollout.sample.num_videos)
+    return tuple(map(cited_patches, videos_of(rollout.clips), spans))
+
+
+def videos_of(clips: Sequence[Clip]) -> list[Clip]:
+    """The videos among clips; a lone picture is a video of one frame."""
+    return [clip for clip in clips if not clip.is_picture or len(clips) == 1]
+
+
+def _placed(index: int, span: Span, end_s: float) -> Span:
+    is_inside = span[0] >= 0 and span[1] <= end_s + ROUNDING_S
+    return _shifted(span, index * APART_S if is_inside else (index + 1) * NOWHERE_S)
+
+
+def _shifted(span: Span, by_s: float) -> Span:
+    return span[0] + by_s, span[1] + by_s
