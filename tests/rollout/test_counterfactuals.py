@@ -171,14 +171,14 @@ def test_what_cannot_be_sampled_is_an_empty_tuple(engine: RecordingEngine) -> No
         assert rollout.counterfactuals["other_clip"] == ()  # there is none
         assert len(rollout.counterfactuals["blank"]) == 2
     assert first.clip is not None and second.clip is not None
-    same_video = scenes.RENDER(second.sample, with_facts(second.clip, path=first.clip.path))
+    same_video = scenes.RENDER(second.sample, [with_facts(second.clip, path=first.clip.path)])
     pair = add(engine, [scenes.group(first, "3"), scenes.group(same_video, "3")], seeds=[1, 2])
     assert all(group.rollouts[0].counterfactuals["other_clip"] == () for group in pair)
 
 
 def test_another_clip_that_is_too_long_is_not_asked_about(engine: RecordingEngine) -> None:
     short, _ = scenes.prompts(2)
-    long = scenes.RENDER(short.sample, with_facts(tiny.clip(32), path="long.mp4"))
+    long = scenes.RENDER(short.sample, [with_facts(tiny.clip(32), path="long.mp4")])
     pair = [scenes.group(short, "3"), scenes.group(long, "3")]
     made = add(engine, pair, seeds=[1, 2], max_tokens=len(long.token_ids) - 1)
     assert [len(group.rollouts[0].counterfactuals["other_clip"]) for group in made] == [0, 2]

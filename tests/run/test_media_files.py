@@ -60,22 +60,22 @@ def test_a_start_that_came_to_no_step_knows_no_files(video: Path, tmp_path: Path
 def test_a_video_that_has_changed_loses_its_question(video: Path) -> None:
     media, sample = learned([str(video)]), sample_of(video)
     checked = media.guarded(render)
-    assert checked(sample, None).sample is sample and not media.lost([str(video)])
+    assert checked(sample, []).sample is sample and not media.lost([str(video)])
     os.utime(video, ns=(1, 1))  # a copy has another time
-    assert checked(sample, None).sample is sample and not media.lost([str(video)])
+    assert checked(sample, []).sample is sample and not media.lost([str(video)])
     replace_end(video)
     with pytest.raises(MediaError, match="a.mp4: has changed since the run began"):
-        checked(sample, None)
+        checked(sample, [])
     assert media.lost([str(video)]) == {str(video)}
 
 
 def test_what_is_not_known_or_gone_is_not_called_changed(video: Path) -> None:
     media, sample = learned([str(video)]), sample_of(video)
     other = sample_of(video.with_name("b.mp4"))
-    assert MediaFiles({}).guarded(render)(sample, None) and media.guarded(render)(other, None)
+    assert MediaFiles({}).guarded(render)(sample, []) and media.guarded(render)(other, [])
     video.unlink()
     # Its frames are in memory, or it is the loader that misses the file.
-    assert media.guarded(render)(sample, None)
+    assert media.guarded(render)(sample, [])
     assert media.lost([str(video), "b.mp4"]) == {str(video)}
     assert MediaFiles({}).learn([str(video)]) == []
 

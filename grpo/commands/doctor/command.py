@@ -24,7 +24,7 @@ from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.data.errors import DataError
 from grpo.learner.launching import make_accelerator, quiet_libraries
-from grpo.media.places import kind_of
+from grpo.media.places import Kind, kind_of
 from grpo.run.folder import RunDir
 from grpo.run.progress import under_way
 from grpo.startup.assembly import make_planner, wording
@@ -137,7 +137,7 @@ def _planned(
         num_processes=num_processes,
     )
     first = plans[0][0]
-    kinds = [kind_of(source) for source in first.sources]
+    kinds: list[Kind] = [kind_of(source) for source in first.sources]
     report["prompt"] = start.family.prompt_text(first, kinds, **wording(config))
     decode_step_s = 0.0
     if report["num_opened"] and num_decoded:

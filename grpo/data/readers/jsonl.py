@@ -228,7 +228,8 @@ def _clip_bounds(record: Record, whole: ClipSource) -> tuple[float, float | None
         for key in CLIP_KEYS:
             if record.get(key) is not None:
                 raise ValueError(f"{key!r} beside 'frame_s': a single frame is shown at no time")
-        return (as_seconds(record["frame_s"], "frame_s"),) * 2
+        at_s = as_seconds(record["frame_s"], "frame_s")
+        return at_s, at_s
     first_s = whole.frame_times_s[0] if whole.frame_times_s else 0.0
     start_s = first_s if record.get("start_s") is None else as_seconds(record["start_s"], "start_s")
     if record.get("end_s") is None:

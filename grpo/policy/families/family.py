@@ -211,7 +211,7 @@ class ModelFamily:
 
     def num_text_tokens(self, sample: Sample, **wording: Unpack[Wording]) -> int:
         """Return the number of tokens of the sample's prompt beside those of what it shows."""
-        kinds = [kind_of(source) for source in sample.sources]
+        kinds: list[Kind] = [kind_of(source) for source in sample.sources]
         return len(self._token_ids(self.prompt_text(sample, kinds, **wording))) - len(kinds)
 
     def prompt_text(self, sample: Sample, kinds: Sequence[Kind], **wording: Unpack[Wording]) -> str:
