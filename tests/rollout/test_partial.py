@@ -170,7 +170,7 @@ def test_the_tokens_of_all_parts_have_the_log_probs_of_the_weights(
 ) -> None:
     """Without learning all weights are those of the learner."""
     monkeypatch.setattr(assembly, "build_engine", beside.engine_beside)
-    still = ("optim.lr=1e-30", "num_steps=3", "eval.every_steps=0", "checkpoint.every_steps=0")
+    still = ("optim.lr=1e-30", "num_steps=3", "checkpoint.every_steps=0")
     rows = runs.run(tmp_path / "run", clips, *RUN, *still)
     assert sum(row["groups/unfinished"] for row in rows if row["step"]) > 0
     assert all(row["sampler/gap_max"] < 1e-4 for row in rows if "sampler/gap_max" in row)

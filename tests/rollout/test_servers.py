@@ -329,6 +329,27 @@ def test_the_demo_trains_through_a_server_to_the_numbers_of_vllm_in_its_process(
     wait_until_free(server)
 
 
+def test_a_server_samples_during_the_update_and_goes_on_with_completions_of_the_step_before(
+    server: httpx.Client, clips: Path, tmp_path: Path
+) -> None:
+    """Without learning all weights are the same, and so are the log-probs of all parts of a completion."""
+    rows = runs.run(
+        tmp_path / "run",
+        clips,
+        *("num_steps=3", "optim.lr=1e-30", "eval.every_steps=0", "checkpoint.every_steps=0"),
+        *(
+            "rollout.engine=vllm_server",
+            f"rollout.servers=[{server.base_url}]",
+            "rollout.server_timeout_s=60",
+        ),
+        *("rollout.overlap=true", "rollout.partial_tokens=8"),
+    )
+    steps = [row for row in rows if "sampler/gap_max" in row]
+    assert steps and all(row["sampler/gap_max"] < 1e-3 for row in steps)
+    assert steps[-1]["sampler/age_steps"] > 1 and sum(row.get("groups/unfinished", 0) for row in rows) > 0
+    wait_until_free(server)
+
+
 def test_an_evaluation_asks_a_server(server: httpx.Client, clips: Path, tmp_path: Path) -> None:
     """The server gets the model's weights, and answers as the engine here does."""
     config = str(tiny.ROOT / "configs" / "eval" / "demo.yaml")
