@@ -143,6 +143,7 @@ def test_whole_groups_are_told_of_and_of_the_first_what_there_is() -> None:
 
 RUN = (
     *beside.OVERRIDES, "optim.schedule=constant", "optim.lr=1e-3", "rollout.partial_tokens=8",
+    "eval.every_steps=0",
 )  # fmt: skip
 
 
