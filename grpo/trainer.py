@@ -112,10 +112,10 @@ class GRPOTrainer:
         with recorder.timed("time/update"):
             # One update (`num_iterations`), by the clipped loss with importance weights (`losses.row_loss`).
             result = self.learner.update(rows, counts, step, watched=watched)
-        # What is sampled next is of the weights that were just trained.
-        self.sampler.sync(step)
         self._record_update(step, result, rows)
         recorder.write_groups(step, scored, sampled.batch.lost, result.logps)
+        # What is sampled next is of the weights that were just trained.
+        self.sampler.sync(step)
 
     def _rows(self, scored: Sequence[ScoredGroup], *, trained: bool = True) -> list[PackedRow]:
         """Pack the completions that are trained on, or the others."""

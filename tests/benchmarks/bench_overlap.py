@@ -27,8 +27,8 @@ TIMES = ("step", "rollout", "update", "rollout_wait", "sync", "data", "reward")
 
 
 def times(run_dir: Path) -> dict[str, float]:
-    """The medians of the times of a run's steps, in seconds, but for the first three, which are slower."""
-    rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row["step"] > 3]
+    """The medians of the times of a run's steps, without the first three and a last one that samples nothing."""
+    rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row["step"] > 3 and "time/rollout" in row]
     over = [row["time/step"] / max(row["time/rollout"], row["time/update"]) for row in rows]
     medians = {name: median(row.get(f"time/{name}", 0.0) for row in rows) for name in TIMES}
     return {
