@@ -133,16 +133,17 @@ def figures(run_dir: Path) -> dict[str, Any]:
 
 
 def kills(folder: Path, steps: int) -> dict[str, Any]:
-    """Train through two servers, each of which is killed and started anew at so many steps from another."""
+    """Train through two servers that are killed and started anew; the steps have to outlast that."""
     run_dir, done = folder / "run", list[dict[str, Any]]()
     with ExitStack() as stack:
         servers = started(2, folder, stack)
         process = in_one(run_dir, steps, *through(servers))
         stack.callback(process.kill)
-        for number, (name, sign, which) in enumerate(KILLS, start=1):
-            wait_for_step(run_dir, number * steps // (len(KILLS) + 1), process)
+        for name, sign, which in KILLS:
+            # In a step after that in which the last one came back.
+            wait_for_step(run_dir, last_step(run_dir) + 2, process)
             victims = [servers[index] for index in which]
-            running = wait_until_busy(victims[0])
+            running = wait_until_busy(victims[0], process)
             at_step = last_step(run_dir) + 1
             for victim in victims:
                 victim.end(sign)
@@ -174,10 +175,12 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[bytes]) ->
         time.sleep(0.2)
 
 
-def wait_until_busy(server: Served) -> float:
+def wait_until_busy(server: Served, process: subprocess.Popen[bytes]) -> float:
     """Return the number of completions that a server decodes, as soon as it does."""
     headers = {"Authorization": f"Bearer {KEY}"}
     while True:
+        if process.poll() is not None:
+            raise AssertionError("the run ended before all servers were killed: more --steps")
         lines = httpx.get(f"{server.url}/metrics", headers=headers, trust_env=False).text.splitlines()
         running = sum(
             float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running")
@@ -194,6 +197,8 @@ def main() -> None:
     parser.add_argument("--kills", action="store_true", help="kill servers, instead of comparing engines")
     arguments = parser.parse_args()
     os.environ["VLLM_API_KEY"] = KEY
+    # Servers are in sessions of their own, and would outlive this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
         if arguments.kills:
             print(json.dumps(kills(Path(folder), arguments.steps), indent=2))
