@@ -106,13 +106,12 @@ class Planner:
             return None
 
     def _surely_fits(self, sample: Sample) -> bool:
-        num_clips = len(sample.sources)
+        # A wrong text raises here, before a file is opened.
+        num_text, num_clips = self.count_text(sample), len(sample.sources)
         if not num_clips:
-            return self.count_text(sample) <= self.max_prompt_tokens
-        return (
-            self._any_clip_can_be_shown
-            and self.count_text(sample) + num_clips * self._most_clip_tokens <= self.max_prompt_tokens
-        )
+            return num_text <= self.max_prompt_tokens
+        most = num_text + num_clips * self._most_clip_tokens
+        return self._any_clip_can_be_shown and most <= self.max_prompt_tokens
 
     @cached_property
     def _any_clip_can_be_shown(self) -> bool:
