@@ -32,7 +32,7 @@ test-quick: install
 	$(bin)/python -m pytest $(parallel) -m "not slow"
 
 # Changes the pure modules that decide what is learned, one expression at a time, and lists the changes that none of their
-# quick tests sees. It takes about an hour on one core; tests/MUTANTS.md has the list with reasons.
+# quick tests sees. It takes some hours on one core; tests/MUTANTS.md has the list with reasons.
 mutants: install
 	rm -rf mutants
 	env -u PYTHONPATH $(bin)/mutmut run --max-children $(WORKERS)

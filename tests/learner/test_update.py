@@ -52,6 +52,15 @@ def test_the_optimizer_has_the_steps_learning_rate() -> None:
     assert result.metrics.reduced()["optim/lr"] == 1e-3  # a cosine would have begun to fall
 
 
+def test_a_plain_update_passes_each_row_once() -> None:
+    groups, passes = text_groups(), []
+    learner = make_learner(tiny.policy(seed=1), loss=LossConfig())
+    learner.policy.register_forward_hook(lambda *_: passes.append(1))
+    rows = packed(groups)
+    learner.update(rows, counts_of(groups), 1)
+    assert len(passes) == len(rows)
+
+
 @pytest.mark.parametrize("share", [0.5, 2.0])
 def test_a_gradient_is_clipped_to_the_largest_norm_and_its_own_is_reported(share: float) -> None:
     groups = text_groups()
