@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, pairwise
 from typing import Protocol
 
 import torch
@@ -81,7 +81,8 @@ class Layout:
 class PackedRow:
     """One forward pass of the learner: N tokens, of which T are completion tokens."""
 
-    prompts: tuple[Prompt, ...]
+    segments: tuple[Segment, ...]
+    """What the row holds, in its order."""
     input_ids_N: Tensor
     positions_3N: Tensor
     layout: Layout
@@ -99,6 +100,10 @@ class PackedRow:
     sampler_logps_T: Tensor
 
     @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return tuple(segment.prompt for segment in self.segments)
+
+    @property
     def clips(self) -> list[Clip]:
         """All that the row's prompts show, in order."""
         return [clip for prompt in self.prompts for clip in prompt.clips]
@@ -111,7 +116,7 @@ class PackedRow:
             for block in self.layout.blocks
         )
         layout = Layout(blocks=blocks, **{n: value.to(device) for n, value in _tensors(self.layout).items()})
-        return PackedRow(prompts=self.prompts, layout=layout, **moved)
+        return PackedRow(segments=self.segments, layout=layout, **moved)
 
 
 def segments_of(
@@ -172,7 +177,7 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.long)
     advantages = torch.tensor([a for segment in segments for a in segment.advantages], dtype=torch.float32)
     return PackedRow(
-        prompts=tuple(segment.prompt for segment in segments),
+        segments=tuple(segments),
         input_ids_N=torch.tensor(token_ids),
         positions_3N=torch.cat(position_parts, dim=1),
         layout=_layout(segments, starts, len(token_ids)),
@@ -186,6 +191,26 @@ def build_row(segments: Sequence[Segment], family: Family) -> PackedRow:
             [value for rollout in rollouts for value in rollout.logprobs], dtype=torch.float32
         ),
     )
+
+
+def halves(row: PackedRow, family: Family) -> list[PackedRow]:
+    """Return two rows with about half of a row's tokens each, or the row itself if it has one completion only.
+
+    They have its completions in its order: first the groups are parted, then the completions of a group.
+    """
+    whole, *others = row.segments
+    if others:
+        cut = _middle([segment.num_tokens for segment in row.segments])
+        parts = [row.segments[:cut], row.segments[cut:]]
+    else:
+        if len(whole.rollouts) == 1:
+            return [row]
+        cut = _middle([len(rollout.token_ids) for rollout in whole.rollouts])
+        parts = [
+            [replace(whole, rollouts=whole.rollouts[own], advantages=whole.advantages[own])]
+            for own in (slice(cut), slice(cut, None))
+        ]
+    return [build_row(part, family) for part in parts]
 
 
 def by_completion(rows: Iterable[tuple[PackedRow, Tensor]]) -> dict[bytes, list[float]]:
@@ -240,6 +265,12 @@ def _segments(scored: ScoredGroup, budget: int, drop_flat: bool, trained: bool) 
         Segment(prompt=prompt, rollouts=tuple(r for r, _ in part), advantages=tuple(a for _, a in part))
         for part in parts
     ]
+
+
+def _middle(sizes: Sequence[int]) -> int:
+    """Return where to cut a list of sizes so that the two sums differ least."""
+    sums = [*accumulate(sizes)]
+    return 1 + min(range(len(sizes) - 1), key=lambda index: abs(2 * sums[index] - sums[-1]))
 
 
 def _layout(segments: Sequence[Segment], starts: Sequence[int], num_tokens: int) -> Layout:

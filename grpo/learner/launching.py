@@ -60,8 +60,9 @@ def make_accelerator() -> Accelerator:
         mixed_precision="bf16" if on_gpu() else "no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=PATIENCE, **backend),
-            # Else DDP's buckets are a second copy of all gradients.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # Else DDP's buckets are a second copy of all gradients. No buffer changes in training, and a pass that
+            # exchanges nothing can be made anew by one process alone.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         ],
     )
     # Else transformers loads every model in pieces under ZeRO-3, whatever zero3_init_flag says: also the reference

@@ -6,19 +6,21 @@ The gradient is that of the whole step's loss, however the step is spread over r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.learner.launching import pass_dtype, set_up_sharding
 from grpo.learner.losses import StepCounts, mean_at, row_loss, sampling_metrics
 from grpo.learner.optimizers import SPD, make_optimizer, take_start
+from grpo.learner.passes import RowInputs, RowPass, RowTooLarge, whole_pass
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, by_completion, padding_row
 from grpo.policy.model import Policy, TokenScores, store_trained_only
@@ -50,17 +52,6 @@ class UpdateInputs:
     """The rows of completions that are not trained on."""
     reference_logps: Sequence[Tensor | None]
     """The reference's log-probs of each row, (T,); None without a KL term in the loss."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowPass:
-    """The result of a row's forward and backward pass, beside the gradient."""
-
-    old_logps_T: Tensor
-    """The policy's log-probs before the step's first update."""
-    is_finite: bool
-    """Whether the loss was a finite number; if not, there are no metrics."""
-    metrics: Metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,16 +169,69 @@ class Learner:
 
         old_logps: each row's log-probs before the step's first update; empty in the first one, whose own are used.
         """
+        selection, halved = self._select_tokens(inputs), set[int]()
+        while True:
+            try:
+                return self._passes(inputs, selection, old_logps, halved)
+            except RowTooLarge as error:
+                halved |= self._to_halve(inputs, error, halved)
+            # Of the passes that have ended, and in part of the one that has not, the gradient is there.
+            self.optimizer.optimizer.zero_grad()
+            if self.accelerator.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _passes(
+        self,
+        inputs: UpdateInputs,
+        selection: TokenSelection,
+        old_logps: Sequence[Tensor],
+        halved: Set[int],
+    ) -> list[RowPass]:
+        """Make the passes of all rows, of which some are made in two halves; raise RowTooLarge for lack of memory."""
         passes: list[RowPass] = []
-        selection = self._select_tokens(inputs)
         for index in range(inputs.num_passes):
-            with self._exchange(last=index == inputs.num_passes - 1):
-                if index < len(inputs.rows):
-                    before_T = old_logps[index] if old_logps else None
-                    passes.append(self._row_pass(inputs, index, selection, before_T))
-                else:
+            last = index == inputs.num_passes - 1
+            if index < len(inputs.rows):
+                whole = RowInputs(
+                    row=inputs.rows[index],
+                    kept_T=selection.kept_rows[index],
+                    old_logps_T=old_logps[index] if old_logps else None,
+                    reference_logps_T=inputs.reference_logps[index],
+                )
+                parts = whole.halves(self.policy.family) if index in halved else [whole]
+                found: list[RowPass] = []
+                for part in parts:
+                    with self._exchange(last=last and part is parts[-1]):
+                        found.append(self._fitting_pass(index, part, inputs.counts, selection.num_tokens))
+                passes.append(whole_pass(found))
+            else:
+                with self._exchange(last=last):
                     self._padding_pass()
         return passes
+
+    def _to_halve(self, inputs: UpdateInputs, error: RowTooLarge, halved: Set[int]) -> set[int]:
+        """Return the rows to split since one was too large, those that are not smaller; else raise RuntimeError.
+
+        Only passes that exchange nothing can be made anew by a process alone.
+        """
+        row = inputs.rows[error.index]
+        kind, num_completions = self.accelerator.distributed_type, int(row.completion_T[-1]) + 1
+        waits = kind != DistributedType.NO and error.index == inputs.num_passes - 1
+        if self.split.size > 1:
+            why = "the processes that compute it together wait for each other"
+        elif kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            why = f"with {kind.value} it can't be made in two halves"
+        elif waits:
+            why = "the other processes wait for its gradient"
+        elif error.index in halved or num_completions == 1:
+            why = "so is one of a half" if error.index in halved else "it has one completion only"
+        else:
+            least = len(row.input_ids_N)
+            return {index for index, each in enumerate(inputs.rows) if len(each.input_ids_N) >= least}
+        raise RuntimeError(
+            f"out of memory: the pass of a row of {len(row.input_ids_N)} tokens is too large, and {why}; lower "
+            f"optim.tokens_per_row={self.optim.tokens_per_row} or the prompts' and completions' lengths ({error})"
+        )
 
     def optimizer_step(self) -> tuple[float, Metrics]:
         """Move the weights by their gradient, unless it is not finite; return its norm before clipping, and figures."""
@@ -264,22 +308,30 @@ class Learner:
         kept = [(entropy_T >= threshold).float() for entropy_T in entropies]
         return TokenSelection(kept_rows=kept, num_tokens=float((everyone >= threshold).sum()))
 
-    def _row_pass(
-        self, inputs: UpdateInputs, index: int, selection: TokenSelection, old_logps_T: Tensor | None
+    def _fitting_pass(
+        self, index: int, inputs: RowInputs, counts: StepCounts, num_kept_tokens: float
     ) -> RowPass:
-        """Leave a row's gradient on the weights. old_logps_T: None in the step's first update."""
-        row = inputs.rows[index].to(self.accelerator.device)
+        """Make a row's pass; raise RowTooLarge, which holds no tensor of the pass, for lack of memory."""
+        try:
+            return self._row_pass(inputs, counts, num_kept_tokens)
+        except torch.OutOfMemoryError as error:
+            said = str(error).partition("\n")[0]
+        raise RowTooLarge(index, said)
+
+    def _row_pass(self, inputs: RowInputs, counts: StepCounts, num_kept_tokens: float) -> RowPass:
+        """Leave a row's gradient on the weights."""
+        row = inputs.row.to(self.accelerator.device)
         scores = self._scores(row)
-        before_T = scores.logps_T.detach() if old_logps_T is None else old_logps_T
+        before_T = scores.logps_T.detach() if inputs.old_logps_T is None else inputs.old_logps_T
         loss, metrics = row_loss(
             row,
             scores,
             self.loss,
-            inputs.counts,
+            counts,
             old_logps_T=before_T,
-            kept_T=selection.kept_rows[index],
-            num_kept_tokens=selection.num_tokens,
-            reference_logps_T=inputs.reference_logps[index],
+            kept_T=inputs.kept_T,
+            num_kept_tokens=num_kept_tokens,
+            reference_logps_T=inputs.reference_logps_T,
         )
         if not loss.isfinite():
             # An infinite loss may have a finite gradient. NaN reaches all processes when they exchange gradients, and
@@ -289,7 +341,7 @@ class Learner:
         self._backward(loss)
         # With one update all ratios are 1, and this is the mean of minus the advantages: it says nothing of progress.
         metrics += Metrics(sums={"loss": loss.item() / self.optim.num_iterations})
-        if old_logps_T is None:
+        if inputs.old_logps_T is None:
             metrics += sampling_metrics(row, scores, self.loss)
         return RowPass(old_logps_T=before_T, is_finite=True, metrics=metrics)
 

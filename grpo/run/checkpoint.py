@@ -132,6 +132,7 @@ def restore(folder: Path, accelerator: Accelerator) -> int:
         damage = gather_object(_damage(path, step, accelerator))
         if not damage:
             _check_metadata(path)
+            _check_processes(path, accelerator)
             with _tensors_only(accelerator):
                 accelerator.load_state(str(path))
             if accelerator.is_main_process:
@@ -214,6 +215,18 @@ def _damage(folder: Path, step: int, accelerator: Accelerator) -> list[str]:
     return [f"{name} is missing" for name in missing] + [
         f"{name} is not as it was written" for name in changed
     ]
+
+
+def _check_processes(path: Path, accelerator: Accelerator) -> None:
+    """Raise ValueError for a checkpoint of another number of processes under DeepSpeed, which can't divide it anew."""
+    # Each process stores random states of its own.
+    num_before = len([*path.glob("random_states_*.pkl")])
+    now = accelerator.num_processes
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and num_before != now:
+        raise ValueError(
+            f"{path} was saved by {num_before} processes, and DeepSpeed can't divide it among {now}: launch "
+            f"{num_before}, or choose another run_dir"
+        )
 
 
 class _MetadataReader(pickle.Unpickler):

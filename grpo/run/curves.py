@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from matplotlib.colors import to_hex
 
 matplotlib.use("Agg")  # no screen needed
 
+DRAWN = ("step", "rewards/", "eval/")
+"""How the names of the figures begin that are drawn."""
+
 MANY_LINES = 8
 """The number of lines above which the legend stands beside the panel."""
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Draw two panels from the rows of `metrics.jsonl`; held-out scores are dashed if sampled, solid if greedy."""
+    # The other figures of a long run, all at once, would be much of its memory.
+    rows = [{key: row[key] for key in row if key.startswith(DRAWN)} for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), constrained_layout=True)
     for axes in (left, right):
         axes.set_prop_cycle(color=[*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors])  # pyright: ignore
@@ -35,6 +41,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _finish(right, "Held-out questions", "mean score")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    # A figure is full of cycles: megabytes of them would wait for the next collection of all objects, which is rare.
+    del figure, axes, left, right
+    gc.collect()
 
 
 def _keys(rows: Sequence[Mapping[str, Any]], *, prefix: str, suffix: str) -> list[str]:

@@ -167,6 +167,9 @@ class RunDir:
     def metrics(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_file)
 
+    def each_metrics(self) -> Iterator[dict[str, Any]]:
+        return each_row(self.metrics_file)
+
     def forget_after(self, step: int) -> None:
         """Remove what was written after a step, before the run resumes from there."""
         for file in (self.metrics_file, self.failures_file):
@@ -214,10 +217,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises ValueError with file and line for any other that is no object with a step.
     """
+    return [*each_row(path)]
+
+
+def each_row(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows that `read_rows` returns, one at a time: all of a long run's are much of its memory."""
     if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    return [read_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield read_row(line, f"{path}:{number}")
 
 
 def read_row(line: bytes, place: str) -> dict[str, Any]:

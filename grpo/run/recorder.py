@@ -83,7 +83,7 @@ class Recorder:
     def draw(self) -> None:
         """Draw the curves of the run so far."""
         if self.accelerator.is_main_process:
-            draw_curves(self.run_dir.metrics(), self.run_dir.path / "curves.png")
+            draw_curves(self.run_dir.each_metrics(), self.run_dir.path / "curves.png")
 
     def close(self) -> None:
         """Leave the bar as it is, and the next line to others; end the trackers."""

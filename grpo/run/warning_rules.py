@@ -69,6 +69,15 @@ RULES = (
         ),
     ),
     Rule(
+        "rows too large",
+        ("optim/split_rows",),
+        lambda *_: True,
+        lambda figures, _: (
+            f"the memory did not suffice for {figures['optim/split_rows']:.0f} rows, which were passed in two halves "
+            "each, and other rows twice; lower optim.tokens_per_row"
+        ),
+    ),
+    Rule(
         "groups too small",
         (SUCCESS, "groups/no_signal"),
         _groups_too_small,

@@ -60,17 +60,26 @@ def test_the_update_does_not_depend_on_packing(case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "rows_of_the_second"), [("gspo", 1), ("entropy", 1), ("top entropy", 0)])
-def test_the_update_does_not_depend_on_processes(case: str, rows_of_the_second: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "rows_of_the_second", "lacks"),
+    [("gspo", 1, ""), ("entropy", 1, ""), ("top entropy", 0, ""), ("top entropy", 1, "memory")],
+)
+def test_the_update_does_not_depend_on_processes(
+    case: str, rows_of_the_second: int, lacks: str, tmp_path: Path
+) -> None:
+    """Nor on the memory of one of them, which passes a row in two halves."""
     arguments = [
         "-m",
         "tests.support.learner_worker",
         case,
         str(rows_of_the_second),
         str(tmp_path / "update.pt"),
+        *([lacks] if lacks else []),
     ]
     run_in_two(arguments, dict(os.environ), tmp_path)
-    assert_same_update(torch.load(tmp_path / "update.pt"), update_of(CASES[case]))
+    loss, gradient, num_split = torch.load(tmp_path / "update.pt")
+    assert_same_update((loss, gradient), update_of(CASES[case]))
+    assert bool(num_split) == bool(lacks)
 
 
 def test_an_entropy_has_a_gradient_only_where_it_is_asked_for() -> None:

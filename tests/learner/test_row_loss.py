@@ -18,7 +18,7 @@ EMPTY = torch.empty(0)
 LAYOUT = Layout(blocks=(), restore_N=EMPTY, prompt_N=EMPTY, completion_N=EMPTY, offset_N=EMPTY)
 # A completion of one token and one of two.
 ROW = PackedRow(
-    prompts=(),
+    segments=(),
     input_ids_N=torch.zeros(5),
     positions_3N=EMPTY,
     layout=LAYOUT,

@@ -15,7 +15,7 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,31 +80,45 @@ def place_of(moment: Moment) -> tuple[Any, str]:
 
 
 def kill_at(moment: Moment) -> None:
-    """Let this process be killed at the moment, as often as it comes there."""
+    """Let this process be killed at the moment."""
+    act_at(moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def act_at(moment: Moment, action: Callable[..., object]) -> None:
+    """Let this process do something once, at the moment; the action gets the call's arguments."""
     owner, name = place_of(moment)
     function, calls = getattr(owner, name), iter(range(1, moment.call + 1))
 
-    def killing(*arguments: Any, **named: Any) -> Any:
+    def acting(*arguments: Any, **named: Any) -> Any:
         is_now = next(calls, None) == moment.call
         if is_now and not moment.is_after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            action(*arguments)
         result = function(*arguments, **named)
-        if is_now:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if is_now and moment.is_after:
+            action(*arguments)
         return result
 
-    setattr(owner, name, killing)
+    setattr(owner, name, acting)
 
 
 class Killed:
     """A run that is killed, and how long it is by now."""
 
-    def __init__(self, folder: Path, clips: Path, num_steps: int = 2, *, overlaps: bool = False) -> None:
-        self.folder, self.clips, self.num_steps, self.overlaps = folder, clips, num_steps, overlaps
+    def __init__(
+        self,
+        folder: Path,
+        clips: Path,
+        num_steps: int = 2,
+        settings: Sequence[str] = (),
+        *,
+        overlaps: bool = False,
+    ) -> None:
+        self.folder, self.clips, self.num_steps = folder, clips, num_steps
+        self.settings, self.overlaps = settings, overlaps
         self.log = folder.with_suffix(".log")
 
     def start(self, before: Callable[[], object] | None = None) -> Any:
-        own = [f"run_dir={self.folder}", f"num_steps={self.num_steps}"]
+        own = [f"run_dir={self.folder}", f"num_steps={self.num_steps}", *self.settings]
         if self.overlaps:
             own += beside.OVERRIDES
             before = partial(beside.use, before)

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dist_cp
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from grpo.learner.guards import Guard
@@ -239,6 +240,19 @@ def test_a_process_with_a_stale_listing_saves_and_loads_what_the_others_do(
     assert list(manifest["files"]) == ["weights_0", "weights_1"]
     monkeypatch.setattr(checkpoint, "checkpoint_steps", steps)
     assert peers.both(restore, tmp_path) == [2, 2]
+
+
+@pytest.mark.parametrize(("kind", "now"), [("DEEPSPEED", 2), ("DEEPSPEED", 1), ("MULTI_GPU", 1)])
+def test_another_number_of_processes_is_refused_where_it_can_not_go_on(
+    kind: str, now: int, tmp_path: Path
+) -> None:
+    for process in range(2):
+        (tmp_path / f"random_states_{process}.pkl").write_bytes(b"")
+    launched: Any = SimpleNamespace(distributed_type=DistributedType[kind], num_processes=now)
+    words = f"{tmp_path} was saved by 2 processes, and DeepSpeed can't divide it among 1: launch 2"
+    refused = kind == "DEEPSPEED" and now == 1
+    with pytest.raises(ValueError, match=words) if refused else nullcontext():
+        checkpoint._check_processes(tmp_path, launched)
 
 
 def test_only_finished_checkpoints_count(tmp_path: Path) -> None:

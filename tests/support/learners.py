@@ -112,6 +112,32 @@ def overflowing(policy: Policy) -> RemovableHandle:
     return policy.model.model.language_model.register_forward_hook(spoil)
 
 
+def lack_memory(policy: Policy, num_tokens: int, *, way: str = "forward") -> list[int]:
+    """Let passes of more tokens lack memory, on their way forward or back; the sizes of the passes that did."""
+    failed: list[int] = []
+    sizes: list[int] = []
+
+    def lack(num_given: int) -> None:
+        if num_given > num_tokens:
+            failed.append(num_given)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it.")
+
+    def begin(_: nn.Module, given: tuple[PackedRow]) -> None:
+        sizes.append(len(given[0].input_ids_N))
+
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        num_given, hidden = sizes[-1], output.last_hidden_state
+        if hidden.requires_grad and way == "forward":
+            lack(num_given)
+        elif hidden.requires_grad:
+            # By then the head has its gradient.
+            hidden.register_hook(lambda _: lack(num_given))
+
+    policy.register_forward_pre_hook(begin)
+    policy.model.model.language_model.register_forward_hook(after)
+    return failed
+
+
 def gradient_of(policy: Policy) -> Tensor:
     return torch.cat(
         [

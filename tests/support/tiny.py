@@ -31,7 +31,12 @@ LORA = LoraConfig(r=4, alpha=8, targets=LoraTargets(vision=["all-linear"], merge
 TAGS = ("think", "keyframes", "answer")
 
 _current = ContextVar("_current", default="qwen2_5_vl")
-_folder = TemporaryDirectory()
+
+
+@lru_cache
+def _folder() -> TemporaryDirectory[str]:
+    """The folder of the other families' models, which nobody makes who needs none: forks would leave it behind."""
+    return TemporaryDirectory()
 
 
 @contextmanager
@@ -50,7 +55,7 @@ def family() -> ModelFamily:
 def _family(name: str) -> ModelFamily:
     if name == "qwen2_5_vl":
         return load_family(str(BASE_POLICY))
-    path = Path(_folder.name) / name
+    path = Path(_folder().name) / name
     kind = name.removesuffix("_untied")
     write_model(path, kind, tokenizer_path=BASE_POLICY, tied=kind == name)
     return load_family(str(path))

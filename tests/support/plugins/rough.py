@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +18,36 @@ import numpy as np
 
 from grpo.groups import Rollout
 from rewards import group_reward, reward
+
+WAYS = "raises no_number exits hangs"
+
+
+@reward
+def fails_at_random(rollout: Rollout, *, seed: int, frac: float, log: str, ways: str = WAYS) -> float:
+    """On so large a share of completions it raises, returns no number, ends its process or hangs."""
+    draw = random.Random(f"{seed} {rollout.sample.id} {rollout.logprobs}")
+    # All tokens of the completions that a start probes rewards with have the same log-prob.
+    if draw.random() >= frac or len({*rollout.logprobs}) < 2:
+        return draw.random()
+    with open(log, "a") as file:
+        file.write("rewards\n")
+    match draw.choice(ways.split()):
+        case "raises":
+            raise KeyError("at random")
+        case "exits":
+            os._exit(3)
+        case "hangs":
+            time.sleep(1000)
+    return math.nan
+
+
+@reward
+def is_killed_once(rollout: Rollout, *, file: str) -> float:
+    """1, but the first real completion is scored by a process that the system kills."""
+    if len({*rollout.logprobs}) > 1 and not os.path.exists(file):
+        Path(file).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
 
 
 @reward
