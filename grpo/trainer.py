@@ -35,9 +35,9 @@ from grpo.groups import RewardTable, ScoredGroup
 from grpo.learner.advantages import score_groups
 from grpo.learner.balance import balanced
 from grpo.learner.guards import Guard
-from grpo.learner.kl_reward import subtract_divergences
 from grpo.learner.launching import compute_dtype
 from grpo.learner.losses import step_counts
+from grpo.learner.reference_reward import add_reference_parts
 from grpo.learner.update import Learner, UpdateResult
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.rollout import Engine, Sampling
@@ -99,8 +99,8 @@ class GRPOTrainer:
         # Nothing is sampled from here on (the reference's pass needs the engine's memory too) but the next step, with
         # `rollout.overlap`.
         self.sampler.go_on(step)
-        # The divergence from a reference may be a part of the totals; by default there is no reference.
-        tables = self._less_kl(sampled) if config.loss.kl_in_reward else sampled.tables
+        # A reference may add to the totals, or take off; by default there is none.
+        tables = self._with_reference(sampled) if config.loss.reference_parts else sampled.tables
         # (total - mean) / (std + 1e-4) in each group; 0 where all of its totals are equal, None without a total.
         scored = self.score(sampled.groups, tables, gather=gather_object)
         # What the loss is divided by: the tokens of the whole step, over all processes, flat groups included.
@@ -125,10 +125,10 @@ class GRPOTrainer:
         segments = balanced(segments, self.accelerator, self.learner.split)
         return pack(segments, self.learner.policy.family, tokens_per_row=tokens_per_row)
 
-    def _less_kl(self, sampled: Sampled) -> Sequence[RewardTable]:
-        """Return the reward tables with the KL divergence from the reference subtracted from the totals."""
+    def _with_reference(self, sampled: Sampled) -> Sequence[RewardTable]:
+        """Return the reward tables with what the reference says of the completions added to the totals."""
         family, reference_logps = self.learner.policy.family, self.learner.reference_logps_of_own
-        tables, metrics = subtract_divergences(
+        tables, metrics = add_reference_parts(
             sampled.groups, sampled.tables, reference_logps, self.config.loss, family
         )
         self.recorder.add(metrics)

@@ -13,6 +13,21 @@ Level = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class CareConfig:
+    """GRPO-CARE's bonus for answers that the reference finds likely after the completion's reasoning
+    (arXiv 2506.16141). It takes a reference, also without a KL term; one that moves: `loss.sync_ref_model`."""
+
+    bonus: NotNegative[float] = 0.0
+    """What such a completion's total gets, times its accuracy; 0: nothing. GRPO-CARE: 0.5."""
+    reward: str = "accuracy"
+    """The reward that tells which completions are right: above 0.1, and at least the group's mean."""
+    cap: PositiveFrac[float] = 0.95
+    """The largest likelihood that counts: those above are as good as it."""
+    margin: NotNegative[float] = 0.01
+    """How far below the mean likelihood of the group's right completions one may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     type: Literal["grpo", "gspo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo"] = "dapo"
     """`dapo` (and `bnpo`): the mean over all completion tokens of the step; `grpo`: the mean over completions of
@@ -50,6 +65,7 @@ class LossConfig:
     ref_model_sync_steps: Positive[int] = 512
     ref_model_mixup_alpha: PositiveFrac[float] = 0.6
     """The policy's share in the new reference; 1: a copy of it."""
+    care: CareConfig = field(default_factory=CareConfig)
     vllm_importance_sampling_correction: bool = True
     """Weigh tokens by their probability under the learner over that under the rollout engine, whichever engine:
     the two compute slightly differently."""
@@ -83,6 +99,16 @@ class LossConfig:
     def engine_level(self) -> Level:
         """Whose probability ratio to the engine a token gets."""
         return "sequence" if self.vllm_importance_sampling_mode.startswith("sequence") else "token"
+
+    @property
+    def needs_reference(self) -> bool:
+        """A frozen start is compared with."""
+        return self.beta > 0 or self.care.bonus > 0
+
+    @property
+    def reference_parts(self) -> tuple[str, ...]:
+        """The parts of a completion's total that the reference gives."""
+        return ("kl",) * self.kl_in_reward + ("care",) * (self.care.bonus > 0)
 
     @property
     def needs_flat_groups(self) -> bool:

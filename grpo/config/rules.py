@@ -17,6 +17,8 @@ EVAL_METRICS = ("length", "ours", "official", "unparsed", "accuracy", "drop")
 """What is measured of held-out sets beside the rewards: of all, of those of benchmarks, and about changed frames."""
 ELSEWHERE = ("vllm_process", "vllm_server")
 """The engines in other processes than the learner's, which get whole weights."""
+KEY_OF_PART = {"kl": "loss.kl_in_reward", "care": "loss.care.bonus"}
+"""The setting that asks for each part of the totals that the reference gives."""
 CLIPPED_LOSSES = ("grpo", "gspo", "bnpo", "dapo", "dr_grpo")
 
 
@@ -142,14 +144,14 @@ def _rewards(config: Config) -> Iterator[str]:
         yield "rewards is empty"
     elif not any(reward.weight for reward in config.rewards.values()):
         yield "rewards: every weight is 0, so there is nothing to learn from"
-    if config.loss.kl_in_reward and "kl" in config.rewards:
-        yield "rewards.kl: loss.kl_in_reward takes that name; call the reward something else"
+    for part in {*config.loss.reference_parts} & {*config.rewards}:
+        yield f"rewards.{part}: {KEY_OF_PART[part]} takes that name; call the reward something else"
 
 
 def _aggregation(config: Config) -> Iterator[str]:
     if config.advantages.multi_objective_aggregation == "normalize_then_sum":
-        if config.loss.kl_in_reward:
-            yield "loss.kl_in_reward does not go with advantages.multi_objective_aggregation"
+        for part in config.loss.reference_parts:
+            yield f"{KEY_OF_PART[part]} does not go with advantages.multi_objective_aggregation"
         if config.advantages.min_std:
             yield "advantages.min_std does not go with advantages.multi_objective_aggregation"
         if config.advantages.baseline == "loo":
@@ -194,9 +196,12 @@ def _rollout(config: Config) -> Iterator[str]:
 
 def _reference(config: Config) -> Iterator[str]:
     loss = config.loss
-    for key in ("kl_in_reward", "sync_ref_model"):
-        if loss.beta == 0 and getattr(loss, key):
-            yield f"loss.{key} needs a loss.beta above 0: without one there is no reference"
+    if loss.beta == 0 and loss.kl_in_reward:
+        yield "loss.kl_in_reward needs a loss.beta above 0: without one there is no divergence to subtract"
+    if loss.sync_ref_model and not loss.needs_reference:
+        yield "loss.sync_ref_model needs a loss.beta or a loss.care.bonus above 0: without them there is no reference"
+    if loss.care.bonus and loss.care.reward not in config.rewards:
+        yield f"loss.care.reward: no reward is called {loss.care.reward!r}"
     if loss.beta and loss.kl_estimator == "k1" and not (loss.kl_in_reward or loss.use_bias_correction_kl):
         yield "loss.kl_estimator=k1 has no gradient on average without use_bias_correction_kl or kl_in_reward"
 
@@ -232,10 +237,10 @@ def _robust(config: Config) -> Iterator[str]:
 
 def _dynamic_sampling(config: Config) -> Iterator[str]:
     sampling, loss = config.dynamic_sampling, config.loss
-    if sampling.max_resample_times and (loss.needs_flat_groups or loss.kl_in_reward):
+    if sampling.max_resample_times and (loss.needs_flat_groups or loss.reference_parts):
         yield (
-            "dynamic_sampling.max_resample_times: with loss.beta or loss.entropy_coef, groups of equal rewards have a "
-            "gradient too; they must not be replaced"
+            "dynamic_sampling.max_resample_times: with loss.beta, loss.entropy_coef or loss.care, groups of equal "
+            "rewards have a gradient too; they must not be replaced"
         )
     if sampling.skip_epochs and sampling.reward not in config.rewards:
         yield f"dynamic_sampling.reward: no reward is called {sampling.reward!r}"

@@ -39,7 +39,7 @@ def build_learner(
         loss=config.loss,
         optim=config.optim,
         num_steps=config.num_steps,
-        load_reference=partial(load_reference, config, policy) if config.loss.beta else None,
+        load_reference=partial(load_reference, config, policy) if config.loss.needs_reference else None,
         split=split_over(accelerator, config.optim.sequence_parallel_size),
     )
 

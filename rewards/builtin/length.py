@@ -44,12 +44,14 @@ def length_window(
 
 
 @reward
-def overlong(rollout: Rollout, *, max_tokens: int, cache_tokens: int) -> float:
+def overlong(rollout: Rollout, *, max_tokens: int, cache_tokens: int | None = None) -> float:
     """0 up to max_tokens - cache_tokens, then falling in a straight line to -1 at max_tokens, and -1 beyond.
 
     DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13; there 20480 and 4096). Set max_tokens to
-    `rollout.max_new_tokens`, so that what was cut off gets -1. Right or wrong makes no difference.
+    `rollout.max_new_tokens`, so that what was cut off gets -1. Right or wrong makes no difference. cache_tokens None:
+    a fifth of max_tokens, as there.
     """
+    cache_tokens = max(1, max_tokens // 5) if cache_tokens is None else cache_tokens
     if not 0 < cache_tokens <= max_tokens:
         raise ValueError(f"overlong: cache_tokens={cache_tokens} is not in 1..max_tokens={max_tokens}")
     over = len(rollout.token_ids) - (max_tokens - cache_tokens)

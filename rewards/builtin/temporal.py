@@ -43,6 +43,26 @@ def temporal_iou(rollout: Rollout, *, against: Truth = "answer") -> float | None
 
 
 @reward
+def timestamp_iou(rollout: Rollout) -> float | None:
+    """`temporal_iou` times one minus each border's distance from the true one, as shares of the clip's length; 0 to 1.
+
+    Time-R1's timestamp-aware IoU (arXiv 2503.13377; `iou_timestamp_reward_v2` in main.py of its code), which tells
+    answers of equal overlap apart by their borders. There a border that is more than the clip's length off makes a
+    negative factor; here it is 0. None where the task is not "span", or without a clip.
+    """
+    truth = true_spans(rollout.sample, "answer")
+    if not truth or rollout.clip is None:
+        return None
+    span = read_span(only_block(rollout.text, ANSWER))
+    if span is None:
+        return 0.0
+    value = overlap_s([span], truth) / length_s([span, *truth])
+    for border, true_border in zip(span, truth[0], strict=True):
+        value *= max(0.0, 1 - abs(border - true_border) / rollout.clip.duration_s)
+    return value
+
+
+@reward
 def point_in_span(rollout: Rollout, *, against: Truth = "answer", tolerance_s: float = 0.0) -> float | None:
     """1 if the answer is a moment (`3.5`) inside a true span or at most tolerance_s outside it, else 0.
 

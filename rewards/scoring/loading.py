@@ -35,7 +35,7 @@ BUILTINS = {
         "self_evidence_cut",
         "length": "brevity cosine_length length_window overlong",
         "reasoning": "consistency language repetition",
-        "temporal": "counting event_order point_in_span temporal_iou",
+        "temporal": "counting event_order point_in_span temporal_iou timestamp_iou",
         "video_r1": "video_r1_accuracy video_r1_format",
     }.items()
     for name in names.split()

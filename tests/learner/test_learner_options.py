@@ -15,7 +15,7 @@ from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
 from grpo.config.load import load_config
 from grpo.groups import Group, RewardTable
 from grpo.learner.advantages import score_groups
-from grpo.learner.kl_reward import subtract_divergences
+from grpo.learner.reference_reward import add_reference_parts
 from tests.support import tiny
 from tests.support.launched import run_in_two
 from tests.support.learners import (
@@ -142,7 +142,7 @@ def test_a_divergence_in_the_reward_is_the_sum_over_a_completions_tokens() -> No
     tables = [RewardTable(columns={}, parts={"a": (1.0, 2.0, 3.0)}, totals=(1.0, None, 3.0), failures=())] * 3
     settings = LossConfig(beta=0.5, kl_in_reward=True, kl_estimator="k1")
     learner = make_learner(tiny.policy(), loss=settings, reference=moved_policy())
-    found, metrics = subtract_divergences(groups, tables, learner.reference_logps, settings, tiny.family())
+    found, metrics = add_reference_parts(groups, tables, learner.reference_logps, settings, tiny.family())
     for group, table in zip(groups, found, strict=True):
         expected = [
             sum(rollout.logprobs) - reference_sum(group, i) for i, rollout in enumerate(group.rollouts)
@@ -229,7 +229,7 @@ def test_spd_in_the_learner_reports_what_it_projects_and_pulls_towards_the_first
         (["loss.vllm_importance_sampling_clip_min=3"], "clip_min must be below"),
         (["loss.vllm_importance_sampling_clip_max=0"], "clip_max must be above 0"),
         (["loss.kl_in_reward=true"], "loss.kl_in_reward needs a loss.beta above 0"),
-        (["loss.sync_ref_model=true"], "loss.sync_ref_model needs a loss.beta above 0"),
+        (["loss.sync_ref_model=true"], "loss.sync_ref_model needs a loss.beta or a loss.care.bonus above 0"),
         (["loss.ref_model_sync_steps=0"], "loss.ref_model_sync_steps must be above 0"),
         (["loss.ref_model_mixup_alpha=0"], "loss.ref_model_mixup_alpha must be above 0"),
         (

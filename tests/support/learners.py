@@ -37,7 +37,7 @@ def make_learner(
         loss=loss,
         optim=optim or OptimConfig(),
         num_steps=10,
-        load_reference=(lambda _: reference) if loss.beta and reference is not None else None,
+        load_reference=(lambda _: reference) if loss.needs_reference and reference is not None else None,
     )
 
 

@@ -134,7 +134,9 @@ def _kept(config: Config, sizes: Sizes, launch: Launch, processes: int) -> dict[
     elif not launch.in_bf16 and not config.model.lora.is_on:
         # Autocast's copies of the weights, which the graph keeps until the backward pass.
         gathered = 2 * sizes.total
-    has_copy = config.loss.beta > 0 and not config.model.lora.is_on and not config.loss.reference_offload
+    has_copy = (
+        config.loss.needs_reference and not config.model.lora.is_on and not config.loss.reference_offload
+    )
     reference_bytes = 2 if launch.in_bf16 or launch.splits_weights else 4
     return {
         "weights": weights / GIB,
@@ -235,7 +237,7 @@ def _changes(config: Config, name: str, split_sizes: Sequence[int]) -> Iterator[
     if config.rollout.engine == "vllm":
         changes["rollout.sleep=true"] = replace(config, rollout=replace(config.rollout, sleep=True))
         every = replace(every, rollout=changes["rollout.sleep=true"].rollout)
-    if config.loss.beta and not config.model.lora.is_on:
+    if config.loss.needs_reference and not config.model.lora.is_on:
         offloaded = replace(config, loss=replace(config.loss, reference_offload=True))
         changes["loss.reference_offload=true"], every = offloaded, replace(every, loss=offloaded.loss)
     candidates = {change: other for change, other in changes.items() if other != config}

@@ -101,7 +101,7 @@ def memory_of(config: Config, policy: Policy) -> dict[str, float]:
     text = policy.family.config.text_config
     head_size = policy.model.model.language_model.layers[0].self_attn.head_dim
     sizes = sizes_of(config, policy)
-    second_copy = config.loss.beta > 0 and not model.lora.is_on
+    second_copy = config.loss.needs_reference and not model.lora.is_on
     return {
         "num_trained": sizes.trained,
         "num_frozen": sizes.frozen,

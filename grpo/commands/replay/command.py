@@ -101,7 +101,7 @@ def score(config: Config, own: Config, files: Mapping[int, Path], *, limit: int 
     )
     with closing(loaded) as rewards:
         batches = scored_batches(rewards, files, own.media, limit=limit)
-        return collect(batches, to_advantages, kl_in_reward=own.loss.kl_in_reward)
+        return collect(batches, to_advantages, stored=own.loss.reference_parts)
 
 
 def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:

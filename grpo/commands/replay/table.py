@@ -48,24 +48,25 @@ class Replayed:
     failures: dict[str, dict[str, Any]]
 
 
-def collect(batches: Iterable[Batch], to_advantages: ToAdvantages, *, kl_in_reward: bool = False) -> Replayed:
+def collect(batches: Iterable[Batch], to_advantages: ToAdvantages, *, stored: Sequence[str] = ()) -> Replayed:
     """All batches, with the advantages that the replayed totals would have had.
 
-    kl_in_reward: the totals hold the stored part `kl`, which depends on policy and reference alone, not on rewards.
+    stored: the parts that the reference gave in the run (`LossConfig.reference_parts`), which the totals hold as they
+    were: a replay has no reference.
     """
     frames: list[pd.DataFrame] = []
     failures: dict[str, dict[str, Any]] = {}
     num_groups = 0
     for batch in batches:
-        frames.append(_frame(batch, num_groups, kl_in_reward=kl_in_reward))
+        frames.append(_frame(batch, num_groups, stored=stored))
         num_groups += len(batch.groups)
         _add_failures(failures, batch)
         if len(different := frames[0].columns.symmetric_difference(frames[-1].columns)):
             name = str(different[0]).replace("run/", "rewards/")
             raise ValueError(f"step {batch.step}: the rollouts files have different columns: {name}")
     completions = pd.concat(frames, ignore_index=True)
-    if kl_in_reward:  # as grpo.learner.kl_reward puts it there
-        completions["total"] += completions["parts/kl"]
+    for part in stored:  # as grpo.learner.reference_reward puts it there
+        completions["total"] += completions[f"parts/{part}"]
     completions["advantage"] = advantages(completions, to_advantages)
     accuracy = completions.get("raw/accuracy", completions.get("run/accuracy", np.nan))
     completions["right"] = np.where(np.isnan(accuracy), np.nan, np.greater(accuracy, 0))
@@ -87,7 +88,7 @@ def advantages(completions: pd.DataFrame, to_advantages: ToAdvantages) -> pd.Ser
     return pd.concat(of_steps)
 
 
-def _frame(batch: Batch, first_group: int, *, kl_in_reward: bool) -> pd.DataFrame:
+def _frame(batch: Batch, first_group: int, *, stored: Sequence[str]) -> pd.DataFrame:
     columns = defaultdict[str, list[Any]](list)
     for group, ((first_row, scored), table) in enumerate(
         zip(batch.groups, batch.tables, strict=True), first_group
@@ -103,7 +104,7 @@ def _frame(batch: Batch, first_group: int, *, kl_in_reward: bool) -> pd.DataFram
             "run_advantage": scored.advantages,
             **{f"raw/{name}": column for name, column in table.columns.items()},
             **{f"parts/{name}": column for name, column in table.parts.items()},
-            **({"parts/kl": scored.table.parts["kl"]} if kl_in_reward else {}),
+            **{f"parts/{part}": scored.table.parts[part] for part in stored},
             "total": table.totals,
             "tokens": [len(rollout.token_ids) for rollout in rollouts],
             "stopped": [rollout.stopped for rollout in rollouts],

@@ -102,8 +102,8 @@ def test_a_replay_counts_the_kl_the_baseline_and_the_mask_as_the_run_did(tmp_pat
     folder = tmp_path / "run"
     runs.run(
         folder, clips, "num_steps=1", "eval.every_steps=0", "checkpoint.every_steps=0", "advantages.baseline=loo",
-        "loss.beta=0.5", "loss.kl_in_reward=true", "loss.mask_truncated_completions=true", "rollout.temperature=2",
-        "rollout.max_new_tokens=20",
+        "loss.beta=0.5", "loss.kl_in_reward=true", "loss.care.bonus=0.5", "loss.mask_truncated_completions=true",
+        "rollout.temperature=2", "rollout.max_new_tokens=20",
     )  # fmt: skip
     run = RunDir(folder)
     config, own = replay.read_configs(run, [])

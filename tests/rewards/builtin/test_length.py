@@ -59,6 +59,7 @@ def test_right_answers_in_the_window_get_a_bonus_if_there_are_several(
 def test_overlong_falls_to_minus_one_over_the_cache(num_tokens: int, value: float) -> None:
     found = overlong(of_length(num_tokens), max_tokens=100, cache_tokens=20)
     assert found == pytest.approx(value) and str(found) != "-0.0"
+    assert overlong(of_length(num_tokens), max_tokens=100) == found  # a fifth, unless it is told
 
 
 @pytest.mark.parametrize(

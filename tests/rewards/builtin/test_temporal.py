@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from grpo.commands.check import check_reward
 from grpo.groups import Group, Rollout, Sample
 from rewards import hostile
-from rewards.builtin.temporal import concordance, counting, event_order, point_in_span, temporal_iou
+from rewards.builtin.temporal import (
+    concordance,
+    counting,
+    event_order,
+    point_in_span,
+    temporal_iou,
+    timestamp_iou,
+)
 from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples
 from rewards.parsing import read_span
 from rewards.scoring.loading import load_reward
@@ -90,6 +97,26 @@ def test_temporal_iou_abstains_where_there_is_no_span_to_compare_with() -> None:
     assert temporal_iou(answering("3-5", replace(SPAN, keyframes_s=())), against="keyframes") is None
     moment = replace(SPAN, keyframes_s=((3.0, 3.0),))
     assert temporal_iou(answering("3-5", moment), against="keyframes") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("3.0-5.0", 1.0),
+        ("4-6", 1 / 3 * 7 / 8 * 7 / 8),  # of a clip of 8 s: both borders 1 s off
+        ("2-6", 1 / 2 * 7 / 8 * 7 / 8),
+        ("3-7", 1 / 2 * 6 / 8),  # the same overlap, by one border alone
+        ("5-6", 0.0),
+        ("0-999", 0.0),  # the end is further off than the clip is long
+        ("4", 0.0),
+        ("soon", 0.0),
+    ],
+)
+def test_timestamp_iou_weighs_the_overlap_with_the_borders(content: str, expected: float) -> None:
+    (rollout,) = make_group([f"<answer>{content}</answer>"], SPAN, clip=moving_clip()).rollouts
+    assert timestamp_iou(rollout) == pytest.approx(expected)
+    assert timestamp_iou(replace(rollout, clip=None)) is None
+    assert timestamp_iou(replace(rollout, sample=CHOICE)) is None
 
 
 @pytest.mark.parametrize(
