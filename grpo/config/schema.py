@@ -206,8 +206,13 @@ class CheckpointConfig:
 class LogConfig:
     rollouts_every_steps: NotNegative[int] = 1
     """Completions with their rewards, as Parquet; 0: never."""
+    live: bool = True
+    """In a terminal the latest figures, the time that is left and warnings stay at the bottom. False, and without a
+    terminal: a line for each step."""
     trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = field(default_factory=list)
     """Where the figures of each step go besides `metrics.jsonl`. A tracker that fails does not stop the run."""
+    pictures_every_steps: NotNegative[int] = 50
+    """How often the trackers get pictures of a few groups: frames, question, completions, rewards; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo.config.load import read_config
 from grpo.run.folder import RunDir, check_is_run
+from grpo.run.standing import held_out_scores
 from grpo.run.trend_rules import warnings_of_run
 
 SPAN = 10
@@ -50,6 +51,5 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     names = {name for row in rows for name in row}
     rewards = sorted(name for name in names if name.startswith("rewards/") and name.endswith("/mean"))
-    held_out = sorted(name for name in names if name.startswith("eval/") and name.count("/") == 2)
-    scores = [name for name in held_out if not name.endswith(("/lost", "/length"))]
-    return [name for name in (*FIGURES[:2], *rewards, *scores, *FIGURES[2:]) if name in names]
+    ordered = (*FIGURES[:2], *rewards, *held_out_scores(names), *FIGURES[2:])
+    return [name for name in ordered if name in names]

@@ -1,4 +1,4 @@
-"""The bookkeeping of a run: figures, rollouts, failures, the progress bar, and the limits that stop a run."""
+"""The bookkeeping of a run: figures, rollouts, failures, what is shown, and the limits that stop a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from grpo.config.schema import Config
 from grpo.groups import LostSample, RewardFailure, ScoredGroup
@@ -23,13 +22,19 @@ from grpo.run.curves import draw_curves
 from grpo.run.folder import RunDir, Score
 from grpo.run.group_metrics import group_metrics
 from grpo.run.metrics import Mean, Metrics
+from grpo.run.pictures import pictured
+from grpo.run.progress import say
 from grpo.run.rollout_files import rollout_rows, write_rollouts
+from grpo.run.standing import standing_of, watched
+from grpo.run.terminal import Display, display_for
 from grpo.run.trackers import TrackerThread, close_trackers
-from grpo.run.warning_rules import warnings_of
 from rewards.scoring.runner import RewardSet
 
 MAX_LOST_STEPS = 3
 """The steps in a row without a usable prompt that stop a run: all of the data is wrong then, not a clip."""
+
+NUM_PICTURES = 2
+"""The groups of a step that trackers get as pictures."""
 
 MAX_GAP_STEPS = 3
 """The steps in a row with a gap above the limit that stop a run: in 16 bits one step may be beyond it by rounding."""
@@ -66,8 +71,12 @@ class Recorder:
         self.warned: Set[str] = frozenset()
         """The names of what the user was warned of in the latest step."""
         self.lock = Lock()
-        self.bar: tqdm | None = None
+        self.rows: list[dict[str, float]] = []
+        """What is shown of the run so far, in the first process."""
+        self.display: Display | None = None
         self.trackers: list[TrackerThread] = []
+        self.pictured: Sequence[ScoredGroup] = ()
+        """The latest step's groups that trackers are to get as pictures."""
 
     def begin(self, last_step: int) -> None:
         """Remove what was written after the step that the run resumes from; 0: the run begins."""
@@ -76,8 +85,9 @@ class Recorder:
         if last_step:
             print(f"resuming after step {last_step}", flush=True)
         self.run_dir.forget_after(last_step or -1)
-        num_steps = self.config.num_steps
-        self.bar = tqdm(total=num_steps, initial=last_step, desc="training", unit="step", smoothing=0.1)
+        self.rows = [watched(row) for row in self.run_dir.metrics()]
+        hours_of = "GPU hours" if self.accelerator.device.type == "cuda" else "process hours"
+        self.display = display_for(str(self.run_dir.path), hours_of=hours_of, is_live=self.config.log.live)
         self.trackers = [TrackerThread(name, self.run_dir.path) for name in {*self.config.log.trackers}]
 
     def draw(self) -> None:
@@ -86,9 +96,9 @@ class Recorder:
             draw_curves(self.run_dir.each_metrics(), self.run_dir.path / "curves.png")
 
     def close(self) -> None:
-        """Leave the bar as it is, and the next line to others; end the trackers."""
-        if self.bar is not None:
-            self.bar.close()
+        """Give the terminal back; end the trackers."""
+        if self.display is not None:
+            self.display.close()
         close_trackers(self.trackers)
         self.trackers = []
 
@@ -126,6 +136,9 @@ class Recorder:
         self.add(Metrics(sums={"groups/lost": len(lost), **deaths}, maxima=seconds))
         failures = [failure for group in scored for failure in group.table.failures]
         self.reward_failures = self.write_failures(step, lost, failures)
+        shown_every = self.config.log.pictures_every_steps
+        if self.trackers and shown_every and step % shown_every == 0:
+            self.pictured = pictured(scored, NUM_PICTURES)
         every = self.config.log.rollouts_every_steps
         if every and step % every == 0:
             # A completion may have been learned from in another process than the one that sampled it.
@@ -160,31 +173,33 @@ class Recorder:
         row, self.metrics = self.metrics.reduced(gather_object), Metrics()
         if self.accelerator.is_main_process:
             self._write_row(step, row)
-        if self.bar is not None:
-            self.bar.update(step - self.bar.n)
-            self.bar.set_postfix_str(progress(row))
-            self._warn(step, row)
-            if evaluated := {key: value for key, value in row.items() if key.startswith("eval/")}:
-                self.bar.write(f"step {step}: " + summary(evaluated))
-                self.draw()
+        if self.display is not None:
+            self._show(step, row, self.display)
         self._check_prompts(step, row)
         self._check_rewards(step, row)
         self._check_gap(step, row)
         return row
 
-    def _warn(self, step: int, row: Mapping[str, float]) -> None:
-        """Say what is wrong with the step's sampling, unless it was said of the step before too."""
-        found = warnings_of(row, self.config.rollout.group_size)
-        for name in found.keys() - self.warned:
-            tqdm.write(f"warning: step {step}: {found[name]}")
-        self.warned = found.keys()
+    def _show(self, step: int, row: Mapping[str, float], display: Display) -> None:
+        """Show a step's figures, and say what the run is warned of, unless it was after the step before too."""
+        self.rows.append({"step": step, **watched(row)})
+        standing = standing_of(self.rows, self.config, num_processes=self.accelerator.num_processes)
+        display.show(standing)
+        for found in standing.warnings:
+            if found.name not in self.warned:
+                say(f"warning: step {step}: {found.text}")
+        self.warned = {found.name for found in standing.warnings}
+        if evaluated := {key: value for key, value in row.items() if key.startswith("eval/")}:
+            say(f"step {step}: " + summary(evaluated))
+            self.draw()
 
     def _write_row(self, step: int, row: Mapping[str, float]) -> None:
         """Write a step's figures. JSON has no infinity and no NaN: such figures are named in `failures.jsonl`."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         self.run_dir.append_metrics({"step": step, **finite})
         for tracker in self.trackers:
-            tracker.put(step, finite)
+            tracker.put(step, finite, self.pictured)
+        self.pictured = ()
         if others := {name: str(row[name]) for name in row.keys() - finite.keys()}:
             self.run_dir.append_failures(
                 [{"step": step, "kind": "figures", "figures": dict(sorted(others.items()))}]
@@ -275,14 +290,6 @@ def describe_failures(rows: Sequence[Mapping[str, Any]]) -> str:
         f"rewards.{name} failed on {count} completions ({reasons[name]})"
         for name, count in counts.most_common()
     )
-
-
-def progress(row: Mapping[str, float]) -> str:
-    """Return the most important figures in one line, for the progress bar."""
-    names = [key for key in row if key.startswith("rewards/") and key.endswith("/mean")]
-    shown = {"reward": "reward/mean"} | {key.split("/")[1]: key for key in names}
-    shown |= {"length": "completion/length", "gap": "sampler/gap_max"}
-    return " ".join(f"{label}={row[key]:.2g}" for label, key in shown.items() if key in row)
 
 
 def summary(evaluated: Mapping[str, float]) -> str:

@@ -20,6 +20,7 @@ from typing import Self
 import psutil
 
 from grpo.run.folder import RunDir, best_checkpoint, checkpoint_steps
+from grpo.run.terminal import release_terminal
 from grpo.workers.processes import children, end_with_parent
 
 EXIT_CODE = os.EX_TEMPFAIL
@@ -133,6 +134,7 @@ class StopRequest:
             # Before training each process ends by itself, at the same signal.
             if self._within_s is not None:
                 self._end_with_peers()
+        release_terminal()
         self.end(f"stopped by {name}: {self._what_took_long()}")
         os._exit(EXIT_CODE)
 
@@ -149,6 +151,7 @@ class StopRequest:
     def _end_with_peers(self) -> None:
         """End this process if another one of the run has: it would wait for that one until the launcher kills it."""
         if not self._has_trained and any(map(_has_ended, self._peers)):
+            release_terminal()
             write_line("another process of the run has ended, and this one with it")
             os._exit(1)
 

@@ -1,6 +1,7 @@
-"""Trackers: TensorBoard, Weights & Biases, trackio and MLflow get each step's figures, and never stop or slow a run.
+"""Trackers: TensorBoard, Weights & Biases, trackio and MLflow get each step's figures, and pictures of a few groups.
 
-Each has a thread of its own and a bounded queue. The libraries' calls are those of accelerate's trackers.
+They never stop or slow a run: each has a thread of its own and a bounded queue. The libraries' calls are those of
+accelerate's trackers, but for pictures where those have none.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread
 from time import monotonic
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import yaml
 from accelerate.tracking import (
     GeneralTracker,
@@ -26,14 +28,21 @@ from accelerate.tracking import (
     TrackioTracker,
     WandBTracker,
 )
+from PIL import Image
 from tqdm import tqdm
 
+from grpo.groups import ScoredGroup
 from grpo.run.disk import write_text
+from grpo.run.pictures import draw_group
 
 PROJECT = "egogrpo"
 """The project, or experiment, that runs belong to where the tracker's own variable of the environment names none."""
 MAX_WAITING_ROWS = 1000
 """The rows that wait for a tracker; those of later steps are dropped."""
+MAX_WAITING_PICTURES = 2
+"""The steps whose pictures wait for a tracker, each with the frames of its clips; those of later steps are dropped."""
+PICTURES = "rollouts"
+"""What the pictures are called in trackers."""
 RETRY_AFTER_S = 60.0
 """How long a tracker that did not start is left alone, while rows wait for it."""
 CLOSE_WITHIN_S = 15.0
@@ -97,6 +106,43 @@ STARTS: Mapping[str, Callable[[TrackedRun], tuple[GeneralTracker, str]]] = {
 """The functions that start a tracker and return it with its name of the run."""
 
 
+def _tensorboard_pictures(tracker: GeneralTracker, pictures: Sequence[Image.Image], step: int) -> None:
+    assert isinstance(tracker, TensorBoardTracker)
+    for index, picture in enumerate(pictures):
+        batch_FHWC = np.asarray(picture)[None]
+        tracker.log_images({f"{PICTURES}/{index}": batch_FHWC}, step=step, dataformats="NHWC")
+    tracker.writer.flush()
+
+
+def _wandb_pictures(tracker: GeneralTracker, pictures: Sequence[Image.Image], step: int) -> None:
+    assert isinstance(tracker, WandBTracker)
+    tracker.log_images({PICTURES: list(pictures)}, step=step)
+
+
+def _trackio_pictures(tracker: GeneralTracker, pictures: Sequence[Image.Image], step: int) -> None:
+    import trackio  # pyright: ignore[reportMissingImports]
+
+    assert isinstance(tracker, TrackioTracker)
+    named = {f"{PICTURES}/{index}": trackio.Image(picture) for index, picture in enumerate(pictures)}
+    tracker.run.log(named, step=step)
+
+
+def _mlflow_pictures(tracker: GeneralTracker, pictures: Sequence[Image.Image], step: int) -> None:
+    import mlflow  # pyright: ignore[reportMissingImports]
+
+    for index, picture in enumerate(pictures):
+        mlflow.log_image(picture, key=f"{PICTURES}/{index}", step=step, synchronous=True)
+
+
+SHOWS: Mapping[str, Callable[[GeneralTracker, Sequence[Image.Image], int], None]] = {
+    "tensorboard": _tensorboard_pictures,
+    "wandb": _wandb_pictures,
+    "trackio": _trackio_pictures,
+    "mlflow": _mlflow_pictures,
+}
+"""The functions that hand a step's pictures to a tracker, which has the step's row by then."""
+
+
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ValueError, with the package to install, for a tracker that is not installed."""
     for name in names:
@@ -114,7 +160,8 @@ class TrackerThread:
         self.name, self.run_folder = name, run_folder
         self.state_file = run_folder / "trackers" / f"{name}.json"
         """The file with the tracker's name of the run and the last step that it was handed."""
-        self.queue: SimpleQueue[tuple[int, Mapping[str, float]] | None] = SimpleQueue()
+        self.queue: SimpleQueue[tuple[int, Mapping[str, float], Sequence[ScoredGroup]] | None] = SimpleQueue()
+        self.room_for_pictures = Semaphore(MAX_WAITING_PICTURES)
         self.num_rows = self.num_delivered = 0
         self.has_warned = False
         self.tracker: GeneralTracker | None = None
@@ -125,13 +172,16 @@ class TrackerThread:
         self.thread = Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self.thread.start()
 
-    def put(self, step: int, row: Mapping[str, float]) -> None:
-        """Queue a step's row, or drop it if too many are waiting."""
+    def put(self, step: int, row: Mapping[str, float], groups: Sequence[ScoredGroup] = ()) -> None:
+        """Queue a step's row, and the groups to draw; what too much is waiting of already is dropped."""
         self.num_rows += 1
-        if self.queue.qsize() < MAX_WAITING_ROWS:
-            self.queue.put((step, row))
-        else:
+        if self.queue.qsize() >= MAX_WAITING_ROWS:
             self._warn(f"it is too slow: {MAX_WAITING_ROWS} rows are waiting")
+            return
+        if groups and not self.room_for_pictures.acquire(blocking=False):
+            self._warn(f"it is too slow: the pictures of {MAX_WAITING_PICTURES} steps are waiting")
+            groups = ()
+        self.queue.put((step, row, groups))
 
     def end(self) -> None:
         """Tell the thread that no row follows."""
@@ -150,7 +200,13 @@ class TrackerThread:
         while (item := self.queue.get()) is not None:
             if (tracker := self._started()) is None:
                 return
-            self._attempt(partial(self._deliver, tracker, *item))
+            step, row, groups = item
+            is_new = step > self.last_step
+            self._attempt(partial(self._deliver, tracker, step, row))
+            if groups and is_new:
+                self._attempt(partial(self._show, tracker, step, groups))
+            if groups:
+                self.room_for_pictures.release()
         if self.tracker is not None:
             self._attempt(self.tracker.finish)
 
@@ -175,6 +231,9 @@ class TrackerThread:
             tracker.log(dict(row), step=step)
             self._remember(step)
         self.num_delivered += 1
+
+    def _show(self, tracker: GeneralTracker, step: int, groups: Sequence[ScoredGroup]) -> None:
+        SHOWS[self.name](tracker, [*map(draw_group, groups)], step)
 
     def _start(self) -> None:
         if self.state_file.exists():

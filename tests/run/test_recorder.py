@@ -108,15 +108,42 @@ def test_a_steps_figures_become_one_row_and_the_next_step_begins_anew(make: Make
 
 def test_trackers_get_the_rows_that_are_written(make: Make) -> None:
     recorder = make()
-    recorder.config = replace(recorder.config, log=LogConfig(trackers=["tensorboard"]))
+    log = LogConfig(trackers=["tensorboard"], pictures_every_steps=2)
+    recorder.config = replace(recorder.config, log=log)
     recorder.begin(0)
     recorder.add(Metrics(maxima={"sampler/gap_max": 0.5, "loss": math.nan}))
-    recorder.finish_step(1)
+    for step in range(1, 5):
+        recorder.write_groups(step, [scored(["a", "b"], [0.0, 1.0])] * (3 if step < 4 else 0), [])
+        recorder.add(Metrics(sums={"tokens/prompt": 9}))
+        recorder.finish_step(step)
     recorder.close()
     found = EventAccumulator(str(recorder.run_dir.path / "tensorboard")).Reload()
-    [row] = read_rows(recorder.run_dir.metrics_file)
-    assert {*found.Tags()["scalars"]} == row.keys() - {"step"}
+    rows = read_rows(recorder.run_dir.metrics_file)
+    assert {*found.Tags()["scalars"]} == {name for row in rows for name in row} - {"step"}
     assert [(each.step, each.value) for each in found.Scalars("sampler/gap_max")] == [(1, 0.5)]
+    assert found.Tags()["images"] == ["rollouts/0", "rollouts/1"]
+    assert [each.step for each in found.Images("rollouts/1")] == [2]
+
+
+def test_warnings_are_printed_when_they_begin_and_a_step_is_a_line(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = make()
+    recorder.begin(0)
+    for step, stopped in enumerate((0.0, 0.0, 1.0, 0.0)):
+        means = {"completion/stopped": Mean(stopped, 1), "completion/length": Mean(64.0, 1)}
+        recorder.add(Metrics(means=means, sums={"tokens/prompt": 9}))
+        recorder.finish_step(step)
+    recorder.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["step 0/50", "length=64 cut=100%"],
+        ["warning", "step 0"],
+        ["step 1/50", "length=64 cut=100%"],
+        ["step 2/50", "length=64 cut=0%"],
+        ["step 3/50", "length=64 cut=100%"],
+        ["warning", "step 3"],
+    ]
 
 
 def test_media_are_counted_by_the_step(make: Make, tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def be_one(arguments: list[str], environment: dict[str, str], log: str) -> None:
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # The streams of before know another file: whether it can be searched, and whether it is a terminal.
+    sys.stdout, sys.stderr = (
+        open(number, "w", buffering=1, closefd=False)  # noqa: SIM115 (they are open to the end)
+        for number in (1, 2)
+    )
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(tiny.ROOT)
