@@ -1,5 +1,5 @@
 # `make demo` and `make test` install what they need into .venv on first use.
-.PHONY: install demo test test-quick mutants lint bench
+.PHONY: install demo test test-quick mutants lint audit bench
 
 bin := .venv/bin
 # Tests in so many processes, each of up to 3 GB; 0 for one after another, as a debugger wants them.
@@ -37,6 +37,10 @@ mutants: install
 	rm -rf mutants
 	env -u PYTHONPATH $(bin)/mutmut run --max-children $(WORKERS)
 	$(bin)/mutmut results
+
+# Asks PyPI's advisories about the installed versions, and says what could not be asked about.
+audit: install
+	$(bin)/python launch/audit.py
 
 bench: install
 	@set -e; for script in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(bin)/python "$$script"; done

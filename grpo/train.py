@@ -19,11 +19,12 @@ from grpo.config.explained import USAGE, explained
 from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
 from grpo.policy.model_folder import find_model_folder
-from grpo.run.folder import RunDir, make_manifest
+from grpo.run.folder import RunDir
+from grpo.run.manifest import fingerprint, make_manifest, model_fingerprint
 from grpo.run.progress import say, say_anything, under_way
 from grpo.run.stopping import EXIT_CODE, SIGNALS, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.startup.ranks import launched_rank
-from rewards.scoring.loading import is_builtin
+from rewards.scoring.loading import find_place, is_builtin
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -143,13 +144,24 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] 
 
 
 def manifest(config: Config, accelerator: Accelerator) -> dict[str, object]:
-    """Return the run's manifest, with the media settings and the processes that it was launched with."""
+    """Return the run's manifest, with the files and settings that its numbers depend on and the processes."""
+    import torch
+
+    places = [find_place(spec.fn or name, key=f"rewards.{name}")[0] for name, spec in config.rewards.items()]
     return make_manifest(
         data_files=config.data.files,
         settings={
+            "model": model_fingerprint(str(find_model_folder(config.model.path))),
+            "rewards": {file: fingerprint(file) for file in places if file.endswith(".py")},
             "media": asdict(config.media),
             "num_processes": accelerator.num_processes,
             "device": str(accelerator.device),
+            # Prompts, rollouts, answers and the engine take theirs from the run's; torch's is asked for.
+            "seeds": {
+                "run": config.seed,
+                "torch": torch.initial_seed(),
+                "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED"),
+            },
         },
     )
 

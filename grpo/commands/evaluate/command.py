@@ -44,7 +44,7 @@ from grpo.data.errors import NoSuchFile
 from grpo.groups import Prompt, Sample
 from grpo.media.sampling import MediaSettings
 from grpo.policy.model_folder import find_model_folder, weights_identity
-from grpo.run.folder import make_manifest
+from grpo.run.manifest import make_manifest
 from grpo.run.progress import say, under_way
 from grpo.startup.ranks import launched_rank
 
