@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from grpo.learner.update import UpdateResult
+from grpo.media.clip import Clip
 from grpo.packing import PackedRow
 
 MEDIAN_OF = 50
@@ -33,6 +36,19 @@ Which group is really behind it would take a backward pass for each."""
 
 LEAST_NORMS = 10
 """The number of norms before one can be called unusual: the first of a run have nothing to be compared with."""
+
+
+def plain(value: Any) -> Any:
+    """Return a value in dicts, lists, tensors and plain values, so that reading it runs no code (`weights_only`)."""
+    if isinstance(value, Clip):
+        return {"facts": plain(value.facts), "frames_FHWC": torch.tensor(value.frames_FHWC)}
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value if isinstance(value, Tensor | str | int | float | None) else repr(value)
 
 
 def heaviest(rows: Sequence[PackedRow]) -> list[str]:
@@ -111,13 +127,13 @@ class Guard:
         return norm > self.spike_factor * median(self.norms)
 
     def _dump(self, step: int, index: int, row: PackedRow) -> dict[str, Any]:
-        """Store a whole row, which `torch.load(file, weights_only=False)` reads, and return the record of it."""
+        """Store a whole row as dicts, lists and tensors, which `torch.load` reads, and return the record of it."""
         self.folder.mkdir(exist_ok=True)
         own = f"process_{self.process}"
         file = self.folder / f"step_{step:06d}_{own}_row_{index}.pt"
         has_room = len(list(self.folder.glob(f"*_{own}_*"))) < MAX_STORED_ROWS
         if has_room:
-            torch.save(row, file)
+            torch.save(plain(row), file)
         return {
             "step": step,
             "kind": "not_finite",

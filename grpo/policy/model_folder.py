@@ -62,9 +62,11 @@ def check_processor(folder: Path) -> None:
 
 def check_weights(folder: Path) -> None:
     """Raise ValueError that names the file if weights are missing, cut off, or pointers to what git has left out."""
-    if not any(folder.glob("*.safetensors*")) and any(folder.glob("*.bin")):
-        # Weights of older formats are left to transformers.
-        return
+    if not any(folder.glob("*.safetensors*")) and (pickles := sorted(folder.glob("*.bin"))):
+        raise ValueError(
+            f"model.path: {pickles[0]} is a pickle, which may run code when it is read: save the model as safetensors "
+            "(`from_pretrained` and `save_pretrained` in an environment that you can lose)"
+        )
     for file in _weight_files(folder):
         if not file.is_file():
             raise ValueError(f"model.path: {file} is missing")
@@ -81,7 +83,7 @@ def weights_identity(folder: Path) -> dict[str, str]:
 
     A file's ends are no help: its header and the frozen vision tower, the last by name, outlive a training.
     """
-    files = [file for file in _weight_files(folder) if file.is_file()] or sorted(folder.glob("*.bin"))
+    files = [file for file in _weight_files(folder) if file.is_file()]
     with ThreadPoolExecutor() as pool:
         return dict(zip([file.name for file in files], pool.map(_size_and_digest, files), strict=True))
 

@@ -218,7 +218,14 @@ def test_ctrl_c_in_a_run_saves_it_and_gives_the_terminal_back(
     shown: Terminal, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The run has the terminal as a shell gives it to a program: the key is pressed, and no signal is sent."""
-    folder, few = tmp_path / "run", ["num_steps=50", "eval.every_steps=0", "checkpoint.every_steps=0"]
+    folder, secret = tmp_path / "run", "planted5ecret"
+    few = [
+        "num_steps=50",
+        "eval.every_steps=0",
+        "checkpoint.every_steps=0",
+        "rollout.transfer_dir=${oc.env:A_TOKEN}",
+    ]
+    monkeypatch.setenv("A_TOKEN", secret)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     # The first process of a session that opens a terminal has it from then on.
@@ -243,3 +250,7 @@ def test_ctrl_c_in_a_run_saves_it_and_gives_the_terminal_back(
     last = "".join(shown.seen()).rstrip()
     assert last.endswith("which is saved; the same command goes on") and "Traceback" not in last
     assert shown.screen.margins is None
+    # What the run has left, its caches included, does not have what the environment filled in.
+    left = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(left) > 5 and not [file for file in left if secret.encode() in file.read_bytes()]
+    assert secret not in last and "${oc.env:A_TOKEN}" in (folder / "config.yaml").read_text()

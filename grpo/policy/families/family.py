@@ -95,7 +95,8 @@ class ModelFamily:
 
     def load_model(self, dtype: torch.dtype, *, in_4bit_on: torch.device | None = None) -> PreTrainedModel:
         """Load the model. in_4bit_on: a device, for the language model's linear layers in NF4; None: no NF4."""
-        options: dict[str, Any] = {}
+        # Other formats are pickles.
+        options: dict[str, Any] = {"use_safetensors": True}
         if in_4bit_on is not None:
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
