@@ -76,8 +76,8 @@ def check_egogrpo(words: list[str]) -> None:
     if has_placeholder(rest):
         return
     if name in ("doctor", "warm"):
-        # The doctor of a machine takes no config.
-        if not vars(arguments).get("gpu"):
+        # The doctor of a machine, and of two runs, takes no config.
+        if not (vars(arguments).get("gpu") or vars(arguments).get("compare")):
             load_config(arguments.configs)
     elif name == "evaluate":
         find_benchmark(load_evaluation(arguments.configs).benchmark)
