@@ -89,6 +89,9 @@ class BottomDisplay:
             return
         self.ends.set()
         self.thread.join()
+        if not self.height:
+            # The terminal was too small, or gone, from the start.
+            return
         last = self._rendered(under_way_s=None)[-self.height :]
         with self.lock:
             self._write(self._erased() + "\n" + "".join(f"{line}\n" for line in last))
