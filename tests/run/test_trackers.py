@@ -29,6 +29,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 GROUP = scored(["right", "wrong"], [1.0, 0.0])
+OTHER = scored(["other", "wrong"], [1.0, 0.0])
 
 
 class Kept(GeneralTracker):
@@ -70,10 +71,11 @@ def log(name: str, folder: Path, rows: Mapping[int, float]) -> None:
 
 def log_pictures(name: str, folder: Path) -> None:
     """Log rows of which two have two pictures, in a run that is resumed after the first."""
+    folder.mkdir(exist_ok=True)
     for steps in ((0, 1), (0, 1, 2)):
         thread = TrackerThread(name, folder)
         for step in steps:
-            thread.put(step, {"reward/mean": step}, [GROUP, GROUP] if step != 1 else ())
+            thread.put(step, {"reward/mean": step}, [GROUP, OTHER] if step != 1 else ())
         close_trackers([thread])
 
 
@@ -290,7 +292,7 @@ def test_mlflow_has_pictures_of_groups(monkeypatch: pytest.MonkeyPatch, tmp_path
     run_id = json.loads((tmp_path / "trackers" / "mlflow.json").read_text())["run_id"]
     files = [each.path for each in tracking.MlflowClient(store).list_artifacts(run_id, "images")]
     pictures = [each for each in files if each.endswith(".png")]
-    assert len(pictures) == 4 and sum("%step%0%" in each for each in pictures) == 2
+    assert len(pictures) == 4 and sum("+step+0+" in each for each in pictures) == 2
 
 
 def test_trackio_has_one_run_of_a_run_and_its_resumption(

@@ -79,7 +79,8 @@ function showList() {
   const columns = listColumns(table);
   const list = byId("list");
   byId("listing").style.setProperty("--columns", ["10px", "2.4rem", "minmax(5.6rem, 1fr)", "3.9rem", "2.7rem", "2.7rem", "3.5rem",
-    ...columns.slice(6).map(() => "2.9rem")].join(" "));
+    // Rows are grids of their own, so that a column is as wide as its head everywhere.
+    ...columns.slice(6).map(({ label }) => `${Math.min(Math.max(2.9, 0.5 + 0.43 * label.length), 6)}rem`)].join(" "));
   byId("head").replaceChildren(el("span", {}), ...columns.map(headCell));
   byId("spacer").style.height = `${Math.min(MAX_PX, rows.length * ROW_PX)}px`;
   list.dataset.rows = rows.length;
