@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyte
@@ -214,6 +215,12 @@ def test_a_curve_has_the_means_of_as_many_values_each():
     assert curve((-1.0, -2.0)) == "█▁"
 
 
+def take_terminal(name: str) -> None:
+    """Be the process that has the terminal: the first of a session that opens it, to read from it too."""
+    os.setsid()
+    os.open(name, os.O_RDWR)
+
+
 def test_ctrl_c_in_a_run_saves_it_and_gives_the_terminal_back(
     shown: Terminal, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -228,9 +235,10 @@ def test_ctrl_c_in_a_run_saves_it_and_gives_the_terminal_back(
     monkeypatch.setenv("A_TOKEN", secret)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    # The first process of a session that opens a terminal has it from then on.
     process = start_trainer(
-        [*SMALL, *data(clips), *few, f"run_dir={folder}"], Path(os.ttyname(shown.slave)), os.setsid
+        [*SMALL, *data(clips), *few, f"run_dir={folder}"],
+        Path(name := os.ttyname(shown.slave)),
+        partial(take_terminal, name),
     )
 
     def has_steps() -> bool:
