@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import os
 import pty
-import re
 import select
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pyte
 import pytest
 
 from grpo.run import terminal
-from grpo.run.folder import read_rows
 from grpo.run.standing import Figure, Standing
-from grpo.run.stopping import EXIT_CODE
 from grpo.run.terminal import BottomDisplay, LineDisplay, curve, display_for
 from grpo.run.trend_rules import Trend
 from tests.support import tiny
-from tests.support.processes import wait_until
-from tests.support.runs import SMALL, data
-from tests.support.trainers import start_trainer
 
 COLUMNS, LINES = 100, 30
 
@@ -213,52 +206,3 @@ def test_a_curve_has_the_means_of_as_many_values_each():
     assert curve((0.0, 1.0, 2.0, 3.0, 4.0, 5.0), columns=3) == "▁▅█"
     assert curve((0.3,) * 4 + (0.1 + 0.2,)) == "▁▁▁▁▁"
     assert curve((-1.0, -2.0)) == "█▁"
-
-
-def take_terminal(name: str) -> None:
-    """Be the process that has the terminal: the first of a session that opens it, to read from it too."""
-    os.setsid()
-    os.open(name, os.O_RDWR)
-
-
-def test_ctrl_c_in_a_run_saves_it_and_gives_the_terminal_back(
-    shown: Terminal, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The run has the terminal as a shell gives it to a program: the key is pressed, and no signal is sent."""
-    folder, secret = tmp_path / "run", "planted5ecret"
-    few = [
-        "num_steps=50",
-        "eval.every_steps=0",
-        "checkpoint.every_steps=0",
-        "rollout.transfer_dir=${oc.env:A_TOKEN}",
-    ]
-    monkeypatch.setenv("A_TOKEN", secret)
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    process = start_trainer(
-        [*SMALL, *data(clips), *few, f"run_dir={folder}"],
-        Path(name := os.ttyname(shown.slave)),
-        partial(take_terminal, name),
-    )
-
-    def has_steps() -> bool:
-        shown.read()
-        return len(read_rows(folder / "metrics.jsonl")) >= 3 or not process.is_alive()
-
-    def has_ended() -> bool:
-        shown.read()
-        return not process.is_alive()
-
-    wait_until(has_steps, timeout_s=240)
-    seen = shown.seen()
-    os.write(shown.master, b"\x03")
-    wait_until(has_ended, timeout_s=240)
-    assert process.exitcode == EXIT_CODE, "\n".join(shown.seen())
-    assert any(re.match(r"step \d+ of 50  .*s a step", line) for line in seen[-12:]), "\n".join(seen)
-    last = "".join(shown.seen()).rstrip()
-    assert last.endswith("which is saved; the same command goes on") and "Traceback" not in last
-    assert shown.screen.margins is None
-    # What the run has left, its caches included, does not have what the environment filled in.
-    left = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(left) > 5 and not [file for file in left if secret.encode() in file.read_bytes()]
-    assert secret not in last and "${oc.env:A_TOKEN}" in (folder / "config.yaml").read_text()

@@ -125,8 +125,8 @@ def _code(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Return how the runs' differences to their commits differ, as a diff of these."""
     if a.get("commit") != b.get("commit") or a.get("diff") == b.get("diff"):
         return []
-    lines = [str(each.get("diff", "")).splitlines() for each in (a, b)]
-    return [line for line in unified_diff(*lines, "changes of A", "changes of B", lineterm="", n=1)]
+    ours, theirs = (str(each.get("diff", "")).splitlines() for each in (a, b))
+    return [*unified_diff(ours, theirs, "changes of A", "changes of B", lineterm="", n=1)]
 
 
 def _metrics(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
