@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from grpo.evaluation import Evaluator
+from grpo.rollout import Engine
 from grpo.rollout.sampler import in_any_process
 from grpo.run import checkpoint
 from grpo.run.final_model import save_final
@@ -28,6 +29,8 @@ class Loop:
     trainer: GRPOTrainer
     evaluator: Evaluator
     run_dir: RunDir
+    engine: Engine
+    """The engine that answers held-out questions; the trainer's own, unless completions are given."""
 
     def run(self, stop: StopRequest) -> None:
         """Train from the latest checkpoint, or from the start, to the last step; then save the model.
@@ -101,7 +104,7 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         recorder = self.trainer.recorder
         with recorder.timed("time/eval"):
-            found = self.evaluator.run(self.trainer.engine)
+            found = self.evaluator.run(self.engine)
         recorder.add(found.metrics)
         recorder.write_failures(step, found.lost, found.failures)
         recorder.write_answers(step, found.answers)

@@ -41,6 +41,7 @@ from grpo.learner.reference_reward import add_reference_parts
 from grpo.learner.update import Learner, UpdateResult
 from grpo.packing import PackedRow, pack, segments_of
 from grpo.rollout import Engine, Sampling
+from grpo.rollout.given import follow
 from grpo.rollout.partial import PartialRollouts
 from grpo.rollout.sampler import Sampler, in_any_process
 from grpo.rollout.sync_proof import gap_of
@@ -69,7 +70,7 @@ class GRPOTrainer:
         self.feed, self.engine, self.sampling = feed, engine, sampling
         self.rewards, self.learner = rewards, learner
         self.guard, self.recorder = guard, recorder
-        self.score = partial(
+        by_group = partial(
             score_groups,
             scale=config.advantages.scale,
             baseline=config.advantages.baseline,
@@ -77,6 +78,8 @@ class GRPOTrainer:
             normalised=rewards.normalise,
             mask_truncated=config.loss.mask_truncated_completions,
         )
+        # Completions that records give (`loss.type=nll`) are followed, whatever their rewards.
+        self.score = by_group if config.loss.is_sampled else follow
         self.sampler = Sampler(
             config,
             feed=feed,

@@ -45,6 +45,7 @@ class Run:
             trainer=self.trainer(),
             evaluator=SimpleNamespace(sets=sets, run=self.evaluate),  # pyright: ignore[reportArgumentType]
             run_dir=RunDir(Path("nowhere")),
+            engine=None,  # pyright: ignore[reportArgumentType]
         )
 
     def trainer(self) -> Any:

@@ -29,11 +29,12 @@ class CareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    type: Literal["grpo", "gspo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo"] = "dapo"
+    type: Literal["grpo", "gspo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "nll"] = "dapo"
     """`dapo` (and `bnpo`): the mean over all completion tokens of the step; `grpo`: the mean over completions of
     their token means; `gspo`: grpo with the ratio of whole completions; `dr_grpo`: the sum over tokens by
     `rollout.max_new_tokens` and the number of completions; `cispo`: dapo, but the ratio is clipped as a constant
-    weight; `sapo`: grpo with a soft gate in place of the clip."""
+    weight; `sapo`: grpo with a soft gate in place of the clip. `nll`: nothing is sampled; the mean over all tokens of
+    minus the log-probs of records' `target` texts, which is supervised fine-tuning."""
     importance_sampling_level: Level | None = None
     """Whose probability ratio a token gets: its own, or its completion's geometric mean. None: sequence for gspo,
     token for the others."""
@@ -99,6 +100,11 @@ class LossConfig:
     def engine_level(self) -> Level:
         """Whose probability ratio to the engine a token gets."""
         return "sequence" if self.vllm_importance_sampling_mode.startswith("sequence") else "token"
+
+    @property
+    def is_sampled(self) -> bool:
+        """Completions are sampled by an engine, not given by records."""
+        return self.type != "nll"
 
     @property
     def needs_reference(self) -> bool:

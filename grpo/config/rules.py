@@ -221,6 +221,32 @@ def _ratios(config: Config) -> Iterator[str]:
         yield "loss.vllm_importance_sampling_clip_min must be below ..._clip_max"
 
 
+def _given(config: Config) -> Iterator[str]:
+    """What goes wrong where completions are given, and where nothing is sampled."""
+    loss, engine = config.loss, config.rollout.engine
+    if loss.is_sampled:
+        if engine == "none":
+            yield f"rollout.engine=none: loss.type={loss.type} samples completions; only nll does not"
+        return
+    yield from _format("data.target", config.data.target, "target")
+    set_for_samples = {
+        "loss.beta": loss.beta,
+        "loss.care.bonus": loss.care.bonus,
+        "loss.entropy_coef": loss.entropy_coef,
+        "loss.top_entropy_quantile": 1 - loss.top_entropy_quantile,
+        "dynamic_sampling.max_resample_times": config.dynamic_sampling.max_resample_times,
+        "dynamic_sampling.skip_epochs": config.dynamic_sampling.skip_epochs,
+        "rollout.temperature": config.rollout.temperature - 1,
+    }
+    for key in (key for key, value in set_for_samples.items() if value):
+        yield f"{key} is for sampled completions; loss.type=nll trains on given ones"
+    asks = bool(config.data.eval) and config.eval.every_steps > 0
+    if asks and engine == "none":
+        yield "rollout.engine=none can't answer the questions of data.eval; set an engine, or eval.every_steps=0"
+    if not asks and engine != "none":
+        yield "loss.type=nll without an evaluation samples nothing: set rollout.engine=none"
+
+
 def _robust(config: Config) -> Iterator[str]:
     optim = config.optim
     if optim.robust.spd_accumulates and optim.robust.method != "spd":
@@ -250,5 +276,5 @@ def _dynamic_sampling(config: Config) -> Iterator[str]:
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _servers, _overlap, _reference, _ratios,
-    _robust, _dynamic_sampling,
+    _given, _robust, _dynamic_sampling,
 )  # fmt: skip

@@ -66,6 +66,8 @@ class DatasetConfig:
 class DataConfig:
     train: list[DatasetConfig] = field(default_factory=list)
     eval: Free[list[DatasetConfig]] = field(default_factory=list)
+    target: str = "{target}"
+    """The completion that `loss.type=nll` trains on, made of a record's `target`: `<answer>{target}</answer>`, say."""
     allow_overlap: Free[Literal["nothing", "clips", "questions"]] = "nothing"
     """What held-out sets may have in common with training: clips that other questions are asked about, or the same
     questions too."""
@@ -99,9 +101,10 @@ class MediaConfig(MediaSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    engine: Literal["vllm", "vllm_process", "vllm_server", "transformers"] = "vllm"
+    engine: Literal["vllm", "vllm_process", "vllm_server", "transformers", "none"] = "vllm"
     """vllm: in the process that trains. vllm_process: in one of its own, which the run starts on the same machine.
-    vllm_server: in servers that you start, on any machine."""
+    vllm_server: in servers that you start, on any machine. none: for `loss.type=nll` without held-out questions, where nothing is
+    sampled."""
     group_size: Annotated[int, Ge(2)] = 8
     """Completions per prompt (G); one alone would have no group to be compared with."""
     max_new_tokens: Positive[int] = 768

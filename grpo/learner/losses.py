@@ -102,6 +102,11 @@ def sapo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings
     return -torch.sigmoid(temperature_T * (ratio_T - 1)) * 4 / temperature_T * advantages_T
 
 
+def nll_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
+    """Minus the log-probs of given completions, whose advantages are all 1: with a mean over tokens, cross-entropy."""
+    return -advantages_T * logps_T
+
+
 def never_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
     """Return False for every token: the loss has no clip."""
     return torch.zeros_like(ratio_T, dtype=torch.bool)
@@ -141,6 +146,7 @@ LOSSES: dict[str, Loss] = {
     "dr_grpo": Loss(clipped_loss_T, clipped_T, budget_weights_T),
     "cispo": Loss(cispo_loss_T, cispo_clipped_T, token_weights_T),
     "sapo": Loss(sapo_loss_T, never_T, completion_weights_T),
+    "nll": Loss(nll_T, never_T, token_weights_T),
 }
 """The losses by `loss.type`. `bnpo` divides by the tokens of the batch, `dapo` by those of the whole step; trl's bnpo
 takes a micro-batch for the batch. Here it is the step, or the gradient would depend on packing: both mean the same."""
@@ -220,7 +226,7 @@ def row_loss(
 
 def engine_correction(row: PackedRow, old_logps_T: Tensor, settings: LossConfig) -> Correction | None:
     """Return the importance weights of a row's tokens against the engine that sampled them; None: they have none."""
-    if not settings.vllm_importance_sampling_correction:
+    if not (settings.is_sampled and settings.vllm_importance_sampling_correction):
         return None
     return sampler_correction(
         old_logps_T,
@@ -235,15 +241,17 @@ def engine_correction(row: PackedRow, old_logps_T: Tensor, settings: LossConfig)
 def sampling_metrics(row: PackedRow, scores: TokenScores, settings: LossConfig) -> Metrics:
     """Return a row's entropy, and its distance from the engine's log-probs: whether it samples from these weights.
 
-    scores: those of the weights before the step's first update.
+    scores: those of the weights before the step's first update. Given completions were sampled from nothing.
     """
     logps_T = scores.logps_T.detach()
-    gap_T = (logps_T - row.sampler_logps_T).abs()
     figures = Metrics(
-        means={"policy/entropy": mean_of(scores.entropy_T), "sampler/gap_mean": mean_of(gap_T)},
-        maxima={"sampler/gap_max": gap_T.max().item()},
-        sums={"tokens/computed": len(row.input_ids_N)},
+        means={"policy/entropy": mean_of(scores.entropy_T)}, sums={"tokens/computed": len(row.input_ids_N)}
     )
+    if not settings.is_sampled:
+        return figures
+    gap_T = (logps_T - row.sampler_logps_T).abs()
+    gaps = {"sampler/gap_mean": mean_of(gap_T)}
+    figures += Metrics(means=gaps, maxima={"sampler/gap_max": gap_T.max().item()})
     if (correction := engine_correction(row, logps_T, settings)) is None:
         return figures
     return figures + Metrics(

@@ -30,7 +30,9 @@ def group_metrics(scored: ScoredGroup, specs: Mapping[str, RewardSpec], *, min_s
             "completion/length": Mean.of(lengths),
             "completion/stopped": Mean.of(rollout.stopped for rollout in rollouts),
             "completion/empty": Mean.of(not rollout.text.strip() for rollout in rollouts),
-            "groups/all_equal": Mean.of([len({rollout.token_ids for rollout in rollouts}) == 1]),
+            "groups/all_equal": Mean.of(
+                [len(rollouts) > 1 and len({rollout.token_ids for rollout in rollouts}) == 1]
+            ),
             "groups/no_signal": Mean.of([not scored.has_signal]),
             "groups/below_min_std": Mean.of(is_small or [False]),
             **_of_totals(table, specs),

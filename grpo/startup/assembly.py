@@ -22,6 +22,7 @@ from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model import Policy
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
+from grpo.rollout.given import NoEngine
 from grpo.rollout.partial import PartialRollouts
 from grpo.rollout.sync_proof import SyncProof, make_prompt
 from grpo.rollout.vllm_arguments import MAX_LORA_RANK, MAX_SEQUENCES, EngineSize
@@ -68,6 +69,8 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
         dtype = compute_dtype()
         own = load_reference(config, policy, dtype).to(accelerator.device) if policy.sharded else None
         return TransformersEngine(policy, own=own, dtype=dtype)
+    if rollout.engine == "none":
+        return NoEngine()
     if rollout.engine in ("vllm_server", "vllm_process"):
         return build_server_engine(config, accelerator, policy, build_proof(config, policy))
     from grpo.rollout.vllm_engine import VLLMEngine

@@ -36,6 +36,7 @@ from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.counterfactuals import make_plan
+from grpo.rollout.given import completions_of
 from grpo.rollout.vllm_arguments import MAX_LORA_RANK
 from grpo.run.folder import RunDir
 from grpo.run.media_files import MediaFiles, all_files, files_of
@@ -285,6 +286,21 @@ def check_open_answers(start: Start) -> None:
         )
 
 
+def check_targets(start: Start) -> None:
+    """Raise ValueError, where completions are given, unless all records give some that fit."""
+    config = start.config
+    if config.loss.is_sampled:
+        return
+    for reward in start.rewards.rewards:
+        if reward.counterfactuals:
+            raise ValueError(
+                f"rewards.{reward.name} compares with sampled completions, and loss.type=nll samples none"
+            )
+    limit = config.rollout.max_new_tokens
+    for sample in start.train:
+        completions_of(sample, start.family, wording=config.data.target, max_new_tokens=limit)
+
+
 def check_fit(start: Start) -> None:
     """Raise ValueError unless every prompt leaves room for a completion; each process checks its share for all."""
     config, accelerator = start.config, start.accelerator
@@ -329,6 +345,7 @@ CHECKS = (
     Check("rewards", check_other_clips),
     Check("model.lora", check_adapters),
     Check("data", check_clips, of_records=True),
+    Check("data.target", check_targets, of_records=True),
     Check("data.allow_overlap", check_held_out),
     Check("run_dir", check_same_data),
     Check("rewards", check_scores),

@@ -20,6 +20,7 @@ from grpo.learner.update import Learner
 from grpo.loop import Loop
 from grpo.rollout import Engine
 from grpo.rollout.ahead_files import AheadFiles
+from grpo.rollout.given import GivenCompletions
 from grpo.run.checkpoint import keep_folder, keep_json
 from grpo.run.folder import GUARD, RunDir
 from grpo.run.recorder import Recorder
@@ -32,11 +33,12 @@ def build_loop(start: Start, learner: Learner, engine: Engine) -> Loop:
     """Build the loop, its trainer and evaluator, from a start and the two parts that hold the model."""
     config, accelerator = start.config, start.accelerator
     feed = build_feed(start)
+    given = GivenCompletions(family=start.family, wording=config.data.target, engine=engine)
     trainer = GRPOTrainer(
         config,
         accelerator=accelerator,
         learner=learner,
-        engine=engine,
+        engine=engine if config.loss.is_sampled else given,
         sampling=sampling_of(config),
         feed=feed,
         rewards=start.rewards,
@@ -55,7 +57,7 @@ def build_loop(start: Start, learner: Learner, engine: Engine) -> Loop:
     if config.rollout.overlap:
         files = AheadFiles(trainer.sampler.ahead, feed, trainer.sampler.partial)
         keep_folder(accelerator, "ahead", files.write, files.read)
-    return Loop(trainer=trainer, evaluator=build_evaluator(start, feed), run_dir=start.run_dir)
+    return Loop(trainer=trainer, evaluator=build_evaluator(start, feed), run_dir=start.run_dir, engine=engine)
 
 
 def build_feed(start: Start) -> Feed:

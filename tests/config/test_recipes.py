@@ -35,6 +35,22 @@ def test_every_recipe_goes_with_every_job_and_with_the_other_overlays(recipe: Pa
         load_config([str(job), str(recipe), str(other)])
 
 
+SUPERVISED = {
+    "egocross": "egocross_qwen3vl_4b",
+    "egocross_lora": "egocross_qwen3vl_4b_lora",
+    "alanavlm_evud": "alanavlm_evud_lora",
+}
+"""The supervised recipes of the seeds, with the jobs that they are laid over."""
+
+
+def test_every_supervised_recipe_goes_over_its_job() -> None:
+    folder = tiny.ROOT / "configs" / "supervised"
+    assert {path.stem for path in folder.glob("*.yaml")} == SUPERVISED.keys()
+    for name, job in SUPERVISED.items():
+        config = load_config([str(tiny.ROOT / "configs" / f"{job}.yaml"), str(folder / f"{name}.yaml")])
+        assert (config.loss.type, config.rollout.engine, config.tags) == ("nll", "none", ())
+
+
 def test_every_recipe_names_its_source_and_stands_on_the_page() -> None:
     page = (tiny.ROOT / "docs" / "recipes.md").read_text()
     for recipe in RECIPES:

@@ -52,6 +52,8 @@ IN_LINE = re.compile(r"(?:^|\s)\(?([A-Z])[.:)]\)?\s+")
 """The letter of an option in the middle of a line."""
 REPLIED: Record = {"problem_type": "free-form"}
 """The kind of question whose answer is a reply of a conversation: a choice if it names an option, else open."""
+TARGET = "target"
+"""The column with a reply as it stands, which `loss.type=nll` trains on."""
 PATH_KEYS = ("video", "image", "path", "url")
 """The keys under which the path of a medium may be, if it is an object."""
 BOUNDS = ("video_start", "video_end")
@@ -138,7 +140,7 @@ def samples_of(
             system=as_text(system, layout.system) if system else "",
             clip_source=own_clip,
             media=ordered,
-            columns=columns,
+            columns={**columns, TARGET: answer} if talk.is_replied else columns,
             **_posed(asked, answer, REPLIED if talk.is_replied else record, own_clip),
         )
 

@@ -247,6 +247,13 @@ class ModelFamily:
                 parts[-1].append(token)
         return parts
 
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a completion that ends behind a text; ValueError if it has one that is never sampled."""
+        token_ids = self._token_ids(text)
+        if {*token_ids} & {*self.suppressed_ids}:
+            raise ValueError("a completion must not have the token that stands for a clip or a picture")
+        return (*token_ids, self.eos_ids[0])
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return a completion's text, special tokens visible, without the token that ended it."""
         if token_ids and token_ids[-1] in self.eos_ids:
