@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Never
 
 from grpo.groups import Group, Prompt, RewardTable, Sample, ScoredGroup
 from grpo.policy.families import ModelFamily
 from grpo.rollout import Engine, OnGroup, Sampling, as_rollout
+from rewards.scoring.specs import Reward
 
 TARGET = "target"
 
@@ -49,6 +50,24 @@ def completions_of(
             )
         found.append((text, token_ids))
     return found
+
+
+def check_given(
+    samples: Iterable[Sample],
+    family: ModelFamily,
+    rewards: Iterable[Reward],
+    *,
+    wording: str,
+    max_new_tokens: int,
+) -> None:
+    """Raise ValueError for a sample without completions that fit, and for a reward that needs sampled ones."""
+    for reward in rewards:
+        if reward.counterfactuals:
+            raise ValueError(
+                f"rewards.{reward.name} compares with sampled completions, and loss.type=nll samples none"
+            )
+    for sample in samples:
+        completions_of(sample, family, wording=wording, max_new_tokens=max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.counterfactuals import make_plan
-from grpo.rollout.given import completions_of
+from grpo.rollout.given import check_given
 from grpo.rollout.vllm_arguments import MAX_LORA_RANK
 from grpo.run.folder import RunDir
 from grpo.run.media_files import MediaFiles, all_files, files_of
@@ -287,18 +287,11 @@ def check_open_answers(start: Start) -> None:
 
 
 def check_targets(start: Start) -> None:
-    """Raise ValueError, where completions are given, unless all records give some that fit."""
+    """Raise ValueError unless all records give completions that fit, where they are given."""
     config = start.config
-    if config.loss.is_sampled:
-        return
-    for reward in start.rewards.rewards:
-        if reward.counterfactuals:
-            raise ValueError(
-                f"rewards.{reward.name} compares with sampled completions, and loss.type=nll samples none"
-            )
-    limit = config.rollout.max_new_tokens
-    for sample in start.train:
-        completions_of(sample, start.family, wording=config.data.target, max_new_tokens=limit)
+    if not config.loss.is_sampled:
+        limit, wording = config.rollout.max_new_tokens, config.data.target
+        check_given(start.train, start.family, start.rewards.rewards, wording=wording, max_new_tokens=limit)
 
 
 def check_fit(start: Start) -> None:

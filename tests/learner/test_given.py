@@ -14,7 +14,16 @@ from grpo.config.load import load_config
 from grpo.groups import Prompt, ScoredGroup
 from grpo.learner.losses import sampling_metrics
 from grpo.rollout import Sampling
-from grpo.rollout.given import GivenCompletions, NoEngine, completions_of, follow, targets_of
+from grpo.rollout.given import (
+    GivenCompletions,
+    NoEngine,
+    check_given,
+    completions_of,
+    follow,
+    targets_of,
+)
+from rewards.scoring.runner import load_rewards
+from rewards.scoring.specs import RewardSpec
 from tests.support import tiny
 from tests.support.learners import counts_of, gradient_of, make_learner, packed, updated
 from tests.support.runs import run, weights
@@ -123,6 +132,12 @@ def test_a_target_that_is_too_long_or_shows_a_clip_is_named() -> None:
         completions_of(
             tiny.sample(columns={"target": pad}), tiny.family(), wording="{target}", max_new_tokens=9
         )
+
+
+def test_a_reward_that_compares_with_sampled_completions_is_refused() -> None:
+    rewards = load_rewards({"order": RewardSpec(fn="t_grpo")}).rewards
+    with pytest.raises(ValueError, match=r"rewards.order compares with sampled completions"):
+        check_given([], tiny.family(), rewards, wording="{target}", max_new_tokens=9)
 
 
 @pytest.mark.parametrize(

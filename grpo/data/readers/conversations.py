@@ -140,7 +140,7 @@ def samples_of(
             system=as_text(system, layout.system) if system else "",
             clip_source=own_clip,
             media=ordered,
-            columns={**columns, TARGET: answer} if talk.is_replied else columns,
+            columns={TARGET: answer, **columns} if talk.is_replied else columns,
             **_posed(asked, answer, REPLIED if talk.is_replied else record, own_clip),
         )
 

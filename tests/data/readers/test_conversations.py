@@ -35,7 +35,7 @@ def test_evuds_record_is_an_open_question(tmp_path: Path) -> None:
             task="open",
             source=f"{path}: record 1",
             clip_source=ClipSource(video=str(tmp_path / "clips/one.mp4")),
-            columns={"id": 0},
+            columns={"id": 0, "target": "On the table."},
         )
     ]
 
@@ -48,7 +48,11 @@ def test_each_turn_is_a_sample_without_the_turns_before_it(tmp_path: Path) -> No
         ("ego4d_vqa/0#2", "What did I open?", "The door."),
     ]
     assert samples[0].clip_source == samples[1].clip_source
-    assert samples[1].columns == {"id": 0, "human_annotated": True, "duration_(s)": 12.5}
+    others = {"id": 0, "human_annotated": True, "duration_(s)": 12.5}
+    # What is trained on where completions are given is the reply as it stands, unless the record has a target.
+    assert samples[1].columns == {**others, "target": " The door.\n"}
+    [own] = llava(tmp_path, target="On it.")
+    assert own.columns["target"] == "On it."
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,7 @@ def test_a_system_prompt_is_the_samples_own(tmp_path: Path) -> None:
     of_turn, of_column, of_none = read_sharegpt(path)
     for sample in (of_llava, of_turn, of_column):
         assert sample.system == "Be brief." and "Be brief." not in sample.question
-    assert (of_none.system, of_none.columns) == ("", {})
+    assert (of_none.system, of_none.columns) == ("", {"target": "C"})
 
 
 def test_a_letter_that_is_no_option_stays_an_open_answer(tmp_path: Path) -> None:
@@ -187,8 +191,9 @@ def test_sharegpts_record_names_its_sample_by_its_place(tmp_path: Path) -> None:
         source=f"{path}: record 1",
         options=("cutting", "washing", "peeling"),
         clip_source=ClipSource(video="/media/clips/one.mp4"),
+        columns={"target": "C"},
     )
-    assert (second.id, second.columns) == ("train/2", {"domain": "animal"})
+    assert (second.id, second.columns) == ("train/2", {"domain": "animal", "target": "C"})
 
 
 def test_sharegpt_may_be_of_from_and_value(tmp_path: Path) -> None:
@@ -220,7 +225,7 @@ def test_dataset_info_says_what_columns_and_tags_are_called(tmp_path: Path) -> N
         "A cup.",
         str(tmp_path / "sub/1.mp4"),
     )
-    assert sample.columns == {}
+    assert sample.columns == {"target": "A cup."}
 
 
 def test_dataset_info_without_tags_leaves_them_to_the_record(tmp_path: Path) -> None:
