@@ -24,7 +24,7 @@ DOMAINS = {"animal": "EgoPet", "industry": "ENIGMA", "xsports": "ExtrameSportFPV
 OPTIONS = ("a saw", "a cup", "a rope", "a knife")
 SMALL = ["media.min_pixels=4096", "media.max_pixels=4096", "media.max_frames=4", "media.num_workers=1"]
 OF_TRAINING = [
-    *SMALL, "num_steps=2", "optim.tokens_per_row=8192", "rollout.max_model_tokens=1024",
+    *SMALL, "num_steps=2", "optim.tokens_per_row=8192", "rollout.max_model_tokens=2048",
     "checkpoint.final_dtype=float32", "checkpoint.every_steps=0", "optim.warmup_steps=0",
 ]  # fmt: skip
 OF_ROLLOUTS = [
