@@ -237,6 +237,7 @@ def _given(config: Config) -> Iterator[str]:
         "dynamic_sampling.max_resample_times": config.dynamic_sampling.max_resample_times,
         "dynamic_sampling.skip_epochs": config.dynamic_sampling.skip_epochs,
         "rollout.temperature": config.rollout.temperature - 1,
+        "rollout.overlap": config.rollout.overlap,
     }
     for key in (key for key, value in set_for_samples.items() if value):
         yield f"{key} is for sampled completions; loss.type=nll trains on given ones"
