@@ -103,8 +103,8 @@ class MediaConfig(MediaSettings):
 class RolloutConfig:
     engine: Literal["vllm", "vllm_process", "vllm_server", "transformers", "none"] = "vllm"
     """vllm: in the process that trains. vllm_process: in one of its own, which the run starts on the same machine.
-    vllm_server: in servers that you start, on any machine. none: for `loss.type=nll` without held-out questions, where nothing is
-    sampled."""
+    vllm_server: in servers that you start, on any machine. none: for `loss.type=nll` without held-out questions, where
+    nothing is sampled."""
     group_size: Annotated[int, Ge(2)] = 8
     """Completions per prompt (G); one alone would have no group to be compared with."""
     max_new_tokens: Positive[int] = 768
