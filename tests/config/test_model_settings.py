@@ -35,7 +35,7 @@ DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
         ("model.load_in_4bit=true", "model.load_in_4bit needs model.lora.r"),
         ("model.activation_offloading=true", "model.activation_offloading moves what .*: set that too"),
         ("model.lora.r=4 loss.beta=0.1 loss.sync_ref_model=true", "loss.sync_ref_model does not go with"),
-        ("loss.sync_ref_model=true", "loss.sync_ref_model needs a loss.beta above 0"),
+        ("loss.sync_ref_model=true", "loss.sync_ref_model needs a loss.beta or a loss.care.bonus above 0"),
         (
             "optim.optimizer=adamw_8bit optim.robust.method=spd optim.robust.strength=1",
             "optim.robust does not go with optim.optimizer=adamw_8bit",

@@ -315,7 +315,7 @@ def demo(folder: Path, rollouts: Stored | None) -> tuple[Stored, Stored]:
     with closing(loop), closing(loop.trainer.engine):
         engine = Recording(loop.trainer.engine) if rollouts is None else Replay(rollouts)
         loop.trainer.engine = loop.trainer.sampler.engine = engine
-        loop.run(StopRequest())
+        replace(loop, engine=engine).run(StopRequest())
     reset_process_state()
     if isinstance(engine, Replay):
         assert not any(engine.answers.values()), "the stored run has asked more"

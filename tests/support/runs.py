@@ -26,6 +26,7 @@ SMALL = [
     "checkpoint.every_steps=2",
     "checkpoint.final_dtype=float32",
     "media.num_workers=1",
+    "log.live=false",
 ]
 NOT_REPEATED = ("time/", "media/")
 """Times are never the same; a resumed run decodes again what it had in memory, and finds what another has cached."""
