@@ -310,7 +310,9 @@ def test_the_cuda_mask_works_under_autocast_and_gives_the_same(monkeypatch: pyte
     policy = tiny.policy(seed=1, attention="sdpa")
     expected = policy(row).logps_T
     on_cuda = attention.completion_mask
-    monkeypatch.setattr(attention, "completion_mask", lambda *sizes: on_cuda(*sizes[:2], "cuda"))
+    monkeypatch.setattr(
+        attention, "completion_mask", lambda length, prompt, _: on_cuda(length, prompt, "cuda")
+    )
     torch.testing.assert_close(policy(row).logps_T, expected, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = policy(row).logps_T
