@@ -46,6 +46,11 @@ class Segment:
     advantages: tuple[float, ...]
     """The rollouts' advantages; NaN for one that has none, which is only among those that nothing trains on."""
 
+    def __post_init__(self) -> None:
+        # Counterfactuals have clips of their own, which would be sent and stored along. Nothing trains on them.
+        own = tuple(replace(rollout, counterfactuals={}) for rollout in self.rollouts)
+        object.__setattr__(self, "rollouts", own)
+
     @property
     def num_tokens(self) -> int:
         return len(self.prompt.token_ids) + sum(len(rollout.token_ids) for rollout in self.rollouts)

@@ -99,16 +99,10 @@ def gradient(policy: Policy) -> Tensor:
     return flat
 
 
-def with_several_media() -> list[ScoredGroup]:
-    """Ragged groups, of which one is about a video, an image and a video."""
-    prompt = tiny.media_prompt(("video", "image", "video"), "First <video> then <image> and <video> what?")
-    return [*tiny.ragged_groups(), tiny.ragged_group(prompt, [4, 9, 2], seed=6)]
-
-
 @lru_cache
 def plain_outcome(family_name: str, trained: str) -> tuple[dict[tuple[int, ...], Tensor], Tensor]:
     """The plain forwards' log-probs, and the gradient of the completions' mean, weighted with their advantages."""
-    groups = with_several_media()
+    groups = tiny.with_several_media()
     # In double precision, or the plain forwards' own rounding would count, too.
     exact = tiny.policy(seed=1, temperature=0.8, **TRAINED[trained]).double()
     expected = plain_logps(exact, groups)
@@ -127,7 +121,7 @@ def plain_outcome(family_name: str, trained: str) -> tuple[dict[tuple[int, ...],
 def test_packed_log_probs_and_gradients_equal_one_forward_per_completion(
     tokens_per_row: int, trained: str, each_family: str
 ) -> None:
-    groups = with_several_media()
+    groups = tiny.with_several_media()
     policy = tiny.policy(seed=1, temperature=0.8, **TRAINED[trained])
     rows = packed(groups, tokens_per_row=tokens_per_row)
     num_tokens = sum(len(row.target_T) for row in rows)  # a loss is divided by them

@@ -10,7 +10,6 @@ either way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -76,16 +75,9 @@ def balanced(
         source, index = places[source_team][place]
         target = teams[target_team][source % split.size]
         if accelerator.process_index == source:
-            dist.send_object_list([_light(own.pop(index))], dst=target, **options)
+            dist.send_object_list([own.pop(index)], dst=target, **options)
         elif accelerator.process_index == target:
             arrived: list[Segment] = [None]  # pyright: ignore[reportAssignmentType]
             dist.recv_object_list(arrived, src=source, **options)
             received += arrived
     return split.shared([*own.values(), *received], accelerator.device)
-
-
-def _light(segment: Segment) -> Segment:
-    """Return the segment without counterfactuals, which have clips of their own and are not trained on."""
-    return replace(
-        segment, rollouts=tuple(replace(rollout, counterfactuals={}) for rollout in segment.rollouts)
-    )

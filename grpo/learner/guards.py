@@ -38,16 +38,30 @@ LEAST_NORMS = 10
 """The number of norms before one can be called unusual: the first of a run have nothing to be compared with."""
 
 
-def plain(value: Any) -> Any:
-    """Return a value in dicts, lists, tensors and plain values, so that reading it runs no code (`weights_only`)."""
+def stored(row: PackedRow) -> dict[str, Any]:
+    """Return what is stored of a row: its tensors, its layout and its prompts, each clip once however many show it."""
+    # The tensors have the tokens of the segments' completions.
+    own = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "segments"}
+    return plain({**own, "prompts": row.prompts}, {})
+
+
+def plain(value: Any, clips: dict[Clip, Any]) -> Any:
+    """Return a value in dicts, lists, tensors and plain values, so that reading it runs no code (`weights_only`).
+
+    clips: what stands for each clip met so far. It is the same object wherever the clip is, which `torch.save` writes
+    once.
+    """
     if isinstance(value, Clip):
-        return {"facts": plain(value.facts), "frames_FHWC": torch.tensor(value.frames_FHWC)}
+        if value not in clips:
+            frames_FHWC = torch.tensor(value.frames_FHWC)
+            clips[value] = {"facts": plain(value.facts, clips), "frames_FHWC": frames_FHWC}
+        return clips[value]
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name), clips) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
+        return {str(name): plain(each, clips) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain(each, clips) for each in value]
     return value if isinstance(value, Tensor | str | int | float | None) else repr(value)
 
 
@@ -133,7 +147,7 @@ class Guard:
         file = self.folder / f"step_{step:06d}_{own}_row_{index}.pt"
         has_room = len(list(self.folder.glob(f"*_{own}_*"))) < MAX_STORED_ROWS
         if has_room:
-            torch.save(plain(row), file)
+            torch.save(stored(row), file)
         return {
             "step": step,
             "kind": "not_finite",

@@ -11,6 +11,9 @@ from torch import Tensor
 from grpo.packing import Family, PackedRow, halves
 from grpo.run.metrics import Metrics
 
+MAX_HALF_FRAC = 0.8
+"""The share of a row's tokens below which a half of it is worth a try: both halves of a group have its prompt."""
+
 
 class RowTooLarge(RuntimeError):
     """The error of a row whose pass did not fit into memory."""
@@ -58,6 +61,16 @@ class RowPass:
     is_finite: bool
     """Whether the loss was a finite number; if not, there are no metrics."""
     metrics: Metrics
+
+
+def why_not_in_halves(row: PackedRow, family: Family, *, was_halved: bool) -> str:
+    """Return why a row whose pass was too large can't be passed in two halves; empty if it can."""
+    if sum(len(segment.rollouts) for segment in row.segments) == 1:
+        return "it has one completion only"
+    larger, num_tokens = max(len(half.input_ids_N) for half in halves(row, family)), len(row.input_ids_N)
+    if larger >= MAX_HALF_FRAC * num_tokens:
+        return f"the larger half of it would still have {larger}"
+    return "so is one of a half" if was_halved else ""
 
 
 def whole_pass(parts: Sequence[RowPass]) -> RowPass:

@@ -20,7 +20,7 @@ from grpo.config.learner import LossConfig, OptimConfig
 from grpo.learner.launching import pass_dtype, set_up_sharding
 from grpo.learner.losses import StepCounts, mean_at, row_loss, sampling_metrics
 from grpo.learner.optimizers import SPD, make_optimizer, take_start
-from grpo.learner.passes import RowInputs, RowPass, RowTooLarge, whole_pass
+from grpo.learner.passes import RowInputs, RowPass, RowTooLarge, whole_pass, why_not_in_halves
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, by_completion, padding_row
 from grpo.policy.model import Policy, TokenScores, store_trained_only
@@ -46,7 +46,7 @@ class UpdateInputs:
 
     rows: Sequence[PackedRow]
     num_passes: int
-    """The rows of the process with most: all make as many passes, since each exchanges weights or gradients."""
+    """The passes that each process makes: one for each row of the process with most, and DDP's exchange."""
     counts: StepCounts
     watched: Sequence[PackedRow]
     """The rows of completions that are not trained on."""
@@ -156,9 +156,14 @@ class Learner:
     ) -> UpdateInputs:
         """Return the rows with what stays the same in all updates of a step."""
         has_kl_term = self.loss.beta > 0 and not self.loss.kl_in_reward
+        num_passes = len(self._padded(rows))
+        # A pass of padding for DDP's exchange of gradients: each row's can be made again by one process alone then.
+        is_ddp = self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+        if num_passes and is_ddp and self.split.size == 1:
+            num_passes += 1
         return UpdateInputs(
             rows=rows,
-            num_passes=len(self._padded(rows)),
+            num_passes=num_passes,
             counts=counts,
             watched=watched,
             reference_logps=self.reference_logps(rows) if has_kl_term else [None] * len(rows),
@@ -210,26 +215,21 @@ class Learner:
         return passes
 
     def _to_halve(self, inputs: UpdateInputs, error: RowTooLarge, halved: Set[int]) -> set[int]:
-        """Return the rows to split since one was too large, those that are not smaller; else raise RuntimeError.
-
-        Only passes that exchange nothing can be made anew by a process alone.
-        """
-        row = inputs.rows[error.index]
-        kind, num_completions = self.accelerator.distributed_type, int(row.completion_T[-1]) + 1
-        waits = kind != DistributedType.NO and error.index == inputs.num_passes - 1
-        if self.split.size > 1:
+        """Return the rows to split since one was too large, those that are not smaller; else raise RuntimeError."""
+        row, kind, size = inputs.rows[error.index], self.accelerator.distributed_type, self.split.size
+        num_tokens = len(row.input_ids_N)
+        # Only passes that exchange nothing can be made anew by a process alone.
+        if size > 1:
             why = "the processes that compute it together wait for each other"
         elif kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             why = f"with {kind.value} it can't be made in two halves"
-        elif waits:
-            why = "the other processes wait for its gradient"
-        elif error.index in halved or num_completions == 1:
-            why = "so is one of a half" if error.index in halved else "it has one completion only"
         else:
-            least = len(row.input_ids_N)
-            return {index for index, each in enumerate(inputs.rows) if len(each.input_ids_N) >= least}
+            why = why_not_in_halves(row, self.policy.family, was_halved=error.index in halved)
+        if not why:
+            return {index for index, each in enumerate(inputs.rows) if len(each.input_ids_N) >= num_tokens}
+        more = f"raise optim.sequence_parallel_size={size}, " if size > 1 else ""
         raise RuntimeError(
-            f"out of memory: the pass of a row of {len(row.input_ids_N)} tokens is too large, and {why}; lower "
+            f"out of memory: the pass of a row of {num_tokens} tokens is too large, and {why}; {more}lower "
             f"optim.tokens_per_row={self.optim.tokens_per_row} or the prompts' and completions' lengths ({error})"
         )
 
@@ -259,6 +259,9 @@ class Learner:
         everyone = self.split.shared([rows], self.accelerator.device)
         logps = self.reference_logps([row for own in everyone for row in own])
         start = sum(map(len, everyone[: self.split.rank]))
+        if self.split.size > 1:
+            # The rows of others came as copies, whose clips no later pass asks for.
+            self.policy.uploads.clear()
         return logps[start : start + len(rows)]
 
     def _padded(self, rows: Sequence[PackedRow]) -> list[PackedRow]:

@@ -73,8 +73,8 @@ RULES = (
         ("optim/split_rows",),
         lambda *_: True,
         lambda figures, _: (
-            f"the memory did not suffice for {figures['optim/split_rows']:.0f} rows, which were passed in two halves "
-            "each, and other rows twice; lower optim.tokens_per_row"
+            f"the memory did not suffice for {figures['optim/split_rows']:.0f} passes of rows, which were made in two "
+            "halves each, and other passes twice; lower optim.tokens_per_row"
         ),
     ),
     Rule(

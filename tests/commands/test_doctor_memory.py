@@ -203,9 +203,15 @@ def test_activations_of_a_shared_row_by_hand() -> None:
     sizes = sizes_of(config, policy, **HOUR)
     found = needs(config, policy, sizes, LAUNCHES["zero2"], processes=8, gpu_gib=80)["activations"]
     text, patches = 262_144 / 8, 4 * 245_760 / 8
-    # Layers' inputs in bf16; then the tower's layer, which has most: bytes of 6 inner widths and 24 own ones,
-    # with gradients; then keys and values of one head of 128 for each of 8 completions, in bf16 with gradients.
+    # Layers' inputs in bf16; then a layer's bytes of 6 inner widths and 24 own ones, with gradients. The tower's has
+    # most, also beside a text layer's keys and values of one head of 128 for each of 8 completions, in bf16 with
+    # gradients.
     kept = 2 * (36 * text * 2048 + 32 * patches * 1280)
-    layer = 2 * patches * (6 * 3420 + 24 * 1280)
+    in_tower = 2 * patches * (6 * 3420 + 24 * 1280)
     keys = 2 * 2 * 2 * 128 * 262_144 * 8
-    assert found == pytest.approx((kept + layer + keys) / 2**30, rel=1e-6)
+    in_text = 2 * text * (6 * 11008 + 24 * 2048) + keys
+    assert in_text < in_tower
+    assert found == pytest.approx((kept + in_tower) / 2**30, rel=1e-6)
+    frozen = replace(sizes, trains_vision=False)
+    found = needs(config, policy, frozen, LAUNCHES["zero2"], processes=8, gpu_gib=80)["activations"]
+    assert found == pytest.approx((2 * 36 * text * 2048 + in_text) / 2**30, rel=1e-6)

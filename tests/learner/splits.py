@@ -64,7 +64,7 @@ def in_several(kind: str, case: str, processes: int, size: int, folder: Path) ->
 
 def differences(one: Mapping[str, Any], several: Mapping[str, Any], case: str) -> dict[str, float]:
     """How far several processes are off one: the largest difference of log-probs, and shares of lengths."""
-    assert several["rows"] > 0 and several["figures"]["optim/skipped_updates"] == 0
+    assert several["rows"] > 0 and several["watched"] > 0 and several["figures"]["optim/skipped_updates"] == 0
     off = {}
     for name in ("logps", "references"):
         assert several[name].keys() == one[name].keys()

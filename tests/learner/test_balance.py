@@ -58,6 +58,12 @@ def test_nothing_is_lost_and_no_further_move_would_be_worth_it(tokens: Sizes) ->
     assert max(savings, default=0) < max(MIN_GAIN_FRAC * max(now), 1)
 
 
+def test_segments_are_without_counterfactuals_whose_clips_nothing_trains_on() -> None:
+    segments = segments_of(unequal_groups(), tokens_per_row=1000, drop_flat=False, trained=True)
+    assert all(rollout.counterfactuals for scored in unequal_groups() for rollout in scored.group.rollouts)
+    assert not any(rollout.counterfactuals for segment in segments for rollout in segment.rollouts)
+
+
 @pytest.mark.slow
 def test_segments_travel_whole_between_processes_over_the_loopback(tmp_path: Path) -> None:
     run_two("multi_gpu", ["-m", "tests.support.balance_worker", str(tmp_path / "out.json")], tmp_path)

@@ -85,6 +85,36 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     assert clip is None or torch.equal(first["clip"]["frames_FHWC"], torch.tensor(clip.frames_FHWC))
 
 
+def test_a_stored_row_has_the_frames_of_each_clip_once(tmp_path: Path) -> None:
+    """However many prompts, completions and counterfactuals are about it."""
+    clips = [tiny.clip(16, 112, 112), tiny.clip(16, 112, 112, seed=1)]
+    sources = tuple(tiny.source_like(clip, number) for number, clip in enumerate(clips))
+    several = tiny.sample("several", question="Both?", media=sources, clip_source=sources[0])
+    prompts = [
+        tiny.prompt(tiny.sample("one"), clips[0]),
+        tiny.prompt(tiny.sample("other"), clips[0]),
+        tiny.prompt(several, clips),
+    ]
+    groups = []
+    for prompt in prompts:
+        scored = tiny.ragged_group(prompt, [3, 5, 2, 4], seed=0)
+        changed = replace(scored.group.rollouts[0], clip=tiny.clip(16, 112, 112, seed=2))
+        rollouts = tuple(
+            replace(each, counterfactuals={"blank": (changed,)}) for each in scored.group.rollouts
+        )
+        groups.append(replace(scored, group=replace(scored.group, rollouts=rollouts)))
+    (row,) = packed(groups)
+    guard_of(tmp_path, max_idle=0).watch(1, UpdateResult(norms=[math.nan], bad_rows=[row]), [row])
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size < 2 * sum(clip.frames_FHWC.nbytes for clip in clips)
+    found = torch.load(file, weights_only=True)["prompts"]
+    assert [each["sample"]["id"] for each in found] == [each.sample.id for each in row.prompts]
+    for each, prompt in zip(found, row.prompts, strict=True):
+        shown = [clip["frames_FHWC"] for clip in each["media"] or [each["clip"]]]
+        expected = [torch.tensor(clip.frames_FHWC) for clip in prompt.clips]
+        assert all(map(torch.equal, shown, expected)) and len(shown) == len(expected)
+
+
 def test_a_gradient_far_above_the_median_is_noted_with_the_groups_of_most_weight(tmp_path: Path) -> None:
     guard = Guard(tmp_path, max_skipped=0, max_idle=0, spike_factor=10, process=0)
     rows = packed(seven_groups(), tokens_per_row=60)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from grpo.config.learner import LossConfig, OptimConfig
+from grpo.learner.passes import RowTooLarge
 from grpo.learner.update import Learner
 from grpo.packing import PackedRow, halves
 from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.learners import (
+    LONG,
     counts_of,
     gradient_of,
     lack_memory,
@@ -30,7 +35,7 @@ def passed(
     num_tokens: int, *, tokens_per_row: int, way: str = "forward"
 ) -> tuple[Learner, Any, list[int], Sequence[PackedRow]]:
     """An update's passes, whose gradient is left on the policy; the sizes of the passes that lacked memory."""
-    groups = text_groups()
+    groups = text_groups(lengths_of=LONG)
     rows = packed(groups, tokens_per_row=tokens_per_row)
     learner = make_learner(tiny.policy(seed=1), loss=LOSS, reference=moved_policy())
     inputs = learner.prepare(rows, counts_of(groups))
@@ -60,7 +65,7 @@ def test_a_group_is_parted_between_its_completions_and_one_completion_stays_whol
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
-@pytest.mark.parametrize("tokens_per_row", [10_000, 60])
+@pytest.mark.parametrize("tokens_per_row", [10_000, 130])
 def test_a_row_that_lacks_memory_is_passed_in_two_halves_with_the_same_gradient(
     way: str, tokens_per_row: int
 ) -> None:
@@ -96,7 +101,12 @@ def test_later_updates_of_a_step_are_split_too_and_move_the_weights_alike() -> N
 
 @pytest.mark.parametrize(
     ("num_tokens", "tokens_per_row", "why"),
-    [(20, 10_000, "so is one of a half"), (2, 1, "it has one completion only")],
+    [
+        (20, 10_000, "so is one of a half"),
+        (2, 1, "it has one completion only"),
+        # A group of 45 tokens, with a prompt of 24 and completions of 7, 9 and 5.
+        (44, 60, "the larger half of it would still have 38"),
+    ],
 )
 def test_what_does_not_fit_in_halves_ends_the_run_in_one_line(
     num_tokens: int, tokens_per_row: int, why: str
@@ -109,3 +119,41 @@ def test_what_does_not_fit_in_halves_ends_the_run_in_one_line(
     with pytest.raises(RuntimeError, match=words) as caught:
         learner.update(rows, counts_of(groups), 1)
     assert "\n" not in str(caught.value) and "Tried to allocate 2.00 GiB." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "halved", "tokens_per_row", "why"),
+    [
+        ("NO", 1, False, 10_000, ""),
+        ("MULTI_GPU", 1, False, 10_000, ""),
+        (
+            "MULTI_GPU",
+            2,
+            False,
+            10_000,
+            "the processes that compute it .*; raise optim.seq.*_size=2, lower",
+        ),
+        ("DEEPSPEED", 1, False, 10_000, "with DEEPSPEED it can't be made in two halves; lower"),
+        ("FSDP", 1, False, 10_000, "with FSDP it can't be made in two halves; lower"),
+        ("NO", 1, True, 10_000, "so is one of a half; lower"),
+        ("NO", 1, True, 1, "it has one completion only; lower"),
+        ("NO", 1, False, 60, "the larger half of it would still have 38; lower"),
+    ],
+)
+def test_a_row_is_halved_unless_there_is_a_reason_against_it(
+    kind: str, size: int, halved: bool, tokens_per_row: int, why: str
+) -> None:
+    learner: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(distributed_type=DistributedType[kind]),
+        split=SimpleNamespace(size=size),
+        policy=SimpleNamespace(family=tiny.family()),
+        optim=OptimConfig(tokens_per_row=tokens_per_row),
+    )
+    rows = packed(text_groups(), tokens_per_row=tokens_per_row)
+    inputs: Any = SimpleNamespace(rows=rows)
+    refused = pytest.raises(
+        RuntimeError, match=rf"out of memory: .* tokens is too large, and {why} .*\(said\)"
+    )
+    with refused if why else nullcontext():
+        found = Learner._to_halve(learner, inputs, RowTooLarge(0, "said"), {0} if halved else set())
+        assert found == {0}

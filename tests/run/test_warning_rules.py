@@ -26,7 +26,7 @@ def test_nothing_is_said_of_a_step_that_is_fine_or_of_one_without_figures() -> N
         ("all cut", {"completion/stopped": 0.0, "completion/length": 24.0}, 8, "max_new_tokens, .* 24 tokens"),
         ("all empty", {"completion/empty": 1.0}, 8, "all completions are empty"),
         ("all equal", {"groups/all_equal": 1.0}, 4, "all 4 completions are the same: .* raise rollout.temperature"),
-        ("rows too large", {"optim/split_rows": 3.0}, 8, "did not suffice for 3 rows, .*; lower optim.tokens_per_row"),
+        ("rows too large", {"optim/split_rows": 3.0}, 8, "for 3 passes of rows, .*; lower optim.tokens_per_row"),
         # .9^4 + .1^4 = .6562; .9^7 + .1^7 = .478 is the first below a half.
         ("groups too small", {SUCCESS: 0.9, "groups/no_signal": 0.7}, 4, "70% .* 90% .* 66% .* of 4 .* of 7 most"),
     ],

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from tests.learner.test_learner_options import CASES
 from tests.support import tiny
 from tests.support.learners import (
+    LONG,
+    SHORT,
     counts_of,
     gradient_of,
     lack_memory,
@@ -24,13 +26,13 @@ from tests.support.learners import (
 
 
 def main(case: str, second: str, out: str, lacks: str = "") -> None:
-    groups, policy = text_groups(), tiny.policy(seed=1)
+    groups, policy = text_groups(lengths_of=LONG if lacks else SHORT), tiny.policy(seed=1)
     settings = CASES[case]
     dist.init_process_group("gloo")
-    rows = packed(groups, tokens_per_row=60, drop_flat=not settings.needs_flat_groups)
+    # A group in a row.
+    rows = packed(groups, tokens_per_row=130 if lacks else 60, drop_flat=not settings.needs_flat_groups)
     own = rows[int(second) :] if dist.get_rank() == 0 else rows[: int(second)]
     if lacks and dist.get_rank() == 0:
-        # The last one is passed while gradients are exchanged.
         lack_memory(policy, max(len(row.input_ids_N) for row in own) - 1, way="backward")
     figures = updated(policy, own, counts_of(groups), loss=settings, reference=moved_policy())
     if dist.get_rank() == 0:

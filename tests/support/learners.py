@@ -59,11 +59,16 @@ def updated(
     return sum((each.metrics for each in passes), Metrics()).reduced(gather_object)
 
 
-def text_groups(seed: int = 0) -> list[ScoredGroup]:
+SHORT = ([3, 11, 1], [7, 9, 5], [2, 2, 14])
+LONG = ([30, 28, 20], [40, 35, 30], [25, 22, 45])
+"""Lengths of completions, beside which the prompts of about 24 tokens are short: halves of such a group are worth it."""
+
+
+def text_groups(seed: int = 0, lengths_of: Sequence[list[int]] = SHORT) -> list[ScoredGroup]:
     """Three ragged groups about text alone, the second without signal, whose engine was a little off the policy."""
     policy = tiny.policy(seed=1)
     groups = []
-    for i, lengths in enumerate(([3, 11, 1], [7, 9, 5], [2, 2, 14])):
+    for i, lengths in enumerate(lengths_of):
         prompt = tiny.prompt(tiny.sample(f"s{i}", question="Which" + " red" * i), None)
         scored = tiny.ragged_group(prompt, lengths, seed=seed + i)
         advantages = (0.0,) * len(lengths) if i == 1 else scored.advantages

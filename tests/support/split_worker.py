@@ -8,6 +8,8 @@ SIZE is how many of them share each row. The first process stores what was found
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +27,7 @@ from grpo.learner.update import Learner
 from grpo.media.memory_cache import MemoryCache
 from grpo.packing import PackedRow, Segment, build_row, by_completion, pack, segments_of
 from grpo.policy.model import Policy
+from grpo.policy.sequence_split import SequenceSplit
 from grpo.policy.vision_features import FeatureCache
 from tests.support import tiny
 from tests.support.launched import allow_fsdp_on_cpu
@@ -66,20 +69,23 @@ def found_by(accelerator: Accelerator, case: str, size: int) -> dict[str, Any]:
         load_reference=lambda _: moved_policy(),
         split=split,
     )
-    groups = [each for each in tiny.ragged_groups() if case != "text alone" or each.group.prompt.clip is None]
+    groups = [
+        each for each in tiny.with_several_media() if case != "text alone" or not each.group.prompt.clips
+    ]
+    # In each group one completion that is only watched.
+    groups = [replace(each, advantages=(None, *each.advantages[1:])) for each in groups]
     own = groups[accelerator.process_index :: accelerator.num_processes]
     counts = step_counts(own, max_new_tokens=24, gather=gather_object)
-    segments = segments_of(own, tokens_per_row=TOKENS_PER_ROW, drop_flat=False, trained=True)
-    rows = pack(balanced(segments, accelerator, split), policy.family, tokens_per_row=TOKENS_PER_ROW)
+    rows, watched = (rows_of(own, accelerator, split, trained=trained) for trained in (True, False))
     of_own = [row_of(scored, policy) for scored in own]
     references = by_completion(zip(of_own, learner.reference_logps_of_own(of_own), strict=True))
     gradient = None
     # DeepSpeed makes its step as soon as it has the gradient, and FSDP2 has a part of it.
     if accelerator.distributed_type in ("NO", "MULTI_CPU"):
-        learner.forward_backward(learner.prepare(rows, counts))
+        learner.forward_backward(learner.prepare(rows, counts, watched))
         gradient = gradient_of(policy)
         learner.optimizer.zero_grad()
-    result = learner.update(rows, counts, 1)
+    result = learner.update(rows, counts, 1, watched=watched)
     return {
         "gradient": gradient,
         "references": merged(references),
@@ -87,7 +93,16 @@ def found_by(accelerator: Accelerator, case: str, size: int) -> dict[str, Any]:
         "figures": result.metrics.reduced(gather_object),
         "weights": {name: weight.clone() for name, weight in policy.named_weights()},
         "rows": len(rows),
+        "watched": len(watched),
     }
+
+
+def rows_of(
+    own: Sequence[ScoredGroup], accelerator: Accelerator, split: SequenceSplit, *, trained: bool
+) -> list[PackedRow]:
+    """A process's rows of the completions that are trained on, or of those that are only watched."""
+    segments = segments_of(own, tokens_per_row=TOKENS_PER_ROW, drop_flat=False, trained=trained)
+    return pack(balanced(segments, accelerator, split), tiny.family(), tokens_per_row=TOKENS_PER_ROW)
 
 
 def make_policy(case: str, accelerator: Accelerator) -> Policy:

@@ -203,3 +203,9 @@ def ragged_groups() -> list[ScoredGroup]:
         )
         for i in range(len(clips))
     ]
+
+
+def with_several_media() -> list[ScoredGroup]:
+    """Ragged groups, of which one is about a video, an image and a video."""
+    prompt = media_prompt(("video", "image", "video"), "First <video> then <image> and <video> what?")
+    return [*ragged_groups(), ragged_group(prompt, [4, 9, 2], seed=6)]

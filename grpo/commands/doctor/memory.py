@@ -156,21 +156,23 @@ def _activations(config: Config, policy: Policy, sizes: Sizes, launch: Launch) -
     row_tokens, row_patches = sizes.row_tokens / size, sizes.row_patches / size
     # Embeddings stay fp32 where weights do, and with them what flows from layer to layer.
     stream = 2 if launch.in_bf16 or launch.splits_weights else 4
-    parts = [(row_tokens, text.hidden_size, text.intermediate_size, text.num_hidden_layers)]
+    keys = _repeated_keys(config, policy, sizes)
+    parts = [(row_tokens, text.hidden_size, text.intermediate_size, text.num_hidden_layers, keys)]
     if sizes.trains_vision:
-        parts.append((row_patches, vision.hidden_size, vision.intermediate_size, vision.depth))
+        # A clip has no completions.
+        parts.append((row_patches, vision.hidden_size, vision.intermediate_size, vision.depth, 0.0))
     kept, largest = 0.0, 0.0
-    for tokens, width, inner, depth in parts:
+    for tokens, width, inner, depth, repeated in parts:
         # A layer's own: queries, keys, values, attention's and the norms' outputs, and three of the inner width; behind
         # an exchange of positions for heads the first four again.
         own = tokens * (2 * 3 * inner + (2 * (6 + 4 * (size > 1)) + 2 * stream) * width)
         inputs = 0.0 if config.model.activation_offloading else tokens * stream * width * depth
         kept += inputs if config.model.gradient_checkpointing else own * depth
         # Its gradients beside it.
-        largest = max(largest, 2.0 * own)
+        largest = max(largest, 2.0 * own + repeated)
     # Logits, log-probs and their gradient in fp32.
     head = 3 * 4 * min(HEAD_CHUNK_TOKENS, sizes.row_tokens) * text.vocab_size
-    return kept + max(largest + _repeated_keys(config, policy, sizes), float(head))
+    return kept + max(largest, float(head))
 
 
 def _repeated_keys(config: Config, policy: Policy, sizes: Sizes) -> float:
