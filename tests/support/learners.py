@@ -61,7 +61,7 @@ def updated(
 
 SHORT = ([3, 11, 1], [7, 9, 5], [2, 2, 14])
 LONG = ([30, 28, 20], [40, 35, 30], [25, 22, 45])
-"""Lengths of completions, beside which the prompts of about 24 tokens are short: halves of such a group are worth it."""
+"""Lengths of completions, beside which the prompts of about 24 tokens are short: halves of such a group are smaller."""
 
 
 def text_groups(seed: int = 0, lengths_of: Sequence[list[int]] = SHORT) -> list[ScoredGroup]:
