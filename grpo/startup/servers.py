@@ -104,6 +104,7 @@ def _build(
         timeout_s=OWN_TIMEOUT_S if url else config.rollout.server_timeout_s,
         max_tries=config.rollout.server_tries,
         own=own,
+        overlap=config.rollout.overlap,
     )
 
 
