@@ -198,6 +198,9 @@ def test_a_policy_that_learns_nothing_is_warned_of_and_then_stopped(
         "10 (optim.max_idle_steps)"
         for step in (2, 6)
     ]
+    # In a step of partial rollouts no group may be complete.
+    guard.check(13, {"groups/unfinished": 4.0, "optim/grad_norm": 0.0})
+    guard.check(13, {"groups/unfinished": 4.0})
     resumed = guard_of(tmp_path, max_idle=10)
     resumed.load_state_dict(guard.state_dict())
     with pytest.raises(

@@ -190,5 +190,5 @@ def test_replaced_questions_say_too_which_weights_they_are_of(
     assert all("groups/left_out" in row for row in found[1:])
     resampled = [row.get("groups/resampled", 0) for row in found if row["step"]]
     assert any(resampled)
-    # The questions that took the place of flat groups are of the step's own weights.
-    assert found[-1]["sampler/age_steps"] < 1 or not resampled[-1]
+    # The questions that took the place of flat groups are of the step's own weights, the others of those before.
+    assert resampled[-1] and 0 < found[-1]["sampler/age_steps"] < 1
