@@ -116,7 +116,8 @@ class Rollout:
     stopped: bool
     """Whether the completion ended by itself, not at the token limit."""
     versions: tuple[int, ...] = ()
-    """Of each token the number of updates that the weights had had which sampled it; empty if it is the step's own."""
+    """Of each token the number of steps that the weights which sampled it had behind them (their updates, made or
+    skipped, are not counted); empty if it is the step's own."""
     counterfactuals: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     """Completions of the same question about changed frames, by how the frames were changed, for the rewards that
     declare them (`rewards.counterfactual`). Nothing trains on them."""

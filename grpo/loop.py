@@ -60,12 +60,14 @@ class Loop:
         trainer.recorder.draw()
 
     def close(self) -> None:
-        """End the processes of the run's parts."""
+        """End the processes of the run's parts, and what is under way in them."""
         self.trainer.recorder.close()
+        # The next step may be being sampled, whose groups nobody takes any more: whatever it waits for is ended first.
+        self.trainer.engine.cancel()
+        self.trainer.rewards.close()
+        self.trainer.feed.loader.close()
         self.trainer.sampler.close()
         self.trainer.engine.close()
-        self.trainer.feed.loader.close()
-        self.trainer.rewards.close()
 
     def _resume(self) -> int:
         """Load the latest checkpoint, and return its step; 0 if there is none."""

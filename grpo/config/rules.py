@@ -62,19 +62,36 @@ def server_contradictions(engine: str, servers: Sequence[str]) -> Iterator[str]:
         yield "rollout.servers names a server twice"
 
 
+def _partial(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.partial_tokens is None:
+        if rollout.partial_max_steps != type(rollout).partial_max_steps:
+            yield "rollout.partial_max_steps is of rollout.partial_tokens, which is not set"
+        return
+    if not rollout.overlap:
+        yield "rollout.partial_tokens needs rollout.overlap"
+    if rollout.stop:
+        yield "rollout.partial_tokens does not go with rollout.stop, whose texts may lie in two steps"
+    if config.dynamic_sampling.max_resample_times:
+        yield "rollout.partial_tokens does not go with dynamic_sampling.max_resample_times"
+    if rollout.partial_tokens >= rollout.max_new_tokens:
+        yield (
+            f"rollout.partial_tokens={rollout.partial_tokens} cuts nothing: it must be below "
+            f"rollout.max_new_tokens={rollout.max_new_tokens}"
+        )
+
+
 def _overlap(config: Config) -> Iterator[str]:
     rollout, loss = config.rollout, config.loss
-    if rollout.partial_tokens is not None:
-        if not rollout.overlap:
-            yield "rollout.partial_tokens needs rollout.overlap"
-        if rollout.stop:
-            yield "rollout.partial_tokens does not go with rollout.stop, whose texts may lie in two steps"
-        if config.dynamic_sampling.max_resample_times:
-            yield "rollout.partial_tokens does not go with dynamic_sampling.max_resample_times"
     if not rollout.overlap:
         return
     if rollout.engine not in ELSEWHERE:
         yield f"rollout.overlap needs an engine beside the learner: rollout.engine={' or '.join(ELSEWHERE)}"
+    if not rollout.prove_sync_every and rollout.max_gap != 0:
+        yield (
+            "rollout.prove_sync_every=0 measures no gap with rollout.overlap, which rollout.max_gap would apply to: "
+            "set rollout.max_gap=0 too"
+        )
     if not loss.vllm_importance_sampling_correction:
         yield "rollout.overlap trains on completions of older weights: set loss.vllm_importance_sampling_correction"
     elif loss.engine_level == "sequence":
@@ -276,6 +293,6 @@ def _dynamic_sampling(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
-    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _servers, _overlap, _reference, _ratios,
-    _given, _robust, _dynamic_sampling,
+    _prompt, _data, _media, _rewards, _aggregation, _model, _lora, _rollout, _servers, _partial, _overlap, _reference,
+    _ratios, _given, _robust, _dynamic_sampling,
 )  # fmt: skip

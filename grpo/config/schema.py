@@ -112,7 +112,7 @@ class RolloutConfig:
     stop: list[str] = field(default_factory=list)
     """Texts that end a completion and stay a part of it, `</answer>` say, beside the model's own end of a turn."""
     overlap: bool = False
-    """Sample the next step's completions while the learner updates on this step's, from weights that are one update
+    """Sample the next step's completions while the learner updates on this step's, from weights that are one step
     older than those that learn from them (docs/overlap.md)."""
     partial_tokens: Positive[int | None] = None
     """The most tokens of a completion that a step samples with `overlap`; a longer one goes on in the next step, and
@@ -122,7 +122,7 @@ class RolloutConfig:
     max_model_tokens: int = 8192
     """Prompt and completion together. A prompt is never cut: a run with one that can't fit does not start."""
     gpu_memory_frac: Free[PositiveFrac[float]] = 0.3
-    """Share of a GPU's memory that vLLM takes for weights and cache."""
+    """Share of a GPU's memory that vLLM takes for weights and cache. The GPU of vllm_process has room for 0.9."""
     sleep: Free[bool] = False
     """Free vLLM's GPU memory during the update (vLLM's sleep mode; no effect on CPU). The weights are loaded anew from
     the policy after it; with `lora: adapters` those that don't train wait in main memory."""
@@ -149,7 +149,8 @@ class RolloutConfig:
     """Folder through which weights go to servers that take them as files, and which they see too. None: the run's."""
     max_gap: Free[NotNegative[float | None]] = None
     """Stop when the mean difference between engine and learner log-probs exceeds this in three steps in a row, or four
-    times this in one. None: 0.001 in fp32 and 0.05 in bf16, where the two run different kernels; 0: never stop."""
+    times this in one; with `overlap`, those steps count that measure it. None: 0.001 in fp32 and 0.05 in bf16, where
+    the two run different kernels; 0: never stop."""
 
     @property
     def max_prompt_tokens(self) -> int:

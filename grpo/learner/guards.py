@@ -123,6 +123,9 @@ class Guard:
             )
 
     def _count_idle(self, step: int, figures: Mapping[str, float]) -> None:
+        # Steps whose groups all wait for their longest completions say nothing of the policy.
+        if figures.get("groups/unfinished") and "groups/no_signal" not in figures:
+            return
         teaches = figures.get("groups/no_signal", 1.0) < 1 and "optim/grad_norm" in figures
         self.num_idle = 0 if step == 0 or teaches else self.num_idle + 1
         found = f"step {step}: in {self.num_idle} steps in a row no group had a signal, or no update was made"

@@ -52,6 +52,10 @@ class Engine(Protocol):
         """Free the engine's memory until the next sync."""
         ...
 
+    def cancel(self) -> None:
+        """Have `generate` raise, also where another thread is in it; only `close` comes after it."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -69,6 +69,6 @@ class Ahead:
         return step, sampled.result()
 
     def close(self) -> None:
-        """Wait until nothing is sampled: the engine and the rewards must not be gone before."""
+        """Wait until nothing is sampled; `Engine.cancel` makes it short."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)

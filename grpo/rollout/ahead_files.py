@@ -33,7 +33,7 @@ from grpo.run.rollout_files import (
 )
 
 ABOUT = "ahead.json"
-
+NOTHING = Sampled(Batch(prompts=(), seeds=(), places=(), lost=()), [], [])
 
 UNFINISHED = "unfinished"
 """The folder of the groups that are not complete."""
@@ -56,24 +56,29 @@ class AheadFiles:
         self.ahead, self.feed, self.partial = ahead, feed, partial
 
     def write(self, folder: Path) -> None:
-        """Write the next step's groups, if they were sampled; all processes call it together."""
-        found = self.ahead.wait()
-        if found is None:
-            return
-        step, sampled = found
-        rows = gather_object(self._rows(step, sampled))
+        """Write the next step's groups, if they were sampled, and those that are not complete.
+
+        All processes call it together, and all of them have sampled ahead, or none has.
+        """
+        step, sampled = self.ahead.wait() or (None, NOTHING)
+        rows = gather_object(self._rows(step or 0, sampled))
         unfinished = gather_object(self._unfinished())
+        if step is None and not unfinished:
+            return
         late = gather_object([self.partial.num_finished_at_once if self.partial is not None else 0])
         lost = gather_object([[self.feed.rank, asdict(each)] for each in sampled.batch.lost])
         if self.feed.rank == 0:
             folder.mkdir()
-            write_rollouts(folder, step, rows)
-            write_rollouts(folder / UNFINISHED, step, unfinished)
+            write_rollouts(folder, step or 0, rows)
+            write_rollouts(folder / UNFINISHED, step or 0, unfinished)
             about = {"step": step, "lost": lost, "finished_at_once": sum(late)}
             write_text(folder / ABOUT, json.dumps(about) + "\n")
 
     def read(self, folder: Path) -> None:
-        """Have the next step train on this process's share of the groups in a folder, if there is one."""
+        """Have the next step train on this process's share of the groups in a folder, if there is one.
+
+        If only groups that are not complete are there, the next step goes on with them.
+        """
         if not folder.exists():
             return
         about = json.loads((folder / ABOUT).read_bytes())
@@ -82,7 +87,10 @@ class AheadFiles:
         complete, unfinished = self._own(folder), self._own(folder / UNFINISHED)
         if self.partial is not None and rank == 0:
             self.partial.num_finished_at_once = about["finished_at_once"]
-        self.ahead.begin(about["step"], lambda: self._sampled(complete, unfinished, lost))
+        if about["step"] is None:
+            self._sampled(complete, unfinished, lost)
+        else:
+            self.ahead.begin(about["step"], lambda: self._sampled(complete, unfinished, lost))
 
     def _own(self, folder: Path) -> list[Stored]:
         """Return this process's share of the groups in a folder."""

@@ -108,6 +108,9 @@ class GivenCompletions:
     def sleep(self) -> None:
         self.engine.sleep()
 
+    def cancel(self) -> None:
+        self.engine.cancel()
+
     def close(self) -> None:
         self.engine.close()
 
@@ -134,5 +137,7 @@ class NoEngine:
     def sync(self) -> None: ...
 
     def sleep(self) -> None: ...
+
+    def cancel(self) -> None: ...
 
     def close(self) -> None: ...

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from grpo.rollout.server_flags import KEY_VARIABLE, LOOPBACK, MODULE
-from grpo.workers.processes import kill_tree
+from grpo.workers.processes import kill_group, kill_tree
 
 POLL_S = 0.2
 END_WITHIN_S = 20.0
@@ -36,22 +38,32 @@ class OwnServer:
         """Wait until the server answers; raise ValueError if it ends before, or takes too long."""
         give_up_at = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < give_up_at:
-            try:
+            with suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/health", trust_env=False).is_success:
                     return
-            except httpx.TransportError:
-                time.sleep(POLL_S)
-        why = "has ended" if self.process.poll() is not None else f"was not up within {timeout_s:g} s"
-        raise ValueError(f"rollout.engine=vllm_process: its server {why}; see {self.log}")
+            time.sleep(POLL_S)
+        raise ValueError(self.problem() or self._line(f"was not up within {timeout_s:g} s"))
+
+    def problem(self) -> str | None:
+        """Return a line that says how the server has ended; None while it runs."""
+        status = self.process.poll()
+        return None if status is None else self._line(f"has ended with status {status}")
+
+    def _line(self, what: str) -> str:
+        return f"rollout.engine=vllm_process: its server {what}; see {self.log}"
 
     def close(self) -> None:
         """End the server and all that it has started."""
-        self.process.terminate()
+        if self.process.poll() is None:
+            # As a Ctrl-C in a terminal would; SIGTERM is blocked in all of them (`processes.block_stops`).
+            os.killpg(self.process.pid, signal.SIGINT)
         try:
             self.process.wait(END_WITHIN_S)
         except subprocess.TimeoutExpired:
             kill_tree(self.process.pid)
             self.process.wait()
+        # A server that was killed has left its engine behind.
+        kill_group(self.process.pid)
 
 
 def start_server(flags: Sequence[str], environment: Mapping[str, str], log: Path) -> OwnServer:

@@ -49,7 +49,7 @@ class Sampler:
         self.ahead = Ahead(self._of_feed, is_on=config.rollout.overlap)
         self.partial = partial
         self.version = 0
-        """The number of updates that the engine's weights have had."""
+        """The number of steps that the engine's weights have behind them."""
 
     def take(self, step: int) -> Sampled:
         """Return a step's groups with their rewards: sampled now or, with `rollout.overlap`, during the step before."""

@@ -6,9 +6,13 @@ import base64
 import io
 import json
 import os
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
+from threading import Lock
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 import httpx
 import numpy as np
@@ -57,6 +61,8 @@ class ServerClient:
         key = key or os.environ.get(KEY_VARIABLE)
         headers = {RUN_HEADER: self.run} if self.run is not None else {}
         self._held: httpx.Response | None = None
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._lock, self._is_cancelled = Lock(), False
         self.http = httpx.Client(
             base_url=self.url,
             headers=headers | ({"Authorization": f"Bearer {key}"} if key else {}),
@@ -136,7 +142,9 @@ class ServerClient:
     ) -> httpx.Response:
         """Return the server's answer; raise ServerError unless it is a good one. stream: its body comes later."""
         try:
-            answer = self.http.send(self.http.build_request(method, path, json=body), stream=stream)
+            extensions = {"trace": self._note}
+            request = self.http.build_request(method, path, json=body, extensions=extensions)
+            answer = self.http.send(request, stream=stream)
             if not answer.is_success:
                 answer.read()
         except httpx.HTTPError as error:
@@ -152,6 +160,24 @@ class ServerClient:
         # A server that was started anew is held by nobody.
         kind = ServerGone if answer.status_code in (409, 500, 502, 503, 504) else ServerError
         raise kind(f"{self.url} refuses {path}: {_reason(answer)}")
+
+    def _note(self, event: str, about: Mapping[str, Any]) -> None:
+        """Remember the socket of each connection, which httpx tells of when it is made."""
+        if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            return
+        with self._lock:
+            self._sockets.add(about["return_value"].get_extra_info("socket"))
+        if self._is_cancelled:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End all requests under way, and those to come, as if the server were gone; any thread may call."""
+        self._is_cancelled = True
+        with self._lock:
+            for each in self._sockets:
+                # To close one would not wake a thread that reads from it.
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         if self._held is not None:

@@ -45,15 +45,18 @@ class ServerEngine:
         max_tries: int,
         proof: SyncProof | None = None,
         own: OwnServer | None = None,
+        overlap: bool = False,
     ) -> None:
         """Hold the servers for a run; raise ServerError if one does not answer, or another run holds it.
 
         check: raises ValueError for a server that does not fit the run. timeout_s: how long the engine waits for a
         server when none is left. max_tries: how many servers a group is given to, one after another. proof: what
         each server is asked after a sync; None: nothing. own: the server that this process has started, if it has.
+        overlap: the learner may update while groups are sampled.
         """
         self.clients, self.transfer, self.check = clients, transfer, check
         self.timeout_s, self.max_tries, self.own = timeout_s, max_tries, own
+        self.is_cancelled, self.overlap = False, overlap
         self.state = PartialState()
         self.proofs = {client: replace(proof) for client in clients} if proof is not None else {}
         self.number = 0
@@ -63,6 +66,7 @@ class ServerEngine:
         self.none_since: float | None = None
         """When the last server was lost, if none is left."""
         self.busy: Counter[ServerClient] = Counter()
+        """How many requests each server is at."""
         self.lock, self.revival = Lock(), Lock()
         if self.state.is_main_process:
             for client in clients:
@@ -123,9 +127,12 @@ class ServerEngine:
     def _take(self) -> ServerClient | None:
         """Return the server that is least busy, one more request on its account; None if there is none in time.
 
-        The time is that since the last one was lost, for all groups and the next sync together.
+        The time is that since the last one was lost, for all groups and the next sync together. ServerError is raised
+        when the engine is cancelled.
         """
         while True:
+            if self.is_cancelled:
+                raise ServerError("what was being sampled is not needed any more")
             with self.lock:
                 live = [client for client in self.clients if client not in self.lost]
                 if live:
@@ -135,7 +142,7 @@ class ServerEngine:
                     return client
                 if self.none_since is None:
                     self.none_since = time.monotonic()
-                if time.monotonic() > self.none_since + self.timeout_s:
+                if self._own_problem() or time.monotonic() > self.none_since + self.timeout_s:
                     return None
             self._revive()
             time.sleep(RETRY_S)
@@ -147,13 +154,16 @@ class ServerEngine:
             self.lost[client] = str(error)
 
     def _revive(self) -> None:
-        """Try the servers that are lost once more; one thread does, for all."""
+        """Try the servers that are lost once more; one thread does, for all.
+
+        Weights that go from GPU to GPU wait for the next sync: the learner may be exchanging its own meanwhile.
+        """
         if not self.revival.acquire(blocking=False):
             return
         try:
             for client in [*self.lost]:
                 try:
-                    self._start(client)
+                    self._start(client, sends=self.transfer.is_beside or not self.overlap)
                 except ServerError as error:
                     self.lost[client] = str(error)
                 else:
@@ -161,10 +171,14 @@ class ServerEngine:
         finally:
             self.revival.release()
 
-    def _start(self, client: ServerClient) -> None:
+    def _own_problem(self) -> str | None:
+        """Return a line that says how the server that this process has started has ended, if it has."""
+        return self.own.problem() if self.own is not None else None
+
+    def _start(self, client: ServerClient, *, sends: bool = True) -> None:
         """Make a server ready to be asked; raise ServerError if it is not.
 
-        Weights are sent by the first process, and the others find them there.
+        Weights are sent by the first process, and the others find them there. sends: whether they may be sent now.
         """
         about = client.about()
         if self.state.is_main_process and not about["holds"]:
@@ -175,7 +189,7 @@ class ServerEngine:
                 # An install that was cut short behind its last weight left the server paused.
                 client.post("/resume")
             return
-        if not self.state.is_main_process:
+        if not (self.state.is_main_process and sends):
             raise ServerGone(f"{client.url} has the weights {about['version']!r}")
         # What was computed with other weights goes: prefixes, vision features, inputs.
         client.post("/pause?mode=abort")
@@ -190,20 +204,30 @@ class ServerEngine:
         if self.state.is_main_process:
             give_up_at = (self.none_since or time.monotonic()) + self.timeout_s
             failures = self._install()
-            while all(failures) and time.monotonic() < give_up_at:
+            while all(failures) and time.monotonic() < give_up_at and not self._own_problem():
                 time.sleep(RETRY_S)
                 failures = self._install()
-        failures = broadcast_object_list(failures)
+        # Only the first process knows of its own server.
+        why, *failures = broadcast_object_list([self._why(failures), *failures])
         pairs = zip(self.clients, failures, strict=True)
         self.lost, self.none_since = (
             {client: failure for client, failure in pairs if failure is not None},
             None,
         )
         if len(self.lost) == len(self.clients):
-            raise ServerError(f"rollout.servers: none is left: {'; '.join(self.lost.values())}")
+            raise ServerError(why)
         for client, proof in self.proofs.items():
             if client not in self.lost:
                 self._prove(client, proof)
+
+    def _why(self, failures: Sequence[str | None]) -> str:
+        """Return why no server is left, in words of the setting that they are of."""
+        if (problem := self._own_problem()) is not None:
+            return problem
+        reasons = "; ".join(filter(None, failures))
+        if self.own is not None:
+            return f"rollout.engine=vllm_process: its server fails: {reasons}; see {self.own.log}"
+        return f"rollout.servers: none is left: {reasons}"
 
     def _prove(self, client: ServerClient, proof: SyncProof) -> None:
         """Have a server prove that it has the policy's weights; the first process asks, for all."""
@@ -252,6 +276,12 @@ class ServerEngine:
             return [*pool.map(install, self.clients)]
 
     def sleep(self) -> None: ...
+
+    def cancel(self) -> None:
+        """Have `generate` raise, and end all requests under way."""
+        self.is_cancelled = True
+        for client in self.clients:
+            client.cancel()
 
     def close(self) -> None:
         self.transfer.close()

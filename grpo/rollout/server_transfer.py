@@ -29,6 +29,8 @@ class Transfer(Protocol):
 
     is_parallel: bool
     """Whether several servers can load at once."""
+    is_beside: bool
+    """Whether a server can load while the learner updates, from another thread."""
 
     def collect(self) -> None:
         """Make the policy's current weights ready to be sent; all processes call it together."""
@@ -48,7 +50,7 @@ class Transfer(Protocol):
 class FolderTransfer:
     """The transfer by safetensors files, written once for all servers."""
 
-    is_parallel = True
+    is_parallel = is_beside = True
 
     def __init__(
         self, policy: Policy, folder: Path, *, dtype: torch.dtype, writes: bool, to_cpu: bool
@@ -95,7 +97,7 @@ class NcclTransfer:
     The weights wait in the first process's main memory: all processes would have to gather them anew for each server.
     """
 
-    is_parallel = False
+    is_parallel = is_beside = False
 
     def __init__(self, policy: Policy, *, dtype: torch.dtype, keeps: bool) -> None:
         """Make a transfer; keeps: whether this process sends the weights."""

@@ -230,6 +230,8 @@ class VLLMEngine:
         if self.sleeps:
             self.llm.sleep(level=2 if self.adapters is None else 1)
 
+    def cancel(self) -> None: ...
+
     def close(self) -> None:
         # vLLM would end the process group of the launcher, and wait for the others, who may have failed.
         if not self.is_launched:

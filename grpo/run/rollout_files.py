@@ -46,7 +46,7 @@ ANSWERED = ("set", "pass")
 
 
 VERSIONS = "versions"
-"""The column of the weights that sampled each token, where they may be older than those that learn from it."""
+"""The column of the number of steps behind the weights that sampled each token, where they may be older ones."""
 
 SLOT, OF_STEP, FAILURES = "slot", "of_step", "failures"
 """The columns that groups in a checkpoint have besides: their place, in which step, and rewards' failures as JSON."""

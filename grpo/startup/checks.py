@@ -50,7 +50,7 @@ from grpo.startup.assembly import (
     prompt_renderer,
     sampling_of,
 )
-from grpo.startup.servers import check_servers
+from grpo.startup.servers import check_process_gpus, check_servers
 from rewards.scoring.runner import RewardSet
 
 
@@ -172,10 +172,9 @@ def check_engine(start: Start) -> None:
     # The processes of an engine are next to each other, on one machine.
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or start.num_processes)
     if engine == "vllm_process":
-        if on_gpu() and not start.config.rollout.process_gpus:
-            raise ValueError(
-                "rollout.process_gpus: set the GPU of rollout.engine=vllm_process, one without a learner"
-            )
+        if on_gpu():
+            gpus, visible = start.config.rollout.process_gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
+            check_process_gpus(gpus, visible, num_learners=local)
         if local < start.num_processes:
             raise ValueError("rollout.engine=vllm_process is on one machine; use vllm_server for several")
     if local % (shared_by := start.config.rollout.tensor_parallel_size):

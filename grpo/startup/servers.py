@@ -36,6 +36,23 @@ def check_servers(config: Config, family: ModelFamily) -> None:
             check_server(client, **_wanted(config))
 
 
+def check_process_gpus(gpus: str | None, visible: str | None, *, num_learners: int) -> None:
+    """Raise ValueError unless a run's own server has a GPU, on which no learner is.
+
+    visible: the learners' CUDA_VISIBLE_DEVICES, of which the first so many have one each.
+    """
+    if not gpus:
+        raise ValueError(
+            "rollout.process_gpus: set the GPU of rollout.engine=vllm_process, one without a learner"
+        )
+    used = (visible.split(",") if visible else [*map(str, range(num_learners))])[:num_learners]
+    first = gpus.split(",")[0].strip()
+    if first in map(str.strip, used):
+        raise ValueError(
+            f"rollout.process_gpus={gpus}: a learner is on {first}; they are on {', '.join(used)}"
+        )
+
+
 OWN_TIMEOUT_S = 10.0
 """How long a run waits for a server of its own that has failed: nobody starts it anew."""
 
@@ -59,15 +76,7 @@ def start_own(config: Config, family: ModelFamily) -> OwnServer:
     """Start the run's own server, and wait until it is up."""
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    more: dict[str, Any] = training_flags(transfer=FOLDER)
-    # The others wait in the server.
-    more["max_num_seqs"] = min(MAX_SEQUENCES, config.optim.prompts_per_step * config.rollout.group_size)
-    if config.model.cast_lm_head_to_fp32:
-        more["hf_overrides"] = {"head_dtype": "float32"}
-    dtype = str(compute_dtype()).removeprefix("torch.")
-    flags = server_flags(
-        family.path, ModelInputs.of(config), family.patches, dtype=dtype, on_gpu=on_gpu(), **more
-    )
+    flags = own_flags(config, family, on_gpu=on_gpu())
     environment = server_environment(on_gpu=on_gpu(), for_training=True)
     if config.rollout.process_gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = config.rollout.process_gpus
@@ -78,6 +87,20 @@ def start_own(config: Config, family: ModelFamily) -> OwnServer:
         own.close()
         raise
     return own
+
+
+def own_flags(config: Config, family: ModelFamily, *, on_gpu: bool) -> list[str]:
+    """Return the flags of the run's own server."""
+    more: dict[str, Any] = training_flags(transfer=FOLDER)
+    # The others wait in the server.
+    more["max_num_seqs"] = min(MAX_SEQUENCES, config.optim.prompts_per_step * config.rollout.group_size)
+    if config.model.cast_lm_head_to_fp32:
+        more["hf_overrides"] = {"head_dtype": "float32"}
+    if on_gpu:
+        more["gpu_memory_utilization"] = config.rollout.gpu_memory_frac
+    dtype = str(compute_dtype()).removeprefix("torch.")
+    inputs = ModelInputs.of(config)
+    return server_flags(family.path, inputs, family.patches, dtype=dtype, on_gpu=on_gpu, **more)
 
 
 def _build(
@@ -104,6 +127,7 @@ def _build(
         timeout_s=OWN_TIMEOUT_S if url else config.rollout.server_timeout_s,
         max_tries=config.rollout.server_tries,
         own=own,
+        overlap=config.rollout.overlap,
     )
 
 

@@ -2,7 +2,8 @@
 
     python -m grpo.workers.processes MODULE ARGUMENT ...
 
-runs a module in a process that is asked to end (SIGTERM) when its parent does, however that ends.
+runs a module in a process that is asked to end (SIGINT) when its parent does, however that ends, and by nothing else: a
+scheduler's SIGTERM and SIGUSR1, which it may send to all processes of a run, wait there for good.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 
 import psutil
 
@@ -118,7 +120,15 @@ def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def block_stops() -> None:
+    """Block a scheduler's signals in the caller and in all that it starts, whatever handlers these set."""
+    # Python unblocks SIGTERM where it starts its tracker of shared memory, which those below this process use too.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+
+
 if __name__ == "__main__":
-    end_with_parent(signal.SIGTERM)
+    end_with_parent(signal.SIGINT)
+    block_stops()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

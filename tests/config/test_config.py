@@ -255,6 +255,11 @@ def test_partial_rollouts_need_overlap_and_no_texts_that_end_completions() -> No
             "not go with rollout.stop",
         ),
         ("rollout.partial_max_steps=0", "rollout.partial_max_steps must be above 0"),
+        ("rollout.partial_max_steps=3", "rollout.partial_max_steps is of rollout.partial_tokens"),
+        (
+            "rollout={engine: vllm_process, overlap: true, max_new_tokens: 8, partial_tokens: 8}",
+            "rollout.partial_tokens=8 cuts nothing: it must be below rollout.max_new_tokens=8",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             load_config([DEMO, argument])
@@ -276,6 +281,13 @@ def test_overlap_needs_a_correction_by_token(correction: str, message: str) -> N
     with pytest.raises(ValueError, match=f"rollout.overlap {message}"):
         load_config([DEMO, OVERLAP, f"loss.vllm_importance_sampling_{correction}"])
     load_config([DEMO, OVERLAP, "loss.vllm_importance_sampling_mode=token_mask"])
+
+
+def test_overlap_without_a_measured_gap_needs_to_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="rollout.prove_sync_every=0 measures no gap with rollout.overlap"):
+        load_config([DEMO, OVERLAP, "rollout.prove_sync_every=0"])
+    load_config([DEMO, OVERLAP, "rollout.prove_sync_every=0", "rollout.max_gap=0"])
+    load_config([DEMO, "rollout.prove_sync_every=0"])
 
 
 def written(tmp_path: Path) -> Path:

@@ -246,6 +246,9 @@ class Recording:
     def sleep(self) -> None:
         self.engine.sleep()
 
+    def cancel(self) -> None:
+        self.engine.cancel()
+
     def close(self) -> None: ...
 
 
@@ -290,6 +293,8 @@ class Replay:
     def sync(self) -> None: ...
 
     def sleep(self) -> None: ...
+
+    def cancel(self) -> None: ...
 
     def close(self) -> None: ...
 

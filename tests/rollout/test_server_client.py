@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 from grpo.config.load import load_config
 from grpo.groups import Group
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
+from grpo.rollout.server_engine import ServerEngine
 from grpo.rollout.server_flags import FOLDER
 from grpo.startup import assembly
 from grpo.startup.servers import check_servers
-from tests.rollout.test_server_engine import PROMPTS, SAMPLING
+from tests.rollout.test_server_engine import PROMPTS, SAMPLING, Loaded
 from tests.support import runs, tiny
 
 
@@ -59,6 +61,29 @@ def answering(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_what_is_being_sampled_can_be_cancelled_though_the_server_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ServerClient, "hold", lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        client = ServerClient(
+            f"http://127.0.0.1:{silent.getsockname()[1]}", tiny.family(), timeout_s=600.0, key="key"
+        )
+        engine = ServerEngine([client], Loaded(), check=lambda _: None, timeout_s=600.0, max_tries=3)
+        asked = pool.submit(engine.generate, PROMPTS[:2], SAMPLING, [0, 1])
+        connections = [silent.accept()[0] for _ in range(2)]
+        assert all(each.recv(1) for each in connections)
+        engine.cancel()
+        with pytest.raises(ServerError, match="not needed any more"):
+            asked.result(timeout=60)
+        # Nor does one that is made later wait for the server.
+        with pytest.raises(ServerGone):
+            client.about()
+        engine.close()
+        for each in connections:
+            each.close()
 
 
 def choice(index: int, token_ids: list[int], logprobs: list[float]) -> dict[str, Any]:

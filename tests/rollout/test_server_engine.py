@@ -56,7 +56,8 @@ class Loaded:
 
     is_parallel = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_beside: bool = True) -> None:
+        self.is_beside = is_beside
         self.num_collected = 0
 
     def collect(self) -> None:
@@ -178,6 +179,32 @@ def test_a_server_that_was_left_paused_behind_its_last_weight_goes_on() -> None:
     made.lost[server] = "resume took too long"
     server.posted.clear()
     assert len(made.generate(PROMPTS, SAMPLING, SEEDS)) == 4 and server.posted == ["/resume"]
+
+
+def test_a_run_whose_own_server_has_ended_does_not_wait_for_it_and_says_what_it_was() -> None:
+    server = Server("only")
+    made = engine(server, timeout_s=600.0)
+    server.is_up = False
+    made.own = ended = SimpleNamespace(problem=lambda: "its server has ended", log="server.log")  # pyright: ignore
+    assert made.generate(PROMPTS, SAMPLING, SEEDS) == []
+    with pytest.raises(ServerError, match=r"^its server has ended$"):
+        made.sync()
+    ended.problem, made.timeout_s = lambda: None, 0.1
+    with pytest.raises(
+        ServerError, match="^rollout.engine=vllm_process: its server fails: .*; see server.log"
+    ):
+        made.sync()
+
+
+def test_weights_that_go_from_gpu_to_gpu_are_not_sent_during_an_update() -> None:
+    server = Server("only")
+    for overlap, num_groups in ((True, 0), (False, 4)):
+        made = engine(server)
+        made.transfer, made.overlap = Loaded(is_beside=False), overlap
+        server.loaded = "default"
+        assert len(made.generate(PROMPTS, SAMPLING, SEEDS)) == num_groups
+        made.sync()
+        assert len(made.generate(PROMPTS, SAMPLING, SEEDS)) == 4
 
 
 def test_what_the_run_alone_knows_is_no_part_of_what_is_told_of_it() -> None:
