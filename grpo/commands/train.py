@@ -22,6 +22,7 @@ from grpo.config.load import load_config
 from grpo.run.folder import RunDir
 from grpo.run.progress import under_way
 from grpo.run.stopping import EXIT_CODE, SIGNALS
+from grpo.run.terminal import release_terminal
 from grpo.workers.processes import children
 from rewards.scoring.loading import did_you_mean
 
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch_command(options)
     except (CalledProcessError, ChildFailedError, SignalException):
         return EXIT_CODE if run_dir.stopped_file.exists() else 1
+    finally:
+        # A trainer that was killed could not do it.
+        release_terminal()
     return 0
 
 

@@ -218,7 +218,7 @@ def read_row(line: bytes, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{place} is damaged: {error}") from error
-    if not isinstance(row, dict) or "step" not in row:
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise ValueError(f"{place} is damaged: no row of a step")
     return row
 

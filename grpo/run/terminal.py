@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Protocol
@@ -92,7 +92,7 @@ class BottomDisplay:
         if not self.height:
             # The terminal was too small, or gone, from the start.
             return
-        last = self._rendered(under_way_s=None)[-self.height :]
+        last = self._rendered(under_way_s=None)
         with self.lock:
             self._write(self._erased() + "\n" + "".join(f"{line}\n" for line in last))
 
@@ -111,7 +111,9 @@ class BottomDisplay:
             if size != self.size or len(lines) > self.height:
                 text = self._erased() if self.height else ""
                 self.size, self.height = size, max(len(lines), min(self.height, size.lines // 2))
-                text += _room(self.height, size.lines)
+                text += _moved_up(self.height)
+            # In every frame: another process may have let the whole terminal scroll, and the cursor into the view.
+            text += _confined(self.height, size.lines)
             top = size.lines - self.height + 1
             padded = [*lines, *[""] * (self.height - len(lines))]
             frame = "".join(f"\x1b[{top + index};1H\x1b[2K{line}" for index, line in enumerate(padded))
@@ -127,14 +129,18 @@ class BottomDisplay:
         assert self.standing is not None
         has_unicode = self.encoding.lower().startswith("utf")
         console = Console(
+            # The file's encoding tells rich which characters it may draw with.
             # One column is left free: a terminal would begin a new line after the last.
-            file=StringIO(), width=(columns or self.size.columns) - 1, force_terminal=True, legacy_windows=False,
+            file=TextIOWrapper(BytesIO(), encoding=self.encoding),
+            width=(columns or self.size.columns) - 1, force_terminal=True, legacy_windows=False,
             highlight=False, emoji=False, markup=False,
         )  # fmt: skip
         view = view_of(self.standing, self.title, self.hours_of, under_way_s, console.width, has_unicode)
         with console.capture() as captured:
             console.print(view)
-        return captured.get().splitlines()
+        text = captured.get()
+        # Rich cuts words short with an ellipsis wherever it draws.
+        return (text if has_unicode else text.replace("…", ".")).splitlines()
 
     def _write(self, text: str) -> None:
         left = text.encode(self.encoding, errors="replace")
@@ -158,7 +164,7 @@ def display_for(
 def release_terminal() -> None:
     """Let the whole terminal scroll again, for a process that is about to end without closing its display."""
     with suppress(OSError):
-        if os.isatty(1):
+        if os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb":
             os.write(1, (SAVE + WHOLE + RESTORE + "\x1b[J").encode())
 
 
@@ -231,8 +237,14 @@ def _size(fd: int) -> os.terminal_size | None:
     return None
 
 
-def _room(height: int, lines: int) -> str:
-    """Return what moves the terminal's text up by so many lines, and keeps it from the bottom ones."""
+def _moved_up(height: int) -> str:
+    """Return what moves the terminal's text and its cursor up, away from so many lines at the bottom."""
     # ESC D (IND) keeps the column, where somebody else's line may be going on.
-    up = "\x1bD" * height + f"\x1b[{height}A"
-    return up + SAVE + f"\x1b[1;{lines - height}r" + RESTORE
+    return "\x1bD" * height + f"\x1b[{height}A"
+
+
+def _confined(height: int, lines: int) -> str:
+    """Return what keeps the terminal's text, and its cursor, from so many lines at the bottom."""
+    # Up and down again leads a cursor out of these lines, for it stops where the scrolling region ends; elsewhere it is
+    # where it was, but for one in the uppermost lines, which comes to stand a little lower.
+    return SAVE + f"\x1b[1;{lines - height}r" + RESTORE + f"\x1b[{height}A\x1b[{height}B"

@@ -106,7 +106,7 @@ def test_the_first_step_with_other_figures_and_the_first_beyond_rounding_are_nam
         "  reward/mean: 1.0 | 1.0000001",
         "metrics: by more than 1% from step 3 on (A | B)",
         "  reward/mean: 1.0 | 1.5",
-        "metrics: A ends with step 4, B with step 5",
+        "metrics: A ends with step 4, B ends with step 5",
     ]
     assert main(["--compare", str(a), str(b), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["metrics"]
@@ -119,7 +119,45 @@ def test_an_older_runs_manifest_is_compared_as_far_as_it_goes(
     a, b = write(tmp_path / "a"), write(tmp_path / "b")
     (b / "manifest.json").write_text(json.dumps({"python": "3.11.7", "git": {"commit": "c" * 40}}))
     status, lines = said(a, b, capsys)
-    assert status == 1 and "  torch: 2.13.0 | none" in lines and "  run: 0 | none" in lines
+    assert status == 0 and "packages: not recorded in B" in lines and "seeds: not recorded in B" in lines
+    assert "  untracked: not recorded in B" in lines and "  num_processes: not recorded in B" in lines
+    (b / "manifest.json").write_text(json.dumps({**MANIFEST, "git": None, "hardware": {"cpu": "y"}}))
+    status, lines = said(a, b, capsys)
+    place = lines.index("hardware: 1 differ (A | B)")
+    assert status == 1 and lines[place + 1 : place + 3] == ["  cpu: x | y", "  gpus: not recorded in B"]
+    assert "code: not recorded in B" in lines
+
+
+@pytest.mark.parametrize(("last_step", "end"), [(3, "ends with step 3"), (-1, "has none")])
+def test_a_run_that_ended_earlier_differs(
+    last_step: int, end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, lines = said(write(tmp_path / "a"), write(tmp_path / "b", last_step=last_step), capsys)
+    assert status == 1 and lines[-1] == f"metrics: A ends with step 5, B {end}"
+
+
+def test_a_figure_that_is_not_finite_in_one_run_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = write(tmp_path / "a", last_step=0), write(tmp_path / "b", last_step=0)
+    for run, loss in ((a, "NaN"), (b, "NaN")):
+        with RunDir(run).metrics_file.open("a") as file:
+            file.write(f'{{"step": 1, "loss": {loss}}}\n')
+    assert said(a, b, capsys)[0] == 0
+    for run, loss in ((a, "NaN"), (b, "1.0")):
+        with RunDir(run).metrics_file.open("a") as file:
+            file.write(f'{{"step": 2, "loss": {loss}}}\n')
+    status, lines = said(a, b, capsys)
+    assert status == 1 and lines[-1] == "  loss: NaN | 1.0"
+
+
+def test_a_date_among_the_settings_is_printed_as_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", lr="2026-01-02")
+    assert main(["--compare", str(a), str(b), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["differences"]["settings"][0]["b"] == "2026-01-02"
+    assert '  optim.lr: 1e-6 | "2026-01-02"' in said(a, b, capsys)[1]
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{"])
@@ -135,3 +173,8 @@ def test_what_is_no_run_is_an_error_in_one_line(
     (b / "manifest.json").write_text(damaged)
     assert main(["--compare", str(a), str(b)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {b}/manifest.json: ")
+    c = write(tmp_path / "c", last_step=0)
+    with RunDir(c).metrics_file.open("a") as file:
+        file.write('{"step": null}\n')
+    assert main(["--compare", str(a), str(c)]) == 2
+    assert capsys.readouterr().err == f"error: {c}/metrics.jsonl:2 is damaged: no row of a step\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo.commands import train
 from grpo.commands.train import main
 from grpo.run.stopping import EXIT_CODE
 from tests.support import tiny
@@ -65,6 +66,22 @@ def test_a_run_that_fails_has_the_status_1(tmp_path: Path) -> None:
     process = launched(tmp_path, "INT")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in err
+
+
+def test_a_trainer_that_is_killed_leaves_a_terminal_that_scrolls_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = []
+
+    def killed(options: object) -> None:
+        assert not released
+        raise subprocess.CalledProcessError(-signal.SIGKILL, "train.py")
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", killed)
+    monkeypatch.setattr(train, "release_terminal", lambda: released.append(True))
+    monkeypatch.setattr(train, "SIGNALS", ())
+    assert main([str(tiny.ROOT / "configs/demo.yaml"), f"run_dir={tmp_path}/run"]) == 1
+    assert released == [True]
 
 
 def test_a_wrong_setting_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

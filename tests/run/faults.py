@@ -26,6 +26,9 @@ from tests.support.runs import close, repeatable, weights
 PAGE = tiny.ROOT / "docs" / "faults.md"
 BEGIN, END = "<!-- the table of `python -m tests.run.faults` -->\n\n", "<!-- its end -->"
 LIMIT_S = 240.0
+SPLIT_ATOL = 5e-5
+"""What a weight may differ by where rows were split, half of the demo's learning rate: AdamW makes more of rounding in
+gradients that are nearly zero, as those of a key's bias are. Measured: 1.7e-5."""
 
 
 class Wrong(AssertionError):
@@ -80,11 +83,18 @@ def compare(run: RunDir, whole: Killed, trial: Trial) -> None:
             close(rows, expected, but=("tokens/computed",)) if any(split) else rows == expected,
             "the figures are others",
         )
-        same = torch.allclose if any(split) else torch.equal
         found, wanted = weights(run.path), weights(whole.folder)
-        demand(
-            any(split) or all(same(found[name], wanted[name]) for name in wanted), "the weights are others"
-        )
+        demand(are_same(found, wanted, is_split=any(split)), "the weights are others")
+
+
+def are_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], *, is_split: bool) -> bool:
+    """Whether weights are the same: bit by bit, but for rounding where rows were split."""
+    return found.keys() == wanted.keys() and all(
+        torch.allclose(found[name], wanted[name], rtol=0.0, atol=SPLIT_ATOL)
+        if is_split
+        else torch.equal(found[name], wanted[name])
+        for name in wanted
+    )
 
 
 Counts = dict[str, tuple[int, int]]

@@ -38,6 +38,8 @@ def test_what_differs_from_the_commit_is_kept_and_can_be_applied(checkout: Path)
     file.write_text("beta = 2\n")
     (checkout / "new.py").write_text("x")
     (checkout / "ignored.txt").write_text("x")
+    for name in ("noprefix", "mnemonicPrefix"):
+        subprocess.run(["git", "config", f"diff.{name}", "true"], cwd=checkout, check=True)
     state = git_state(checkout / "code")
     assert state["changes"] and "-beta = 1\n+beta = 2\n" in state["diff"]
     assert state["untracked"] == {"new.py": hashlib.sha256(b"x").hexdigest()}
@@ -52,6 +54,46 @@ def test_secrets_of_the_environment_are_blotted_out_of_the_difference(checkout: 
     diff = git_state(checkout, environment)["diff"]
     assert SECRET not in diff and "+token = '<HF_TOKEN>'" in diff
     assert "+user = 'somebody'" in diff and "+mode = 'k'" in diff
+
+
+def test_secrets_are_known_by_their_names_and_shapes_and_blotted_out_whole(checkout: Path) -> None:
+    """One secret begins with another, and some stand in no variable of the environment."""
+    shaped = ["ghp_" + "a1" * 18, "hf_" + "Ab" * 17, "sk-proj-" + "x_1-" * 8]
+    address = "postgres://me:h!dden@host/db"
+    environment = {
+        "A_KEY": "abcdefgh", "B_KEY": "abcdefgh-and-more", "MY_AUTH": "letmein-now", "GH_PAT": "patpatpat",
+        "GIT_AUTHOR_NAME": "Somebody", "PATH": "/usr/bin",
+    }  # fmt: skip
+    lines = [
+        *environment.values(),
+        *shaped,
+        address,
+        "hf_model_of_a_very_long_name = ask-somebody-about-this-one",
+    ]
+    (checkout / "code" / "loss.py").write_text("\n".join(lines))
+    added = [line[1:] for line in git_state(checkout, environment)["diff"].splitlines() if line[0] == "+"][1:]
+    assert added == [
+        "<A_KEY>", "<B_KEY>", "<MY_AUTH>", "<GH_PAT>", "Somebody", "/usr/bin", *["<token>"] * 3,
+        "postgres://<credentials>@host/db", lines[-1],
+    ]  # fmt: skip
+
+
+def test_files_that_git_does_not_have_stop_no_run_and_are_counted(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that leads nowhere can be read no more than a file of somebody else, or one that has just been removed."""
+    (checkout / "a").symlink_to("nowhere")
+    (checkout / "b").symlink_to("b")
+    for name in "cd":
+        (checkout / name).write_text("x")
+    monkeypatch.setattr(manifest, "MAX_UNTRACKED", 3)
+    state = git_state(checkout)
+    assert state["untracked"] == {
+        "a": "unreadable", "b": "unreadable", "c": hashlib.sha256(b"x").hexdigest(),
+    }  # fmt: skip
+    assert state["num_untracked"] == 4 and state["changes"]
+    (checkout / ".git" / "index").write_bytes(b"damaged")
+    assert git_state(checkout)["diff"] == "unreadable"
 
 
 def test_a_long_difference_is_cut_and_told_apart_by_its_digest(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import pty
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -24,6 +27,7 @@ from grpo.run.group_metrics import group_metrics
 from grpo.run.metrics import Mean, Metrics
 from grpo.run.recorder import Recorder
 from grpo.run.rollout_files import rollout_files
+from grpo.run.terminal import BottomDisplay, LineDisplay
 from rewards.scoring.runner import load_rewards
 from tests.support import tiny
 from tests.support.runs import reset_process_state
@@ -46,9 +50,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
     ):
         (tmp_path / "run").mkdir()
 
-        def made(max_gap: float = 0.1) -> Recorder:
+        def made(max_gap: float = 0.1, is_live: bool = True) -> Recorder:
             return Recorder(
-                config,
+                replace(config, log=replace(config.log, live=is_live)),
                 run_dir=RunDir(tmp_path / "run"),
                 accelerator=Accelerator(cpu=True),
                 rewards=rewards,
@@ -87,6 +91,22 @@ def test_curves_are_drawn_at_every_evaluation(make: Make) -> None:
     recorder.finish_step(2)
     recorder.close()
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("is_live", "expected"), [(True, BottomDisplay), (False, LineDisplay)])
+def test_the_figures_in_the_terminal_can_be_turned_off(
+    make: Make, is_live: bool, expected: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (30, 100))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    with open(slave, "w") as stream, closing(open(master, "rb")):
+        monkeypatch.setattr(sys, "stdout", stream)
+        recorder = make(is_live=is_live)
+        recorder.begin(0)
+        assert type(recorder.display) is expected
+        recorder.close()
 
 
 def test_a_steps_figures_become_one_row_and_the_next_step_begins_anew(make: Make) -> None:

@@ -142,6 +142,49 @@ def test_a_terminal_of_another_size_has_one_view_at_its_bottom(shown: Terminal, 
     assert len(seen[-4]) == columns - 1
 
 
+@pytest.mark.parametrize("reset", ["\x1b[r", "\x1b7\x1b[r\x1b8", "\x1bc"])
+def test_a_terminal_that_another_process_resets_gets_its_view_back(shown: Terminal, reset: str):
+    """The first sequence also moves the cursor into a corner, and the last one clears the screen.
+
+    Lines are lost only where they stand when the view is drawn again for the first time.
+    """
+    others = [f"line {number} of another process" for number in range(120)]
+    view = display(shown)
+    view.show(standing())
+    shown.prints("\n" * LINES + reset)
+    for number, line in enumerate(others):
+        shown.prints(line + "\n")
+        if number % 40 == 39:
+            view.show(standing())
+            shown.read()
+    seen = shown.seen()
+    lost = [line for line in others if not any(each.startswith(line) for each in seen)]
+    assert len(lost) <= view.height and {*lost} <= {*others[:40]}
+    assert "runs/x" in seen[-4]
+    shown.prints("last\n" * LINES)
+    assert shown.seen()[-4:] == seen[-4:]
+
+
+def test_frames_between_which_nothing_is_printed_move_nothing(shown: Terminal):
+    shown.prints("".join(f"{number}\n" for number in range(LINES)))
+    view = display(shown)
+    view.show(standing())
+    seen = shown.seen()
+    for _ in range(5):
+        view.show(standing())
+    assert shown.seen() == seen
+
+
+def test_the_last_view_is_whole_where_the_terminal_had_no_room_for_it(shown: Terminal):
+    shown.resize(terminal.MIN_LINES, COLUMNS)
+    view = display(shown)
+    view.show(standing(num_warnings=4))
+    assert not any("wrong 3" in line for line in shown.seen())
+    view.close()
+    last = [line for line in shown.seen() if line][-8:]
+    assert "runs/x" in last[0] and last[1].startswith("step 3 of 10") and last[-1] == "warning: wrong 3"
+
+
 def test_a_terminal_that_is_gone_stops_nothing(shown: Terminal):
     gone = os.open(os.devnull, os.O_RDONLY)
     view = BottomDisplay("runs/x", hours_of="GPU hours", fd=gone)
@@ -150,18 +193,27 @@ def test_a_terminal_that_is_gone_stops_nothing(shown: Terminal):
     os.close(gone)
 
 
-def test_a_terminal_without_these_characters_gets_none(shown: Terminal):
-    view = BottomDisplay("runs/x", hours_of="GPU hours", fd=shown.slave, encoding="ascii")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_these_characters_gets_none(shown: Terminal, encoding: str):
+    long = "runs/" + "x" * COLUMNS
+    view = BottomDisplay(long, hours_of="GPU hours", fd=shown.slave, encoding=encoding)
     view.show(standing())
-    assert shown.seen()[-2] == "reward 0.75"
+    title, head, figures, _ = shown.seen()[-4:]
+    assert title == f"- {long[: COLUMNS - 6]}. -"
+    assert head.startswith("step 3 of 10  ----") and figures == "reward 0.75"
     view.close()
+    BottomDisplay("runs/x", hours_of="GPU hours", fd=shown.slave, encoding=encoding).show(standing())
+    assert shown.seen()[-4].startswith("-----") and "?" not in "".join(shown.seen())
 
 
 def test_a_process_that_ends_at_once_gives_the_terminal_back(shown: Terminal):
     code = "from grpo.run.terminal import release_terminal; release_terminal()"
     shown.prints("before\n")
     display(shown).show(standing())
-    subprocess.run([sys.executable, "-c", code], stdout=shown.slave, cwd=tiny.ROOT, check=True)
+    environment = {**os.environ, "TERM": "xterm"}
+    subprocess.run(
+        [sys.executable, "-c", code], stdout=shown.slave, cwd=tiny.ROOT, env=environment, check=True
+    )
     shown.prints("after\n")
     assert [line for line in shown.seen() if line] == ["before", "after"]
     assert shown.screen.margins is None

@@ -73,7 +73,8 @@ def compare_runs(a: Path, b: Path, *, as_json: bool) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return 2
-    print(json.dumps(found, indent=2) if as_json else compare.as_text(found))
+    # A date in a config, for one, has no form in JSON.
+    print(json.dumps(found, indent=2, default=str) if as_json else compare.as_text(found))
     return 1 if compare.differs(found) else 0
 
 

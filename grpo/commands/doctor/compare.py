@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -31,6 +32,10 @@ SECTIONS = {
     "seeds": "seeds",
 }
 """The parts of a manifest that have a heading of their own, with it; what else is in it is compared last."""
+NAMED_BY_CONTENT = ("packages", "data", "rewards")
+"""The parts in which a name that one run lacks is something that it has not; in others that run did not record it."""
+WHOLE = "all of it"
+OTHERS = "Python and processes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +56,20 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         check_is_run(folder)
     settings = [_settings(RunDir(each).config_file) for each in (a, b)]
     manifests = [_manifest(RunDir(each).manifest_file) for each in (a, b)]
-    found = {"settings": _differences(*settings)}
+    found, lacking = {"settings": _differences(*settings)}, {}
     for name, title in SECTIONS.items():
-        found[title] = _section(name, *[manifest.get(name, {}) for manifest in manifests])
+        parts = [manifest.get(name) for manifest in manifests]
+        found[title], lacking[title] = _section(name, *parts)
     others = [{k: v for k, v in manifest.items() if k not in SECTIONS} for manifest in manifests]
-    found["Python and processes"] = _differences(*map(_flat, others))
+    found[OTHERS], lacking[OTHERS] = _section("", *others)
     return {
         "runs": [str(a), str(b)],
         "differences": {
             title: [{"name": each.name, "a": each.a, "b": each.b} for each in several]
             for title, several in found.items()
         },
-        "code": _code(*[manifest.get("git", {}) for manifest in manifests]),
+        "not_recorded": {title: names for title, names in lacking.items() if names},
+        "code": _code(*[manifest.get("git") for manifest in manifests]),
         "metrics": _metrics(*[RunDir(each).metrics() for each in (a, b)]),
     }
 
@@ -72,15 +79,20 @@ def as_text(found: Mapping[str, Any]) -> str:
     a, b = found["runs"]
     lines = [f"A = {a}", f"B = {b}"]
     for title, several in found["differences"].items():
-        lines.append(f"{title}: " + (f"{len(several)} differ (A | B)" if several else "the same"))
+        lacking = {k: f"not recorded in {v}" for k, v in found["not_recorded"].get(title, {}).items()}
+        same = lacking.pop(WHOLE, "the same")
+        lines.append(f"{title}: " + (f"{len(several)} differ (A | B)" if several else same))
         lines += [f"  {Difference(**each)}" for each in several]
+        lines += [f"  {name}: {which}" for name, which in lacking.items()]
     lines += [f"  {line}" for line in found["code"]]
     return "\n".join([*lines, *_metric_lines(found["metrics"])])
 
 
 def differs(found: Mapping[str, Any]) -> bool:
-    """Return whether the runs differ in anything but the name of their folder."""
-    return any(found["differences"].values()) or found["metrics"]["first_step"] is not None
+    """Return whether the runs differ in anything but the name of their folder; what one did not record is no matter."""
+    metrics = found["metrics"]
+    first, last = metrics["last_steps"]
+    return any(found["differences"].values()) or metrics["first_step"] is not None or first != last
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -102,10 +114,20 @@ def _manifest(file: Path) -> dict[str, Any]:
     return read
 
 
-def _section(name: str, a: Any, b: Any) -> list[Difference]:
-    """Return what differs in a part of the manifests; a difference to the commit is told apart by its digest alone."""
-    parts = [_flat(each, name if not isinstance(each, Mapping) else "") for each in (a, b)]
-    return _differences(*[{k: v for k, v in part.items() if k != "diff"} for part in parts])
+def _section(name: str, a: Any, b: Any) -> tuple[list[Difference], dict[str, str]]:
+    """Return what differs in a part of the manifests, and by name which of them did not record what."""
+    by_content = name in NAMED_BY_CONTENT
+    lacks = [label for label, part in (("A", a), ("B", b)) if part is None or (part == {} and not by_content)]
+    if lacks:
+        return [], {WHOLE: " and ".join(lacks)}
+    if not (isinstance(a, Mapping) and isinstance(b, Mapping)):
+        return _differences({name: a}, {name: b}), {}
+    lacking = (
+        {} if by_content else {field: "A" if field in b else "B" for field in sorted(a.keys() ^ b.keys())}
+    )
+    # A difference to the commit is told apart by its digest alone.
+    parts = [{k: v for k, v in part.items() if k not in lacking and k != "diff"} for part in (a, b)]
+    return _differences(*map(_flat, parts)), lacking
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
@@ -121,8 +143,10 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: each for part in inner for key, each in part.items()}
 
 
-def _code(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def _code(a: Any, b: Any) -> list[str]:
     """Return how the runs' differences to their commits differ, as a diff of these."""
+    if not (isinstance(a, Mapping) and isinstance(b, Mapping)) or "diff" not in a or "diff" not in b:
+        return []
     if a.get("commit") != b.get("commit") or a.get("diff") == b.get("diff"):
         return []
     ours, theirs = (str(each.get("diff", "")).splitlines() for each in (a, b))
@@ -155,17 +179,17 @@ def _other(a: Mapping[str, Any], b: Mapping[str, Any], frac: float = 0.0) -> lis
 
 
 def _is_apart(a: Any, b: Any, frac: float) -> bool:
-    if isinstance(a, int | float) and isinstance(b, int | float):
+    if isinstance(a, int | float) and isinstance(b, int | float) and math.isfinite(a) and math.isfinite(b):
         return abs(a - b) > frac * max(abs(a), abs(b))
-    return a != b
+    # NaN is not equal to itself.
+    return a != b and not (a != a and b != b)
 
 
 def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     ends = metrics["last_steps"]
     if not metrics["num_shared"]:
         yield "metrics: no step that both have"
-        return
-    if metrics["first_step"] is None:
+    elif metrics["first_step"] is None:
         yield f"metrics: the same to the last digit in all {metrics['num_shared']} steps that both have, but for times"
     else:
         yield f"metrics: the first that differ are of step {metrics['first_step']} (A | B)"
@@ -176,7 +200,8 @@ def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield f"metrics: by more than {FAR_FRAC:.0%} from step {metrics['far_step']} on (A | B)"
             yield from _figure_lines(metrics["far"])
     if ends[0] != ends[1]:
-        yield f"metrics: A ends with step {ends[0]}, B with step {ends[1]}"
+        a, b = ("has none" if end is None else f"ends with step {end}" for end in ends)
+        yield f"metrics: A {a}, B {b}"
 
 
 def _figure_lines(several: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -188,5 +213,5 @@ def _figure_lines(several: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _short(value: Any) -> str:
     if value is None:
         return "none"
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
