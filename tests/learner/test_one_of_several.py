@@ -65,19 +65,20 @@ def test_gradients_are_exchanged_in_the_last_pass_alone_and_kept_until_then_but_
 def test_a_process_with_fewer_rows_than_another_makes_as_many_passes_which_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows, passes, results = packed(text_groups(), tokens_per_row=60), [], []
+    rows, results = packed(text_groups(), tokens_per_row=60), []
     for missing in (0, 2):
-        learner = plain_learner(beta=0.1)
-        learner.policy.register_forward_hook(lambda *_: passes.append(1))
+        learner, exchanged = plain_learner(beta=0.1), []
+        learner.policy.register_forward_hook(
+            lambda *_, seen=exchanged, own=learner.accelerator: seen.append(own.sync_gradients)
+        )
         others = torch.tensor([len(rows) + missing])
         monkeypatch.setattr(
             learner.accelerator, "gather", lambda own, others=others: torch.cat([own, others])
         )
         found = learner.forward_backward(learner.prepare(rows, counts_of(text_groups())))
-        assert len(found) == len(rows) and len(passes) == len(rows) + missing
+        assert len(found) == len(rows) and exchanged == [False] * (len(rows) + missing - 1) + [True]
         assert len(learner.reference_logps(rows)) == len(learner._scores_only(rows)) == len(rows)
         results.append(gradient_of(learner.policy))
-        passes.clear()
     assert torch.equal(*results)
 
 
@@ -247,10 +248,22 @@ def test_the_reference_has_the_precision_of_the_policys_passes_unless_it_moves(
     assert (reference.device, reference.offload) == (learner.accelerator.device, True)
 
 
-def test_deepspeed_is_told_of_the_head_and_of_the_largest_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_splits_the_weights_is_told_of_the_largest_norm_and_the_head_and_where_they_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: list[Any] = []
-    for name in ("set_up_sharding", "share_head"):
+    for name in ("set_up_sharding", "share_head", "take_start"):
         monkeypatch.setattr(update_module, name, lambda *given: told.append(given))
     policy = tiny.policy(seed=1)
     learner = make_learner(policy, loss=LossConfig(), optim=OptimConfig(max_grad_norm=0.3))
-    assert told == [(learner.accelerator, 0.3), (policy.head, policy.model.lm_head.weight)]
+    head = policy.head, policy.model.lm_head.weight
+    assert told == [(learner.accelerator, 0.3), head, (learner.optimizer.optimizer,)]
+
+
+def test_a_norm_that_deepspeed_does_not_know_yet_is_0_and_the_step_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner, steps = plain_learner(), []
+    monkeypatch.setattr(learner.accelerator, "clip_grad_norm_", lambda *_: None)
+    learner.optimizer.optimizer.register_step_pre_hook(lambda *_: steps.append(1))
+    assert learner.update(packed(text_groups()), counts_of(text_groups()), 1).norms == [0.0] and steps == [1]
