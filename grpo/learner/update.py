@@ -179,7 +179,7 @@ class Learner:
             try:
                 return self._passes(inputs, selection, old_logps, halved)
             except RowTooLarge as error:
-                halved |= self._to_halve(inputs, error, halved)
+                halved = self._to_halve(inputs, error, halved)
             # Of the passes that have ended, and in part of the one that has not, the gradient is there.
             self.optimizer.optimizer.zero_grad()
             if self.accelerator.device.type == "cuda":

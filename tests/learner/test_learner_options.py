@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +214,7 @@ def test_spd_in_the_learner_reports_what_it_projects_and_pulls_towards_the_first
         flipped = [replace(s, advantages=tuple(-a * (-1) ** step for a in s.advantages)) for s in groups]  # pyright: ignore
         result = learner.update(packed(flipped), counts_of(groups), step)
         fractions.append(result.metrics.reduced()["optim/projected_frac"])
+        assert fractions[-1] == learner.optimizer.optimizer.projected_frac
     assert fractions[0] == 0.0 and 0 < max(fractions) <= 1
     learner.accelerator.save_state(str(tmp_path / "state"))
     resumed = make_learner(tiny.policy(seed=1), loss=LossConfig(), optim=optim)
@@ -221,6 +223,18 @@ def test_spd_in_the_learner_reports_what_it_projects_and_pulls_towards_the_first
         tiny.policy(seed=1).parameters(), resumed.optimizer.optimizer.starts, strict=True
     ):
         assert torch.equal(anchor, start)
+
+
+@pytest.mark.parametrize("trained", [{}, {"lora": tiny.LORA}], ids=["all", "adapters"])
+def test_adapters_are_pulled_towards_zero_and_other_weights_towards_their_start(
+    trained: dict[str, Any],
+) -> None:
+    policy = tiny.policy(seed=1, **trained)
+    optim = OptimConfig(robust=RobustConfig(method="l2_sp", strength=1.0))
+    starts = make_learner(policy, loss=LossConfig(), optim=optim).optimizer.optimizer.starts
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    for start, weight in zip(starts, weights, strict=True):
+        assert torch.equal(start, weight.detach() * (not trained))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from grpo.groups import completion_key
 from grpo.learner import update as update_module
 from grpo.learner.losses import row_loss
 from grpo.learner.update import lr_factor
+from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.learners import counts_of, gradient_of, make_learner, packed, text_groups
 
@@ -128,3 +129,17 @@ def test_an_infinite_loss_is_skipped_where_its_gradient_is_finite(
     assert result.num_skipped == 1 and result.bad_rows == rows and "loss" not in result.metrics.reduced()
     start = dict(tiny.policy(seed=1).named_weights())
     assert all(torch.equal(weight, start[name]) for name, weight in learner.policy.named_weights())
+
+
+def test_the_pass_of_a_row_whose_loss_is_not_finite_gives_its_log_probs_and_no_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups, policy = text_groups(), tiny.policy(seed=1)
+    (row,) = packed(groups)
+    expected_T = policy(row).logps_T.detach()
+    monkeypatch.setattr(update_module, "row_loss", lambda *_, **__: (expected_T.sum() * math.nan, Metrics()))
+    learner = make_learner(policy, loss=LossConfig())
+    monkeypatch.setattr(learner, "_backward", lambda loss: None)
+    (found,) = learner.forward_backward(learner.prepare([row], counts_of(groups)))
+    assert (found.is_finite, found.metrics) == (False, Metrics())
+    assert torch.equal(found.old_logps_T, expected_T)

@@ -125,7 +125,9 @@ def lack_memory(policy: Policy, num_tokens: int, *, way: str = "forward") -> lis
     def lack(num_given: int) -> None:
         if num_given > num_tokens:
             failed.append(num_given)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it.")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it.\nAnd more."
+            )
 
     def begin(_: nn.Module, given: tuple[PackedRow]) -> None:
         sizes.append(len(given[0].input_ids_N))
