@@ -20,7 +20,7 @@ from grpo.rollout.server_flags import KEY_VARIABLE, LOOPBACK, MODULE
 from grpo.workers.processes import kill_group, kill_tree
 
 POLL_S = 0.2
-END_WITHIN_S = 20.0
+END_WITHIN_S = 8.0
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
 """How the environment variables begin that are about a process's place among those of the run."""
 
