@@ -38,7 +38,8 @@ mutants: install
 	env -u PYTHONPATH $(bin)/mutmut run --max-children $(WORKERS)
 	$(bin)/mutmut results
 
-# Asks PyPI's advisories about the installed versions, and says what could not be asked about.
+# Asks PyPI's advisories about the installed versions, and says what could not be asked about. Whichever of the two fails it,
+# make ends with 2; `python launch/audit.py` ends with 1 for an advisory and with 2 for what could not be asked about.
 audit: install
 	$(bin)/python launch/audit.py
 

@@ -2,6 +2,7 @@
 
 Ends with 0 if all were asked about and none has an advisory, 1 if one has, and 2 if some could not be asked about:
 without a network, or with a mirror that has no advisories, nothing is known, which is not the same as nothing found.
+These are the statuses of `python launch/audit.py`; `make` itself ends with 2 whatever a command of its fails with.
 """
 
 from __future__ import annotations
