@@ -226,11 +226,13 @@ def differ(low: Any, high: Any) -> Any:
     return high - low > ROUNDING * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
 
 
-def completion_key(token_ids: Any, logprobs: Any) -> bytes:
-    """Return what tells a completion from others, wherever it was packed: a digest of its tokens and log-probs.
+def completion_key(rollout: Rollout) -> bytes:
+    """Return what tells a completion from others of a step, wherever it was packed: a digest of its sample's id, its
+    tokens and the engine's log-probs.
 
-    logprobs: the engine's. Completions that agree in both are equal as far as the learner's log-probs go.
+    Completions that agree in all three are equal as far as the learner's log-probs go.
     """
-    content = np.asarray(token_ids, np.int64).tobytes() + np.asarray(logprobs, np.float32).tobytes()
+    parts = np.asarray(rollout.token_ids, np.int64), np.asarray(rollout.logprobs, np.float32)
+    content = b"".join([*(part.tobytes() for part in parts), rollout.sample.id.encode()])
     # Processes send each other the keys of all completions: 16 bytes each in place of 12 for each token.
     return hashlib.blake2b(content, digest_size=16).digest()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 from typing import Protocol
 
 import torch
@@ -222,14 +222,11 @@ def by_completion(rows: Iterable[tuple[PackedRow, Tensor]]) -> dict[bytes, list[
     """Return rows' values of completion tokens, (T,) each, as a list for each completion, by `completion_key`."""
     found: dict[bytes, list[float]] = {}
     for row, values_T in rows:
-        # The first token of each completion, and the end of the row.
-        starts = (
-            torch.cat([row.completion_T.new_full((1,), -1), row.completion_T]).diff().nonzero()[:, 0].tolist()
-        )
-        target_T, sampler_logps_T = row.target_T.numpy(), row.sampler_logps_T.numpy()
-        values = values_T.float().cpu().tolist()
-        for start, end in pairwise([*starts, len(values)]):
-            found[completion_key(target_T[start:end], sampler_logps_T[start:end])] = values[start:end]
+        rollouts = [rollout for segment in row.segments for rollout in segment.rollouts]
+        parts = values_T.float().cpu().split([len(rollout.token_ids) for rollout in rollouts])
+        found |= {
+            completion_key(rollout): part.tolist() for rollout, part in zip(rollouts, parts, strict=True)
+        }
     return found
 
 

@@ -148,9 +148,10 @@ def _other_format(dataset: Dataset) -> str | None:
 def timed(sample: Sample, frame_fps: float | None) -> Sample:
     """The sample with the data set's frame rate, if its record has several images and states no rate of its own.
 
-    Pictures without a rate are frames of one clip for a data set that has one.
+    Image files without a rate are frames of one clip for a data set that has one; frames of videos stay pictures.
     """
-    if frame_fps is not None and len(sample.media) > 1 and all(each.is_picture for each in sample.media):
+    are_files = all(each.is_picture and each.video is None for each in sample.media)
+    if frame_fps is not None and len(sample.media) > 1 and are_files:
         return as_frames(sample, frame_fps)
     if len(sample.media) > MAX_MEDIA:
         reason = f"{len(sample.media)} media in a question: there may be {MAX_MEDIA}"
@@ -169,8 +170,14 @@ def as_frames(sample: Sample, frame_fps: float) -> Sample:
     """A question about several pictures as one about the clip that they are the frames of, which stands first."""
     frames = tuple(path for source in sample.media for path in source.frames)
     clip_source = ClipSource(frames=frames, frame_fps=frame_fps)
-    question = re.sub(rf"{PLACE.pattern}\s*", "", sample.question)
-    return replace(sample, question=question, clip_source=clip_source, media=())
+    question, *options = (
+        re.sub(rf"{PLACE.pattern}\s*", "", text) for text in (sample.question, *sample.options)
+    )
+    options = tuple(map(str.strip, options))
+    if not all(options):
+        reason = "pictures as options can't be the frames of one clip: leave frame_fps out"
+        raise DataError(sample.source, reason)
+    return replace(sample, question=question, options=options, clip_source=clip_source, media=())
 
 
 def _reader(name: str) -> Callable[[str, str | None], list[Sample]]:

@@ -131,6 +131,9 @@ def _share_a_file(some: ClipSource, other: ClipSource, copy_of: Mapping[str, str
 def _show_the_same(some: ClipSource, other: ClipSource) -> bool:
     if IMAGES(some) != IMAGES(other):
         return True  # the times of images in two lists can't be compared, and that they share one is enough
+    if some.is_picture or other.is_picture:
+        # A moment has no length, and a clip shows the frame at its end, too.
+        return some.start_s <= _end_s(other) and other.start_s <= _end_s(some)
     return some.start_s < _end_s(other) and other.start_s < _end_s(some)
 
 

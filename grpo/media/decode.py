@@ -42,6 +42,8 @@ CODECS_WITH_MARKED_FRAMES = ("h264",)
 """Codecs whose packets say if no other frame depends on theirs; in others such a mark may not hold for all."""
 EARLIER_KEYFRAMES = 3
 """The most keyframes that frames are decoded from, one after another, before the file is decoded from its start."""
+LATE_PICTURE_S = 1.0
+"""How far behind a video's end a picture's time may lie and show the last frame: annotations count other frames."""
 PROGRESSIVE = 1
 """FFmpeg's field order of a stream without fields."""
 
@@ -242,6 +244,7 @@ def _checked(
 
 
 def _check_start(source: ClipSource, end_s: float) -> None:
-    if source.start_s >= end_s > 0:
+    late_s = LATE_PICTURE_S if source.is_picture else 0.0
+    if source.start_s >= end_s + late_s and end_s > 0:
         late = f"the clip starts at {source.start_s:g} s, but the video ends at {end_s:g} s"
         raise MediaError(f"{source.path}: {late}") from sampling.TooShort(late)

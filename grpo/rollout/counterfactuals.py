@@ -17,6 +17,8 @@ from grpo.rollout import Engine, Sampling
 from rewards import Counterfactual, Frames
 from rewards.builtin.moments import cited_patches_by_video, videos_of
 
+IN_ORDER: frozenset[Frames] = frozenset({"shuffled", "reversed"})
+"""The kinds of frames that differ from the clip's own by their order alone."""
 PER_ROLLOUT: frozenset[Frames] = frozenset({"cited", "cited_in_place"})
 """The kinds of frames that depend on what a completion cites."""
 
@@ -76,10 +78,10 @@ def add_counterfactuals(
 ) -> list[Group]:
     """Sample the plan's counterfactuals, and return the groups with `counterfactuals[frames]` in every rollout.
 
-    An empty tuple stands for what can't be sampled: a question without a clip, a completion that cites no
-    moment inside it, another clip where the batch has none or one too long. The seeds are the groups' own.
-    With the same groups and seeds the completions are the same; only which clip is "another" depends on the
-    batch.
+    An empty tuple stands for what can't be sampled: a question without a clip, another order of a single
+    picture, a completion that cites no moment inside the clip, another clip where the batch has none or one too
+    long. The seeds are the groups' own. With the same groups and seeds the completions are the same; only which
+    clip is "another" depends on the batch.
     """
     asked = [_questions(index, group, plan) for index, group in enumerate(groups)]
     prompts: dict[_Question, Prompt] = {}
@@ -99,12 +101,17 @@ def _questions(index: int, group: Group, plan: Plan) -> list[_Asked]:
 
 def _question(index: int, frames: Frames, rollout: Rollout) -> _Question | None:
     """Return the question that a rollout is compared with; None if there is nothing to change."""
-    if rollout.clip is None:
+    if rollout.clip is None or frames in IN_ORDER and not any(map(_has_order, rollout.clips)):
         return None
     if frames not in PER_ROLLOUT:
         return _Question(index, frames)
     patches = cited_patches_by_video(rollout)
     return _Question(index, frames, patches) if any(patches) else None
+
+
+def _has_order(clip: Clip) -> bool:
+    """Return whether a clip has several temporal patches; of a picture, an order can't be told."""
+    return clip.num_frames > clip.patches.temporal_frames
 
 
 def _distinct(asked: Iterable[Iterable[_Asked]]) -> list[_Question]:

@@ -222,7 +222,7 @@ def _completion_row(rollout: Rollout) -> dict[str, Any]:
 
 def _learner_row(rollout: Rollout, logps: Mapping[bytes, Sequence[float]] | None) -> dict[str, Any]:
     """Return the learner's log-probs of a rollout, if any are known of its step."""
-    return {LEARNER_LOGPROBS: logps.get(completion_key(rollout.token_ids, rollout.logprobs))} if logps else {}
+    return {LEARNER_LOGPROBS: logps.get(completion_key(rollout))} if logps else {}
 
 
 def _row(of: object, names: Iterable[str]) -> dict[str, Any]:

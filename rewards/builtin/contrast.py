@@ -1,9 +1,9 @@
 """Rewards that compare a group with completions about changed frames: does the video matter to the answer?
 
 The other completions are sampled beside the group (`rewards.counterfactual`) and never trained on. Where they
-could not be sampled (a question without a clip, no other clip in the batch) a reward is None, and where the
-reward `right_by` abstains, which judges the answers: `accuracy`, whose `tolerance` all of these take, or a
-graded one, for tasks where an answer can be partly right.
+could not be sampled (a question without a clip, another order of a picture, no other clip in the batch) a reward
+is None, and where the reward `right_by` abstains, which judges the answers: `accuracy`, whose `tolerance` all of
+these take, or a graded one, for tasks where an answer can be partly right.
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.2
 
     Two limits, of which the one that is exceeded more counts: on how many moments are cited (max_moments,
     repeated ones included), and on the share of the clip's length that cited spans cover (max_frac; moments
-    cover none). 0 if nothing readable is cited, which is for `format` and `keyframe` to punish. None where
-    the prompt asks for no moments.
+    cover none, and of several pictures there is no length). 0 if nothing readable is cited, which is for `format`
+    and `keyframe` to punish. None where the prompt asks for no moments.
     """
     if max_moments < 1 or max_frac <= 0:
         raise ValueError(f"max_moments and max_frac must be above 0, not {max_moments} and {max_frac}")
@@ -129,8 +129,8 @@ def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.2
         return None
     cited = cited_moments(rollout)
     excess = len(cited) / max_moments - 1
-    if rollout.clip is not None:
-        shown_s = sum(clip.duration_s for clip in videos_of(rollout.clips))
+    shown_s = sum(clip.duration_s for clip in videos_of(rollout.clips))
+    if shown_s:
         excess = max(excess, length_s(cited) / (max_frac * shown_s) - 1)
     return max(0.0 - max(excess, 0.0), -1.0)  # 0.0 -: not -0
 
@@ -188,9 +188,10 @@ def self_evidence(
     Where more answers are sampled it is multiplied with their accuracy. 0 if nothing readable inside the clip
     is cited, or max_frac of the clip's frames and more: whoever cites everything shows nothing. Frames are
     cited together with those that the vision tower merges them with (two at a time in Qwen2.5-VL): of 16 frames
-    one citation earns 0.75, of four frames none earns anything. None without a clip, or where the second
-    answer could not be sampled. Answers are judged by the reward `right_by`, with its value if it grades them
-    (right is above right_above); None where it abstains. `tolerance` is that of `accuracy`.
+    one citation earns 0.75, of four frames none earns anything. None without a clip, about several
+    pictures and no video, or where the second answer could not be sampled. Answers are judged by the reward
+    `right_by`, with its value if it grades them (right is above right_above); None where it abstains. `tolerance`
+    is that of `accuracy`.
 
     The cheap hack is a grid: every second frame answers almost any question, wherever its evidence is. It
     earns nothing here, and a thinner grid, which still answers many, only a part.
@@ -248,9 +249,9 @@ def evidence(
     """What the answers given again from the cited frames are worth, times the share of the limit that is not used."""
     own = rightness(rollout, right_by, tolerance=tolerance)
     held = mean_of([rightness(each, right_by, tolerance=tolerance) for each in again])
-    if rollout.clip is None or own is None:
-        return None
     videos = videos_of(rollout.clips)
+    if not videos or own is None:
+        return None
     num_cited = sum(
         len(frames_of(clip, patches))
         for clip, patches in zip(videos, cited_patches_by_video(rollout), strict=True)

@@ -13,6 +13,7 @@ import yaml
 from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.groups import Group, Rollout, Sample
+from grpo.media.sampling import QWEN2_5_VL, plan_clip
 from rewards.hostile import make_group, moving_clip, synthetic_samples
 from rewards.scoring.runner import load_rewards
 from tests.support import tiny
@@ -115,6 +116,15 @@ def test_time_r1_weighs_the_overlap_with_the_borders() -> None:
     assert totals_by("time_r1", group) == pytest.approx(expected)
     # Another task in the mixture counts by its accuracy.
     assert totals_by("time_r1", group_of(answers("BA"), CHOICE)) == (2, 1)
+
+
+@pytest.mark.parametrize(("duration_s", "num_frames"), [(30, 60), (180, 360), (600, 596)])
+def test_time_r1s_frames_share_its_pixels_at_two_a_second(duration_s: int, num_frames: int) -> None:
+    config = recipe_of("time_r1")
+    plan = plan_clip(duration_s * 30, 30.0, 480, 640, config.media, QWEN2_5_VL)
+    assert plan.num_frames == num_frames and plan.num_tokens(QWEN2_5_VL) <= 3584
+    assert plan.height_px * plan.width_px > 0.7 * 2809856 / num_frames * 2  # each side is rounded down
+    assert 3584 + config.rollout.max_new_tokens + 1024 <= config.rollout.max_model_tokens
 
 
 def test_dapo_takes_off_up_to_half_a_point_in_the_last_fifth_of_the_tokens() -> None:

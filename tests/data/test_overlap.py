@@ -77,6 +77,20 @@ def test_other_parts_of_a_file_are_other_clips() -> None:
     assert refusal(about("t", "a.mp4"), about("h", "b.mp4")) is None
 
 
+def test_a_picture_meets_itself_and_the_clips_that_show_it() -> None:
+    picture = about("t", "a.mp4", 3, 3)
+    for other in (
+        about("h", "a.mp4", 3, 3),
+        about("h", "a.mp4", 1, 3),
+        about("h", "a.mp4", 3),
+        about("h", "a.mp4"),
+    ):
+        assert refusal(picture, other) and refusal(picture, asking(other, "Why?")) and refusal(other, picture)
+    assert refusal(picture, about("h", "a.mp4", 3, 3), "clips") is not None
+    for other in (about("h", "a.mp4", 4, 4), about("h", "a.mp4", 3.5), about("h", "b.mp4", 3, 3)):
+        assert refusal(picture, other) is None and refusal(other, picture) is None
+
+
 def test_the_same_question_is_refused_where_clips_are_allowed() -> None:
     train, held_out = about("t", "a.mp4", 0, 10), about("h", "a.mp4", 5, 20)
     assert refusal(train, asking(held_out, "Which tool?"), "clips") is None

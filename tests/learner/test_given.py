@@ -22,6 +22,7 @@ from grpo.rollout.given import (
     follow,
     targets_of,
 )
+from grpo.run.rollout_files import rollout_rows
 from rewards.scoring.runner import load_rewards
 from rewards.scoring.specs import RewardSpec
 from tests.support import tiny
@@ -84,6 +85,21 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy_on_plain_forwards(
     assert figures["loss"] == pytest.approx(float(-plain.mean()), rel=1e-5)
     expected, found = gradient_of(exact), gradient_of(policy)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_equal_targets_of_two_questions_keep_their_own_log_probs() -> None:
+    prompts = [
+        asking("<answer>A</answer>", "a", tiny.clip(8)),
+        asking("<answer>A</answer>", "b", tiny.clip(4)),
+    ]
+    groups = given().generate(prompts, SAMPLING, (0, 1))
+    scored = follow(groups, [tiny.table((0.0,))] * 2)
+    expected = [logps_T.detach() for logps_T in plain_logps(tiny.policy(seed=1), scored).values()]
+    result = make_learner(tiny.policy(seed=1), loss=NLL).update(packed(scored), counts_of(scored), 1)
+    stored = [row["learner_logprobs"] for each in scored for row in rollout_rows(each, result.logps)]
+    assert not torch.allclose(expected[0], expected[1])
+    for found, logps_T in zip(stored, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(found), logps_T, rtol=1e-4, atol=1e-5)
 
 
 def test_updates_make_the_targets_likely() -> None:

@@ -100,7 +100,7 @@ def test_a_row_that_spoils_one_of_several_updates_is_named(monkeypatch: pytest.M
 def test_an_update_tells_the_log_probs_that_all_completions_had_before_it(num_iterations: int) -> None:
     groups, policy = text_groups(), tiny.policy(seed=1)
     before = {
-        completion_key(rollout.token_ids, rollout.logprobs): policy(
+        completion_key(rollout): policy(
             packed([replace(group, group=replace(group.group, rollouts=(rollout,)), advantages=(1.0,))])[0]
         ).logps_T.detach()
         for group in groups

@@ -52,7 +52,12 @@ def test_a_clip_of_no_length_is_the_picture_that_is_shown_then(sparse_mp4: str) 
         planned = plan_clip(source, settings=SMALL)
         assert (planned.num_frames, planned.height_px) == (2, clip.height_px)
     assert not read_video(sparse_mp4, start_s=1.5, end_s=1.6).is_picture
-    assert "the clip starts at 3 s, but the video ends at 3 s" in refusal(sparse_mp4, start_s=3.0, end_s=3.0)
+    for at_s in (3.0, 3.9):  # a little behind the end: the last frame
+        source = ClipSource(video=sparse_mp4, start_s=at_s, end_s=at_s)
+        probe(source)
+        assert numbers(read_video(sparse_mp4, start_s=at_s, end_s=at_s)) == [89, 89]
+        assert plan_clip(source, settings=SMALL).num_frames == 2
+    assert "the clip starts at 4 s, but the video ends at 3 s" in refusal(sparse_mp4, start_s=4.0, end_s=4.0)
 
 
 def test_a_clip_inside_the_file_has_its_own_clock(sparse_mp4: str) -> None:

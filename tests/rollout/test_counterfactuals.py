@@ -176,6 +176,19 @@ def test_what_cannot_be_sampled_is_an_empty_tuple(engine: RecordingEngine) -> No
     assert all(group.rollouts[0].counterfactuals["other_clip"] == () for group in pair)
 
 
+def test_an_order_is_of_clips_with_several_temporal_patches(engine: RecordingEngine) -> None:
+    (scene,) = scenes.prompts(1)
+    one = scenes.RENDER(scene.sample, [tiny.picture(56, 56)])
+    short = scenes.RENDER(scene.sample, [tiny.clip(2)])
+    for prompt in (one, short):
+        (group,) = add(engine, [scenes.group(prompt, "0")], seeds=[1])
+        made = group.rollouts[0].counterfactuals
+        assert made["shuffled"] == made["reversed"] == () and len(made["blank"]) == 2
+    two = scenes.RENDER(scene.sample, [tiny.clip(4)])
+    (group,) = add(engine, [scenes.group(two, "0")], seeds=[1])
+    assert len(group.rollouts[0].counterfactuals["shuffled"]) == 2
+
+
 def test_another_clip_that_is_too_long_is_not_asked_about(engine: RecordingEngine) -> None:
     short, _ = scenes.prompts(2)
     long = scenes.RENDER(short.sample, [with_facts(tiny.clip(32), path="long.mp4")])

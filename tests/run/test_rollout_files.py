@@ -188,7 +188,7 @@ def test_a_step_without_rollouts_leaves_no_file(tmp_path: Path) -> None:
 def test_the_learners_log_probs_stand_beside_their_completions(tmp_path: Path) -> None:
     group = scored(tiny.sample(), texts=["ab", "c"])
     first, _ = group.group.rollouts
-    known = {completion_key(first.token_ids, first.logprobs): [-0.5, -0.25]}
+    known = {completion_key(first): [-0.5, -0.25]}
     write_rollouts(tmp_path, 1, rollout_rows(group, known))
     file = tmp_path / "step_000001.parquet"
     assert read_columns(file, ["learner_logprobs", "nothing"]) == {"learner_logprobs": [[-0.5, -0.25], None]}

@@ -152,9 +152,7 @@ class Writer:
     def learner(self, groups: list[ScoredGroup]) -> dict[bytes, list[float]]:
         """The learner's log-probs, a little off the engine's."""
         return {
-            completion_key(each.token_ids, each.logprobs): [
-                min(0.0, logp + self.rng.gauss(0, 0.02)) for logp in each.logprobs
-            ]
+            completion_key(each): [min(0.0, logp + self.rng.gauss(0, 0.02)) for logp in each.logprobs]
             for scored in groups
             for each in scored.group.rollouts
         }

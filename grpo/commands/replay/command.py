@@ -79,6 +79,10 @@ def replay(
     """What the rollouts of a run say about a reward set; ValueError or OSError in one line for a user's mistake."""
     run = RunDir(folder)
     config, own = read_configs(run, configs)
+    if not own.loss.is_sampled:
+        raise ValueError(
+            f"{folder}: its completions were given (loss.type=nll), so rewards gave them no advantages"
+        )
     files = chosen_files(run, steps)
     replayed = score(config, own, files, limit=limit)
     about = {"run_dir": str(folder), "configs": list(configs), "advantages": asdict(config.advantages)}

@@ -328,6 +328,17 @@ def test_a_folder_that_holds_no_rollouts_is_one_line(
     assert second.startswith(f"error: {tmp_path}/empty: no rollouts in it")
 
 
+def test_a_run_whose_completions_were_given_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = folder / "config.yaml"
+    config.write_text(config.read_text() + "loss: {type: nll}\nrollout: {engine: none}\n")
+    assert replay.main([str(folder)]) == 1
+    assert capsys.readouterr().err.startswith(
+        f"error: {folder}: its completions were given (loss.type=nll), so"
+    )
+
+
 def test_a_missing_column_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "rollouts" / "step_000002.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["token_ids"]), file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import pytest
 from PIL import Image
 
 from grpo.config.schema import DatasetConfig
-from grpo.data import FORMATS, READERS, load_samples, read_records
+from grpo.data import FORMATS, READERS, load_samples, read_records, timed
 from grpo.data.errors import DataError
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
+from tests.support import tiny
 from tests.support.clips import source_of
 from tests.support.readers import (
     ASKED,
@@ -165,6 +167,21 @@ def test_several_images_are_pictures_or_with_a_rate_the_frames_of_a_clip(
     path = str(write_json(tmp_path / "train.jsonl", json.dumps(many)))
     with pytest.raises(ValueError, match="33 media in a question: there may be 32; with frame_fps, pictures"):
         load_samples([DatasetConfig(reader="llava", path=path)])
+
+
+def test_what_can_not_be_the_frames_of_one_clip_is_not_made_one() -> None:
+    files = tuple(ClipSource(frames=(f"{name}.png",)) for name in "ab")
+    moments = tuple(ClipSource(video="a.mp4", start_s=at_s, end_s=at_s) for at_s in (1.0, 2.0))
+    question = tiny.sample("q", clip_source=files[0], media=files, options=("up <image>", "down"))
+    assert timed(question, 2.0).options == ("up", "down")
+    assert timed(question, None) is question
+    for media in (moments, (files[0], moments[0])):
+        apart = replace(question, clip_source=media[0], media=media)
+        assert timed(apart, 2.0) is apart
+    with pytest.raises(
+        ValueError, match="pictures as options can't be the frames of one clip: leave frame_fps out"
+    ):
+        timed(replace(question, options=("<image>", "<image>")), 2.0)
 
 
 def test_images_in_a_table_are_written_beside_it_once(tmp_path: Path) -> None:

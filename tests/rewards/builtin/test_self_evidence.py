@@ -1,4 +1,4 @@
-"""Does the answer hold on the cited frames alone?"""
+"""Does the answer hold on the cited frames alone? And what is cited where there is no video?"""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from grpo.groups import Rollout
-from grpo.media.clip import Clip
-from rewards.builtin.keyframe import self_evidence, self_evidence_cut
+from grpo.media.clip import Clip, ClipSource
+from rewards.builtin.keyframe import few_moments, self_evidence, self_evidence_cut
 from rewards.hostile import COMPLETIONS, make_group, moving_clip, synthetic_samples
 
 SAMPLE = synthetic_samples({})[0]
@@ -19,6 +19,14 @@ EVIDENCE = [(self_evidence, "cited_in_place"), (self_evidence_cut, "cited")]
 def citing(cited: str, answer: str = "B") -> Rollout:
     text = f"<think>x</think><keyframes>{cited}</keyframes><answer>{answer}</answer>"
     return make_group([text], SAMPLE, clip=CLIP).rollouts[0]
+
+
+def of_pictures(cited: str) -> Rollout:
+    """A completion about two pictures and no video."""
+    picture = Clip(replace(CLIP.facts, is_picture=True), CLIP.frames)
+    sources = (ClipSource(frames=("a.png",)), ClipSource(frames=("b.png",)))
+    sample = replace(SAMPLE, media=sources, clip_source=sources[0])
+    return replace(citing(cited), sample=sample, clip=picture, media=(picture, picture))
 
 
 def with_answers(rollout: Rollout, frames: str, answers: str) -> Rollout:
@@ -55,6 +63,7 @@ def test_self_evidence_is_a_right_answer_that_holds_and_the_fewer_frames_the_bet
 def test_self_evidence_is_about_clips_and_needs_its_second_answers(fn, frames: str) -> None:
     text_only = make_group([COMPLETIONS["right"]], replace(SAMPLE, clip_source=None)).rollouts[0]
     assert fn(replace(text_only, counterfactuals={frames: ()})) is None
+    assert fn(replace(of_pictures("3.5"), counterfactuals={frames: ()})) is None
     with pytest.raises(KeyError):
         fn(citing("3.5"))
 
@@ -77,3 +86,8 @@ def test_the_share_that_may_be_cited_is_an_argument() -> None:
     assert self_evidence(rollout, max_frac=0.25) == pytest.approx(1 / 2)
     fours = replace(CLIP.facts, patches=replace(CLIP.patches, temporal_frames=4))
     assert self_evidence(replace(rollout, clip=Clip(fours, CLIP.frames)), max_frac=0.25) == 0.0
+
+
+def test_citing_much_of_several_pictures_is_a_matter_of_how_many_moments() -> None:
+    assert few_moments(of_pictures("0-8, 1, 2, 3"), max_moments=4) == 0.0
+    assert few_moments(of_pictures("0-8, 1, 2, 3"), max_moments=3) == pytest.approx(-1 / 3)
