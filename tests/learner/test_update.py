@@ -51,6 +51,9 @@ def test_the_optimizer_has_the_steps_learning_rate() -> None:
     assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([0.75e-3] * 2)
     result = learner.update(packed(text_groups()), counts_of(text_groups()), 7)
     assert result.metrics.reduced()["optim/lr"] == 1e-3  # a cosine would have begun to fall
+    learner.optim = replace(optim, schedule="cosine", min_lr_frac=0.2)
+    # Three of the six steps after the warm-up are over: half of the way from 1 to 0.2.
+    assert learner._set_lr(8).maxima["optim/lr"] == pytest.approx(0.6e-3)
 
 
 def test_a_plain_update_passes_each_row_once() -> None:
