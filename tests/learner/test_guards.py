@@ -77,7 +77,7 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="gradient of 3 updates in a row was not finite"):
         resumed.check(2, {})
     stored = torch.load(tmp_path / "bad_rows" / "step_000002_process_0_row_0.pt", weights_only=True)
-    first = stored["segments"][0]["prompt"]
+    first = stored["prompts"][0]
     sample, clip = rows[0].prompts[0].sample, rows[0].prompts[0].clip
     assert torch.equal(stored["input_ids_N"], rows[0].input_ids_N)
     assert torch.equal(stored["advantages_T"], rows[0].advantages_T)

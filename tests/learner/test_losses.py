@@ -284,7 +284,7 @@ def language_gradient(model: nn.Module) -> Tensor:
 
 
 PLAIN: dict[str, Any] = {"epsilon_high": 0.28, "vllm_importance_sampling_correction": False}
-TYPES: dict[str, dict[str, Any]] = {name: PLAIN for name in LOSSES} | {
+TYPES: dict[str, dict[str, Any]] = {name: PLAIN for name in LOSSES if name != "nll"} | {
     "cispo": PLAIN | {"epsilon_high": 1.3},
     "gspo": PLAIN | {"epsilon": 0.02, "epsilon_high": 0.03},
 }

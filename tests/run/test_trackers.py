@@ -243,12 +243,12 @@ def test_tensorboard_has_pictures_of_groups_and_none_twice(tmp_path: Path) -> No
     log_pictures("tensorboard", tmp_path)
     found = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert sorted(found.Tags()["images"]) == ["rollouts/0", "rollouts/1"]
-    for name in ("rollouts/0", "rollouts/1"):
+    for name, group in (("rollouts/0", GROUP), ("rollouts/1", OTHER)):
         steps, pictures = zip(
             *[(each.step, each.encoded_image_string) for each in found.Images(name)], strict=True
         )
         assert steps == (0, 2)
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(pictures[0]))), np.asarray(draw_group(GROUP)))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(pictures[0]))), np.asarray(draw_group(group)))
 
 
 def test_wandb_writes_offline_files_without_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
