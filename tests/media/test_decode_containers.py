@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,10 @@ def test_frames_dropped_in_an_avi_are_a_pause(b_frames: str, tmp_path: Path) -> 
     # 12 samples, evenly from 0 to 89/30 s: those from 0.81 to 1.89 s find the last frame before the pause
     assert numbers(clip) == [0, 8, 16, 19, 19, 19, 19, 19, 24, 32, 40, 49]
     assert clip.times_s == pytest.approx([89 / 30 * i / 11 for i in range(12)])
+
+
+def test_writing_av1_leaves_the_process_at_the_priority_that_it_had(tmp_path: Path) -> None:
+    """Else later tests' processes, which inherit it, keep all others of the machine from running."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    write_video(tmp_path / "av1.mkv", num_frames=12, codec="libsvtav1", options={"preset": "12"})
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,6 +38,21 @@ def read_number(frame_HWC: np.ndarray) -> int:
     return sum(1 << bit for bit, centre in enumerate(centres) if row_W[centre] > 128)
 
 
+@contextmanager
+def scheduled_as_before() -> Iterator[None]:
+    """Give the calling thread its scheduling policy back at the end of the block.
+
+    SVT-AV1 gives a caller who is root the highest priority of real time (SCHED_FIFO), which all that is forked later
+    inherits: then two workers that spin leave no core to any other process of the machine.
+    """
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
+@scheduled_as_before()
 def write_video(
     path: Path,
     *,
