@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from grpo.feed.prompts import rollout_seed
 from grpo.groups import Batch, Group, LostSample, Prompt, Rollout
 from grpo.rollout import Engine, OnGroup, Sampling
+from grpo.rollout.ahead import of_version
 
 Key = tuple[int, int | None]
 """A group's index, and its completion's; None for all completions of a group that begins."""
@@ -125,7 +126,7 @@ class PartialRollouts:
                     for number, rollout in enumerate(rollouts)
                 ]
             else:
-                joined = [_of(rollout, version) for rollout in answers[index, None].rollouts]
+                joined = of_version(answers[index, None], version).rollouts
         except KeyError:
             return None
         return replace(begun, group=replace(begun.group, rollouts=tuple(joined)))
@@ -139,7 +140,7 @@ class PartialRollouts:
             token_ids=token_ids,
             logprobs=rollout.logprobs + part.logprobs,
             stopped=part.stopped,
-            versions=rollout.versions + _of(part, version).versions,
+            versions=rollout.versions + (version,) * len(part.token_ids),
         )
 
 
@@ -161,10 +162,6 @@ def answered(engine: Engine, requests: Sequence[Request], on_group: OnGroup) -> 
         ]
         groups = {id(group.prompt): group for call in calls for group in call.result()}
     return {each.key: groups[id(each.prompt)] for each in requests if id(each.prompt) in groups}
-
-
-def _of(rollout: Rollout, version: int) -> Rollout:
-    return replace(rollout, versions=(version,) * len(rollout.token_ids))
 
 
 def _batch(batch: Batch, done: Sequence[Begun], lost: Sequence[Begun]) -> Batch:
