@@ -38,6 +38,7 @@ FLOORS = (
     {"rewards", "rewards.parsing"},
     {"rewards.spelling"},
     {"grpo.packing"},
+    {"grpo.codec"},
     {"grpo.groups"},
     {"grpo.media"},
     {"grpo.workers"},
