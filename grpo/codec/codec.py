@@ -22,7 +22,7 @@ import numpy as np
 from grpo.codec import bins
 from grpo.codec.spec import CodecSpec, check_stream
 from grpo.codec.streams import Stream
-from grpo.codec.texts import check_codes
+from grpo.codec.texts import check_codes, token_names
 
 SPEC_FILE, WEIGHTS_FILE = "codec.json", "weights.safetensors"
 
@@ -98,6 +98,7 @@ def save_codec(codec: Codec, folder: Path) -> Codec:
     weights = codec.quantiser.weights()
     described = {
         "spec": {name: value for name, value in asdict(codec.spec).items() if name != "digest"},
+        "tokens": token_names(codec.spec),
         "statistics": codec.quantiser.statistics(),
         "weights_sha256": None if weights is None else hashlib.sha256(weights).hexdigest(),
     }
@@ -105,7 +106,7 @@ def save_codec(codec: Codec, folder: Path) -> Codec:
         (folder / WEIGHTS_FILE).write_bytes(weights)
     # Last: a folder without it is none.
     (folder / SPEC_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    return Codec(replace(codec.spec, digest=_digest(folder)), codec.quantiser)
+    return Codec(replace(codec.spec, digest=digest_of(folder)), codec.quantiser)
 
 
 def load_codec(folder: str | Path) -> Codec:
@@ -117,7 +118,7 @@ def load_codec(folder: str | Path) -> Codec:
         given: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in described["spec"].items()
         }
-        spec = CodecSpec(**given, digest=_digest(folder))
+        spec = CodecSpec(**given, digest=digest_of(folder))
         return Codec(spec, KINDS[spec.kind](spec, described["statistics"], weights))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is no codec: it has no {Path(error.filename).name}") from error
@@ -134,6 +135,9 @@ def _weights(folder: Path, sha256: str | None) -> bytes | None:
     return content
 
 
-def _digest(folder: Path) -> str:
-    """A hash of the whole codec: codec.json has its weights' hash."""
-    return hashlib.sha256((folder / SPEC_FILE).read_bytes()).hexdigest()
+def digest_of(folder: Path) -> str:
+    """The hash of a whole codec: its codec.json has the weights' hash."""
+    try:
+        return hashlib.sha256((folder / SPEC_FILE).read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is no codec: it has no {SPEC_FILE}") from error

@@ -39,6 +39,13 @@ def code_tokens(spec: CodecSpec) -> list[list[str]]:
     ]
 
 
+def token_names(spec: CodecSpec) -> list[str]:
+    """The names of a codec's tokens for a reader: tags, and each level's first and last code."""
+    last = spec.codebook_size - 1
+    codes = [f"{code_token(spec, q, 0)} to {code_token(spec, q, last)}" for q in range(spec.levels)]
+    return [open_tag(spec), *codes, close_tag(spec)]
+
+
 def code_text(spec: CodecSpec, codes_KQ: np.ndarray) -> str:
     """The span of a sequence of K code steps with Q levels, tags included."""
     check_codes(spec, codes_KQ)

@@ -1,13 +1,15 @@
 """Codecs of uniform bins, and what is true of every codec: its folder, and the streams that it refuses."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from grpo.codec.bins import fit_bins
-from grpo.codec.codec import Codec, load_codec, save_codec
+from grpo.codec.codec import Codec, digest_of, load_codec, save_codec
 from grpo.codec.streams import Stream
 
 
@@ -103,8 +105,9 @@ def test_codes_that_it_has_not_are_refused(codec: Codec) -> None:
 
 
 def test_a_damaged_folder_is_refused_by_its_name(codec: Codec, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^{tmp_path} is no codec: it has no codec.json$"):
-        load_codec(tmp_path)
+    for reads in (load_codec, digest_of):
+        with pytest.raises(ValueError, match=f"^{tmp_path} is no codec: it has no codec.json$"):
+            reads(tmp_path)
     save_codec(codec, tmp_path)
     file = tmp_path / "codec.json"
     whole = json.loads(file.read_text())
@@ -125,9 +128,6 @@ def test_a_damaged_folder_is_refused_by_its_name(codec: Codec, tmp_path: Path) -
 
 
 def test_bins_need_no_torch(codec: Codec, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     save_codec(codec, tmp_path / "action")
     asks = f"import sys; from grpo.codec.codec import load_codec; load_codec({str(tmp_path / 'action')!r}); "
     done = subprocess.run(

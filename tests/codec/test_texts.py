@@ -1,7 +1,5 @@
 """Codes as text and back; what is wrong with a text is said."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -83,16 +81,11 @@ def test_codes_that_a_codec_has_not_are_no_text(codes_KQ: np.ndarray) -> None:
         code_text(TWO, codes_KQ)
 
 
-@pytest.mark.parametrize("filling", [" ", "<", "<motion_0_3>", "<motion_", "9"])
-def test_parsing_takes_time_linear_in_the_text(filling: str) -> None:
-    def spent_s(count: int) -> float:
-        start = time.process_time()
-        with pytest.raises(ValueError):
-            parse_codes(TWO, f"<motion>{filling * count}!</motion>")
-        return time.process_time() - start
-
-    # Quadratic time would be 100 times as long for 10 times the text.
-    assert spent_s(100_000) < 40 * spent_s(10_000) + 0.5
+@pytest.mark.parametrize("filling", [" ", "<", "<motion_0_3><motion_1_3>", "<motion_", "9"])
+def test_a_megabyte_is_parsed_or_refused(filling: str) -> None:
+    """What takes time quadratic in the text would not end here."""
+    with pytest.raises(ValueError):
+        parse_codes(TWO, f"<motion>{filling * (1_000_000 // len(filling))}!</motion>")
 
 
 @pytest.mark.parametrize("name", ["", "Motion", "motion_1", "1motion", "mo tion", "motion>", "bewegung-1"])
