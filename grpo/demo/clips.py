@@ -11,23 +11,18 @@ question is which; four of the five colours are the options, those of all three 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 from tqdm import tqdm
 
 from grpo.media.clip import Clip, ClipFacts
 from grpo.media.sampling import PatchShape
+from grpo.media.writing import write_mp4, write_once
 from grpo.run.progress import say
 
 COLOURS = {
@@ -46,9 +41,6 @@ NUM_SECONDS = NUM_FRAMES // FPS
 SKIN_RGB = (225, 170, 135)
 SCENE_VERSION = 2
 """Raise it when the same seed gives other clips, so that folders written before are redone."""
-
-X264_OPTIONS = {"crf": "18", "threads": "1", "x264-params": "bframes=0:mbtree=0"}
-"""With B-frames and macroblock trees the encoder's look-ahead gives a few other bytes in one of ten runs."""
 
 Stream = Literal["train", "heldout", "pretrain", "probe"]
 STREAMS: tuple[Stream, ...] = ("train", "heldout", "pretrain", "probe")
@@ -175,17 +167,6 @@ def _draw_arm(frame_HWC: np.ndarray, thing: _Object, shift_2: np.ndarray) -> Non
     _draw_object(frame_HWC, thing, shift_2)
 
 
-def write_mp4(path: str, frames_FHWC: np.ndarray) -> None:
-    """Encode frames as H.264 (yuv420p, crf 18), the same bytes each time."""
-    with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options=X264_OPTIONS)
-        stream.height, stream.width = frames_FHWC.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame_HWC in frames_FHWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 def record_of(scene: Scene, *, id: str, video: str) -> dict[str, object]:
     """The scene as a native record.
 
@@ -205,44 +186,22 @@ def record_of(scene: Scene, *, id: str, video: str) -> dict[str, object]:
 
 
 def write_dataset(folder: str | os.PathLike[str], *, num_train: int, num_heldout: int, seed: int) -> Path:
-    """Write clips and records, all or nothing; a finished folder with these parameters is left alone.
-
-    Safe when several processes ask for the same folder: one writes, the others wait. Raises ValueError
-    for a folder that holds something else.
-    """
+    """Write clips and records, as `write_once` does."""
     if num_train < 0 or num_heldout < 0:
         raise ValueError(f"num_train and num_heldout must not be negative, got {num_train}, {num_heldout}")
-    folder = Path(folder).absolute()
     parameters = {
         "num_train": num_train,
         "num_heldout": num_heldout,
         "seed": seed,
         "scene_version": SCENE_VERSION,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_name(f".{folder.name}.lock")):
-        if _is_finished(folder, parameters):
-            return folder
-        say(f"rendering the demo's clips into {folder}/")
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def write(partial: Path) -> None:
+        say(f"rendering the demo's clips into {Path(folder).absolute()}/")
         _write_split(partial, "train", num_train, seed)
         _write_split(partial, "heldout", num_heldout, seed)
-        (partial / "dataset.json").write_text(json.dumps(parameters) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    return folder
 
-
-def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
-    """Whether the folder was written with these parameters; False if it is ours to replace."""
-    marker = folder / "dataset.json"
-    if marker.is_file():
-        return json.loads(marker.read_text()) == parameters
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and was not written by grpo.demo.clips: choose another")
-    return False
+    return write_once(folder, parameters, write)
 
 
 def _write_split(folder: Path, split: Stream, num_clips: int, seed: int) -> None:
@@ -251,16 +210,8 @@ def _write_split(folder: Path, split: Stream, num_clips: int, seed: int) -> None
         for index in tqdm(range(num_clips), f"rendering {split}", leave=False, mininterval=1.0):
             id = f"{split}-{index:05d}"
             scene = scene_at(split, index, seed=seed)
-            write_mp4(str(folder / "clips" / f"{id}.mp4"), scene.frames_FHWC)
+            write_mp4(folder / "clips" / f"{id}.mp4", scene.frames_FHWC, fps=FPS)
             file.write(json.dumps(record_of(scene, id=id, video=f"clips/{id}.mp4")) + "\n")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of a process that dies."""
-    with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def main() -> None:

@@ -152,10 +152,10 @@ def test_other_parameters_redo_the_folder(tmp_path: Path) -> None:
 def test_interrupted_writing_leaves_no_folder_and_is_redone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_at_the_second(path: str, frames_FHWC: np.ndarray) -> None:
-        if path.endswith("00001.mp4"):
+    def fail_at_the_second(path: Path, frames_FHWC: np.ndarray, *, fps: float) -> None:
+        if path.name.endswith("00001.mp4"):
             raise KeyboardInterrupt
-        Path(path).write_bytes(b"half a clip")
+        path.write_bytes(b"half a clip")
 
     with monkeypatch.context() as patched:
         patched.setattr(synthetic, "write_mp4", fail_at_the_second)
