@@ -33,6 +33,7 @@ FLOORS = (
     {"grpo.policy"},
     {"grpo.config"},
     {"rewards.builtin"},
+    {"grpo.motion"},
     {"rewards.scoring"},
     {"rewards.hostile"},
     {"rewards", "rewards.parsing"},

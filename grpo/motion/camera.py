@@ -8,9 +8,9 @@ from grpo.motion.skeleton import INDEX
 from grpo.motion.walker import Motion
 
 SIZE_PX = 56
-FOCAL_PX = 33.0
-"""A view of 81 degrees."""
-TILT_RAD = 0.75
+FOCAL_PX = 40.0
+"""A view of 70 degrees."""
+TILT_RAD = 1.1
 """How far the camera looks below where the head faces, as in glasses that film hands."""
 TILE_M = 0.5
 LIMBS = {
@@ -45,7 +45,7 @@ def film(motion: Motion, rng: np.random.Generator, *, every: int) -> np.ndarray:
     for step in range(0, len(motion.positions_TJ3), every):
         positions_J3 = motion.positions_TJ3[step]
         camera_33 = motion.rotations_TJ33[step, head] @ down_33
-        eye_3 = positions_J3[head] + motion.rotations_TJ33[step, head] @ np.array([0.1, 0.0, 0.08])
+        eye_3 = positions_J3[head] + motion.rotations_TJ33[step, head] @ np.array([0.16, 0.0, 0.08])
         frame_HWC = _floor(camera_33, eye_3, origin_2, colours_23)
         _draw_limbs(frame_HWC, camera_33, eye_3, positions_J3)
         frames.append(frame_HWC)
@@ -88,9 +88,7 @@ def _draw_limbs(
         _draw_disc(frame_HWC, x_px, y_px, radius_px, np.array(colour) * (1.15 - 0.15 * depth_m))
 
 
-def _draw_disc(
-    frame_HWC: np.ndarray, x_px: float, y_px: float, radius_px: float, colour: np.ndarray
-) -> None:
+def _draw_disc(frame_HWC: np.ndarray, x_px: float, y_px: float, radius_px: float, colour: np.ndarray) -> None:
     top, left = (max(int(centre - radius_px), 0) for centre in (y_px, x_px))
     part_HWC = frame_HWC[top : max(int(y_px + radius_px) + 2, 0), left : max(int(x_px + radius_px) + 2, 0)]
     rows_H1 = top + np.arange(part_HWC.shape[0])[:, None] - y_px

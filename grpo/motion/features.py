@@ -1,8 +1,8 @@
 """Motion and sensors as streams of numbers per frame, and the way back to joint positions in metres.
 
-A frame of motion has 70 numbers, in the frame of the hips' heading above the pelvis' point on the floor: the turn and the
-two velocities of that frame, the pelvis' height, and the other 22 segments' positions. A frame of a sensor stream has 10
-for the head (its turn and velocities, height and rotation), and 9 for each wrist, seen from the head's heading.
+A frame of motion has 70 numbers, in the frame of the hips' heading above the pelvis' point on the floor: the turn and
+the two velocities of that frame, the pelvis' height, and the other 22 segments' positions. A frame of a sensor stream
+has 10 for the head (its turn and velocities, height and rotation), and 9 for each wrist, seen from the head's heading.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ WRISTS = ("R_Hand", "L_Hand")
 ROTATION = {f"r{row}{column}": "1" for column in "01" for row in "012"}
 HEAD_POINT = {f"Head.{name}": unit for name, unit in (MOVES | ROTATION).items()}
 WRIST_POINTS = {
-    f"{hand}.{name}": unit for hand in WRISTS for name, unit in ({"x": "m", "y": "m", "z": "m"} | ROTATION).items()
+    f"{hand}.{name}": unit
+    for hand in WRISTS
+    for name, unit in ({"x": "m", "y": "m", "z": "m"} | ROTATION).items()
 }
 SENSORS = {1: HEAD_POINT, 3: HEAD_POINT | WRIST_POINTS}
 """The channels of a stream of one sensor (head) or three (head and wrists). A rotation is its matrix' first two columns
@@ -32,7 +34,9 @@ def motion_features(positions_TJ3: np.ndarray, rate_hz: float) -> np.ndarray:
     yaw_T = heading(positions_TJ3)
     local_TJ3 = _seen_from(positions_TJ3, positions_TJ3[:, 0], yaw_T)
     moves_T3 = _moves(positions_TJ3[:, 0], yaw_T, rate_hz)
-    return np.hstack([moves_T3, local_TJ3[:, :1, 2], local_TJ3[:, 1:].reshape(len(yaw_T), -1)]).astype(np.float32)
+    return np.hstack([moves_T3, local_TJ3[:, :1, 2], local_TJ3[:, 1:].reshape(len(yaw_T), -1)]).astype(
+        np.float32
+    )
 
 
 def local_positions(motion_TC: np.ndarray) -> np.ndarray:
@@ -75,7 +79,7 @@ def _seen_from(positions_TJ3: np.ndarray, origin_T3: np.ndarray, yaw_T: np.ndarr
 
 
 def _moves(origin_T3: np.ndarray, yaw_T: np.ndarray, rate_hz: float) -> np.ndarray:
-    """The turn (rad/s) and the velocities forward and left (m/s) from each frame to the next (T, 3); the last repeats."""
+    """The turn (rad/s), and the velocities forward and left (m/s), to the next frame (T, 3); the last repeats."""
     turn_T = np.diff(np.unwrap(yaw_T)) * rate_hz
     step_T3 = np.diff(origin_T3, axis=0)[:, None] @ rotation(2, yaw_T[:-1])
     moves_T3 = np.column_stack([turn_T, step_T3[:, 0, :2] * rate_hz])

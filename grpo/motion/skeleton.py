@@ -1,8 +1,8 @@
 """The skeleton of 23 segments in XSens' order, as in Nymeria, with forward kinematics and rotations in plain numpy.
 
-Names, order and parents are those of Nymeria (facebookresearch/nymeria_dataset, nymeria/xsens_constants.py: `part_names`,
-`kintree_parents`). A segment's position is that of its origin, the joint to its parent. Axes: x forward, y left, z up;
-lengths are metres. Shapes: T frames, J = 23 segments.
+Names, order and parents are those of Nymeria (facebookresearch/nymeria_dataset, nymeria/xsens_constants.py:
+`part_names`, `kintree_parents`). A segment's position is that of its origin, the joint to its parent. Axes: x forward,
+y left, z up; lengths are metres. Shapes: T frames, J = 23 segments.
 """
 
 from __future__ import annotations

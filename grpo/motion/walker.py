@@ -1,8 +1,8 @@
 """A synthetic walker: it walks, turns, steps on the spot, bends, reaches or sits, with smooth random parameters.
 
 Its head and hands move as the activity has it. Its legs have a life of their own, which no sensor of the head or the
-wrists can tell: how high it lifts its feet, how wide it stands, in which rhythm and from which phase it steps, which foot
-is in front. The pelvis' height and path depend on none of these. A camera on the head sees them (`camera.py`).
+wrists can tell: how high it lifts its feet, how wide it stands, in which rhythm and from which phase it steps, which
+foot is in front. The pelvis' height and path depend on none of these. A camera on the head sees them (`camera.py`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from grpo.motion.skeleton import ANKLE_M, INDEX, OFFSETS_J3, SEGMENTS, SPINE, along, forward_kinematics, rotation
+from grpo.motion.skeleton import (
+    ANKLE_M,
+    INDEX,
+    OFFSETS_J3,
+    SEGMENTS,
+    SPINE,
+    along,
+    forward_kinematics,
+    rotation,
+)
 
 Activity = Literal["walk", "turn", "step", "bend", "reach", "sit"]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
-STANDING_M, SEATED_M = 0.84, 0.52
+STANDING_M, SEATED_M = 0.885, 0.52
 """The height of the pelvis: a little bent knees leave the feet room to step."""
 STANCE_FRAC = 0.6
 """The share of a step's cycle in which the foot stands."""
 THIGH_M, SHANK_M = -OFFSETS_J3[INDEX["R_LowerLeg"], 2], -OFFSETS_J3[INDEX["R_Foot"], 2]
 _GRID_HZ, _MARGIN_S = 50, 4.0
-"""The path is integrated on a finer grid that is longer than the clip: feet stand where the body has been or will be."""
+"""The finer and longer grid on which the path is integrated: feet stand where the body has been or will be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,14 +87,14 @@ def draw_plan(rng: np.random.Generator, duration_s: float) -> Plan:
         width_m=rng.choice([rng.uniform(0.12, 0.2), rng.uniform(0.36, 0.46)]),
         lead_m=0.0 if is_stepping else rng.choice([-1.0, 1.0]) * rng.uniform(0.1, 0.2),
         # As the path is long, fast walkers step fast: no leg is stretched.
-        cadence_hz=rng.uniform(max(0.45, 1.2 * speed_m_s), 0.85) if is_stepping else 0.0,
+        cadence_hz=rng.uniform(max(0.45, 1.3 * speed_m_s), 0.85) if is_stepping else 0.0,
         phase=rng.uniform(),
     )
     return Plan(
         activity=activity,
         speed_m_s=speed_m_s,
         turn_rad_s=float(rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)) if activity == "turn" else 0.0,
-        bend_rad=rng.uniform(0.6, 1.0) if activity == "bend" else rng.uniform(0.0, 0.1),
+        bend_rad=rng.uniform(0.6, 1.0) if activity == "bend" else rng.uniform(0.15, 0.3),
         reach_rad=rng.uniform(1.1, 1.6) if activity == "reach" else rng.uniform(0.0, 0.3),
         hand="R" if rng.uniform() < 0.5 else "L",
         begins_s=rng.uniform(0.0, max(duration_s - 1.5, 0.0)),
