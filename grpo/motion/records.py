@@ -1,7 +1,7 @@
 """Records of motion data sets, the same for synthetic and recorded motion: a file per split and task, and its streams.
 
 The tasks are EgoLM's (arXiv 2409.18127): tracking (sensors, with or without the clip, to motion), understanding
-(sensors and clip to text), motion to text and text to motion. `<sensor>`, `<head>` and `<motion>` stand for code tokens.
+(sensors and clip to text), motion to text and text to motion. `<sensor>`, `<head>` and `<motion>` stand for codes.
 """
 
 from __future__ import annotations

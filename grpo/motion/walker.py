@@ -94,7 +94,7 @@ def draw_plan(rng: np.random.Generator, duration_s: float) -> Plan:
         activity=activity,
         speed_m_s=speed_m_s,
         turn_rad_s=float(rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)) if activity == "turn" else 0.0,
-        bend_rad=rng.uniform(0.6, 1.0) if activity == "bend" else rng.uniform(0.15, 0.3),
+        bend_rad=rng.uniform(1.0, 1.5) if activity == "bend" else rng.uniform(0.15, 0.3),
         reach_rad=rng.uniform(1.1, 1.6) if activity == "reach" else rng.uniform(0.0, 0.3),
         hand="R" if rng.uniform() < 0.5 else "L",
         begins_s=rng.uniform(0.0, max(duration_s - 1.5, 0.0)),

@@ -12,7 +12,8 @@ import pytest
 from grpo.codec.streams import read_stream
 from grpo.data import READERS
 from grpo.media.clip import ClipSource
-from grpo.media.reading import probe_source
+from grpo.media.reading import read_source
+from grpo.media.sampling import MediaSettings
 from grpo.motion.camera import SIZE_PX, film
 from grpo.motion.features import sensor_features
 from grpo.motion.records import TASKS
@@ -108,10 +109,11 @@ def test_a_data_set_has_clips_and_streams_of_one_clock_in_splits_that_share_noth
     }
     assert not streams["train"] & streams["heldout"]
     record = records["heldout", "tracking"][0]
-    clip = probe_source(ClipSource(video=str(folder / record["video"])))
+    source = ClipSource(video=str(folder / record["video"]))
+    clip = read_source(source, settings=MediaSettings(fps=5.0, min_pixels=784, max_pixels=3136))
     sensor, motion = (read_stream(folder / record["streams"][name]) for name in ("sensor", "motion"))
     assert sensor.duration_s == motion.duration_s == pytest.approx(clip.duration_s) == 2.0
-    assert len(sensor.values_TC) == 20 and (clip.width_px, clip.height_px) == (SIZE_PX, SIZE_PX)
+    assert len(sensor.values_TC) == 20 and clip.frames_FHWC.shape == (10, SIZE_PX, SIZE_PX, 3)
     (sample,) = READERS["jsonl"](str(folder / "heldout.understanding.jsonl"), None)
     assert sample.columns["target"] == sample.answer == records["heldout", "text_to_motion"][0]["answer"]
 
