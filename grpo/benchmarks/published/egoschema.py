@@ -36,8 +36,9 @@ def official(sample: Sample, text: str) -> float:
     """lmms-eval's `parse_multi_choice_response`, taken over from MMMU.
 
     Known mistakes: an English article "A" counts as a letter, and so does the last letter of a capital word; of
-    several letters the one counts whose last mention comes first; and where nothing matches, an option is drawn
-    without a seed, which counts here as its expectation.
+    several letters the one counts whose last mention comes first; an option's text counts only behind its letter, in a
+    reply of more than five words; and where nothing matches, an option is drawn without a seed, which counts here as
+    its expectation.
     """
     letter = read(sample, text)
     return float(letter == sample.answer) if letter else 1 / len(sample.options)
@@ -53,7 +54,11 @@ def read(sample: Sample, text: str) -> str:
     found = [each for each in found if each in text]
     if not found and len(text.split()) > 5:
         text = text.lower()
-        named = dict(zip(letters, (option.strip().lower() for option in sample.options), strict=True))
+        # Its options carry their letters: "a. goal 0".
+        named = {
+            letter: f"{letter}. {option}".strip().lower()
+            for letter, option in zip(letters, sample.options, strict=True)
+        }
         found = [letter for letter in letters if named[letter] in text]
         return min(found, key=lambda letter: text.rfind(named[letter]), default="")
     return min(found, key=text.rfind, default="").strip("(). ")

@@ -2,8 +2,9 @@
 
 Each task is a file of its own; the published average is the mean of the twelve tasks' means (that of GPT-4V in the
 README, 65.5, is the mean of its row). The official code drops an answer without a rating after nine requests, and takes
-any number in double brackets. Every model has its own prompt there: this one is that of gpt_eval.py, without the longer
-one that some models get for the two tasks of planning.
+any number in double brackets. Every model has its own prompt there: this one is that of gpt_eval.py (fbafe8f), without
+the longer one that some models get for the two tasks of planning. It shows the picture behind the text, here before it,
+and cuts a reply that repeats the prompt's last words.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from grpo.benchmarks.benchmark import Benchmark, Judging, ScoredAnswer
 from grpo.benchmarks.replies import grouped, percent
 from grpo.groups import Sample
 
+SYSTEM = "You are a helpful assistant."
 PROMPT = "Please let your answer be as short as possible. Question: {question} Short answer:"
+ECHO = "Short Answer: "
+
+
+def prediction(_: Sample, text: str) -> str | None:
+    """What the judge sees: of a reply that has `Short Answer: ` in it, what stands between this and the next one."""
+    said = text.split(ECHO)[1] if ECHO in text else text
+    return said.strip() or None
 
 
 def with_task(samples: list[Sample]) -> list[Sample]:
@@ -40,7 +49,8 @@ EGOTHINK = Benchmark(
     sources=("https://arxiv.org/abs/2311.15596", "https://github.com/AdaCheng/EgoThink"),
     prepare=with_task,
     prompt=lambda sample: PROMPT.format(question=sample.question),
-    judge=Judging(prompt="egothink", official=lambda sample, text, judged: judged),
+    system=SYSTEM,
+    judge=Judging(prompt="egothink", prediction=prediction, official=lambda sample, text, judged: judged),
     groups=("task",),
     summary=summary,
 )

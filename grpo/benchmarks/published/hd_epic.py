@@ -1,9 +1,9 @@
 """HD-EPIC's questions about one or several videos or pictures.
 
 Prompt and rule are those of the authors' Gemini run (`models/base_model.py`, `configs/gemini/gemini_pro_final.json`).
-It writes an input's name before it (`video 1: `), which is left out here for one alone, cuts clips at whole seconds,
-and lets the model write one token. Whether the paper's total is the mean of questions or of prototypes could not be
-verified: its code prints the former.
+It writes an input's name before it (`video 1: `), cuts clips at whole seconds, and lets the model write one token.
+Whether the paper's total is the mean of questions or of prototypes could not be verified: its code prints each
+prototype's, and no total.
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ def official(sample: Sample, text: str) -> float:
 
 
 def with_category(samples: list[Sample]) -> list[Sample]:
-    """The questions with the first part of their prototype's name as the column `category`."""
-    return [replace(each, columns={**each.columns, "category": _category(each)}) for each in samples]
+    """The questions with the first part of their prototype's name as the column `category`.
+
+    One medium alone is listed too: the prompt marks its place, behind its name.
+    """
+    return [
+        replace(each, media=each.sources, columns={**each.columns, "category": _category(each)})
+        for each in samples
+    ]
 
 
 def _category(sample: Sample) -> str:

@@ -2,7 +2,8 @@
 models.
 
 The authors' GPT-4V baseline shows 50 frames of at most 512 pixels between the second and the third line of its prompt;
-here they come before all of it. Their judge is gpt-4-1106-preview: numbers of different judges don't compare.
+here they come before all of it. Their judge is gpt-4-1106-preview: numbers of different judges don't compare. Of the
+extra answers the one that is empty is not shown to ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """QaEgo4D with open answers, and as a choice among four (the closed test of GroundVQA).
 
 Open: exact match, corpus BLEU, ROUGE and METEOR of the authors' `eval/eval.py`, which scores only questions that have a
-hypothesis; the exact match is one of text, case and all. METEOR needs NLTK's WordNet, which nothing here downloads: it
-is left out, with a line in the log, until `python -m nltk.downloader wordnet` was run.
+hypothesis; the exact match is one of text, case and all. METEOR needs NLTK's WordNet, which nothing here downloads and
+no package that is kept up brings: it is left out, with a line in the log, until `python -m nltk.downloader wordnet` was
+run. `METEOR.no_synonyms`, without that stage (equal words, then equal stems), is always there.
 
 Closed: `annotations.QaEgo4D_test_close.json` has three wrong answers a question. Its authors shuffle the options in
 five runs, with seeds 0, 1111, 2222, 3333 and 4444, and compare the whole text `(A) answer`; the mean of the five is
@@ -69,15 +70,26 @@ def _rouge(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
 
 def _meteor(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     nltk, tokenize = import_extra("nltk"), import_extra("rouge_score.tokenize").tokenize
+    score = import_extra("nltk.translate.meteor_score").meteor_score
+    tokens = [(tokenize(answer, None), tokenize(text, None)) for text, answer in pairs]
+    no_synonyms = percent(score([answer], text, wordnet=NoWordNet) for answer, text in tokens)
     try:
         nltk.data.find("corpora/wordnet.zip")
     except LookupError:
         logger.warning("no METEOR: it needs WordNet, which `python -m nltk.downloader wordnet` downloads")
-        return {}
-    score = import_extra("nltk.translate.meteor_score").meteor_score
+        return {"METEOR.no_synonyms": no_synonyms}
     return {
-        "METEOR": percent(score([tokenize(answer, None)], tokenize(text, None)) for text, answer in pairs)
+        "METEOR": percent(score([answer], text) for answer, text in tokens),
+        "METEOR.no_synonyms": no_synonyms,
     }
+
+
+class NoWordNet:
+    """What takes the place of NLTK's WordNet: no word has synonyms."""
+
+    @staticmethod
+    def synsets(_: str) -> list[Any]:
+        return []
 
 
 def shuffled(samples: list[Sample]) -> list[Sample]:

@@ -2,7 +2,9 @@
 
 A file is one object, with the questions' ids as keys. Videos are `P01/P01-20240203-123350.mp4`. A clip is the part that
 the question names, or the whole video; a question about a picture has the second of video that begins there, as in the
-official code. Several inputs stand before the question, each behind its name, as there.
+official code. Several inputs stand before the question, each behind its name, as there. Some files write seconds with
+one digit before the point (`00:03:1.8`), and `ingredient_ingredients_order.json` has lists for choices, which the
+official prompt shows as Python writes them (hd-epic-vqa-eval at d0c233b, `models/base_model.py`).
 
 Times in questions and options (`<TIME 00:01:02.300 video 1>`) become `01:02`, counted from the clip's start, and boxes
 (`<BBOX y1 x1 y2 x2>`, in pixels of 1408) become `(y1, x1, y2, x2)` in thousandths, both as the official code writes
@@ -33,7 +35,7 @@ from grpo.media.clip import ClipSource
 SIDE_PX = 1408
 TIME_TAG = re.compile(r"<TIME\s+([\d:.]+)\s+([^<>]+?)\s*>")
 BOX_TAG = re.compile(r"<BBOX" + r"\s+([\d.]+)" * 4 + r"\s*>")
-CLOCK = re.compile(r"(\d{1,2}):(\d{2}):(\d{2}(?:\.\d{1,6})?)")
+CLOCK = re.compile(r"(\d{1,2}):(\d{2}):(\d{1,2}(?:\.\d{1,6})?)")
 
 
 def translate(record: Record, place: Place) -> Iterator[Sample]:
@@ -50,13 +52,14 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         return
     sources = {name: _clip(each, place) for name, each in inputs.items()}
     clip_source = next(iter(sources.values()))
-    choices = as_options(get_value(record, "choices"), "choices")
+    choices = as_options(_as_texts(get_value(record, "choices")), "choices")
     right = get_value(record, "correct_idx")
     if type(right) is not int or not 0 <= right < len(choices):
         raise ValueError(f"'correct_idx' must be 0 to {len(choices) - 1}, not {shown(right)}")
     yield Sample(
         id=place.id(own_id),
-        question=named_inputs(inputs) + _readable(get_text(record, "question"), sources),
+        question=(named_inputs(inputs) if len(inputs) > 1 else "")
+        + _readable(get_text(record, "question"), sources),
         answer=LETTERS[right],
         task="choice",
         source=place.source,
@@ -69,9 +72,15 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
 
 
 def named_inputs(inputs: Iterable[str]) -> str:
-    """The names of several inputs, each before its place; empty for one alone."""
-    names = [*inputs]
-    return "".join(f"{name}: <video>" for name in names) if len(names) > 1 else ""
+    """The names of inputs, each before its place."""
+    return "".join(f"{name}: <video>" for name in inputs)
+
+
+def _as_texts(choices: object) -> object:
+    """The choices, of which lists of texts are written as Python writes them."""
+    if type(choices) is not list:
+        return choices
+    return [str(each) if type(each) is list and each else each for each in choices]
 
 
 def _clip(given: Record, place: Place) -> ClipSource:

@@ -16,9 +16,11 @@ import pytest
 
 from grpo.benchmarks import BENCHMARKS
 from grpo.benchmarks.benchmark import StoredAnswer
+from grpo.benchmarks.prompts import official_wording
 from grpo.benchmarks.published.egoschema import read
 from grpo.benchmarks.replies import letter_of
 from grpo.groups import Sample
+from tests.support import tiny
 from tests.support.benchmarks import (
     FAILED,
     metrics,
@@ -86,8 +88,9 @@ def test_egoschemas_prompt_is_lmms_evals(tmp_path: Path):
         ("the answer is B, not A", "A"),  # `B,` is no mention to it
         ("A hand is seen, so B", "A"),  # an article
         ("NASA showed it", "A"),  # the end of a word
-        ("I am sure that a red bowl is washed", "B"),
-        ("I am sure", ""),  # an option is drawn
+        ("I am sure that it's b. a red bowl is washed", "B"),  # its options carry their letters
+        ("I am sure that a red bowl is washed", ""),  # an option is drawn
+        ("I am sure", ""),
         ("b", ""),
     ],
 )
@@ -242,9 +245,12 @@ def test_hd_epics_official_rule_reads_the_first_capital_letter(tmp_path: Path):
     assert (ours(answers), official(answers)) == (0.5, 0.25)
     # 00:00:02.900 is a whole second behind 00:00:01.170.
     assert prompt("hd_epic", samples[0]) == (
-        "Question: What happens at 00:01?. Answers: (A) a jar is opened. (B) a jar is closed. (C) the tap runs. (D) a "
-        "cup falls. (E) nothing. Correct: "
+        "video 1: <video>Question: What happens at 00:01?. Answers: (A) a jar is opened. (B) a jar is closed. (C) the "
+        "tap runs. (D) a cup falls. (E) nothing. Correct: "
     )
+    wording = official_wording(BENCHMARKS["hd_epic"])
+    text = tiny.family().prompt_text(samples[0], ["video"], template="", option="", **wording)
+    assert "video 1: <|vision_start|><|video_pad|><|vision_end|>Question: What happens" in text
 
 
 def test_hd_epics_means_of_prototypes_and_of_categories(tmp_path: Path):

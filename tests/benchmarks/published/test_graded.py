@@ -202,8 +202,9 @@ def qaego4d(folder: Path, *answers: str) -> Path:
 
 def test_qaego4ds_open_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Exact match, case and all: 1 of 2. ROUGE-L F1: 1 for the equal one; `the blue table` against `on the table` has
-    `the table` in common, 2 of 3 words each way, so 2/3: mean 83.3. ROUGE-1 too; ROUGE-2: 1 and 0. A failed
-    question is in none of them."""
+    `the table` in common, 2 of 3 words each way, so 2/3: mean 83.3. ROUGE-1 too; ROUGE-2: 1 and 0. METEOR without
+    synonyms: an F of 1 in one chunk of three words, 1 - 0.5 * (1/3) ** 3; an F of 2/3 in two chunks of two, times 0.5.
+    A failed question is in none of them."""
     samples = questions("qaego4d", qaego4d(tmp_path, "on the table", "on the table", "in a box"))
     answers = scored("qaego4d", samples, ["on the table", "the blue table", FAILED])
     assert outcomes(answers) == ["right", "wrong", "failed"]
@@ -214,9 +215,13 @@ def test_qaego4ds_open_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert found["ROUGE"] == found["ROUGE.rougeL"] == pytest.approx(100 * (1 + 2 / 3) / 2)
     assert found["ROUGE.rouge1"] == pytest.approx(100 * (1 + 2 / 3) / 2)
     assert found["ROUGE.rouge2"] == pytest.approx(50.0)
+    assert found["METEOR.no_synonyms"] == pytest.approx(100 * (1 - 0.5 / 27 + 1 / 3) / 2)
     assert ("METEOR" in found) != ("no METEOR: it needs WordNet" in caplog.text)
     many = scored("qaego4d", samples[:1], ["on the tables"])  # `tables` is not `table`: 2 of 3 words again
     assert metrics("qaego4d", many)["ROUGE"] == pytest.approx(100 * 2 / 3)
+    assert metrics("qaego4d", many)["METEOR.no_synonyms"] == pytest.approx(
+        100 * (1 - 0.5 / 27)
+    )  # its stem is
     [near] = scored("qaego4d", samples[:1], ["On the table"])
     assert (near.official, outcomes([near])) == (0.0, ["right"])  # only case differs
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from grpo.benchmarks import BENCHMARKS
 from grpo.benchmarks.published.openeqa import prediction
+from grpo.groups import Sample
 from tests.support.benchmarks import (
     FAILED,
     metrics,
@@ -21,6 +23,7 @@ from tests.support.benchmarks import (
 )
 from tests.support.readers import CLIP_UID, EGOTEMPO, EGOTHINK, OPENEQA, WRITERS, Record, touch, write_json
 
+SAMPLE = Sample(id="f/1", question="What am I holding?", answer="A brush.", task="open", source="s")
 SLICE = Path(__file__).parents[2] / "data/readers/files/open_eqa_slice.json"
 
 
@@ -155,6 +158,17 @@ def test_egothinks_average_is_that_of_its_tasks(tmp_path: Path):
         prompt("egothink", samples[0])
         == "Please let your answer be as short as possible. Question: What am I holding? Short answer:"
     )
+
+
+def test_egothinks_judge_sees_what_stands_behind_an_echo_of_the_prompt():
+    """As gpt_eval.py cuts it (fbafe8f); its system turn is part of the prompt too."""
+    benchmark = BENCHMARKS["egothink"]
+    assert benchmark.system == "You are a helpful assistant." and benchmark.judge is not None
+    shown = [
+        benchmark.judge.prediction(SAMPLE, text)
+        for text in ("Short Answer: a brush", "a brush", "short answer: x", "")
+    ]
+    assert shown == ["a brush", "a brush", "short answer: x", None]
 
 
 def test_gpt_4vs_published_average_is_the_mean_of_its_row():

@@ -100,6 +100,16 @@ def test_hd_epics_times_and_boxes_are_those_of_the_clip(tmp_path: Path):
     assert sample.answer == "D"
 
 
+def test_hd_epics_published_spellings_are_read(tmp_path: Path):
+    """Times as `3d_perception_object_contents_retrieval.json` has them, and lists of `ingredient_ingredients_order`."""
+    orders = [["coffee", "whole milk"], ["whole milk", "coffee"], ["a"], ["b"], ["c"]]
+    whole = {"video 1": {"id": "P01-20240202-195538"}}
+    question = "What did I put at <TIME 00:05:3.633 video 1>?"
+    [sample] = hd_epic(tmp_path, inputs=whole, question=question, choices=orders)
+    assert sample.question == "What did I put at 05:03?"
+    assert sample.options[0] == "['coffee', 'whole milk']"
+
+
 def test_hd_epics_whole_video_and_picture(tmp_path: Path):
     [whole] = hd_epic(tmp_path, inputs={"video 1": {"id": "P05-1"}})
     assert whole.clip_source == ClipSource(video="/m/P05/P05-1.mp4")
@@ -139,6 +149,7 @@ def test_hd_epics_several_inputs_stand_behind_their_names_with_times_of_their_ow
         ({"correct_idx": 5}, "'correct_idx' must be 0 to 4, not 5"),
         ({"correct_idx": True}, "'correct_idx' must be 0 to 4, not True"),
         ({"inputs": {}}, "'inputs' must be an object of videos, not {}"),
+        ({"choices": [[], ["a"]]}, r"'choices' must be a text that is not empty, not \[\]"),
         (
             {"inputs": {"video 1": {"id": "P05-1", "start_time": "1:2", "end_time": "00:00:02.0"}}},
             "a time is HH:MM:SS.fff, not '1:2'",
