@@ -25,6 +25,7 @@ COMMANDS = {
     "replay": ("grpo.commands.replay.command", "score a run's stored rollouts with other rewards"),
     "evaluate": ("grpo.commands.evaluate.command", "models on a benchmark: scores, intervals, submissions"),
     "export": ("grpo.commands.export.command", "adapters merged, models averaged (WiSE-FT), model cards"),
+    "codec": ("grpo.commands.codec.command", "tokens for motion and actions: codecs, models grown by them"),
     "ask": ("grpo.commands.ask", "ask a model about a video"),
     "serve": ("grpo.commands.serve", "serve a model with vLLM, as it was trained"),
 }
@@ -46,7 +47,6 @@ egogrpo: GRPO for video vision-language models. What one can do:
 and beside a training run, as `egogrpo COMMAND` (its --help says more):
 
 {commands}
-
 To start from: configs/. For several GPUs or nodes: launch/.
 """
 

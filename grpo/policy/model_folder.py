@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from grpo.codec.vocabulary import CODECS_FOLDER
 from grpo.media.identity import whole_digest
 
 LFS_POINTER = b"version https://git-lfs"
@@ -26,7 +27,7 @@ INPUTS = "inputs.json"
 """The file of a saved model that says how it is asked (`run/model_inputs.py`)."""
 
 DESCRIPTION = re.compile(
-    r"(config|generation_config|inputs|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*processor_config)"
+    r"(codes|config|generation_config|inputs|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*processor_config)"
     r"\.(json|jinja|txt|model)|LICENSE.*"
 )
 """The names of what a model folder holds beside weights and notes."""
@@ -49,6 +50,8 @@ def copy_description(folder: Path, to: Path) -> None:
     for file in folder.iterdir():
         if DESCRIPTION.fullmatch(file.name):
             shutil.copyfile(file, to / file.name)
+    if (codecs := folder / CODECS_FOLDER).is_dir():
+        shutil.copytree(codecs, to / CODECS_FOLDER, dirs_exist_ok=True)
 
 
 def check_processor(folder: Path) -> None:
@@ -67,7 +70,7 @@ def check_weights(folder: Path) -> None:
             f"model.path: {pickles[0]} is a pickle, which may run code when it is read: save the model as safetensors "
             "(`from_pretrained` and `save_pretrained` in an environment that you can lose)"
         )
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         if not file.is_file():
             raise ValueError(f"model.path: {file} is missing")
         _check_no_pointer(file)
@@ -83,7 +86,7 @@ def weights_identity(folder: Path) -> dict[str, str]:
 
     A file's ends are no help: its header and the frozen vision tower, the last by name, outlive a training.
     """
-    files = [file for file in _weight_files(folder) if file.is_file()]
+    files = [file for file in weight_files(folder) if file.is_file()]
     with ThreadPoolExecutor() as pool:
         return dict(zip([file.name for file in files], pool.map(_size_and_digest, files), strict=True))
 
@@ -93,7 +96,7 @@ def _size_and_digest(file: Path) -> str:
     return f"{stat.st_size} {whole_digest(str(file), stat.st_mtime_ns, stat.st_size)}"
 
 
-def _weight_files(folder: Path) -> Iterator[Path]:
+def weight_files(folder: Path) -> Iterator[Path]:
     index = folder / f"{WEIGHTS}.index.json"
     if not index.is_file():
         yield folder / WEIGHTS

@@ -37,7 +37,7 @@ def test_the_help_fits_a_screen_and_names_the_training_run_and_every_command(
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     assert {line.split()[0] for line in lines if line.startswith("  ")} >= COMMANDS.keys()
     run = {"train", "doctor", "warm", "check", "annotate", "sweep", "report", "replay"}
-    assert {*COMMANDS} == run | {"evaluate", "export", "ask", "serve"}
+    assert {*COMMANDS} == run | {"evaluate", "export", "codec", "ask", "serve"}
     assert "make demo" in text and "egogrpo train --config_file" in text
     assert all(
         (tiny.ROOT / path).exists() for path in re.findall(r"\b(?:grpo|launch|configs)/[\w/.]*\b", text)

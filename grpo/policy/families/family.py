@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
+from grpo.codec.vocabulary import Vocabulary, read_vocabulary
 from grpo.config.model import Part
 from grpo.groups import Prompt, Sample, main_index
 from grpo.media.clip import Clip, Shown
@@ -45,6 +46,8 @@ class ModelFamily:
     """The tokens that end a completion, as the model's generation config lists them: vLLM stops there too."""
     seconds_dtype: torch.dtype = torch.float32
     """The precision that vLLM computes in, in which it also holds the seconds of a temporal patch."""
+    vocabulary: Vocabulary | None = None
+    """The model's tokens of codecs; None for a model without."""
 
     @classmethod
     def load(cls, path: str, *, seconds_dtype: torch.dtype) -> Self:
@@ -56,6 +59,7 @@ class ModelFamily:
             config=AutoConfig.from_pretrained(path),
             eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
             seconds_dtype=seconds_dtype,
+            vocabulary=read_vocabulary(find_model_folder(path)),
         )
 
     # What a family may do otherwise.
@@ -252,6 +256,8 @@ class ModelFamily:
         token_ids = self._token_ids(text)
         if {*token_ids} & {*self.suppressed_ids}:
             raise ValueError("a completion must not have the token that stands for a clip or a picture")
+        if self.vocabulary is not None:
+            self.vocabulary.check([*token_ids, self.eos_ids[0]])
         return (*token_ids, self.eos_ids[0])
 
     def decode(self, token_ids: Sequence[int]) -> str:

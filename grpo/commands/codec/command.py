@@ -1,0 +1,51 @@
+"""Codecs for continuous sequences (motion, sensors, actions), and models with a token for each of their codes.
+
+egogrpo codec grow MODEL OUT CODEC_FOLDER ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo.commands.arguments import Parser
+from grpo.run.progress import under_way
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make what the command line asks for; the exit status."""
+    parser = Parser(
+        prog="egogrpo codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    _add_grow(commands.add_parser("grow", help="a model with tokens for the codes of codecs"))
+    arguments = parser.parse_args(argv)
+    try:
+        with under_way("working"):
+            done = arguments.run_command(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 1
+    print(done)
+    return 0
+
+
+def _add_grow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model folder, or a cached hub name")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+    parser.add_argument(
+        "codecs", type=Path, metavar="CODEC_FOLDER", nargs="+", help="folders of egogrpo codec train"
+    )
+    parser.set_defaults(run_command=_grow)
+
+
+def _grow(arguments: argparse.Namespace) -> str:
+    from grpo.commands.codec.grow import grow
+
+    vocabulary = grow(arguments.model, arguments.out, arguments.codecs)
+    added = ", ".join(
+        f"{codec.name} ({len(codec.levels)} x {codec.codebook_size} codes)" for codec in vocabulary.codecs
+    )
+    return f"{arguments.out}: {len(vocabulary.token_ids)} tokens for {added}"
