@@ -65,6 +65,8 @@ class Sample:
     """Annotated spans (start, end) in seconds from the *clip's* start; a moment is a span of no length."""
     other_keyframes_s: tuple[tuple[tuple[float, float], ...], ...] = ()
     """The annotated spans of the second video, the third and so on, each from its own start."""
+    streams: Mapping[str, str] = field(default_factory=dict)
+    """The files of sensors, motion or actions that go with the clip, by name: `<sensor>` stands for one's codes."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The record's other fields, untouched, for rewards."""
 

@@ -29,6 +29,7 @@ def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[st
         "keyframes_s": [
             [file_seconds(time_s, sample) for time_s in span] for span in sample.keyframes_s
         ] or None,
+        "streams": {name: os.path.relpath(path, media_root) for name, path in sample.streams.items()} or None,
     }  # fmt: skip
     columns = {f"original_{key}" if key in OWN_KEYS else key: value for key, value in sample.columns.items()}
     return {key: value for key, value in own.items() if value is not None} | columns
@@ -39,7 +40,7 @@ def own_fields(sample: Sample) -> set[str]:
     source = sample.clip_source
     values = {
         **dict.fromkeys(("id", "question", "answer", "task"), True),
-        **{key: getattr(sample, key) for key in ("options", "system", "keyframes_s")},
+        **{key: getattr(sample, key) for key in ("options", "system", "keyframes_s", "streams")},
         **{key: getattr(source, key, None) for key in ("video", "start_s", "end_s", *FRAME_KEYS)},
         **dict.fromkeys(("frames", "image", "images"), source and source.frames),
         "media": sample.media,

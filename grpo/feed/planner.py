@@ -52,6 +52,7 @@ class Planner:
 
     def plan(self, sample: Sample) -> PromptPlan:
         """Plan a sample's prompt from the headers of its clips' files; raise MediaError if a clip can't be used."""
+        self.family.stream_codes.check(sample)
         patches, sources = self.family.patches, sample.sources
         clips = tuple(plan_source(each, settings=self.settings, patches=patches) for each in sources)
         clip_text = sum(

@@ -38,8 +38,8 @@ def completions_of(
     """
     found = []
     for target in targets_of(sample):
-        text = wording.format(target=target)
         try:
+            text = family.stream_codes.in_text(wording.format(target=target), sample)
             token_ids = family.completion_ids(text)
         except ValueError as error:
             raise ValueError(f"{sample.source}: sample {sample.id}: {error}") from None

@@ -91,14 +91,14 @@ class MediaFiles:
 
 
 def files_of(sample: Sample) -> list[str]:
-    """Return the files that tell what a sample shows from others, each once: its videos, and of a clip that is made of
-    images their folder, or the first and the last of them.
+    """Return the files that tell what a sample shows from others, each once: its videos and streams, and of a clip that
+    is made of images their folder, or the first and the last of them.
     """
     ends = [
         (source.frames[0], source.frames[-1]) if source.video is None else (source.video,)
         for source in sample.sources
     ]
-    return [*dict.fromkeys(path for paths in ends for path in paths)]
+    return [*dict.fromkeys(path for paths in (*ends, sample.streams.values()) for path in paths)]
 
 
 def all_files(samples: Iterable[Sample]) -> list[str]:

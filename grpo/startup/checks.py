@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 
 from grpo.benchmarks import find_benchmark
 from grpo.benchmarks.questions import read_questions
+from grpo.codec.prompts import check_streams
 from grpo.config.schema import Config, DatasetConfig
 from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
 from grpo.data.native import own_fields
@@ -296,8 +297,7 @@ def check_targets(start: Start) -> None:
 def check_fit(start: Start) -> None:
     """Raise ValueError unless every prompt leaves room for a completion; each process checks its share for all."""
     config, accelerator = start.config, start.accelerator
-    samples = [*start.train, *chain.from_iterable(start.data.held_out.values())]
-    own = samples[accelerator.process_index :: accelerator.num_processes]
+    own = start.samples[accelerator.process_index :: accelerator.num_processes]
     reasons = make_planner(config, start.family).refusals(
         own, num_workers=config.media.num_workers, is_shown=accelerator.is_main_process
     )
@@ -337,6 +337,7 @@ CHECKS = (
     Check("rewards", check_other_clips),
     Check("model.lora", check_adapters),
     Check("data", check_clips, of_records=True),
+    Check("data", lambda start: check_streams(start.family.stream_codes, start.samples), of_records=True),
     Check("data.target", check_targets, of_records=True),
     Check("data.allow_overlap", check_held_out),
     Check("run_dir", check_same_data),

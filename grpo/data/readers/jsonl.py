@@ -19,6 +19,9 @@ A question about several media lists them, each with the keys that a record of o
 `<video>` (also for `frames`) and `<image>` say in the question or in options where each of them stands; without any,
 they stand before the question. A time belongs to the first video, but for `keyframes_s` in another one's own object.
 With `"frame_s": 9.0` in place of bounds, a video is a picture: its frame at that time.
+
+`"streams": {"sensor": "k.sensor.npz"}` are files of sensors, motion or actions (`codec/streams.py`), each by the name
+of the codec that reads it: `<sensor>` in the question, an option or the column `target` stands for its codes.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
+from grpo.codec.spec import NAME as CODEC_NAME
 from grpo.data.fields import (
     TASKS,
     Record,
@@ -52,14 +56,14 @@ from grpo.data.fields import (
 from grpo.data.records import Place, Reader
 from grpo.groups import MAX_MEDIA, Sample, main_index
 from grpo.media.clip import ClipSource
-from grpo.media.places import check_places, kind_of
+from grpo.media.places import Kind, check_places, kind_of
 
 MEDIA_KEYS = ("video", "frames", "image", "images")
 FRAME_KEYS = ("frame_fps", "frame_times_s")
 TIME_KEYS = ("start_s", "end_s", "frame_s")
 OWN_KEYS = (
-    "id", "question", "options", "answer", "task", "system", "keyframes_s", "media", *MEDIA_KEYS, *FRAME_KEYS,
-    *TIME_KEYS,
+    "id", "question", "options", "answer", "task", "system", "keyframes_s", "media", "streams", *MEDIA_KEYS,
+    *FRAME_KEYS, *TIME_KEYS,
 )  # fmt: skip
 CLIP_KEYS = ("start_s", "end_s", "keyframes_s")
 MEDIUM_KEYS = ("video", "frames", "image", *FRAME_KEYS, *TIME_KEYS, "keyframes_s")
@@ -87,11 +91,23 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
         clip_source=clip_source,
         media=sources,
         **_key_moments(record, clip_source, media),
+        streams=_streams(record, place),
         columns=without(record, *OWN_KEYS),
     )
 
 
 read_jsonl = Reader(translate=translate, is_like=has("question", "answer", "task"))
+
+
+def _streams(record: Record, place: Place) -> dict[str, str]:
+    given = record.get("streams") or {}
+    if type(given) is not dict or not all(CODEC_NAME.fullmatch(name) for name in given):
+        raise ValueError(f"'streams' must have a file for each codec's name, not {shown(given)}")
+    if marks := given.keys() & get_args(Kind):
+        raise ValueError(
+            f"'streams': <{min(marks)}> stands for what is shown, so that no stream has that name"
+        )
+    return {name: place.media(as_text(path, "streams")) for name, path in given.items()}
 
 
 def _options(record: Record, task: str) -> tuple[str, ...]:

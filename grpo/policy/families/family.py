@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack, get_args
@@ -20,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
-from grpo.codec.vocabulary import Vocabulary, read_vocabulary
+from grpo.codec.prompts import StreamCodes
+from grpo.codec.vocabulary import CODECS_FOLDER, Vocabulary, read_vocabulary
 from grpo.config.model import Part
 from grpo.groups import Prompt, Sample, main_index
 from grpo.media.clip import Clip, Shown
@@ -61,6 +63,11 @@ class ModelFamily:
             seconds_dtype=seconds_dtype,
             vocabulary=read_vocabulary(find_model_folder(path)),
         )
+
+    @cached_property
+    def stream_codes(self) -> StreamCodes:
+        """The codes that stand for samples' streams in prompts and targets."""
+        return StreamCodes(find_model_folder(self.path) / CODECS_FOLDER)
 
     # What a family may do otherwise.
 
@@ -230,6 +237,7 @@ class ModelFamily:
             if whole is None
             else whole(sample)
         )
+        text = self.stream_codes.in_text(text, sample)
         messages.append({"role": "user", "content": user_content(text, kinds, is_placed=bool(sample.media))})
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         for kind in get_args(Kind):
