@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 REWARD, PART = "rewards/", "parts/"
 """The prefixes of the columns of rewards' raw values, and of their parts of the total."""
-SAMPLE = get_type_hints(Sample)
-"""The fields of a sample, each a column, with their types."""
+SAMPLE = get_type_hints(Sample) | {"streams": tuple[tuple[str, str], ...]}
+"""The fields of a sample, each a column, with their types; of streams pairs of name and file."""
 SOURCE = get_type_hints(ClipSource)
 """The fields of a sample's `clip_source`, which are columns beside its others."""
 COMPLETION = {name: get_type_hints(Rollout)[name] for name in ("text", "stopped", "token_ids", "logprobs")}
@@ -37,7 +37,7 @@ RENAMED = {"id": "sample_id", "text": "completion"}
 """The columns whose names differ from the fields that they hold, by field."""
 
 
-LATER: tuple[str, ...] = ("media", "other_keyframes_s", "media_clips")
+LATER: tuple[str, ...] = ("media", "other_keyframes_s", "media_clips", "streams")
 """The columns, of lists, that files of older versions lack; they are empty there."""
 
 
@@ -206,7 +206,7 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{sample.source}: its columns are not JSON: {error}") from error
     media = [_row(source, SOURCE) for source in sample.media]
-    row = _row(sample, SAMPLE) | {"columns": columns, "media": media}
+    row = _row(sample, SAMPLE) | {"columns": columns, "media": media, "streams": [*sample.streams.items()]}
     source = row.pop("clip_source")
     return row | (_row(source, SOURCE) if source else dict.fromkeys(SOURCE))
 
@@ -289,8 +289,9 @@ def _read_sample(row: Mapping[str, Any]) -> Sample:
     # A video has an empty list of frames; only without a clip the list is missing.
     source = None if row["frames"] is None else ClipSource(**_fields(row, SOURCE))
     media = tuple(ClipSource(**_fields(each, SOURCE)) for each in row["media"])
-    own = _fields(row, SAMPLE.keys() - {"clip_source", "columns", "media"})
-    return Sample(**own, clip_source=source, media=media, columns=json.loads(row["columns"]))
+    own = _fields(row, SAMPLE.keys() - {"clip_source", "columns", "media", "streams"})
+    streams, columns = dict(row["streams"]), json.loads(row["columns"])
+    return Sample(**own, clip_source=source, media=media, streams=streams, columns=columns)
 
 
 def _read_clips(

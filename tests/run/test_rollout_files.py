@@ -80,7 +80,8 @@ def cut(clips: Path) -> tuple[Sample, Clip]:
 
 def test_groups_come_back_as_they_were_scored(tmp_path: Path) -> None:
     first = tiny.sample("first", columns={"level": 3, "words": ["é", "\ud800"], "none": None})
-    second = tiny.sample("second", task="open", options=(), answer="It falls.")
+    streams = {"sensor": "a.npz", "motion": "b.npz"}
+    second = tiny.sample("second", task="open", options=(), answer="It falls.", streams=streams)
     groups = [scored(first), scored(second, texts=["x"]), scored(first)]  # one question twice in a step
     file = stored(tmp_path, *groups)
     assert read(file) == groups and num_groups(file) == 3
