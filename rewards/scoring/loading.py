@@ -34,6 +34,7 @@ BUILTINS = {
         "keyframe": "few_moments keyframe keyframe_distance keyframe_hit keyframe_iou keyframe_scores self_evidence "
         "self_evidence_cut",
         "length": "brevity cosine_length length_window overlong",
+        "motion": "foot_skate joint_velocity mpjpe token_validity",
         "reasoning": "consistency language repetition",
         "temporal": "counting event_order point_in_span temporal_iou timestamp_iou",
         "video_r1": "video_r1_accuracy video_r1_format",
