@@ -32,7 +32,14 @@ def questions_digest(samples: Iterable[Sample], root: str = "") -> str:
     root: the folder of the media, whose place does not count. A right answer that is mended asks nothing new.
     """
     asked = [
-        (sample.id, sample.system, sample.question, sample.options, *_shown(sample, root))
+        (
+            sample.id,
+            sample.system,
+            sample.question,
+            sample.options,
+            *_shown(sample, root),
+            *_streams(sample, root),
+        )
         for sample in samples
     ]
     return digest(json.dumps(asked))
@@ -41,6 +48,10 @@ def questions_digest(samples: Iterable[Sample], root: str = "") -> str:
 def _shown(sample: Sample, root: str) -> list[dict[str, Any] | None]:
     """Return what is shown, in order; of a question about text alone, None."""
     return [_named(source, root) for source in sample.sources] or [None]
+
+
+def _streams(sample: Sample, root: str) -> list[str]:
+    return [path.removeprefix(f"{root}/") for path in sample.streams.values()]
 
 
 def _named(source: ClipSource, root: str) -> dict[str, Any]:

@@ -174,8 +174,10 @@ def write_dataset(
         windows: dict[str, list[Window]] = {"train": [], "heldout": []}
         for body in tqdm(bodies, "sequences", leave=False):
             folder = body.parents[1]
-            cut = _windows(folder, partial, rate_hz, num_frames, clocks.get(folder.name), clips)
-            windows[splits[body]] += cut
+            split, clock = splits[body], clocks.get(folder.name)
+            windows[split] += _windows(
+                folder, f"{split}-{folder.name}", partial, rate_hz, num_frames, clock, clips
+            )
         for split, found in windows.items():
             write_records(partial, split, found)
 
@@ -189,9 +191,15 @@ def write_dataset(
 
 
 def _windows(
-    sequence: Path, out: Path, rate_hz: float, num_frames: int, clock: Clock | None, clips: Path | None
+    sequence: Path,
+    name: str,
+    out: Path,
+    rate_hz: float,
+    num_frames: int,
+    clock: Clock | None,
+    clips: Path | None,
 ) -> Iterator[Window]:
-    """The windows of a sequence, one after another, whose streams are written."""
+    """The windows of a sequence, one after another, whose streams are written; their ids begin with a name."""
     body = read_body(sequence / BODY)
     narrations = [] if clock is None else _narrations(sequence)
     video = _linked_clip(sequence.name, out, clips) if clock and clock.video_start_s is not None else None
@@ -203,10 +211,9 @@ def _windows(
         in_clip_s = start_s - (clock.video_start_s or 0.0) if clock and video else 0.0
         if in_clip_s < 0:
             continue
-        id = f"{sequence.name}-{number:05d}"
-        write_streams(
-            out, id, streams_of(part.positions_TJ3, part.rotations_TJ33, rate_hz=rate_hz, start_s=in_clip_s)
-        )
+        id = f"{name}-{number:05d}"
+        streams = streams_of(part.positions_TJ3, part.rotations_TJ33, rate_hz=rate_hz, start_s=in_clip_s)
+        write_streams(out, id, streams)
         told_s = start_s - (clock.device_to_timecode_s if clock else 0.0)
         text = text_of(told_s, told_s + length_s, narrations)
         yield Window(

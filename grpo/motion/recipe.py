@@ -1,0 +1,246 @@
+"""The recipe `egolm_synthetic` from nothing to its table: `python -m grpo.motion.recipe [OUT] [--small] [--seed 0]`.
+
+EgoLM's stages (arXiv 2409.18127) on the synthetic walker, and GRPO behind them: data, codecs of sensors and motion, the
+demo's policy grown by their codes, supervised tracking, then GRPO on `mpjpe`; beside it the supervised stage again for
+as many more samples. All of it with the clip and without. OUT/table.md has the held-out errors in millimetres.
+
+Each stage is a command of its own, whose output is in OUT/logs; a stage that is done is not done again. Read `stages`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from grpo.codec.codec import Codec, load_codec
+from grpo.codec.streams import read_stream
+from grpo.codec.texts import parse_codes
+from grpo.motion.features import local_positions
+from grpo.motion.skeleton import LOWER
+from rewards.scoring.motion import mpjpe_mm
+
+BASE = "grpo/demo/base_policy"
+CONFIG, SUPERVISED = "configs/egolm_synthetic.yaml", "configs/supervised/egolm_synthetic.yaml"
+INPUTS = {"with video": "tracking", "without": "tracking_blind"}
+"""What the policy is given, by the task whose records give it."""
+ARMS = ("supervised", "more", "grpo")
+"""The supervised stage alone, with as many more samples as GRPO gets, and with GRPO behind it."""
+NUM_BOOTSTRAPS = 2000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """How much of each there is."""
+
+    num_train: int = 1024
+    num_heldout: int = 128
+    codec_epochs: int = 30
+    supervised_steps: int = 400
+    more_steps: int = 60
+    """Steps of GRPO, and of the supervised stage that goes on in its place, with as many prompts each."""
+    prompts_per_step: int = 16
+    group_size: int = 8
+    engine: str = "vllm"
+
+
+SMALL = Sizes(
+    num_train=16,
+    num_heldout=4,
+    codec_epochs=2,
+    supervised_steps=2,
+    more_steps=1,
+    prompts_per_step=4,
+    group_size=2,
+)
+"""Whether all stages work, and nothing that could be learned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    name: str
+    command: Sequence[str]
+
+
+def stages(out: Path, sizes: Sizes, seed: int) -> Iterator[Stage]:
+    """All commands, in order."""
+    command, data = [sys.executable, "-m", "grpo.commands"], out / "data"
+    numbers = [
+        "--num-train",
+        f"{sizes.num_train}",
+        "--num-heldout",
+        f"{sizes.num_heldout}",
+        "--seed",
+        f"{seed}",
+    ]
+    yield Stage(name="data", command=[sys.executable, "-m", "grpo.motion.synthetic", f"{data}", *numbers])
+    for name in ("sensor", "motion"):
+        overrides = [
+            f"streams=[{data}/streams/train-*.{name}.npz]",
+            f"out={out}/codecs/{name}",
+            f"num_epochs={sizes.codec_epochs}",
+            f"seed={seed}",
+        ]
+        yield Stage(
+            name=f"codec {name}",
+            command=[*command, "codec", "train", f"configs/codecs/{name}.yaml", *overrides],
+        )
+    folders = [f"{out}/codecs/{name}" for name in ("sensor", "motion")]
+    yield Stage(name="grow", command=[*command, "codec", "grow", BASE, f"{out}/base", *folders])
+    for task in INPUTS.values():
+        for arm in ARMS:
+            yield Stage(
+                name=f"{task} {arm}", command=[*command, "train", *_training(out, sizes, seed, task, arm)]
+            )
+        for num_samples in (1, sizes.group_size):
+            overrides = _evaluation(out, sizes, task, num_samples)
+            yield Stage(name=f"{task} evaluate {num_samples}", command=[*command, "evaluate", *overrides])
+
+
+def _training(out: Path, sizes: Sizes, seed: int, task: str, arm: str) -> list[str]:
+    """The arguments of a training, which starts where the one before it ended."""
+    start = out / "base" if arm == "supervised" else out / task / "supervised" / "final"
+    steps = sizes.supervised_steps if arm == "supervised" else sizes.more_steps
+    configs = [CONFIG] if arm == "grpo" else [CONFIG, SUPERVISED]
+    engine = (
+        [f"rollout.engine={sizes.engine}", f"rollout.group_size={sizes.group_size}"] if arm == "grpo" else []
+    )
+    return [
+        "--config_file", "launch/accelerate/single.yaml", *configs, *engine,
+        f"seed={seed}", f"run_dir={out / task / arm}", f"model.path={start}", f"num_steps={steps}",
+        f"optim.prompts_per_step={sizes.prompts_per_step * (2 if arm == 'supervised' else 1)}",
+        f"data.train=[{{reader: jsonl, path: {out}/data/train.{task}.jsonl}}]",
+        f"data.eval=[{{reader: jsonl, path: {out}/data/heldout.{task}.jsonl}}]",
+        *[f"rewards.{name}.args.codec={out}/base/codecs/motion" for name in ("mpjpe", "lower", "token_validity")],
+    ]  # fmt: skip
+
+
+def _evaluation(out: Path, sizes: Sizes, task: str, num_samples: int) -> list[str]:
+    """The arguments of an evaluation of all arms: a greedy answer, or several sampled ones."""
+    return [
+        "configs/eval/egolm_synthetic.yaml", f"out_dir={out / task / f'answers_{num_samples}'}",
+        f"data.path={out}/data/heldout.{task}.jsonl", f"rollout.engine={sizes.engine}",
+        f"rollout.num_samples={num_samples}", f"rollout.temperature={float(num_samples > 1)}",
+        *[f"models.{arm}={out / task / arm / 'final'}" for arm in ARMS],
+    ]  # fmt: skip
+
+
+def run(out: Path, sizes: Sizes, seed: int) -> None:
+    """Run all stages that are not done; CalledProcessError for one that fails, whose log says why."""
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    for stage in stages(out, sizes, seed):
+        log, done = (out / "logs" / f"{stage.name.replace(' ', '_')}.{ending}" for ending in ("log", "done"))
+        if done.exists():
+            continue
+        print(f"{stage.name} ...", flush=True)
+        started_s = time.monotonic()
+        with log.open("w", encoding="utf-8") as file:
+            file.write(" ".join(stage.command) + "\n")
+            file.flush()
+            subprocess.run(stage.command, stdout=file, stderr=subprocess.STDOUT, check=True)
+        done.write_text(f"{time.monotonic() - started_s:.0f} s\n", encoding="utf-8")
+        print(f"{stage.name}: {done.read_text().strip()}", flush=True)
+
+
+def table(out: Path, sizes: Sizes) -> str:
+    """The held-out errors of all arms as Markdown, with intervals over clips."""
+    codec, lines = load_codec(out / "base" / "codecs" / "motion"), []
+    for given, task in INPUTS.items():
+        records = _records(out / "data" / f"heldout.{task}.jsonl")
+        for arm in ARMS:
+            for num_samples in (1, sizes.group_size):
+                answers = _answers(out / task / f"answers_{num_samples}" / "answers", arm)
+                full, lower = (
+                    np.array(
+                        [
+                            _errors(records[id], texts, codec, out / "data", joints)
+                            for id, texts in answers.items()
+                        ]
+                    )
+                    for joints in (range(23), LOWER)
+                )
+                # The best of a clip's answers by its whole body, whose legs are then those of that answer.
+                best = np.nanargmin(np.nan_to_num(full, nan=np.inf), axis=1)[:, None]
+                what = "greedy" if num_samples == 1 else f"best of {num_samples}"
+                cells = [_interval(np.take_along_axis(each, best, axis=1)[:, 0]) for each in (full, lower)]
+                lines.append(
+                    f"| {given} | {arm} | {what} | {' | '.join(cells)} | {np.isnan(full).mean():.1%} |"
+                )
+    codes = _reconstruction(codec, records, out / "data")
+    head = "| input | policy | answer | full body, mm | legs, mm | no motion |\n| --- | --- | --- | --- | --- | --- |"
+    return f"{head}\n" + "\n".join(lines) + f"\n\nThe codec alone: {codes:.1f} mm.\n"
+
+
+def _records(path: Path) -> dict[str, Mapping[str, str]]:
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {record["id"]: record["streams"] for record in records}
+
+
+def _answers(folder: Path, model: str) -> dict[str, list[str]]:
+    """A model's answers to each question."""
+    found: dict[str, list[str]] = {}
+    for part in sorted(folder.glob(f"{model}-*/part-*.jsonl")):
+        for answer in map(json.loads, part.read_text(encoding="utf-8").splitlines()):
+            found.setdefault(answer["sample_id"], []).append(answer["text"])
+    return found
+
+
+def _errors(
+    streams: Mapping[str, str], texts: Sequence[str], codec: Codec, data: Path, joints: Sequence[int]
+) -> list[float]:
+    """The error of each answer in millimetres; NaN for one that is no motion of the recording's length."""
+    truth = read_stream(data / streams["motion"])
+    return [_error(text, truth.values_TC, codec, joints) for text in texts]
+
+
+def _error(text: str, truth_TC: np.ndarray, codec: Codec, joints: Sequence[int]) -> float:
+    try:
+        made_TC = codec.decode(parse_codes(codec.spec, text))
+    except ValueError:
+        return float("nan")
+    if not 0 <= len(made_TC) - len(truth_TC) < codec.spec.downsampling:
+        return float("nan")
+    return mpjpe_mm(local_positions(made_TC[: len(truth_TC)]), local_positions(truth_TC), joints)
+
+
+def _reconstruction(codec: Codec, records: Mapping[str, Mapping[str, str]], data: Path) -> float:
+    """The mean error of what the codec makes of the recordings themselves."""
+    truths = [read_stream(data / streams["motion"]).values_TC for streams in records.values()]
+    made = [codec.decode(codec.encode(each))[: len(each)] for each in truths]
+    pairs = zip(made, truths, strict=True)
+    return float(np.mean([mpjpe_mm(local_positions(a), local_positions(b), range(23)) for a, b in pairs]))
+
+
+def _interval(errors_N: np.ndarray) -> str:
+    """The mean with its 95% interval over clips, by bootstrap."""
+    errors_N = errors_N[np.isfinite(errors_N)]
+    if not len(errors_N):
+        return "-"
+    drawn = np.random.default_rng(0).choice(errors_N, (NUM_BOOTSTRAPS, len(errors_N))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{errors_N.mean():.1f} ({low:.1f} to {high:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The recipe egolm_synthetic, from nothing to its table.")
+    parser.add_argument("out", type=Path, nargs="?", default=Path("runs/egolm_synthetic"))
+    parser.add_argument("--small", action="store_true", help="try all stages, and learn nothing")
+    parser.add_argument("--engine", default="vllm", help="vllm, or transformers where it is not installed")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    sizes = replace(SMALL if args.small else Sizes(), engine=args.engine)
+    run(args.out, sizes, args.seed)
+    text = table(args.out, sizes)
+    (args.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
