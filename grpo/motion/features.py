@@ -7,6 +7,8 @@ has 10 for the head (its turn and velocities, height and rotation), and 9 for ea
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from grpo.motion.skeleton import INDEX, SEGMENTS, heading, rotation
@@ -44,6 +46,11 @@ def local_positions(motion_TC: np.ndarray) -> np.ndarray:
     pelvis_T13 = np.zeros((len(motion_TC), 1, 3))
     pelvis_T13[:, 0, 2] = motion_TC[:, 3]
     return np.concatenate([pelvis_T13, motion_TC[:, 4:].reshape(len(motion_TC), -1, 3)], axis=1)
+
+
+def positions(motion_TC: Any) -> Any:
+    """All lengths in metres of motion's channels, arrays or tensors, for a codec's loss: heights and positions."""
+    return motion_TC[..., 3:]
 
 
 def joint_positions(motion_TC: np.ndarray, rate_hz: float) -> np.ndarray:
