@@ -40,8 +40,10 @@ SUPERVISED = {
     "egocross": "egocross_qwen3vl_4b",
     "egocross_lora": "egocross_qwen3vl_4b_lora",
     "alanavlm_evud": "alanavlm_evud_lora",
+    "egolm_nymeria": "egolm_nymeria",
+    "egolm_synthetic": "egolm_synthetic",
 }
-"""The supervised recipes of the seeds, with the jobs that they are laid over."""
+"""The supervised recipes, with the jobs that they are laid over."""
 
 
 def test_every_supervised_recipe_goes_over_its_job() -> None:
