@@ -149,3 +149,11 @@ def test_streams_of_a_question_without_a_clip_have_one_clock(model: Path, tmp_pa
     sample = sample_of(tmp_path, video=None, streams={"sensor": "a.npz", "motion": "b.npz"})
     with pytest.raises(ValueError, match=r"'motion' starts at 1 s, and the stream 'sensor' at 0 s"):
         StreamCodes(model / "codecs").check(sample)
+
+
+def test_a_stream_shorter_than_one_code_is_refused(model: Path, tmp_path: Path):
+    codes = StreamCodes(model / "codecs")
+    codec = codes.codecs["sensor"]
+    codes.codecs["sensor"] = Codec(replace(codec.spec, downsampling=8), codec.quantiser)
+    with pytest.raises(ValueError, match=r"a.npz: 4 time steps are shorter than one code of sensor, 8"):
+        codes.check(sample_of(tmp_path))
