@@ -25,7 +25,7 @@ from rewards.spelling import folded
 
 Allowed = Literal["nothing", "clips", "questions"]
 
-QuestionKey = tuple[str, frozenset[str]]
+QuestionKey = tuple[str, frozenset[str], frozenset[str]]
 Asked = tuple[Sample, QuestionKey]
 IMAGES = attrgetter("frames", "frame_fps", "frame_times_s")
 
@@ -37,7 +37,7 @@ def check_overlap(
 
     nothing: no clip of a held-out question may share a stretch of the same video, or an image, with a clip of training.
     clips: only the same question (`question_key`) may not be asked about it. Questions about no clip are compared
-    by their words alone. questions: nothing is compared.
+    by their words, and by the files of their streams. questions: nothing is compared.
     """
     if allowed == "questions" or not any(held_out.values()):
         return
@@ -74,7 +74,8 @@ def _twin(
 def _keys(sample: Sample, copy_of: Mapping[str, str]) -> tuple[Set[Hashable], Set[Hashable]]:
     """The keys under which a sample is found, and those under which it finds others."""
     if not sample.sources:
-        return {question_key(sample)}, {question_key(sample)}
+        keys = {question_key(sample), *map(_resolved, sample.streams.values())}
+        return keys, keys
     found, finds = zip(*(_keys_of(source, copy_of) for source in sample.sources), strict=True)
     return set().union(*found), set().union(*finds)
 
@@ -110,8 +111,9 @@ def _named(sample: Sample, video: str) -> Hashable:
 
 
 def question_key(sample: Sample) -> QuestionKey:
-    """The words of a question and of its options, by which two questions about a clip are the same one."""
-    return _words(sample.question), frozenset(map(_words, sample.options))
+    """The words of a question and of its options and its streams, by which two about a clip are the same question."""
+    streams = frozenset(map(_resolved, sample.streams.values()))
+    return _words(sample.question), frozenset(map(_words, sample.options)), streams
 
 
 def _meet(some: Sample, other: Sample, copy_of: Mapping[str, str]) -> bool:

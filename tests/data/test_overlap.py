@@ -110,6 +110,17 @@ def test_questions_about_no_clip_are_compared_by_their_words() -> None:
 
 
 @pytest.mark.slow
+def test_questions_about_streams_are_told_apart_by_their_files() -> None:
+    one, other = (
+        replace(about(name, None), question="Track <sensor>", streams={"sensor": f"{name}.npz"})
+        for name in ("a", "b")
+    )
+    assert refusal(one, other) is None
+    assert "asks the same" in (refusal(one, replace(one, id="h")) or "")
+    assert "shows the same" in (refusal(one, replace(one, id="h", question="Describe <sensor>")) or "")
+    assert refusal(one, replace(one, id="h", question="Describe <sensor>"), allowed="clips") is None
+
+
 def test_a_run_is_refused_unless_it_is_allowed(clips: Path, tmp_path: Path) -> None:
     same = data(clips)[0].replace("data.train", "data.eval")
     with pytest.raises(SystemExit, match=r"train.jsonl:1: held-out sample .* 12 of 12 samples of 'train'"):
