@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from grpo.codec.vocabulary import Vocabulary
 from grpo.config.learner import LossConfig
-from grpo.groups import Group, Prompt, ScoredGroup
+from grpo.groups import Group, Prompt, Rollout, ScoredGroup
 from grpo.packing import PackedRow, Segment, build_row, pack, segments_of
 from grpo.policy import attention
 from grpo.policy import model as policy_module
@@ -56,10 +57,21 @@ def plain_logps(policy: Policy, groups: list[ScoredGroup]) -> dict[tuple[int, ..
             bias = torch.zeros(logits.shape[-1])
             bias[list(family.suppressed_ids)] = SUPPRESSED_BIAS
             logits = (logits + bias) / policy.head.temperature
+            if family.vocabulary is not None:
+                logits = logits.masked_fill(forbidden(family.vocabulary, prompt, rollout, logits), -torch.inf)
             result[prompt.token_ids + rollout.token_ids] = -torch.nn.functional.cross_entropy(
                 logits, torch.tensor(rollout.token_ids), reduction="none"
             )
     return result
+
+
+def forbidden(rules: Vocabulary, prompt: Prompt, rollout: Rollout, logits_LV: Tensor) -> Tensor:
+    """What the rules of code tokens forbid at each token of a completion, (L, V), asked one by one."""
+    before = [prompt.token_ids[-1], *rollout.token_ids[:-1]]
+    states = [rules.state_after(token) for token in before]
+    return torch.tensor(
+        [[not rules.allows(state, token) for token in range(logits_LV.shape[1])] for state in states]
+    )
 
 
 def plain_media(prompt: Prompt) -> dict[str, Tensor]:
@@ -176,9 +188,9 @@ def test_the_head_sees_the_completions_tokens_alone_a_chunk_at_a_time(
 ) -> None:
     seen, logits = [], Head.logits
 
-    def watched(head: Head, hidden_TD: Tensor) -> Tensor:
+    def watched(head: Head, hidden_TD: Tensor, previous_T: Tensor) -> Tensor:
         seen.append(len(hidden_TD))
-        return logits(head, hidden_TD)
+        return logits(head, hidden_TD, previous_T)
 
     monkeypatch.setattr(Head, "logits", watched)
     monkeypatch.setattr(policy_module, "HEAD_CHUNK_TOKENS", 50)

@@ -51,6 +51,8 @@ class ModelConfig:
     """Parts that keep their weights. With LoRA everything but the adapters does anyway."""
     freeze_vision: bool = False
     """Train the language model only; short for `freeze: [vision, merger]`."""
+    new_rows_only: bool = False
+    """Train nothing but the rows that `egogrpo codec grow` has added to the embedding and the head."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     load_in_4bit: bool = False
     """QLoRA (arXiv 2305.14314): the language model's linear layers are kept in 4 bits (bitsandbytes, NF4). The engine

@@ -181,6 +181,10 @@ def _model(config: Config) -> Iterator[str]:
         yield "model.activation_offloading moves what model.gradient_checkpointing stores: set that too"
     if model.load_in_4bit and not model.lora.is_on:
         yield "model.load_in_4bit needs model.lora.r: weights of 4 bits can't be trained"
+    if model.new_rows_only and (model.lora.is_on or "language" in model.frozen):
+        yield "model.new_rows_only: neither model.lora nor a frozen language model goes with it, whose rows train"
+    if model.new_rows_only and config.optim.optimizer == "adamw_8bit":
+        yield "model.new_rows_only does not go with optim.optimizer=adamw_8bit: few weights have moments"
     if not model.lora.is_on and model.frozen == set(PARTS):
         yield "model.freeze leaves nothing to train"
 

@@ -101,7 +101,7 @@ class Maker:
     def logits(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """Logits (T, V) and targets (T,) of all reply tokens; texts of one shape keep their order."""
         row = self._packed(texts)
-        return self.policy.logits(self.policy.hidden(row)), row.target_T
+        return self.policy.logits(self.policy.hidden(row), row.input_ids_N[row.source_T]), row.target_T
 
     def prompt(self, request: str, clip: Clip | None) -> Prompt:
         sample = Sample(id="", question=request, answer="", task="text", source="")

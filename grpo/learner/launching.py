@@ -89,6 +89,11 @@ def check_launch(accelerator: Accelerator, optim: OptimConfig, model: ModelConfi
             f"{accelerator.num_processes} processes"
         )
     _check_bitsandbytes(accelerator, optim, model)
+    if model.new_rows_only and accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
+        raise ValueError(
+            f"model.new_rows_only does not go with {accelerator.distributed_type.value}, which cuts the weights across "
+            "their rows: use launch/accelerate/multi_gpu.yaml"
+        )
     plugin = deepspeed_plugin(accelerator)
     if plugin is not None and optim.robust.method != "none":
         # DeepSpeed gives the optimizer flat slices of all weights, which have no start and no norm of their own.

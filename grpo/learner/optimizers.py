@@ -9,6 +9,7 @@ without adapters the model is the one that training started from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,11 +99,12 @@ class L2SP(NearStart):
 
 
 def make_optimizer(
-    weights: Sequence[nn.Parameter], optim: OptimConfig, *, from_zero: bool
+    weights: Sequence[nn.Parameter], optim: OptimConfig, *, from_zero: bool, rows: Tensor | None = None
 ) -> torch.optim.Optimizer:
     """Return AdamW, AdamW with its moments in 8 bits, or a variant that keeps weights near their start.
 
-    from_zero: the weights are adapters, whose start is zero.
+    from_zero: the weights are adapters, whose start is zero. rows: those that train, others have no gradient, and keep
+    their values exactly; None: all.
     """
     robust = optim.robust
     # On a GPU, torch chooses an implementation with a temporary copy of all weights (foreach); the fused one has none.
@@ -112,13 +114,24 @@ def make_optimizer(
         return SPD(weights, accumulated=robust.spd_accumulates, **to_start, **options)
     if robust.method == "l2_sp":
         return L2SP(weights, **to_start, **options)
-    groups = decay_groups(weights, optim.weight_decay)
+    groups = decay_groups(weights, optim.weight_decay if rows is None else 0.0)
     if optim.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
         del options["fused"]
         return AdamW8bit(groups, **options)
-    return torch.optim.AdamW(groups, **options)
+    optimizer = torch.optim.AdamW(groups, **options)
+    if rows is not None:
+        optimizer.register_step_pre_hook(partial(_decay_rows, rows=rows, weight_decay=optim.weight_decay))
+    return optimizer
+
+
+@torch.no_grad()
+def _decay_rows(optimizer: torch.optim.Optimizer, *_: Any, rows: Tensor, weight_decay: float) -> None:
+    """Decay some rows of all weights as AdamW decays a weight, before its step."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight[rows.to(weight.device)] *= 1 - group["lr"] * weight_decay
 
 
 def decay_groups(weights: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ class Learner:
         store_trained_only(policy)
         trainable = [weight for weight in policy.parameters() if weight.requires_grad]
         set_up_sharding(accelerator, optim.max_grad_norm)
-        optimizer = make_optimizer(trainable, optim, from_zero=policy.has_adapters)
+        optimizer = make_optimizer(trainable, optim, from_zero=policy.has_adapters, rows=policy.new_rows)
         self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
         share_head(policy.head, policy.model.lm_head.weight)
         take_start(self.optimizer.optimizer)

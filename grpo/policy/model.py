@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from grpo.codec.allowed_tokens import AllowedTokens
 from grpo.config.model import LoraConfig, Part
 from grpo.media.clip import Clip
 from grpo.packing import PackedRow
@@ -53,6 +54,7 @@ class Policy(nn.Module):
         temperature: float,
         frozen: Collection[Part] = (),
         lora: LoraConfig | None = None,
+        new_rows_only: bool = False,
         gradient_checkpointing: bool = False,
         activation_offloading: bool = False,
         attention: str = "auto",
@@ -64,6 +66,7 @@ class Policy(nn.Module):
         """Prepare a model for training.
 
         frozen: parts that keep their weights. lora: adapters to train in place of all weights; None: none.
+        new_rows_only: nothing trains but the rows of code tokens; ValueError for a model without.
         attention: the kernel for packed rows. fp32_head: the head's products are kept in fp32.
         sharded: the processes will hold a part of each weight.
         feature_cache: where the features of a frozen vision tower are kept; None: every pass computes them.
@@ -73,7 +76,14 @@ class Policy(nn.Module):
         # Its submodules are typed as "module or tensor" otherwise.
         self.model: Any = model
         self.family = family
-        self.head = Head(model.get_output_embeddings, family.suppressed_ids, temperature, in_fp32=fp32_head)
+        allowed = AllowedTokens(family.vocabulary) if family.vocabulary is not None else None
+        self.head = Head(
+            model.get_output_embeddings,
+            family.suppressed_ids,
+            temperature,
+            in_fp32=fp32_head,
+            allowed=allowed,
+        )
         self.sharded = sharded
         # accelerate asks the module that it prepares for the layers that FSDP2 splits one by one.
         self._no_split_modules = model._no_split_modules
@@ -85,6 +95,8 @@ class Policy(nn.Module):
         for name, weight in self.model.named_parameters():
             if family.part_of(name) in frozen:
                 weight.requires_grad_(False)
+        self.new_rows = train_new_rows(self.model, family) if new_rows_only else None
+        """The only rows of embedding and head that train; None if other weights do."""
         self.has_adapters = lora is not None
         self.trains_vision = any(weight.requires_grad for weight in self.model.model.visual.parameters())
         # Where weights are split, all processes must run the tower equally often, whatever clips each has seen.
@@ -105,8 +117,9 @@ class Policy(nn.Module):
         entropy_gradient: the entropies have a gradient too, for which a chunk's logits are kept twice.
         split: the processes that compute the row together, all of which must call this with it.
         """
-        hidden_TD, target_T = split.predicting(self._hidden(row, split), row)
-        scores = self.head(hidden_TD, target_T, entropy_gradient)
+        hidden_TD, own = split.predicting(self._hidden(row, split), row)
+        previous_T = row.input_ids_N[row.source_T[own]]
+        scores = self.head(hidden_TD, row.target_T[own], previous_T, entropy_gradient)
         return TokenScores(*(split.assembled(each_T, len(row.target_T)) for each_T in scores))
 
     def hidden(self, row: PackedRow) -> Tensor:
@@ -208,9 +221,12 @@ class Policy(nn.Module):
         grid = torch.tensor([[1, merge, merge]])
         return self.vision_features(torch.zeros(merge**2, patch_size), grid)[0]
 
-    def logits(self, hidden_TD: Tensor) -> Tensor:
-        """Return the logits that are sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied."""
-        return self.head.logits(hidden_TD)
+    def logits(self, hidden_TD: Tensor, previous_T: Tensor) -> Tensor:
+        """Return the logits that are sampled from, at least in fp32, (T, V): tokens suppressed, temperature applied.
+
+        previous_T: the tokens that they follow, which say whether codes may come next.
+        """
+        return self.head.logits(hidden_TD, previous_T)
 
     def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield every weight once as `weight_buckets` does, with adapters merged; a tied head is the embedding.
@@ -234,29 +250,35 @@ class Head(nn.Module):
         temperature: float,
         *,
         in_fp32: bool = False,
+        allowed: AllowedTokens | None = None,
     ) -> None:
-        """Make a head; `output_embeddings` returns the model's layer, which as an attribute would be stored twice."""
+        """Make a head; `output_embeddings` returns the model's layer, which as an attribute would be stored twice.
+
+        allowed: the rules of code tokens; None for a model without codes.
+        """
         super().__init__()
         self.output_embeddings = output_embeddings
         self.suppressed_ids, self.temperature = list(suppressed_ids), temperature
-        self.in_fp32 = in_fp32
+        self.in_fp32, self.allowed = in_fp32, allowed
 
-    def forward(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> TokenScores:
+    def forward(
+        self, hidden_TD: Tensor, target_T: Tensor, previous_T: Tensor, entropy_gradient: bool
+    ) -> TokenScores:
+        chunks = (each.split(HEAD_CHUNK_TOKENS) for each in (hidden_TD, target_T, previous_T))
         parts = [
-            checkpoint(self._chunk, hidden, target, entropy_gradient, use_reentrant=False)
-            for hidden, target in zip(
-                hidden_TD.split(HEAD_CHUNK_TOKENS), target_T.split(HEAD_CHUNK_TOKENS), strict=True
-            )
+            checkpoint(self._chunk, *chunk, entropy_gradient, use_reentrant=False)
+            for chunk in zip(*chunks, strict=True)
         ]
         return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def logits(self, hidden_TD: Tensor) -> Tensor:
+    def logits(self, hidden_TD: Tensor, previous_T: Tensor) -> Tensor:
         """Return the logits that `Policy.logits` describes."""
         logits_TV = self._products(hidden_TD, self.output_embeddings().weight)
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         bias_V = logits_TV.new_zeros(logits_TV.shape[-1])
         bias_V[self.suppressed_ids] = SUPPRESSED_BIAS
-        return (logits_TV + bias_V) / self.temperature
+        logits_TV = (logits_TV + bias_V) / self.temperature
+        return logits_TV if self.allowed is None else self.allowed.forbid(logits_TV, previous_T)
 
     def _products(self, hidden_TD: Tensor, weight_VD: Tensor) -> Tensor:
         """Return the head's products: of states and weights in the precision of the pass, kept in fp32 if so set."""
@@ -268,12 +290,37 @@ class Head(nn.Module):
         with torch.autocast(device, enabled=False):
             return F.linear(hidden_TD.to(dtype).float(), weight_VD.to(dtype).float())
 
-    def _chunk(self, hidden_TD: Tensor, target_T: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    def _chunk(
+        self, hidden_TD: Tensor, target_T: Tensor, previous_T: Tensor, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         # T is the chunk's part of the tokens here.
-        logps_TV = torch.log_softmax(self.logits(hidden_TD), dim=-1)
+        logps_TV = torch.log_softmax(self.logits(hidden_TD, previous_T), dim=-1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
             entropy_T = -(logps_TV.exp() * logps_TV).sum(-1)
         return logps_TV.gather(-1, target_T[:, None])[:, 0], entropy_T
+
+
+def train_new_rows(model: Any, family: ModelFamily) -> Tensor:
+    """Leave a gradient to the rows of code tokens in embedding and head alone, and return their numbers.
+
+    The gradient of the other rows is exactly 0. Raises ValueError for a model without code tokens.
+    """
+    if family.vocabulary is None:
+        raise ValueError(
+            f"model.new_rows_only: {family.path} has no code tokens (egogrpo codec grow adds them)"
+        )
+    rows = torch.tensor(family.vocabulary.token_ids)
+
+    def of_rows(gradient: Tensor) -> Tensor:
+        own = rows.to(gradient.device)
+        return torch.zeros_like(gradient).index_copy_(0, own, gradient[own])
+
+    model.requires_grad_(False)
+    # A tied head is the embedding, and has one gradient with it.
+    for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        weight.requires_grad_(True)
+        weight.register_hook(of_rows)
+    return rows
 
 
 def store_trained_only(policy: Policy) -> None:

@@ -93,17 +93,18 @@ class SequenceSplit:
         counts = [len(rows) // self.size] * self.size
         return Exchange.apply(rows, counts, counts, self.group)
 
-    def predicting(self, hidden_ND: Tensor, row: PackedRow) -> tuple[Tensor, Tensor]:
-        """Return the hidden states that this process's share of the completion tokens is predicted from, and its ids.
+    def predicting(self, hidden_ND: Tensor, row: PackedRow) -> tuple[Tensor, slice]:
+        """Return the hidden states that this process's share of the completion tokens is predicted from, and where in
+        them it is.
 
         hidden_ND: those at this process's positions. A token may be predicted from a position of any process.
         """
         if self.size == 1:
-            return hidden_ND[row.source_T], row.target_T
+            return hidden_ND[row.source_T], slice(None)
         shares = [slice(*bounds) for bounds in pairwise(self.bounds(len(row.target_T)))]
         starts = [number * len(hidden_ND) for number in range(self.size + 1)]
         hidden_TD = self.fetched(hidden_ND, starts, [row.source_T[share] for share in shares])
-        return hidden_TD, row.target_T[shares[self.rank]]
+        return hidden_TD, shares[self.rank]
 
     def assembled(self, own_T: Tensor, count: int) -> Tensor:
         """Return the values of all processes' shares of so many tokens; each process's gradient is that of its own."""

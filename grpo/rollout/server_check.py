@@ -35,9 +35,10 @@ def check_server(
         "head_dtype": str(torch.float32 if fp32_head else dtype).removeprefix("torch."),
         "logprobs_mode": "processed_logprobs",
         "max_model_tokens": max_model_tokens,
+        "code_rules": client.family.vocabulary and client.family.vocabulary.identity,
     }
     for name, value in wanted.items():
-        has = about[name]
+        has = about.get(name)
         if has != value and not (name == "max_model_tokens" and has > value):
             raise ServerError(f"{client.url} has {name} {has}, the run {value}")
     if about["transfer"] is None:

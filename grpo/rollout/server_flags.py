@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from grpo.codec.vocabulary import read_vocabulary
 from grpo.feed.planner import most_vision_tokens
 from grpo.media.sampling import PatchShape
+from grpo.policy.model_folder import find_model_folder
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments
+from grpo.rollout.vllm_settings import CODE_RULES
 from grpo.run.model_inputs import ModelInputs
 
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -53,10 +56,16 @@ def server_flags(
             "video": {"video_backend": VIDEO_LOADER, "model": model, "media": asdict(inputs.media)}
         },
         "allowed_origins": [],
+        **({"logits_processors": CODE_RULES} if has_codes(model) else {}),
         **_sized(inputs, patches, on_gpu=on_gpu),
         **more,
     }
     return [word for name, value in arguments.items() for word in _flag(name, value)]
+
+
+def has_codes(model: str) -> bool:
+    """Return whether a model has tokens of codecs."""
+    return read_vocabulary(find_model_folder(model)) is not None
 
 
 def _sized(inputs: ModelInputs, patches: PatchShape, *, on_gpu: bool) -> dict[str, Any]:

@@ -118,11 +118,13 @@ class TransformersEngine:
         hidden_BD = hidden_BD.repeat_interleave(len(members), dim=0)
         position_B = position.repeat_interleave(len(members))
         cache.batch_repeat_interleave(len(members))
+        last_P = torch.tensor([prompt.token_ids[-1] for prompt in prompts], device=hidden_BD.device)
+        tokens_B = last_P.repeat_interleave(len(members))
         sampler = _Sampler(sampling, seeds, members)
         ends = Ends(self.family, sampling.stop, len(hidden_BD))
         columns: list[tuple[Tensor, Tensor]] = []
         for _ in range(sampling.max_new_tokens):
-            tokens_B, logps_B = sampler.sample(self.sampler.logits(hidden_BD))
+            tokens_B, logps_B = sampler.sample(self.sampler.logits(hidden_BD, tokens_B))
             columns.append((tokens_B, logps_B))
             # Completions that have ended are sampled on until all have; `_rollouts` cuts the rest off.
             if ends.all_after(tokens_B.tolist()):

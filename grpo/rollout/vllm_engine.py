@@ -19,7 +19,7 @@ from grpo.rollout import OnGroup, Sampling, as_rollout
 from grpo.rollout.concurrency import Concurrency
 from grpo.rollout.sync_proof import SyncProof
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments, set_environment
-from grpo.rollout.vllm_settings import sampling_fields
+from grpo.rollout.vllm_settings import CODE_RULES, sampling_fields
 from grpo.rollout.vllm_weights import AdapterLoader, WeightLoader
 
 
@@ -56,6 +56,8 @@ class VLLMEngine:
         self.concurrency = Concurrency(size.max_sequences)
         self.is_launched = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         arguments = engine_arguments(size, on_gpu=self.on_gpu, launched=self.is_launched, sleeps=self.sleeps)
+        if self.family.vocabulary is not None:
+            arguments["logits_processors"] = [CODE_RULES]
         num_threads = torch.get_num_threads()
         # vLLM's seed only matters for requests that have none.
         self.llm = LLM(self.family.path, dtype=str(dtype).removeprefix("torch."), seed=seed, **arguments)  # pyright: ignore

@@ -25,6 +25,7 @@ from vllm import envs
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
+from grpo.codec.vocabulary import read_vocabulary
 from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source
 from grpo.media.sampling import MediaSettings
@@ -39,6 +40,7 @@ from grpo.rollout.server_flags import (
     VERSION_HEADER,
     VIDEO_LOADER,
 )
+from grpo.rollout.vllm_settings import CODE_RULES
 
 FREE = (
     "/v1", "/inference", "/health", "/metrics", "/version", "/load", "/ping", "/openapi.json", "/tokenize",
@@ -126,6 +128,7 @@ class Guard:
             "dtype": str(model.dtype).removeprefix("torch."),
             "head_dtype": str(model.head_dtype).removeprefix("torch."),
             "logprobs_mode": str(model.logprobs_mode),
+            "code_rules": code_rules(model),
             "transfer": transfer and transfer.backend,
             "world_size": client.vllm_config.parallel_config.world_size_across_dp,
             "weights": await asyncio.to_thread(weights_identity, find_model_folder(model.model)),
@@ -152,6 +155,12 @@ class Guard:
             await send(message)
 
         await self.app(scope, receive, marked)
+
+
+def code_rules(model: Any) -> str | None:
+    """Return the identity of the vocabulary whose rules a vLLM model's tokens are sampled by; None: by none."""
+    vocabulary = read_vocabulary(find_model_folder(model.model))
+    return vocabulary.identity if vocabulary and CODE_RULES in (model.logits_processors or ()) else None
 
 
 async def _disconnected(receive: Receive) -> None:

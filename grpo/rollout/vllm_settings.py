@@ -9,6 +9,9 @@ from grpo.policy.families import ModelFamily
 from grpo.policy.model import SUPPRESSED_BIAS
 from grpo.rollout import Sampling
 
+CODE_RULES = "grpo.rollout.vllm_codes:CodeRules"
+"""The class that vLLM loads for a model with codes, so that it samples none in a wrong place."""
+
 
 def engine_arguments(max_model_tokens: int, *, on_gpu: bool) -> dict[str, Any]:
     """Return vLLM's engine arguments, by the names that they have in Python."""

@@ -150,6 +150,7 @@ def load_policy(config: Config, family: ModelFamily, accelerator: Accelerator, m
         temperature=config.rollout.temperature,
         frozen=model.frozen,
         lora=model.lora if model.lora.is_on else None,
+        new_rows_only=model.new_rows_only,
         gradient_checkpointing=model.gradient_checkpointing,
         activation_offloading=model.activation_offloading,
         attention=model.attention,
@@ -176,6 +177,7 @@ def build_outline(config: Config, family: ModelFamily) -> Policy:
             temperature=config.rollout.temperature,
             frozen=config.model.frozen,
             lora=config.model.lora if config.model.lora.is_on else None,
+            new_rows_only=config.model.new_rows_only,
         )
 
 

@@ -218,8 +218,8 @@ def check_other_clips(start: Start) -> None:
 
 
 def check_adapters(start: Start) -> None:
-    """Raise ValueError unless the layers that get adapters exist."""
-    if start.config.model.lora.is_on:
+    """Raise ValueError unless the layers that get adapters exist, and rows that train alone."""
+    if start.config.model.lora.is_on or start.config.model.new_rows_only:
         assert start.outline
 
 

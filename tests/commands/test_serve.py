@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from grpo.commands import serve
-from tests.support import tiny
+from tests.support import grown, tiny
 from tests.support.served import KEY, demo_model
 
 
@@ -44,6 +44,15 @@ def test_a_server_for_training_is_told_how_weights_come(
     assert serve.main([str(model), "--print"]) == 0
     shown = capsys.readouterr().out
     assert "DEV_MODE" not in shown and "weight-transfer" not in shown
+
+
+def test_a_server_of_a_model_with_codes_is_told_their_rules(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, has_rules in {model: False, grown.model(): True}.items():
+        assert serve.main([str(folder), "--for-training", "--print"]) == 0
+        shown = capsys.readouterr().out
+        assert ("--logits-processors grpo.rollout.vllm_codes:CodeRules" in shown) == has_rules
 
 
 def test_a_port_in_use_is_one_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

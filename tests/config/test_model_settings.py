@@ -33,6 +33,12 @@ DEMO = str(tiny.ROOT / "configs" / "demo.yaml")
         ("model.freeze=[language,vision,merger]", "model.freeze leaves nothing to train"),
         ("model.freeze=[tower]", "model.freeze"),
         ("model.load_in_4bit=true", "model.load_in_4bit needs model.lora.r"),
+        ("model.new_rows_only=true model.lora.r=4", "model.new_rows_only: neither model.lora nor a frozen"),
+        ("model.new_rows_only=true model.freeze=[language]", "model.new_rows_only: neither model.lora nor a"),
+        (
+            "model.new_rows_only=true optim.optimizer=adamw_8bit",
+            "model.new_rows_only does not go with optim.",
+        ),
         ("model.activation_offloading=true", "model.activation_offloading moves what .*: set that too"),
         ("model.lora.r=4 loss.beta=0.1 loss.sync_ref_model=true", "loss.sync_ref_model does not go with"),
         ("loss.sync_ref_model=true", "loss.sync_ref_model needs a loss.beta or a loss.care.bonus above 0"),
@@ -86,6 +92,13 @@ def test_low_bits_without_bitsandbytes_or_under_deepspeed_are_refused_before_the
         SimpleNamespace(num_processes=1, distributed_type=DistributedType.DEEPSPEED),
     )
     with pytest.raises(ValueError, match=f"{key.split('=')[0]}.* is not supported with DEEPSPEED"):
+        launching.check_launch(accelerator, config.optim, config.model)  # pyright: ignore[reportArgumentType]
+
+
+def test_new_rows_are_refused_where_weights_are_cut() -> None:
+    config = load_config([DEMO, "model.new_rows_only=true"])
+    accelerator = SimpleNamespace(num_processes=1, distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match="model.new_rows_only does not go with DEEPSPEED"):
         launching.check_launch(accelerator, config.optim, config.model)  # pyright: ignore[reportArgumentType]
 
 

@@ -99,7 +99,7 @@ def test_an_entropy_has_a_gradient_only_where_it_is_asked_for() -> None:
     hidden = []
     policy.model.model.language_model.register_forward_hook(lambda *each: hidden.append(each[-1][0]))
     policy(row)
-    logits_TV = policy.logits(hidden[0][0][row.source_T])
+    logits_TV = policy.logits(hidden[0][0][row.source_T], row.input_ids_N[row.source_T])
     torch.distributions.Categorical(logits=logits_TV).entropy().sum().backward()
     expected = gradient_of(policy)
     assert float((found - expected).norm() / expected.norm()) < 1e-4

@@ -12,7 +12,7 @@ from tests.support import tiny
 
 def logits(head: Head, hidden_TD: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return head.logits(hidden_TD)
+        return head.logits(hidden_TD, torch.zeros(len(hidden_TD), dtype=torch.long))
 
 
 def test_a_head_in_fp32_keeps_what_bf16_rounds_away() -> None:
@@ -37,7 +37,8 @@ def test_without_bf16_passes_it_changes_nothing_and_it_has_a_gradient() -> None:
     for flag in (False, True):
         head = tiny.policy(fp32_head=flag).head
         hidden_TD = torch.ones(3, head.output_embeddings().weight.shape[1], requires_grad=True)
-        head(hidden_TD, torch.tensor([1, 2, 3]), entropy_gradient=False).logps_T.sum().backward()
+        target_T = torch.tensor([1, 2, 3])
+        head(hidden_TD, target_T, target_T, entropy_gradient=False).logps_T.sum().backward()
         found.append((head.output_embeddings().weight.grad, hidden_TD.grad))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert float(found[1][0].norm()) > 0

@@ -199,6 +199,7 @@ def of_other_shape() -> dict[str, Any]:
         ({"dtype": "float16"}, "has dtype float16, the run float32"),
         ({"max_model_tokens": 128}, "has max_model_tokens 128, the run 256"),
         ({"logprobs_mode": "raw_logprobs"}, "has logprobs_mode raw_logprobs, the run processed_logprobs"),
+        ({"code_rules": "5eed"}, "has code_rules 5eed, the run None"),
         ({"transfer": None}, "takes no weights: start it with egogrpo serve --for-training"),
         ({"config": {"model_type": "qwen2_vl"}}, "all: it is a 'qwen2_vl' model, the policy a 'qwen2_5_vl'"),
         (
@@ -212,6 +213,25 @@ def test_a_server_that_does_not_fit_is_told_by_what(changed: dict[str, Any], say
         config = load_config([runs.SMALL[0], "rollout.engine=vllm_server", f"rollout.servers=[{url}]"])
         with pytest.raises(ServerError, match=rf"^{url} (?s:.)*{says}"):
             check_servers(config, tiny.family())
+
+
+def test_a_server_without_a_grown_models_rules_is_refused() -> None:
+    with tiny.of_family("qwen2_5_vl_grown"):
+        rules = tiny.family().vocabulary
+        assert rules is not None
+        for has, says in {
+            None: f"has code_rules None, the run {rules.identity}",
+            rules.identity: None,
+        }.items():
+            with answering(200, about(code_rules=has)) as url:
+                config = load_config(
+                    [runs.SMALL[0], "rollout.engine=vllm_server", f"rollout.servers=[{url}]"]
+                )
+                if says is None:
+                    check_servers(config, tiny.family())
+                    continue
+                with pytest.raises(ServerError, match=says):
+                    check_servers(config, tiny.family())
 
 
 def test_a_run_with_a_server_of_another_model_ends_before_its_own_is_loaded(

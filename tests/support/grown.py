@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +12,9 @@ import numpy as np
 from grpo.codec.bins import Bins
 from grpo.codec.codec import Codec, save_codec
 from grpo.codec.spec import CodecSpec
-from grpo.codec.vocabulary import Vocabulary
+from grpo.codec.vocabulary import OUTSIDE, Vocabulary
 from grpo.commands.codec.grow import grow
+from grpo.groups import Group, ScoredGroup
 from grpo.policy.families import ModelFamily, load_family
 from tests.support import tiny
 
@@ -67,6 +69,35 @@ def family(name: str = "qwen2_5_vl") -> ModelFamily:
 @lru_cache
 def _family(name: str) -> ModelFamily:
     return load_family(str(model(name)))
+
+
+def coded_groups() -> list[ScoredGroup]:
+    """Ragged groups of a grown family whose completions have spans of codes; one prompt ends inside of one."""
+    rng = np.random.default_rng(0)
+    groups = []
+    for number, lengths in enumerate(([5, 30, 1, 9], [40, 3, 22])):
+        prompt = tiny.prompt(tiny.sample(f"s{number}"), tiny.clip(4, seed=number) if number else None)
+        if number:
+            prompt = replace(prompt, token_ids=(*prompt.token_ids, vocabulary().codecs[0].open_id))
+        completions = [walk(prompt.token_ids[-1], length, rng) for length in lengths]
+        rollouts = tuple(tiny.rollout(prompt, token_ids) for token_ids in completions)
+        advantages = tuple(rng.normal(size=len(lengths)).tolist())
+        group = Group(prompt=prompt, rollouts=rollouts)
+        groups.append(ScoredGroup(group=group, table=tiny.table(advantages), advantages=advantages))
+    return groups
+
+
+def walk(last: int, length: int, rng: np.random.Generator) -> list[int]:
+    """Random tokens that obey the rules, half of them of spans."""
+    rules, found = vocabulary(), list[int]()
+    for _ in range(length):
+        state = rules.state_after(last)
+        choices = [token for tokens in rules.allowed.get(state, [range(400)]) for token in tokens]
+        if state == OUTSIDE and rng.random() < 0.5:
+            choices = [codec.open_id for codec in rules.codecs]
+        last = int(rng.choice(choices))
+        found.append(last)
+    return found
 
 
 def vocabulary() -> Vocabulary:

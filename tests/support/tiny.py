@@ -41,7 +41,10 @@ def _folder() -> TemporaryDirectory[str]:
 
 @contextmanager
 def of_family(name: str) -> Iterator[None]:
-    """Make everything here of a family, by its model_type; "qwen3_vl_untied" has a head of its own."""
+    """Make everything here of a family, by its model_type; "qwen3_vl_untied" has a head of its own.
+
+    With "_grown" behind it, it has the tokens of codecs that `tests/support/grown.py` describes.
+    """
     token = _current.set(name)
     yield
     _current.reset(token)
@@ -56,6 +59,10 @@ def _family(name: str) -> ModelFamily:
     if name == "qwen2_5_vl":
         return load_family(str(BASE_POLICY))
     path = Path(_folder().name) / name
+    if name.endswith("_grown"):
+        from tests.support import grown
+
+        return load_family(str(grown.model(name.removesuffix("_grown"))))
     kind = name.removesuffix("_untied")
     write_model(path, kind, tokenizer_path=BASE_POLICY, tied=kind == name)
     return load_family(str(path))
