@@ -1,9 +1,10 @@
 """A step of the demo here against one of another checkout, in turn.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_step OTHER_CHECKOUT [--pairs 3] [--steps 10] [key=value ...]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_step CHECKOUT [key=value ...] [--pairs 3] [--here key=value ...]
 
 Prints JSON: the medians of `time/step` and of its parts in both, of all steps but the first two, and the ratio of this
-one to the other. Nothing is evaluated or saved.
+one to the other. Nothing is evaluated or saved. `--here`: settings that the other one doesn't know, such as
+`rollout.overlap=true rollout.engine=vllm_process`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--here", nargs="*", default=[], metavar="key=value")
     args = parser.parse_args()
     checkouts = {"here": tiny.ROOT, "other": args.other.absolute()}
     times: dict[str, list[list[dict[str, float]]]] = {name: [] for name in checkouts}
@@ -55,7 +57,8 @@ def main() -> None:
         for pair in range(args.pairs):
             for name, checkout in checkouts.items():
                 run_dir = Path(folder) / name / str(pair)
-                times[name].append(step_times(checkout, run_dir, args.steps, args.settings))
+                settings = args.settings + (args.here if name == "here" else [])
+                times[name].append(step_times(checkout, run_dir, args.steps, settings))
     steps_s = {
         name: [median(row["time/step"] for row in run) for run in runs] for name, runs in times.items()
     }
