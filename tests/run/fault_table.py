@@ -104,7 +104,8 @@ FINAL = Moment("grpo.loop", "save_final")
 GOES_ON = r"; the newest checkpoint is of step \d.*"
 NO_SPACE = r"error: OSError: \[Errno 28\] No space left on device \(in .*\)" + GOES_ON
 TOO_LARGE = r"error: OSError: \[Errno 27\] File too large: '.*'" + GOES_ON
-READ_ONLY = r"error: OSError: \[Errno 30\] Read-only file system: '.*'" + GOES_ON
+# Parquet's writer has words of its own.
+READ_ONLY = r"error: OSError: \[Errno 30\] .*Read-only file system.*" + GOES_ON
 
 FAULTS = [
     Fault(
@@ -153,7 +154,7 @@ FAULTS = [
     ),
     Fault(
         name="clips that vanish, change or hang",
-        made="half of the training clips are removed, overwritten, or become pipes that nobody writes into",
+        made="half of the training clips are removed, changed for each other, or become pipes nobody writes into",
         does="goes on without their groups, and tries those that hang once more",
         said="failures.jsonl: CLIP: not read within media.timeout_s=120; `groups/lost`, `media/failed`",
         trials={

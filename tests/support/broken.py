@@ -22,6 +22,7 @@ import torch
 from grpo.learner import update
 from grpo.media.clip import ClipSource
 from grpo.media.decode_pool import DecodePool
+from grpo.run.disk import whole_file
 from grpo.startup import assembly
 from grpo.trainer import GRPOTrainer
 from tests.run.kills import Moment, act_at
@@ -97,7 +98,15 @@ def clips_vanish(videos: list[str]) -> None:
 
 
 def clips_change(videos: list[str]) -> None:
-    in_step(2, lambda _: [Path(video).write_bytes(b"no video") for video in videos])
+    """Each gets the content of the next one."""
+
+    def change(_: GRPOTrainer) -> None:
+        contents = [Path(video).read_bytes() for video in videos]
+        for video, content in zip(videos, contents[1:] + contents[:1], strict=True):
+            with whole_file(Path(video)) as partial_file:
+                partial_file.write_bytes(content)
+
+    in_step(2, change)
 
 
 def clips_hang(videos: list[str]) -> None:
