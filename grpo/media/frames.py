@@ -93,9 +93,10 @@ def check_exists(path: str) -> None:
             os.stat(path)
         except PermissionError as error:
             raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
-        except OSError:
-            pass
-        raise MediaError(f"{path}: no such file")
+        except OSError as error:
+            raise MediaError(f"{path}: no such file") from error
+        # A pipe or a device may keep its reader waiting for ever.
+        raise MediaError(f"{path}: is a folder, pipe or device, not a file")
 
 
 @contextmanager

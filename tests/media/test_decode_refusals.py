@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(tmp_path / target)
     assert refusal(tmp_path / "a.mp4").endswith("a.mp4: no such file")  # links in a circle
     assert refusal(tmp_path / "nowhere.mp4").endswith("nowhere.mp4: no such file")
-    assert refusal(tmp_path).endswith("no such file")
+    assert refusal(tmp_path).endswith("not a file")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert refusal(tmp_path / "pipe.mp4").endswith("not a file")
 
 
 @pytest.mark.parametrize("content", [b"", b"this is a text\n" * 50, bytes(range(256)) * 40])

@@ -110,14 +110,15 @@ def clips_change(videos: list[str]) -> None:
 
 
 def clips_hang(videos: list[str]) -> None:
-    """Opening a pipe waits for one who writes into it."""
+    """What decodes them never comes to an end."""
+    plain, hung = DecodePool._read, set[str]()
 
-    def hang(_: GRPOTrainer) -> None:
-        for video in videos:
-            Path(video).unlink()
-            os.mkfifo(video)
+    def hanging(pool: DecodePool, source: ClipSource, path: str) -> Any:
+        return plain(pool, replace(source, video="hang.mp4") if source.video in hung else source, path)
 
-    in_step(2, hang)
+    assembly.ClipReader = Misbehaving  # pyright: ignore[reportAttributeAccessIssue]
+    DecodePool._read = hanging
+    in_step(2, lambda _: hung.update(videos))
 
 
 def weights_are_nan() -> None:
