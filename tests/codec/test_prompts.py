@@ -16,9 +16,12 @@ from grpo.codec.bins import fit_bins
 from grpo.codec.codec import Codec, load_codec, save_codec
 from grpo.codec.prompts import StreamCodes
 from grpo.codec.streams import Stream, write_stream
+from grpo.commands.doctor.records import examine
 from grpo.data import READERS
 from grpo.data.native import native_record
+from grpo.feed.planner import Planner
 from grpo.groups import Sample
+from grpo.media.sampling import MediaSettings
 from grpo.media.writing import write_mp4
 from grpo.policy.families import load_family
 from grpo.rollout.given import completions_of
@@ -132,6 +135,18 @@ def test_a_stream_that_does_not_fit_stops_a_run_at_its_start(
     with pytest.raises(SystemExit, match=rf"^error: .*train.jsonl:1: sample a: .*{problem}"):
         train.main([*SMALL, data, "data.eval=[]", f"model.path={model}", f"run_dir={tmp_path}/run"])
     reset_process_state()
+
+
+def test_the_doctor_names_each_sample_whose_stream_does_not_fit(model: Path, tmp_path: Path):
+    bad = sample_of(tmp_path, changed(rate_hz=4.0), end_s=1.0)
+    planner = Planner(
+        family=load_family(str(model)),
+        settings=MediaSettings(),
+        count_text=lambda _: 1,
+        max_prompt_tokens=4096,
+    )
+    (problem,), plans = examine([bad], planner, num_clips=None, num_workers=1)
+    assert "train.jsonl:1" in str(problem) and "the stream has 4 Hz" in str(problem) and plans == []
 
 
 def test_nan_in_a_sensor_is_refused_with_its_channel_and_step(model: Path, tmp_path: Path):
