@@ -4,7 +4,8 @@
 -> `Group` (all completions of a prompt) -> `RewardTable` (what the rewards say about it) -> `ScoredGroup` (both, with
 the advantages). Packed rows, the next stage, hold tensors and live in `packing.py`.
 
-The axes of arrays and tensors stand at the end of their names, each letter with one meaning:
+The axes of arrays and tensors stand at the end of their names, each letter with one meaning
+(codes and motion have letters of their own):
 
     P prompts (a step's groups)         F frames
     G completions of each prompt        C channels, H height, W width
@@ -12,7 +13,7 @@ The axes of arrays and tensors stand at the end of their names, each letter with
     S tokens of a prompt                D width of a hidden state
     L tokens of the longest completion  A attention heads, K key-value heads
     J = S + L                           E width of a head
-    T completion tokens of a row        V vocabulary
+    T completion tokens of a row        V vocabulary, 1 an axis of one
     N all tokens of a row               O outputs, I inputs of a layer, R rank of its adapter
 """
 

@@ -1,6 +1,6 @@
 """The step of GRPO: `Loop.run` -> `GRPOTrainer.step` -> `Learner.update`, each readable alone. Start with `step`.
 
-What this GRPO is, unless a config says otherwise; each choice is said again at its line:
+What this GRPO is, unless a config says otherwise; each is made at a line of the files that `step` names:
 
 - A question is answered G times, and an answer is compared with its siblings alone: there is no value model.
 - A completion's total is the plain weighted sum of its rewards, of which one that abstains adds nothing. A completion

@@ -76,7 +76,8 @@ def advantages_of(
 ) -> MaskedArray:
     """Return the advantages of a step's completions, or of many steps' if `batch` has each group's own moments.
 
-    stopped_PG: False where a completion was cut off at the token limit. `score_groups` explains the others.
+    stopped_PG: False where a completion was cut off at the token limit. `group_advantages` explains
+    scale, baseline and batch, and `score_groups` the others.
     """
     if normalised:
         advantages_PG = batch_advantages(totals_PG, batch=batch)

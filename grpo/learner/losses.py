@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCounts:
-    """The counts over all processes that the loss is divided by, groups without signal included."""
+    """The counts over all processes that the loss is divided by, flat groups included."""
 
     num_completions: int
     """Completions that have a total. One that was cut off and is masked is among them, and its tokens are not among the
@@ -61,7 +61,7 @@ def step_counts(
 def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
     """PPO's clipped surrogate, negated; `epsilon_high` bounds the ratio from above (DAPO, arXiv 2503.14476).
 
-    `delta` bounds the ratio where the advantage is negative, which the other two do not (arXiv 2505.07291).
+    `delta` bounds the ratio where the advantage is negative, which neither epsilon does (arXiv 2505.07291).
     """
     clipped_T = ratio_T.clamp(1 - settings.epsilon, 1 + settings.upper_epsilon)
     if settings.delta is not None:
@@ -69,7 +69,7 @@ def clipped_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setti
     return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
 
 
-def clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
+def is_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
     """Return True for tokens at which the clip is active, which have no gradient."""
     low_T = (ratio_T < 1 - settings.epsilon) & (advantages_T < 0)
     high_T = (ratio_T > 1 + settings.upper_epsilon) & (advantages_T > 0)
@@ -86,7 +86,7 @@ def cispo_loss_T(ratio_T: Tensor, logps_T: Tensor, advantages_T: Tensor, setting
     return -ratio_T.clamp(max=settings.upper_epsilon).detach() * advantages_T * logps_T
 
 
-def cispo_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
+def is_cispo_clipped_T(ratio_T: Tensor, advantages_T: Tensor, settings: LossConfig) -> Tensor:
     """Return True for tokens whose weight is cut at its bound, whichever way their advantage points."""
     return (ratio_T > settings.upper_epsilon) & (advantages_T != 0)
 
@@ -133,18 +133,19 @@ class Loss(NamedTuple):
 
     token_T: Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
     """The loss of each token, from ratios, log-probs and advantages."""
-    clipped_T: Callable[[Tensor, Tensor, LossConfig], Tensor]
+    is_clipped_T: Callable[[Tensor, Tensor, LossConfig], Tensor]
+    """Whether the clip is active at each token, from ratios and advantages."""
     weights_T: Callable[[Tensor, StepCounts], Tensor]
 
 
 LOSSES: dict[str, Loss] = {
-    "grpo": Loss(clipped_loss_T, clipped_T, completion_weights_T),
+    "grpo": Loss(clipped_loss_T, is_clipped_T, completion_weights_T),
     # GSPO's ratios are those of whole completions (`LossConfig.level`).
-    "gspo": Loss(clipped_loss_T, clipped_T, completion_weights_T),
-    "bnpo": Loss(clipped_loss_T, clipped_T, token_weights_T),
-    "dapo": Loss(clipped_loss_T, clipped_T, token_weights_T),
-    "dr_grpo": Loss(clipped_loss_T, clipped_T, budget_weights_T),
-    "cispo": Loss(cispo_loss_T, cispo_clipped_T, token_weights_T),
+    "gspo": Loss(clipped_loss_T, is_clipped_T, completion_weights_T),
+    "bnpo": Loss(clipped_loss_T, is_clipped_T, token_weights_T),
+    "dapo": Loss(clipped_loss_T, is_clipped_T, token_weights_T),
+    "dr_grpo": Loss(clipped_loss_T, is_clipped_T, budget_weights_T),
+    "cispo": Loss(cispo_loss_T, is_cispo_clipped_T, token_weights_T),
     "sapo": Loss(sapo_loss_T, never_T, completion_weights_T),
     "nll": Loss(nll_T, never_T, token_weights_T),
 }
@@ -219,8 +220,8 @@ def row_loss(
     loss = (kind.weights_T(row.lengths_T, counts) * loss_T).sum()
     if settings.entropy_coef:
         loss = loss - settings.entropy_coef * (scores.entropy_T * kept_T).sum() / num_kept_tokens
-    clipped_T = kind.clipped_T(ratio_T, row.advantages_T, settings)
-    means["policy/clip_fraction"] = mean_at(settings.level, clipped_T, row.lengths_T)
+    clips_T = kind.is_clipped_T(ratio_T, row.advantages_T, settings)
+    means["policy/clip_fraction"] = mean_at(settings.level, clips_T, row.lengths_T)
     return loss, Metrics(means=means)
 
 

@@ -46,7 +46,7 @@ class UpdateInputs:
 
     rows: Sequence[PackedRow]
     num_passes: int
-    """The passes that each process makes: one for each row of the process with most, and DDP's exchange."""
+    """The passes that each process makes: one for each row of the process with most, and DDP's sum."""
     counts: StepCounts
     watched: Sequence[PackedRow]
     """The rows of completions that are not trained on."""

@@ -33,7 +33,7 @@ def loss_of(kind: str, ratios: list[float], advantages: list[float], **settings:
 
 def clipped_in(kind: str, ratios: list[float], advantages: list[float], **settings: Any) -> list[bool]:
     config = LossConfig(type=kind, **settings)  # pyright: ignore[reportArgumentType]
-    return LOSSES[kind].clipped_T(torch.tensor(ratios), torch.tensor(advantages), config).tolist()
+    return LOSSES[kind].is_clipped_T(torch.tensor(ratios), torch.tensor(advantages), config).tolist()
 
 
 def test_every_loss_type_of_the_config_is_there() -> None:
