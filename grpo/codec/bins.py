@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo.codec.collection import spec_of
 from grpo.codec.spec import CodecSpec
 from grpo.codec.streams import Stream
 
@@ -66,15 +67,5 @@ def fit_bins(
     values_NC = np.concatenate([stream.values_TC for stream in streams])
     tail = (1 - coverage) / 2
     low_C, high_C = np.quantile(values_NC.astype(np.float64), [tail, 1 - tail], axis=0)
-    first = streams[0]
-    spec = CodecSpec(
-        name=name,
-        kind="bins",
-        levels=len(first.channels),
-        codebook_size=codebook_size,
-        downsampling=1,
-        rate_hz=first.rate_hz,
-        channels=first.channels,
-        units=first.units,
-    )
+    spec = spec_of(name, "bins", streams[0], levels=low_C.size, codebook_size=codebook_size, downsampling=1)
     return spec, Bins(low_C, high_C, codebook_size)

@@ -58,7 +58,19 @@ def _load_bins(spec: CodecSpec, statistics: Mapping[str, Any], weights: bytes | 
     return bins.Bins.load(spec, statistics)
 
 
-KINDS: dict[str, Loader] = {"bins": _load_bins}
+def _load_vectors(spec: CodecSpec, statistics: Mapping[str, Any], weights: bytes | None) -> Quantiser:
+    # Late: uniform bins need no torch.
+    from grpo.codec.network import Vectors
+
+    return Vectors.load(spec, statistics, weights)
+
+
+KINDS: dict[str, Loader] = {
+    "bins": _load_bins,
+    "residual": _load_vectors,
+    "product": _load_vectors,
+    "plain": _load_vectors,
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,8 +31,11 @@ COMMANDS = {
 }
 """What can be asked for: the module whose `main(arguments)` does it and gives the exit status, and what it is for."""
 
-OPTIONAL = {"pandas", "scipy", "jinja2", "optuna", "submitit"}
-"""Packages that commands import when they need them: those of the extra `commands`."""
+OPTIONAL = {
+    **dict.fromkeys(("pandas", "scipy", "jinja2", "optuna", "submitit"), "commands"),
+    "vector_quantize_pytorch": "codecs",
+}
+"""Packages that commands import when they need them, and the extra that each is in."""
 
 HELP = """\
 egogrpo: GRPO for video vision-language models. What one can do:
@@ -93,7 +96,10 @@ def _run(argv: Sequence[str]) -> int:
         package = str(error.name).partition(".")[0]
         if package not in OPTIONAL:
             raise
-        print(f"error: egogrpo {name} needs {package}: pip install egogrpo[commands]", file=sys.stderr)
+        print(
+            f"error: egogrpo {name} needs {package}: pip install egogrpo[{OPTIONAL[package]}]",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"stopped: egogrpo {name}", file=sys.stderr)

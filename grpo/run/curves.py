@@ -29,15 +29,15 @@ def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.set_prop_cycle(color=[*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors])  # pyright: ignore
     colours: dict[str, str] = {}
-    for key in _keys(rows, prefix="rewards/", suffix="/mean"):
+    for key in keys(rows, prefix="rewards/", suffix="/mean"):
         name = key.removeprefix("rewards/").removesuffix("/mean")
-        colours[name] = _line(left, rows, key, label=name)
+        colours[name] = line(left, rows, key, label=name)
     _finish(left, "Rewards of the training rollouts", "mean reward")
-    for key in _keys(rows, prefix="eval/", suffix=""):
+    for key in keys(rows, prefix="eval/", suffix=""):
         if key.endswith(("/length", "/lost")) or key == "eval/reward_failures":
             continue
         style, colour = ("--" if "/sampled/" in key else "-"), colours.get(key.rpartition("/")[2])
-        _line(right, rows, key, label=key.removeprefix("eval/"), style=style, marker="o", colour=colour)
+        line(right, rows, key, label=key.removeprefix("eval/"), style=style, marker="o", colour=colour)
     _finish(right, "Held-out questions", "mean score")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -46,11 +46,12 @@ def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     gc.collect()
 
 
-def _keys(rows: Sequence[Mapping[str, Any]], *, prefix: str, suffix: str) -> list[str]:
+def keys(rows: Sequence[Mapping[str, Any]], *, prefix: str, suffix: str) -> list[str]:
+    """Return the figures of any row whose names begin and end so."""
     return sorted({key for row in rows for key in row if key.startswith(prefix) and key.endswith(suffix)})
 
 
-def _line(
+def line(
     axes: Axes,
     rows: Sequence[Mapping[str, Any]],
     key: str,
@@ -63,8 +64,8 @@ def _line(
     """Draw one figure over the steps that have it, and return its colour."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     steps, values = zip(*points, strict=True)
-    (line,) = axes.plot(steps, values, style, marker=marker, markersize=3, label=label, color=colour)
-    return to_hex(line.get_color())
+    (drawn,) = axes.plot(steps, values, style, marker=marker, markersize=3, label=label, color=colour)
+    return to_hex(drawn.get_color())
 
 
 def _finish(axes: Axes, title: str, ylabel: str) -> None:

@@ -23,11 +23,12 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from grpo import train
 from grpo.benchmarks import find_benchmark
+from grpo.codec.settings import CodecConfig, contradictions
 from grpo.commands.__main__ import COMMANDS
 from grpo.commands.__main__ import main as egogrpo
 from grpo.commands.sweeps.plan import load_sweep, plan_runs
 from grpo.config.evaluate import load_evaluation
-from grpo.config.load import load_config
+from grpo.config.load import load_config, load_settings
 from tests.support import pages
 
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*(\.\.\.)?")
@@ -81,6 +82,8 @@ def check_egogrpo(words: list[str]) -> None:
             load_config(arguments.configs)
     elif name == "evaluate":
         find_benchmark(load_evaluation(arguments.configs).benchmark)
+    elif name == "codec" and rest[0] == "train":
+        load_settings(arguments.settings, CodecConfig, contradictions)
     elif name == "sweep":
         plan_runs(load_sweep(arguments.file, arguments.overrides))
     elif name in RUN_QUICKLY:

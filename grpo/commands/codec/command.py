@@ -1,5 +1,6 @@
 """Codecs for continuous sequences (motion, sensors, actions), and models with a token for each of their codes.
 
+egogrpo codec train CONFIG.yaml ... key=value ...
 egogrpo codec grow MODEL OUT CODEC_FOLDER ...
 """
 
@@ -20,16 +21,31 @@ def main(argv: Sequence[str]) -> int:
         prog="egogrpo codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
+    _add_train(commands.add_parser("train", help="a codec trained on streams, or uniform bins of them"))
     _add_grow(commands.add_parser("grow", help="a model with tokens for the codes of codecs"))
     arguments = parser.parse_args(argv)
     try:
-        with under_way("working"):
-            done = arguments.run_command(arguments)
+        done = arguments.run_command(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return 1
     print(done)
     return 0
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "settings", metavar="CONFIG | key=value", nargs="+", help="docs/codecs.md explains them"
+    )
+    parser.set_defaults(run_command=_train)
+
+
+def _train(arguments: argparse.Namespace) -> str:
+    from grpo.commands.codec.train import train
+
+    codec = train(arguments.settings)
+    shape = f"{codec.spec.levels} x {codec.spec.codebook_size} codes"
+    return f"codec {codec.spec.name}: {shape}, {codec.spec.codes_per_s:g} tokens a second"
 
 
 def _add_grow(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +60,8 @@ def _add_grow(parser: argparse.ArgumentParser) -> None:
 def _grow(arguments: argparse.Namespace) -> str:
     from grpo.commands.codec.grow import grow
 
-    vocabulary = grow(arguments.model, arguments.out, arguments.codecs)
+    with under_way("growing the model"):
+        vocabulary = grow(arguments.model, arguments.out, arguments.codecs)
     added = ", ".join(
         f"{codec.name} ({len(codec.levels)} x {codec.codebook_size} codes)" for codec in vocabulary.codecs
     )
