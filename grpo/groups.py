@@ -119,8 +119,8 @@ class Rollout:
     stopped: bool
     """Whether the completion ended by itself, not at the token limit."""
     versions: tuple[int, ...] = ()
-    """Of each token the number of steps that the weights which sampled it had behind them (their updates, made or
-    skipped, are not counted); empty if it is the step's own."""
+    """The version of the weights that sampled each token: the number of steps that they had behind them, whose updates
+    were made or skipped; empty if all are of the step's own."""
     counterfactuals: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     """Completions of the same question about changed frames, by how the frames were changed, for the rewards that
     declare them (`rewards.counterfactual`). Nothing trains on them."""

@@ -21,7 +21,7 @@ from grpo.config.schema import Config
 from grpo.policy.model_folder import find_model_folder
 from grpo.run.folder import RunDir
 from grpo.run.manifest import fingerprint, make_manifest, model_fingerprint
-from grpo.run.progress import say, say_anything, under_way
+from grpo.run.progress import say, say_anything, under_way, while_read
 from grpo.run.stopping import EXIT_CODE, SIGNALS, Stopped, StopRequest, end_with_launcher, failure_line
 from grpo.startup.ranks import launched_rank
 from rewards.scoring.loading import find_place, is_builtin
@@ -36,8 +36,9 @@ def main(argv: Sequence[str]) -> None:
     if not argv:
         sys.exit(USAGE)
     if {"-h", "--help"} & set(argv):
-        print(__doc__, "Every setting, with its default (??? where there is none):", sep="\n", end="\n\n")
-        print(*explained(), sep="\n")
+        with while_read():
+            print(__doc__, "Every setting, with its default (??? where there is none):", sep="\n", end="\n\n")
+            print(*explained(), sep="\n")
         return
     say_anything()
     end_with_launcher()

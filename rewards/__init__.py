@@ -46,7 +46,7 @@ class Counterfactual(NamedTuple):
 
     frames: Frames
     num_samples: int | None = None
-    """For a group, or for each rollout where the frames are the cited ones; None: half the group size."""
+    """The completions for a group, or for a rollout where the frames are the cited ones; None: half the group size."""
     greedy: bool = False
     """Take the likeliest token instead of sampling as in training."""
 

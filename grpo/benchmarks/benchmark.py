@@ -28,7 +28,7 @@ class StoredAnswer:
 
     sample_id: str
     index: int
-    """Which of a question's n sampled answers it is, from 0."""
+    """The answer's number among those sampled of its question, from 0."""
     text: str
     """The completion as the engine returned it; the reason where the question failed."""
     finish: Literal["stop", "length", "failed"]
@@ -53,7 +53,7 @@ class Verdict:
     """What a rule says about an answer."""
 
     score: float
-    """From 0 to 1; 0 for all that is neither right nor partial."""
+    """The answer's worth from 0 to 1; 0 for all that is neither right nor partial."""
     outcome: Outcome
     answer: str = ""
     """What was read as the answer, for tables: the letter, the number, the words."""

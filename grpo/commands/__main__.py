@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from grpo.run.progress import say_anything, under_way
+from grpo.run.progress import say_anything, under_way, while_read
 
 COMMANDS = {
     "train": ("grpo.commands.train", "train"),
@@ -55,21 +53,9 @@ To start from: configs/. For several GPUs or nodes: launch/.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name; returns the exit status, 130 if it was stopped.
-
-    What reads the output may stop before its end, as `head` does: then the command ends in silence too.
-    """
-    try:
-        try:
-            return _run(sys.argv[1:] if argv is None else argv)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        # Else Python would try once more at its exit to write what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    """Run the command that the arguments name; returns the exit status, 130 if it was stopped."""
+    with while_read():
+        return _run(sys.argv[1:] if argv is None else argv)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -104,13 +90,6 @@ def _run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"stopped: egogrpo {name}", file=sys.stderr)
         return 130
-
-
-def _reader_is_gone() -> bool:
-    """Whether it is the output that nobody reads any more, and not a pipe of the command's own."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are reported unasked
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _stop(number: int, frame: object) -> None:

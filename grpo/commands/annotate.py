@@ -20,10 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from grpo.commands.arguments import Parser
@@ -38,53 +36,14 @@ from grpo.media.clip import Clip, ClipSource, MediaError
 from grpo.media.loader import ClipLoader
 from grpo.media.reading import ClipReader
 from grpo.media.sampling import MediaSettings
+from grpo.run.progress import under_way
 
-Scores = list[tuple[float, float]]
-"""Time in seconds of the clip, and score, ascending in time."""
+if TYPE_CHECKING:
+    from grpo.commands.frame_scorer import FrameScorer, Scores
 
 ANSWERS_SHOWN = ("choice", "text", "ocr", "open")
 """Tasks whose answers say what is to be seen; numbers and spans do not."""
 CLIPS_AHEAD = 4
-
-
-class FrameScorer:
-    """Cosines of frames and texts under a model with a common space for both."""
-
-    def __init__(self, model_path: str, device: str) -> None:
-        from transformers import AutoModel, AutoProcessor
-
-        try:
-            self._model: Any = AutoModel.from_pretrained(model_path, local_files_only=True).to(device).eval()
-            self._processor: Any = AutoProcessor.from_pretrained(model_path, local_files_only=True)
-        except OSError as error:
-            raise ValueError(f"--model: {' '.join(str(error).split())}") from error
-        if not hasattr(self._model, "get_text_features") or not hasattr(self._model, "get_image_features"):
-            raise ValueError(f"--model: {model_path} is no model with features of texts and of images")
-        self._device = device
-
-    @torch.inference_mode()
-    def scores(self, clip: Clip, texts: Sequence[str]) -> Scores:
-        """For each frame, the mean of its cosines with the texts."""
-        images = self._processor.image_processor(images=[*clip.frames_FHWC], return_tensors="pt")
-        tokens = self._processor.tokenizer(
-            [*texts],
-            padding="max_length",  # as SigLIP was trained; CLIP does not care
-            truncation=True,
-            max_length=self._model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        )
-        frames_FD = _unit(self._model.get_image_features(**images.to(self._device)))
-        # One row for each text.
-        of_texts = _unit(self._model.get_text_features(**tokens.to(self._device)))
-        scores_F = (frames_FD @ of_texts.T).mean(dim=1).tolist()
-        # A last frame that was repeated to fill a token in time counts once.
-        return sorted(dict(zip(clip.times_s, scores_F, strict=True)).items())
-
-
-def _unit(features: Any) -> Tensor:
-    """Features of length 1, (rows, D)."""
-    pooled = features if isinstance(features, Tensor) else features.pooler_output
-    return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
 
 def texts_of(sample: Sample) -> list[str]:
@@ -197,7 +156,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Annotate what the command line names; the exit status."""
     options = _parser().parse_args(argv)
     root = Path(options.media_root or Path(options.path).parent)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset = DatasetConfig(
         reader=options.reader,
         path=options.path,
@@ -215,7 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in chain(refusals(settings, "media"), media_contradictions(settings)):
             raise ValueError(problem)
         samples = load_samples([dataset])
-        scorer = FrameScorer(options.model, device)
+        # Late, since torch and transformers take seconds: a mistyped argument is reported before them.
+        with under_way("importing torch and transformers"):
+            from grpo.commands.frame_scorer import FrameScorer
+        with under_way(f"loading {options.model}"):
+            scorer = FrameScorer(options.model)
         reader, limit_s = ClipReader(settings=settings), MediaConfig().timeout_s
         with closing(ClipLoader(reader, cache_gib=0, num_workers=2, timeout_s=limit_s)) as loader:
             num_failed = annotate(samples, Path(options.out), scorer, root, loader, source)

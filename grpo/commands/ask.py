@@ -14,26 +14,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 
 from grpo.commands.arguments import Parser
 from grpo.groups import Prompt, Rollout, Sample, Task
-from grpo.learner.launching import compute_dtype, on_gpu, quiet_libraries
 from grpo.media.clip import Clip, ClipSource
+from grpo.media.frames import check_exists
 from grpo.media.reading import read_source
-from grpo.policy.families import ModelFamily, load_family
-from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout import Sampling
-from grpo.rollout.server_check import check_same_weights
-from grpo.rollout.server_client import ServerClient
 from grpo.run.model_inputs import ModelInputs, read_inputs
 from grpo.run.progress import under_way
 from rewards.parsing import ANSWER, KEYFRAMES, THINK, only_block, read_letter, read_moments
+
+if TYPE_CHECKING:
+    from grpo.policy.families import ModelFamily
 
 SERVER_TIMEOUT_S = 600.0
 
@@ -54,13 +52,20 @@ class Answer:
 def main(argv: Sequence[str]) -> int:
     """Ask the question and print the answer; the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
-    quiet_libraries()
     try:
         if loose := [each for each in arguments.settings if "=" not in each]:
             raise ValueError(f"{loose[0]!r} is no key=value: put the question in quotes")
+        sample = sample_of(arguments)
+        check_exists(arguments.video)
+        inputs = read_inputs(str(find_model_folder(arguments.model)), arguments.settings)
+        # Late, since torch and transformers take seconds: what is mistyped is reported before them.
+        with under_way("importing torch and transformers"):
+            from grpo.learner.launching import compute_dtype, quiet_libraries
+            from grpo.policy.families import load_family
+
+        quiet_libraries()
         family = load_family(arguments.model, seconds_dtype=compute_dtype())
-        inputs = read_inputs(family.path, arguments.settings)
-        prompt = prompt_of(sample_of(arguments), family, inputs)
+        prompt = prompt_of(sample, family, inputs)
         with under_way("answering"):
             rollout = complete(prompt, family, inputs, server=arguments.server)
         answer = read_answer(rollout)
@@ -113,12 +118,17 @@ def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server
         stop=tuple(inputs.rollout.stop),
     )
     if server is not None:
+        from grpo.rollout.server_check import check_same_weights
+        from grpo.rollout.server_client import ServerClient
+
         client = ServerClient(server, family, timeout_s=SERVER_TIMEOUT_S)
         check_same_weights(client)
         return client.generate(prompt, greedy, seed=0).rollouts[0]
     check_weights(find_model_folder(family.path))
     if family.has_sliding_windows:
         return _complete_by_vllm(prompt, family, inputs, greedy)
+    from grpo.learner.launching import compute_dtype, on_gpu
+    from grpo.policy.model import Policy
     from grpo.rollout.transformers_engine import TransformersEngine
 
     policy = Policy(family.load_model(compute_dtype()), family, temperature=1.0)
@@ -129,6 +139,10 @@ def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server
 
 def _complete_by_vllm(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, greedy: Sampling) -> Rollout:
     """Return a completion of a model that the transformers engine can't run."""
+    import torch
+
+    from grpo.learner.launching import compute_dtype
+    from grpo.policy.model import Policy
     from grpo.rollout.vllm_arguments import EngineSize
     from grpo.rollout.vllm_engine import VLLMEngine
 

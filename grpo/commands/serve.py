@@ -19,8 +19,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from grpo.commands.arguments import Parser
-from grpo.learner.launching import compute_dtype, on_gpu
-from grpo.policy.families import load_family
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.server_flags import (
     FOLDER,
@@ -32,6 +30,7 @@ from grpo.rollout.server_flags import (
     training_flags,
 )
 from grpo.run.model_inputs import read_inputs
+from grpo.run.progress import under_way
 
 OWN = ("--ho", "--port")
 """How flags begin that are the command's own, and not to be given to vLLM behind its back."""
@@ -67,9 +66,15 @@ def command_of(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list
         # vLLM takes the last one, its parser any beginning of it, and neither would be checked.
         if word.replace("_", "-").startswith(OWN):
             raise ValueError(f"{word} has to stand before --")
+    folder = find_model_folder(arguments.model)
+    check_weights(folder)
+    inputs = read_inputs(str(folder), arguments.settings)
+    # Late, since torch and transformers take seconds: what is mistyped is reported before them.
+    with under_way("importing torch and transformers"):
+        from grpo.learner.launching import compute_dtype, on_gpu
+        from grpo.policy.families import load_family
+
     family = load_family(arguments.model)
-    check_weights(find_model_folder(family.path))
-    inputs = read_inputs(family.path, arguments.settings)
     dtype = str(compute_dtype()).removeprefix("torch.")
     more: dict[str, Any] = {"host": arguments.host, "port": arguments.port}
     if arguments.for_training:

@@ -26,6 +26,8 @@ from grpo.media.clip import ClipSource, MediaError
 from grpo.media.decode_pool import DecodePool
 from grpo.media.disk_cache import DiskCache
 from grpo.media.reading import Read, StoringReader
+from grpo.policy.model_folder import find_model_folder
+from grpo.run.progress import under_way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,14 +44,17 @@ class Outcome:
 
 def main(argv: Sequence[str]) -> int:
     """Fill the cache of the run that the command line names; the exit status."""
-    from grpo.policy.families import load_family
-
     parser = Parser(prog="egogrpo warm", description=__doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG | key=value")
     try:
         config = load_config(parser.parse_args(argv).configs)
         if not config.media.cache_disk_gib:
             raise ValueError("config: media.cache_disk_gib is 0: there is no cache to fill")
+        find_model_folder(config.model.path)
+        # Late, since torch and transformers take seconds: a wrong key is reported before them.
+        with under_way("importing torch and transformers"):
+            from grpo.policy.families import load_family
+
         patches = load_family(config.model.path).patches
         clips = distinct_clips(config)
     except (ValueError, OSError) as error:

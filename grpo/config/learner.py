@@ -18,7 +18,7 @@ class CareConfig:
     (arXiv 2506.16141). It takes a reference, also without a KL term; one that moves: `loss.sync_ref_model`."""
 
     bonus: NotNegative[float] = 0.0
-    """What such a completion's total gets, times its accuracy; 0: nothing. GRPO-CARE: 0.5."""
+    """The addition to the total of a likely completion, times its accuracy; 0: nothing. GRPO-CARE: 0.5."""
     reward: str = "accuracy"
     """The reward that tells which completions are right: above 0.1, and at least the group's mean."""
     cap: PositiveFrac[float] = 0.95
@@ -130,8 +130,9 @@ class RobustConfig:
     """spd: Selective Projection Decay, which pulls back only tensors that move against their gradient (arXiv
     2411.01713); l2_sp: weight decay towards the start in place of zero. Of LoRA's adapters the start is zero."""
     strength: NotNegative[float] = 0.0
-    """spd: 1 keeps such a tensor at its previous distance from the start, less lets it out, more pulls it in; not
-    multiplied by the learning rate. l2_sp: multiplied by it, as `weight_decay` is."""
+    """The strength of the pull. spd: 1 keeps a tensor that moves against its gradient at its previous distance from
+    the start, less lets it out, more pulls it in; not multiplied by the learning rate. l2_sp: multiplied by it, as
+    `weight_decay` is."""
     spd_accumulates: bool = False
     """What tells a tensor that moves against its gradient: the current step, as in the published code, or the sum over
     all steps so far, as on the authors' slides."""
@@ -147,7 +148,7 @@ class OptimConfig:
     """Where the cosine ends, as a share of `lr`."""
     warmup_steps: NotNegative[int] = 0
     weight_decay: NotNegative[float] = 0.0
-    """Of matrices; norms and biases don't decay, as in transformers."""
+    """The decay of matrices; norms and biases have none, as in transformers."""
     betas: Annotated[tuple[float, float], Ge(0), Lt(1)] = (0.9, 0.999)
     max_grad_norm: Positive[float] = 1.0
     max_skipped_updates: Free[NotNegative[int]] = 3

@@ -48,7 +48,7 @@ READERS: dict[str, Callable[[str, str | None], list[Sample]]] = {**FORMATS, "aut
 
 
 def _head(file: Path) -> Record | None:
-    """The first record of a file, or its one object; None if there is none to recognise a format by."""
+    """The first readable record of a file, or its one object; None if there is none to recognise a format by."""
     if not file.exists():
         raise NoSuchFile(str(file), "no such dataset file")
     head = first(file)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, Never
 
-from grpo.data.errors import DataError, NoSuchFile
+from grpo.data.errors import DataError, NoSuchFile, placed
 from grpo.data.fields import shown
 
 Form = Literal["table", "csv", "text", "lines", "list", "object"]
@@ -40,10 +40,18 @@ def records(file: Path, unfold: Unfold | None = None) -> Iterator[tuple[int, str
 
 
 def first(file: Path) -> Any:
-    """The first record of a file, or all of it if it is one JSON object."""
+    """The first record of a file that can be read, or all of it if it is one JSON object."""
     if form_of(file) == "object":
         return load_object(file)
-    return next((value() for _, _, value in records(file)), None)
+    broken: DataError | None = None
+    for _, place, value in records(file):
+        try:
+            return value()
+        except ValueError as error:
+            broken = broken or placed(error, place)
+    if broken is not None:
+        raise broken
+    return None
 
 
 def form_of(file: Path) -> Form:

@@ -19,7 +19,13 @@ from tqdm import tqdm
 from grpo.groups import Sample
 from grpo.media.clip import MediaError
 from grpo.media.reading import describe, plan_source
-from grpo.media.sampling import ClipPlan, MediaSettings, PatchShape, TooManyTokens, most_tokens
+from grpo.media.sampling import (
+    ClipPlan,
+    MediaSettings,
+    TooManyTokens,
+    most_tokens,
+    most_vision_tokens,
+)
 from grpo.policy.families import ModelFamily
 
 logger = logging.getLogger(__name__)
@@ -124,13 +130,3 @@ class Planner:
     def _most_clip_tokens(self) -> int:
         text = self.family.most_clip_text_tokens(self.settings.max_frames)
         return text + most_vision_tokens(self.settings, self.family.patches)
-
-
-def most_vision_tokens(settings: MediaSettings, patches: PatchShape) -> int:
-    """Return the most vision tokens that a clip of any length and shape can have.
-
-    All numbers of frames are tried: under `total_pixels`, fewer frames may be so much larger that they have more.
-    """
-    step = patches.temporal_frames
-    bound = max(most_tokens(count, settings, patches) for count in range(step, settings.max_frames + 1, step))
-    return min(bound, settings.max_tokens or bound)

@@ -15,7 +15,6 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from grpo.media.clip import Clip, ClipSource, MediaError, TookTooLong
 from grpo.media.reading import ClipReader, Read, describe
@@ -157,6 +156,9 @@ def _take_over(in_file: Read) -> Read:
 
 def load_functions(reader: ClipReader) -> list[Function]:
     """Return the one function that the workers run."""
+    # Before the workers are forked, so that they share it.
+    import torch
+
     # Several clips are read at the same time already.
     torch.set_num_threads(1)
     return [Function(call=partial(_answer, reader, _catch_logs()))]

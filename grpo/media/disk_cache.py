@@ -30,7 +30,6 @@ from uuid import uuid4
 
 import av
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -64,6 +63,9 @@ def entry_name(source: ClipSource, settings: MediaSettings, patches: PatchShape)
         files = {"files": [_identity(path) for path in paths], "shown": shown}
         if source.is_picture:
             files["is_picture"] = True
+    # Late: whoever reads a command's arguments does without it.
+    import torch
+
     recipe = {
         "version": VERSION,
         # Another decoder or another resize may round differently.

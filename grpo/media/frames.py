@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from grpo.media import sampling
 from grpo.media.clip import Clip, ClipFacts, MediaError
@@ -68,6 +66,10 @@ def resize(frame_HWC: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
     """Resize a uint8 frame by bicubic with antialiasing, to the same values as torchvision's for tensors."""
     if frame_HWC.shape[:2] == (height_px, width_px):
         return frame_HWC
+    # Late: settings, reports and commands' arguments are read without torch, which takes seconds to import.
+    import torch
+    import torch.nn.functional as F
+
     frame_1CHW = torch.from_numpy(frame_HWC).permute(2, 0, 1).unsqueeze(0).float()
     resized_1CHW = F.interpolate(frame_1CHW, size=(height_px, width_px), mode="bicubic", antialias=True)
     # Bicubic overshoots at edges: without the clamp, 256 would become 0.

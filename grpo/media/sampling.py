@@ -351,3 +351,13 @@ def most_tokens(num_sampled: int, settings: MediaSettings, patches: PatchShape) 
     grown = least + math.sqrt(least) * (longest + 1 / longest) + 1
     shrunk = frame_max_pixels(num_sampled, settings) / patches.token_px**2
     return num_sampled // patches.temporal_frames * math.floor(max(grown, shrunk))
+
+
+def most_vision_tokens(settings: MediaSettings, patches: PatchShape) -> int:
+    """Return the most vision tokens that a clip of any length and shape can have.
+
+    All numbers of frames are tried: under `total_pixels`, fewer frames may be so much larger that they have more.
+    """
+    step = patches.temporal_frames
+    bound = max(most_tokens(count, settings, patches) for count in range(step, settings.max_frames + 1, step))
+    return min(bound, settings.max_tokens or bound)

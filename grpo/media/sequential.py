@@ -21,7 +21,7 @@ UNTIMED_FORMATS = ("avi",)
 JOINED_FORMATS = ("mpegts", "mpeg")
 """Containers that may be joined byte by byte, whose parts may have clocks of their own."""
 TICKS_PER_S = 90_000
-"""The ticks of such a clock."""
+"""The ticks of the clock of an MPEG program or transport stream."""
 LONGEST_PAUSE_S = 10.0
 """The longest gap in a recording; at a longer one, another clock begins."""
 MARKED_BEFORE_JOIN = 2

@@ -43,7 +43,7 @@ class Stored(NamedTuple):
     """A group of a checkpoint."""
 
     slot: int
-    """Its place among the questions of its step, of all processes."""
+    """The place of the question among those of its step, of all processes."""
     step: int
     scored: ScoredGroup
 

@@ -30,7 +30,7 @@ class Begun:
     step: int
     """The step whose question it is."""
     place: int
-    """Its place among the questions of that step."""
+    """The place of the question among those of its step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from grpo.codec.vocabulary import read_vocabulary
-from grpo.feed.planner import most_vision_tokens
-from grpo.media.sampling import PatchShape
+from grpo.media.sampling import PatchShape, most_vision_tokens
 from grpo.policy.model_folder import find_model_folder
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments
 from grpo.rollout.vllm_settings import CODE_RULES

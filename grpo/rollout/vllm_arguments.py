@@ -7,8 +7,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from grpo.rollout import vllm_settings
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -71,6 +69,9 @@ def engine_arguments(size: EngineSize, *, on_gpu: bool, launched: bool, sleeps: 
 
 def set_environment() -> None:
     """Set the environment variables that vLLM reads when it is imported, unless they are set already."""
+    # Late: `egogrpo serve` reads its arguments without it.
+    import torch
+
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # On CPU vLLM warns, at length, of GPU features that are missing.

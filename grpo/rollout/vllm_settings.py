@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo.groups import MAX_MEDIA
-from grpo.policy.families import ModelFamily
-from grpo.policy.model import SUPPRESSED_BIAS
 from grpo.rollout import Sampling
+
+if TYPE_CHECKING:
+    from grpo.policy.families import ModelFamily
 
 CODE_RULES = "grpo.rollout.vllm_codes:CodeRules"
 """The class that vLLM loads for a model with codes, so that it samples none in a wrong place."""
@@ -35,6 +36,9 @@ def engine_arguments(max_model_tokens: int, *, on_gpu: bool) -> dict[str, Any]:
 
 def sampling_fields(family: ModelFamily, sampling: Sampling, seed: int) -> dict[str, Any]:
     """Return the fields of vLLM's `SamplingParams` for a group, in plain values."""
+    # Late: `egogrpo serve` reads its arguments without torch.
+    from grpo.policy.model import SUPPRESSED_BIAS
+
     return {
         "n": sampling.group_size,
         "max_tokens": sampling.max_new_tokens,

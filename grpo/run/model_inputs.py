@@ -15,8 +15,8 @@ from grpo.config.load import one_line_errors, read_layers, to_layer
 from grpo.config.rules import media_contradictions, stop_contradictions
 from grpo.config.schema import Config, PromptConfig, RolloutConfig
 from grpo.media.sampling import MediaSettings
-from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model_folder import INPUTS, find_model_folder, read_json
+from grpo.policy.prompt_text import Wording
 from rewards.parsing import TAGS
 
 TEXT_TOKENS = 1024

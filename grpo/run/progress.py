@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +28,30 @@ def say(text: str) -> None:
     """Print a line above what is under way."""
     with tqdm.external_write_mode():
         print(text, flush=True)
+
+
+@contextmanager
+def while_read() -> Iterator[None]:
+    """End the process in silence if what reads its output stops before the end, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # Else Python would try once more at its exit to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is the output that nobody reads any more, and not a pipe of the process's own."""
+    poll = select.poll()
+    # Errors are reported unasked.
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from grpo.feed.prompts import Render
 from grpo.learner.launching import compute_dtype
 from grpo.media.loader import ClipLoader
 from grpo.policy.families import ModelFamily, load_family
-from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
+from grpo.policy.prompt_text import Wording
 from grpo.rollout import Engine, Sampling
 from grpo.run.progress import under_way
 from grpo.startup.assembly import build_engine, build_loader, build_outline, load_policy, wording

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from grpo.config.model import PARTS
 from grpo.config.schema import Config
-from grpo.feed.planner import Planner, most_vision_tokens
+from grpo.feed.planner import Planner
 from grpo.feed.prompts import Render
 from grpo.learner.launching import compute_dtype, shards_weights, split_over
 from grpo.learner.update import Learner
@@ -17,9 +17,10 @@ from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
 from grpo.media.memory_cache import MemoryCache
 from grpo.media.reading import ClipReader
+from grpo.media.sampling import most_vision_tokens
 from grpo.policy.families import ModelFamily
-from grpo.policy.families.prompt_text import Wording
 from grpo.policy.model import Policy
+from grpo.policy.prompt_text import Wording
 from grpo.policy.vision_features import FeatureCache
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.given import NoEngine

@@ -16,7 +16,8 @@ from rewards.parsing import KEYFRAMES, only_block, read_moments, read_videos_mom
 Span = tuple[float, float]
 
 APART_S = 1e6
-"""More than a video lasts, and so much that no tolerance reaches from one video into the next."""
+"""The distance between the times of two videos: more than a video lasts, and so much that no tolerance reaches from one
+into the next."""
 NOWHERE_S = -1e10
 """Where moments outside their video are: before all videos, at least as far apart as a moment's digits reach."""
 ROUNDING_S = 1e-6  # 3.3 - 0.3 is not 3.0

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from grpo.commands.annotate import FrameScorer, best_spans, main, texts_of
+from grpo.commands.annotate import best_spans, main, texts_of
+from grpo.commands.frame_scorer import FrameScorer
 from grpo.data.native import native_record
 from grpo.data.readers.jsonl import read_jsonl
 from grpo.groups import Sample

@@ -52,6 +52,53 @@ def test_the_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == ""
 
 
+def test_a_mistyped_argument_is_answered_before_torch_is_imported(tmp_path: Path) -> None:
+    """It takes seconds, and ten times as many on a busy machine; transformers too."""
+    config = f"{tiny.ROOT}/configs/demo.yaml"
+    model = tiny.ROOT / "grpo/demo/base_policy"
+    mistyped = {
+        f"doctor {config} optim.lrr=1": "did you mean optim.lr?",
+        "doctor nowhere.yaml": "no file nowhere.yaml",
+        "doctor --compare nowhere nowhere": "nowhere: no such folder",
+        f"warm {config} media.fsp=1": "did you mean media.fps?",
+        f"warm {config} model.path=./nowhere media.cache_disk_gib=1": "no model folder",
+        "check nowhere.py:right": "no file nowhere.py",
+        "annotate nowhere.jsonl out.jsonl --model clip": "no such dataset file",
+        "sweep nowhere.yaml": "no file nowhere.yaml",
+        "report nowhere": "nowhere: no such folder",
+        "replay nowhere": "nowhere: no such folder",
+        "evaluate nowhere.yaml": "no file nowhere.yaml",
+        f"evaluate {tiny.ROOT}/configs/eval/egoschema.yaml modell=a": "did you mean model?",
+        "export merge nowhere --out out": "nowhere has no adapter_config.json",
+        f"export interpolate {model} ./nowhere --alpha 0.5 --out out": "no model folder",
+        f"export interpolate {model} {model} --alpha 2 --out out": "must lie in [0, 1]",
+        "ask ./nowhere clip.mp4 When?": "clip.mp4: no such file",
+        f"ask {model} {config} When? media.fsp=1": "did you mean media.fps?",
+        f"serve {model} media.fsp=1": "did you mean media.fps?",
+        "serve ./nowhere": "no model folder",
+    }
+    # The options of `train` are read by accelerate's own parser, which imports torch alone.
+    assert {words.split()[0] for words in mistyped} == COMMANDS.keys() - {"train"}
+    code = "import shlex, sys\nfrom grpo.commands.__main__ import main\nfor line in sys.stdin:\n"
+    code += "    print('>', line, end='', flush=True)\n    try: status = main(shlex.split(line))\n"
+    code += "    except SystemExit as stop: status = stop.code\n"
+    code += "    assert status and 'torch' not in sys.modules, status\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join(mistyped),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tiny.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    answers = dict(each.split("\n", 1) for each in done.stdout.removeprefix("> ").split("\n> "))
+    for words, answer in mistyped.items():
+        assert answer in answers[words], answers[words]
+
+
 def test_an_unknown_command_is_told_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["docter", "configs/demo.yaml"]) == 2
     error = capsys.readouterr().err
@@ -143,10 +190,11 @@ def test_a_command_that_is_stopped_says_so_in_one_line(
     assert capsys.readouterr().err == "stopped: egogrpo stopped\n"
 
 
-def test_a_command_whose_output_is_read_in_part_ends_in_silence() -> None:
+@pytest.mark.parametrize("command", [["-m", "grpo.commands"], ["grpo/train.py"]], ids=" ".join)
+def test_a_command_whose_output_is_read_in_part_ends_in_silence(command: list[str]) -> None:
     reads, writes = os.pipe()
     os.close(reads)
-    command = [sys.executable, "-m", "grpo.commands", "--help"]
+    command = [sys.executable, *command, "--help"]
     done = subprocess.run(
         command, cwd=tiny.ROOT, stdout=writes, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grpo.commands.doctor.records import examine
-from grpo.feed.planner import Planner, most_vision_tokens
+from grpo.feed.planner import Planner
 from grpo.media.clip import ClipSource, MediaError
 from grpo.media.decode import plan_clip, read_clip
 from grpo.media.reading import plan_source, read_source
@@ -24,6 +24,7 @@ from grpo.media.sampling import (
     TooManyTokens,
     clip_frame_size,
     most_tokens,
+    most_vision_tokens,
 )
 from grpo.media.sampling import plan_clip as plan
 from tests.support import tiny

@@ -15,7 +15,7 @@ from torch import Tensor
 from grpo.groups import Prompt
 from grpo.media.clip import Clip, ClipSource
 from grpo.policy.families import FAMILIES, load_family
-from grpo.policy.families.prompt_text import user_text
+from grpo.policy.prompt_text import user_text
 from grpo.policy.uploads import uploaded
 from grpo.rollout import Sampling
 from grpo.rollout.transformers_engine import Ends, TransformersEngine

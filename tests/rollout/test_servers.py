@@ -18,8 +18,8 @@ from starlette.datastructures import Headers
 
 from grpo.commands import ask
 from grpo.commands.__main__ import main as egogrpo
-from grpo.policy.families.prompt_text import user_text
 from grpo.policy.model import Policy
+from grpo.policy.prompt_text import user_text
 from grpo.rollout.server_check import check_server, differences
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine

@@ -263,7 +263,7 @@ def _changes(config: Config, name: str, split_sizes: Sequence[int]) -> Iterator[
 
 
 def goes_with(config: Config, name: str, processes: int) -> bool:
-    """Return whether a launch takes such a run at all (`check_launch`)."""
+    """Return whether a launch takes a run with this config at all (`check_launch`)."""
     takes_apart = LAUNCHES[name].splits_states
     in_few_bits = config.model.load_in_4bit or config.optim.optimizer == "adamw_8bit"
     keeps_near = config.optim.robust.method != "none" and LAUNCHES[name].in_bf16

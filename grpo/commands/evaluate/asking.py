@@ -34,13 +34,13 @@ class Timing:
 
     num_questions: int = 0
     first_wait_s: float = 0.0
-    """Until the first batch's clips were decoded."""
+    """The seconds until the first batch's clips were decoded."""
     wall_s: float = 0.0
-    """From there to the end."""
+    """The seconds from there to the end."""
     engine_s: float = 0.0
     """The part of it in which the engine worked."""
     first_item_s: float = 0.0
-    """From the engine's start to the first new answer."""
+    """The seconds from the engine's start to the first new answer."""
 
 
 @dataclass(kw_only=True)

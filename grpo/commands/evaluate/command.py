@@ -64,7 +64,7 @@ class Evaluated:
     every: list[Sample]
     """All questions of the benchmark's file."""
     samples: list[Sample]
-    """Those that are asked: the first so many, with a video that is there."""
+    """The questions that are asked: the first so many, with a video that is there."""
     missing: frozenset[str] = frozenset()
     """The ids of questions that are left out since their video is missing."""
     rank: int = 0

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.commands.arguments import Parser
+from grpo.commands.export.checks import check_free, named_base, target_folders
+from grpo.policy.model_folder import find_model_folder
 from grpo.run.progress import under_way
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -104,6 +106,8 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> str:
+    find_model_folder(arguments.base or named_base(arguments.adapter))
+    check_free(arguments.out)
     import torch
 
     from grpo.commands.export.merge import merge
@@ -122,6 +126,9 @@ def _merge(arguments: argparse.Namespace) -> str:
 
 
 def _interpolate(arguments: argparse.Namespace) -> str:
+    for folder in (arguments.base, arguments.tuned):
+        find_model_folder(folder)
+    target_folders(arguments.out, arguments.alpha)
     from grpo.commands.export.interpolate import sweep
 
     folders = sweep(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from grpo.commands.export.checks import check_free, check_share, target_folders
 from grpo.policy.families import load_family
 from grpo.policy.model import Policy
 from grpo.run.final_model import save_final
@@ -17,10 +18,7 @@ def sweep(
     base_path: str, tuned_path: str, *, alphas: Sequence[float], out: Path, max_shard_size: str
 ) -> list[Path]:
     """Write a model for each share of the tuned one: at `out` if it is one, else in folders inside it."""
-    folders = [out / f"alpha_{alpha:g}" for alpha in alphas] if len(alphas) > 1 else [out]
-    for alpha, folder in zip(alphas, folders, strict=True):
-        check_share(alpha)
-        check_free(folder)
+    folders = target_folders(out, alphas)
     out.parent.mkdir(parents=True, exist_ok=True)
     for alpha, folder in zip(alphas, folders, strict=True):
         folder.parent.mkdir(exist_ok=True)
@@ -42,18 +40,6 @@ def interpolate(
     model = tuned.load_model(dtype)
     mix_into(model, base.load_model(base.config.dtype or torch.float32), alpha=alpha)
     save_final(out, Policy(model, tuned, temperature=1.0), dtype=dtype, max_shard_size=max_shard_size)
-
-
-def check_share(alpha: float) -> None:
-    """Raise ValueError unless it is a share."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"--alpha must lie in [0, 1], not {alpha:g}")
-
-
-def check_free(out: Path) -> None:
-    """Raise ValueError if there is something at a path."""
-    if out.exists():
-        raise ValueError(f"--out: there is something at {out} already")
 
 
 @torch.no_grad()

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grpo.commands.export.interpolate import check_free
+from grpo.commands.export.checks import WEIGHTS, check_free, named_base
 from grpo.groups import Group
 from grpo.policy.adapters import NAME, adapters_off
 from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
-from grpo.policy.model_folder import read_json
 from grpo.rollout import Sampling
 from grpo.rollout.sync_proof import logps_of, make_prompt
 from grpo.rollout.transformers_engine import TransformersEngine
@@ -25,7 +24,6 @@ MAX_GAP = 1e-3
 differently."""
 
 PROOF = Sampling(group_size=4, max_new_tokens=16, temperature=1.0)
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Merged(NamedTuple):
@@ -71,15 +69,6 @@ def merge(
     out.parent.mkdir(parents=True, exist_ok=True)
     save_final(out, adapted, dtype=dtype, max_shard_size=max_shard_size)
     return Merged(gap=gap, rounding=rounding, change=change)
-
-
-def named_base(adapter: Path) -> str:
-    """Return the base that adapters name; raise ValueError if there are no adapters in the folder."""
-    if not (adapter / CONFIG).is_file() or not (adapter / WEIGHTS).is_file():
-        raise ValueError(
-            f"{adapter} has no {CONFIG} and {WEIGHTS}: a run with LoRA leaves them in final/adapter"
-        )
-    return read_json(adapter / CONFIG)["base_model_name_or_path"]
 
 
 def load_adapted(family: ModelFamily, adapter: Path) -> Policy:

@@ -28,8 +28,8 @@ from grpo.groups import Prompt, Sample, main_index
 from grpo.media.clip import Clip, Shown
 from grpo.media.places import Kind, kind_of
 from grpo.media.sampling import PatchShape
-from grpo.policy.families.prompt_text import Wording, user_content, user_text
 from grpo.policy.model_folder import copy_description, find_model_folder
+from grpo.policy.prompt_text import Wording, user_content, user_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from grpo.media.clip import Clip
 from grpo.policy.families.family import ModelFamily
 
 LONGEST_TIME = "<99999.9 seconds>"
-"""As many digits as a time has within a day."""
+"""A time that has as many digits as any within a day."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,8 @@ class JudgeSettings:
     requests_per_minute: float | None = None
     request_timeout_s: float = 20.0
     retries: int = 4
-    """After failed connections, time-outs, 429 and 5xx. A reply that is no chat completion has one: it is billed."""
+    """The retries after failed connections, timeouts, 429 and 5xx. A reply that is no chat completion has one: it is
+    billed."""
     backoff_s: float = 0.5
     """The wait before the first retry, doubled before each further one; or as long as the endpoint asks."""
     max_requests: int | None = None

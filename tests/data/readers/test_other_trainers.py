@@ -257,6 +257,17 @@ def test_a_format_is_looked_for_in_any_record(name: str) -> None:
     assert not FORMATS[name].is_like({})
 
 
+def test_a_first_record_that_cannot_be_read_is_named_and_hides_no_format(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "train.jsonl", f'{{"id"\n{json.dumps(SWIFT)}')
+    with pytest.raises(ValueError, match=f"^{path}:1: not readable as JSON"):
+        READERS["auto"](str(path), None)
+    with pytest.raises(DataError, match=f"^{path}: .* write {{reader: swift, "):
+        read_records(DatasetConfig(path=str(path)))
+    path = write_json(tmp_path / "train.jsonl", '\n{"id"\n{"no\\ud83d": 1}')
+    with pytest.raises(ValueError, match=f"^{path}:2: not readable as JSON"):
+        READERS["auto"](str(path), None)
+
+
 def test_an_error_in_the_readers_own_format_is_left_as_it_is(tmp_path: Path) -> None:
     path = write_json(tmp_path / "train.jsonl", json.dumps(NATIVE | {"answer": "Z"}))
     with pytest.raises(ValueError, match=f"^{path}:1: answer 'Z' is not one of the options A to B$"):
