@@ -15,6 +15,7 @@ The axes of arrays and tensors stand at the end of their names, each letter with
     J = S + L                           E width of a head
     T completion tokens of a row        V vocabulary, 1 an axis of one
     N all tokens of a row               O outputs, I inputs of a layer, R rank of its adapter
+    Q blocks of tokens, or patches      X values of a patch
 """
 
 from __future__ import annotations

@@ -255,3 +255,42 @@ def test_no_function_is_longer_than_a_screen():
         if (function.end_lineno or 0) - function.lineno >= MAX_FUNCTION_LINES
     }
     assert long == set()
+
+
+AXES = re.compile(r"\b[a-z_]+[a-z]_([A-Z]{1,5})\b")
+"""The axes at the end of an array's name."""
+
+
+def test_every_letter_of_an_axis_is_in_the_legend() -> None:
+    legend = (ROOT / "grpo/groups.py").read_text().split('"""')[1]
+    known = {*re.findall(r"(?<!\S)([A-Z])(?= )", legend)}
+    names = {name for file in (ROOT / "grpo").rglob("*.py") for name in names_of(file)}
+    used = {letter for name in names if (axes := AXES.fullmatch(name)) for letter in axes[1]}
+    assert len(used) > 15 and used <= known, used - known
+
+
+def names_of(file: Path) -> set[str]:
+    """The variables and arguments of a file."""
+    nodes = [*ast.walk(ast.parse(file.read_text()))]
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.arg for node in nodes if isinstance(node, ast.arg)
+    }
+
+
+BEGINS_WITHOUT_NOUN = re.compile(r"(Its?|They|Their|Those|These|Such|Of|By|Until|After|More|Before)\b")
+"""The words at the start of a sentence that only goes on from a name."""
+
+
+def test_no_docstring_goes_on_from_its_name() -> None:
+    """In a hover or a search a docstring stands alone."""
+    found = [
+        f"{file}:{node.lineno}: {node.value.value}"
+        for folder in ("grpo", "rewards", "launch")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        and BEGINS_WITHOUT_NOUN.match(node.value.value)
+    ]
+    assert not found, "\n".join(found)

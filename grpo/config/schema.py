@@ -134,8 +134,8 @@ class RolloutConfig:
     sample with. merge: added to the weights, which in 16 bits rounds what they change. auto: adapters on a GPU, but
     merge with `model.load_in_4bit` and above rank 512, where vLLM can't, and on a CPU, where nothing is rounded."""
     prove_sync_every: Free[NotNegative[int]] = 20
-    """After how many syncs a fixed question proves that the engine has the policy's weights, as it does after each of
-    the first three; 0: never."""
+    """The syncs from one proof that the engine has the policy's weights to the next, by a fixed question; each of the
+    first three is proven too. 0: none."""
     servers: Free[list[str]] = field(default_factory=list)
     """Addresses of the servers of vllm_server (`egogrpo serve --for-training`), as in `[http://127.0.0.1:8000]`."""
     process_gpus: Free[str | None] = None

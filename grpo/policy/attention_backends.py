@@ -80,12 +80,12 @@ def _flex(device_type: str) -> Any:
 def block_mask(layout: Layout) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
-    counts_QK, num_tokens = _visible_counts(layout), len(layout.restore_N)
+    counts_QQ, num_tokens = _visible_counts(layout), len(layout.restore_N)
     # A block at the end of the row has fewer tokens, and is never whole: the kernel has to look at its mask.
-    partial_QK = (counts_QK > 0) & (counts_QK < FLEX_BLOCK**2)
+    partial_QQ = (counts_QQ > 0) & (counts_QQ < FLEX_BLOCK**2)
     return BlockMask.from_kv_blocks(
-        *_listed(partial_QK),
-        *_listed(counts_QK == FLEX_BLOCK**2),
+        *_listed(partial_QQ),
+        *_listed(counts_QQ == FLEX_BLOCK**2),
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=lambda batch, head, query, key: sees(layout, query, key),
         seq_lengths=(num_tokens, num_tokens),
@@ -100,17 +100,17 @@ def _visible_counts(layout: Layout) -> Tensor:
     num_tokens, device = len(layout.restore_N), layout.restore_N.device
     num_blocks = -(-num_tokens // FLEX_BLOCK)
     key_N = torch.arange(num_tokens, device=device)
-    counts_QK = torch.zeros(num_blocks, num_blocks, dtype=torch.int32, device=device)
+    counts_QQ = torch.zeros(num_blocks, num_blocks, dtype=torch.int32, device=device)
     for row, query in enumerate(key_N.split(FLEX_BLOCK)):
         sees_N = sees(layout, query[:, None], key_N).sum(0, dtype=torch.int32)
-        counts_QK[row].index_add_(0, key_N // FLEX_BLOCK, sees_N)
-    return counts_QK
+        counts_QQ[row].index_add_(0, key_N // FLEX_BLOCK, sees_N)
+    return counts_QQ
 
 
-def _listed(is_set_QK: Tensor) -> tuple[Tensor, Tensor]:
+def _listed(is_set_QQ: Tensor) -> tuple[Tensor, Tensor]:
     """Return how many blocks of keys each block of queries has, and their indices, with axes for batch and heads."""
-    order_QK = is_set_QK.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    return is_set_QK.sum(1, dtype=torch.int32)[None, None], order_QK.to(torch.int32)[None, None]
+    order_QQ = is_set_QQ.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return is_set_QQ.sum(1, dtype=torch.int32)[None, None], order_QQ.to(torch.int32)[None, None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -74,11 +74,11 @@ class SequenceSplit:
             return states
         return QKV(*(self._to_heads(each)[:, :num_tokens] for each in states))
 
-    def _to_heads(self, states_ACE: Tensor) -> Tensor:
-        num_heads = len(states_ACE)
-        states_ACE = states_ACE.repeat_interleave(math.lcm(num_heads, self.size) // num_heads, dim=0)
+    def _to_heads(self, states_ANE: Tensor) -> Tensor:
+        num_heads = len(states_ANE)
+        states_ANE = states_ANE.repeat_interleave(math.lcm(num_heads, self.size) // num_heads, dim=0)
         # The heads of each process in its turn, at this one's positions; then this one's heads, at each process's.
-        return self._swapped(states_ACE).unflatten(0, (self.size, -1)).transpose(0, 1).flatten(1, 2)
+        return self._swapped(states_ANE).unflatten(0, (self.size, -1)).transpose(0, 1).flatten(1, 2)
 
     def to_positions(self, output_NAE: Tensor) -> Tensor:
         """Exchange attention's output for a part of the heads for that of all heads at this process's positions."""

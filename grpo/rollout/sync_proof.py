@@ -64,7 +64,7 @@ class SyncProof:
     max_gap: float
     """The largest mean difference of the log-probs."""
     every: int
-    """After how many syncs there is a proof; 0: never."""
+    """The syncs from one proof to the next; 0: there is none."""
     num_syncs: int = 0
 
     def after_sync(

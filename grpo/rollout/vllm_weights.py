@@ -75,13 +75,13 @@ class WeightLoader:
         device = next(model.parameters()).device
         # From files they come on the CPU.
         for parameter, pieces in self._by_parameter((name, weight.to(device)) for name, weight in weights):
-            expected_NK = torch.cat([_as_rows(weight) for weight in pieces.values()])
-            values_NK = _values(model, parameter, expected_NK)
-            if values_NK.shape[1:] != expected_NK.shape[1:] or len(values_NK) < len(expected_NK):
-                found += [] if _same_sums(values_NK, expected_NK) else pieces
+            expected_OI = torch.cat([_as_rows(weight) for weight in pieces.values()])
+            values_OI = _values(model, parameter, expected_OI)
+            if values_OI.shape[1:] != expected_OI.shape[1:] or len(values_OI) < len(expected_OI):
+                found += [] if _same_sums(values_OI, expected_OI) else pieces
                 continue
             # The rows of a vocabulary are padded.
-            parts = values_NK[: len(expected_NK)].split([len(weight) for weight in pieces.values()])
+            parts = values_OI[: len(expected_OI)].split([len(weight) for weight in pieces.values()])
             found += [
                 name
                 for (name, weight), part in zip(pieces.items(), parts, strict=True)
@@ -131,8 +131,8 @@ def _values(model: Any, parameter: str, like: Tensor) -> Tensor:
     if kind == "weight" and hasattr(layer, "cpu_linear") and not parameter.endswith(EMBEDDING):
         # A packed layer has no weights to look at, but what it makes of unit vectors are its columns.
         # One that tensor parallelism has split has fewer inputs.
-        units_KK = torch.eye(getattr(layer, "input_size_per_partition", like.shape[1]), dtype=like.dtype)
-        return layer.quant_method.apply(layer, units_KK, None).T
+        units_II = torch.eye(getattr(layer, "input_size_per_partition", like.shape[1]), dtype=like.dtype)
+        return layer.quant_method.apply(layer, units_II, None).T
     return _as_rows(getattr(layer, kind))
 
 

@@ -51,7 +51,7 @@ class JudgeSettings:
     max_chars: int = 4000
     """The limit of a completion or an answer in the request: longer ones lose their middle."""
     extra_body: Mapping[str, Any] | None = None
-    """More fields of the request, such as vLLM's `structured_outputs: {choice: ["1", "2"]}`. A null takes a field out:
+    """Other fields of the request, such as vLLM's `structured_outputs: {choice: ["1", "2"]}`. A null takes a field out:
     `{max_tokens: null, max_completion_tokens: 500}`."""
 
     def __post_init__(self) -> None:
