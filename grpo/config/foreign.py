@@ -32,7 +32,7 @@ NAMES = {
     "media.min_pixels": "video_min_pixels image_min_pixels",
     "media.max_pixels": "video_max_pixels image_max_pixels",
     "media.total_pixels": "video_total_pixels",
-    "rollout.engine": "use_vllm rollout.name",
+    "rollout.engine": "use_vllm vllm_mode rollout.name",
     "rollout.group_size": "num_generations rollout.n",
     "rollout.max_new_tokens": "max_completion_length max_response_length",
     "rollout.max_model_tokens": (
@@ -41,6 +41,8 @@ NAMES = {
     "rollout.gpu_memory_frac": "vllm_gpu_memory_utilization gpu_memory_utilization",
     "rollout.stop": "stop_sequences stop_words",
     "rollout.tensor_parallel_size": "vllm_tensor_parallel_size tensor_model_parallel_size",
+    "rollout.servers": "vllm_server_base_url vllm_server_host vllm_server_port",
+    "rollout.server_timeout_s": "vllm_server_timeout",
     "rollout.sleep": "vllm_enable_sleep_mode sleep_level free_cache_engine",
     "rewards.NAME.weight": "reward_weights",
     "rewards.NAME.fn": (
@@ -94,7 +96,9 @@ NAMES = {
 
 WHOLE = "completions are sampled from the whole distribution, of which the learner's log-probs are"
 REFUSED = {
-    f"{WHOLE}; what is cut off would have to be cut off there too": "top_p top_k min_p typical_p epsilon_cutoff",
+    f"{WHOLE}; what is cut off would have to be cut off there too": (
+        "top_p top_k min_p typical_p epsilon_cutoff generation_kwargs"
+    ),
     f"{WHOLE}; a penalty changes it with every token": (
         "repetition_penalty presence_penalty frequency_penalty no_repeat_ngram_size"
     ),

@@ -106,6 +106,8 @@ def test_a_name_of_the_page_is_answered_with_ours(project: str, name: str, ours:
         ("algorithm.kl_coef", "loss.beta"),
         ("trainer.total_epochs", "num_steps"),
         ("batch_size", "optim.prompts_per_step"),
+        ("vllm_mode", "rollout.engine"),
+        ("vllm_server_base_url", "rollout.servers"),
         ("nothing.of_the_kind", None),
     ],
 )
