@@ -18,7 +18,7 @@ class AllowedTokens:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.tables: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
-        """By device and V: the state after each token, (V,), and what is forbidden in each state, (states, V)."""
+        """The tables by device and V: the state after each token, (V,), and what each state forbids, (states, V)."""
 
     def forbid(self, logits_TV: Tensor, previous_T: Tensor) -> Tensor:
         """Return logits in which no token that breaks the rules can be sampled.

@@ -73,9 +73,9 @@ def rotation(axis: int, angle_rad: np.ndarray) -> np.ndarray:
     return matrices
 
 
-def from_quaternion(quaternion_WXYZ: np.ndarray) -> np.ndarray:
+def from_quaternion(quaternion_wxyz: np.ndarray) -> np.ndarray:
     """Rotations (..., 3, 3) of unit quaternions (..., 4), whose real part comes first."""
-    w, x, y, z = np.moveaxis(quaternion_WXYZ, -1, 0)
+    w, x, y, z = np.moveaxis(quaternion_wxyz, -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.commands.arguments import Parser
+from grpo.policy.model_folder import find_model_folder
 from grpo.run.progress import under_way
 
 
@@ -58,6 +59,8 @@ def _add_grow(parser: argparse.ArgumentParser) -> None:
 
 
 def _grow(arguments: argparse.Namespace) -> str:
+    # Before torch is imported, which takes seconds.
+    find_model_folder(arguments.model)
     from grpo.commands.codec.grow import grow
 
     with under_way("growing the model"):
