@@ -101,7 +101,8 @@ def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] 
     """Check and build all that the first step needs; raise ValueError or OSError, in one line, for a user's mistake."""
     find_model_folder(config.model.path)
     for name, spec in config.rewards.items():
-        is_builtin(name, spec)  # raises for a name that is none's
+        # Raises for a name that is none's.
+        is_builtin(name, spec)
     # These imports are late, since torch and transformers take seconds: a wrong key is reported before them, and
     # worker processes that import this file again do without them.
     with under_way("importing torch and transformers", is_shown=rank == 0):

@@ -75,5 +75,6 @@ def counterfactual(
 
 
 def _mark(fn: Function, name: str, value: object) -> Function:
-    setattr(fn, name, value)  # also on a class, whose __dict__ can't be written
+    # Also on a class, whose __dict__ can't be written.
+    setattr(fn, name, value)
     return fn

@@ -29,9 +29,8 @@ _MOMENT = re.compile(rf"({_SECONDS})(?:(?:\s*+-\s*+|\s++to\s++)({_SECONDS}))?")
 # A space behind the colon, or `2:15` would be a time of the second video.
 _VIDEO = re.compile(r"(?:[Vv]ideo\s++)?([0-9]{1,2}):\s++(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,100}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
-_EMPTY = frozenset(
-    "\u115f\u1160\u2800\u3164\uffa0"
-)  # letters and a sign without ink: Hangul fillers, blank Braille
+# Letters and a sign without ink: Hangul fillers, blank Braille.
+_EMPTY = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 # A dash needs a space behind it: `A -5` may be a minus.
 _LETTER = re.compile(
     rf"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=$|\s*+[{STOPS}:)、]|\s*+[-–]\s|\s*+—|\s++\())"
@@ -68,7 +67,8 @@ def blocks_in_order(text: str, tags: Sequence[str]) -> tuple[str, ...] | None:
         return None
     edges = [0, *(edge for marker in markers for edge in marker.span()), len(text)]
     pieces = [text[start:end] for start, end in pairwise(edges)]
-    outside, inside = pieces[0::4], pieces[2::4]  # outside, <tag>, inside, </tag>, outside, ...
+    # Outside, <tag>, inside, </tag>, outside, ...
+    outside, inside = pieces[0::4], pieces[2::4]
     if any(piece.strip() for piece in outside) or any(is_blank(piece) for piece in inside):
         return None
     return tuple(inside)
@@ -109,7 +109,8 @@ def read_letter(content: str, options: Sequence[str]) -> str | None:
 def _letter_and_text(content: str) -> tuple[str, str]:
     """The letter that the content begins with and the text behind it; two empty texts if it begins with none."""
     found = _LETTER.fullmatch(content)
-    if found is None and (parts := opened(content)):  # **B.** a knife
+    if found is None and (parts := opened(content)):
+        # **B.** a knife
         alone = _LETTER.fullmatch(layers(parts[0])[-1])
         found = _LETTER.fullmatch(f"({_letter(alone)}) {parts[1]}") if alone and not alone[4] else None
     return (_letter(found), found[4]) if found else ("", "")

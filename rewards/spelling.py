@@ -59,10 +59,10 @@ def _fold(char: str) -> str:
     if tag not in _SAME_MEANING:
         return char
     parts = [chr(int(code, 16)) for code in codes]
-    is_numbering = not char.isdecimal() and any(
-        part.isdecimal() for part in parts
-    )  # ⒈ is "1.", 3⒈ is not 31.
-    is_accent_or_phrase = len(parts) > 1 and " " in parts  # ´ is " " and an accent, ﷺ four words
+    # ⒈ is "1.", 3⒈ is not 31.
+    is_numbering = not char.isdecimal() and any(part.isdecimal() for part in parts)
+    # ´ is " " and an accent, ﷺ four words
+    is_accent_or_phrase = len(parts) > 1 and " " in parts
     return char if is_numbering or is_accent_or_phrase else "".join(map(_fold, parts))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from importlib.metadata import packages_distributions
@@ -277,6 +279,8 @@ def names_of(file: Path) -> set[str]:
     }
 
 
+FOR_TOOLS = re.compile(r"# (noqa|pyright|type|fmt):")
+"""Comments that tools read, which belong behind a line."""
 BEGINS_WITHOUT_NOUN = re.compile(r"(Its?|They|Their|Those|These|Such|Of|By|Until|After|More|Before)\b")
 """The words at the start of a sentence that only goes on from a name."""
 
@@ -292,5 +296,19 @@ def test_no_docstring_goes_on_from_its_name() -> None:
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
         and BEGINS_WITHOUT_NOUN.match(node.value.value)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_comments_stand_above_their_lines() -> None:
+    """The formatter tears what stands behind a line apart, or the line."""
+    found = [
+        f"{file}:{token.start[0]}: {token.string}"
+        for folder in ("grpo", "rewards")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline)
+        if token.type == tokenize.COMMENT
+        and token.line[: token.start[1]].strip()
+        and not FOR_TOOLS.match(token.string)
     ]
     assert not found, "\n".join(found)

@@ -56,7 +56,8 @@ def temporal_iou(sample: Sample, text: str) -> float | None:
 
 def _number(sample: Sample, text: str) -> Verdict | None:
     got, wanted = read_number(text), read_number(sample.answer)
-    if wanted is None:  # annotated in other words ("1,000"): equal as text, or wrong
+    if wanted is None:
+        # Annotated in other words ("1,000"): equal as text, or wrong.
         return Verdict.graded(float(same_text(text, accepted_answers(sample))), text.strip())
     return None if got is None else Verdict.graded(float(got == Decimal(wanted)), str(got))
 

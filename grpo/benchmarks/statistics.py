@@ -49,7 +49,8 @@ def interval_of_mean(values: Sequence[float], clusters: Sequence[str]) -> Interv
     Where all values are equal the sandwich has no width, which no sample justifies: then it is Wilson's interval
     (1927) of as many values as there are clusters.
     """
-    from scipy.special import stdtrit  # late: of the extra `commands`
+    # Late: of the extra `commands`.
+    from scipy.special import stdtrit
 
     array, index = np.asarray(values, float), np.unique(clusters, return_inverse=True)[1]
     count = int(index.max()) + 1 if len(index) else 0
@@ -110,7 +111,8 @@ def permutation_p_value(differences: np.ndarray, clusters: Sequence[str], *, see
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """McNemar's exact two-sided p of the questions that one alone is right on."""
-    from scipy.stats import binomtest  # late: of the extra `commands`
+    # Late: of the extra `commands`.
+    from scipy.stats import binomtest
 
     discordant = only_first + only_second
     test: Any = binomtest(only_first, discordant) if discordant else None

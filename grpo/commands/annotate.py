@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             fps=options.fps,
             min_frames=2,
             max_frames=options.max_frames,
-            max_pixels=256 * 28 * 28,  # CLIP-like models see 224 to 384 pixels each way
+            # CLIP-like models see 224 to 384 pixels each way.
+            max_pixels=256 * 28 * 28,
         )
         for problem in chain(refusals(settings, "media"), media_contradictions(settings)):
             raise ValueError(problem)

@@ -112,7 +112,8 @@ def containment(rewards: RewardSet, groups: Sequence[Group]) -> Finding | None:
 def check_reward(reward: Reward, groups: Sequence[Group]) -> tuple[list[Finding], list[str]]:
     """The table, and the traceback of the first failure if there is one."""
     # A copy of a class's reward makes another object, which remembers nothing.
-    run(replace(reward), groups[0])  # what is loaded on first use is not what a call takes
+    # What is loaded on first use is not what a call takes.
+    run(replace(reward), groups[0])
     asked, other, shuffled = (replace(reward) for _ in range(3))
     first, seconds = timed_run(asked, groups)
     second = [run(other, group) for group in groups]

@@ -37,7 +37,8 @@ class FrameScorer:
         images = self._processor.image_processor(images=[*clip.frames_FHWC], return_tensors="pt")
         tokens = self._processor.tokenizer(
             [*texts],
-            padding="max_length",  # as SigLIP was trained; CLIP does not care
+            # As SigLIP was trained; CLIP does not care.
+            padding="max_length",
             truncation=True,
             max_length=self._model.config.text_config.max_position_embeddings,
             return_tensors="pt",

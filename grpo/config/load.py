@@ -122,7 +122,8 @@ def one_line_errors(place: str = "config") -> Iterator[None]:
         raise ValueError(f"{place}: {_one_line(error)}; {literally}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{place}: {_one_line(error)}") from error
-    except TypeError as error:  # a list met something else; OmegaConf does not say which
+    except TypeError as error:
+        # A list met something else; OmegaConf does not say which.
         raise ValueError(f"{place}: {error}; lists are set whole") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{place}: no YAML: {' '.join(str(error).split())}") from error

@@ -140,7 +140,8 @@ def _other_format(dataset: Dataset) -> str | None:
     try:
         head = _head(Path(dataset.path))
     except ValueError:
-        return None  # what is no JSON is in no format
+        # What is no JSON is in no format.
+        return None
     own = FORMATS.get(dataset.reader)
     return None if own is None or head is None or own.is_like(head) else _format(Path(dataset.path), head)
 

@@ -82,7 +82,8 @@ def _second_line(opened: IO[bytes]) -> bytes:
 
 def _values(file: Path, form: Form, unfold: Unfold | None) -> Iterator[Value | None]:
     if form == "table":
-        from grpo.data.hf_datasets import rows  # late: pyarrow, and datasets for folders
+        # Late: pyarrow, and datasets for folders.
+        from grpo.data.hf_datasets import rows
 
         yield from (partial(_plain, row) for row in rows(file))
     elif form == "lines":
@@ -180,7 +181,8 @@ def _of_list(content: str) -> Iterator[Value]:
             value, at = _decoded(_DECODER.raw_decode, content, start)
         except ValueError:
             yield partial(_decoded, _DECODER.raw_decode, content, start)
-            return  # what lies behind can't be told apart
+            # What lies behind can't be told apart.
+            return
         yield partial(_valid_unicode, value, content[start:at])
         at, mark = _mark(content, at, ",]")
     if at != len(content):

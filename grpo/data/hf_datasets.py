@@ -102,7 +102,8 @@ def _written(content: bytes, media: Path) -> str:
         try:
             media.mkdir(exist_ok=True)
             aside.write_bytes(content)
-            aside.replace(path)  # whole or not at all: other processes may read the same table
+            # Whole or not at all: other processes may read the same table.
+            aside.replace(path)
         except OSError as error:
             raise DataError(str(media), f"embedded media can't be written here: {error.strerror}") from None
     return str(path.absolute())

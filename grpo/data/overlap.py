@@ -132,7 +132,8 @@ def _share_a_file(some: ClipSource, other: ClipSource, copy_of: Mapping[str, str
 
 def _show_the_same(some: ClipSource, other: ClipSource) -> bool:
     if IMAGES(some) != IMAGES(other):
-        return True  # the times of images in two lists can't be compared, and that they share one is enough
+        # The times of images in two lists can't be compared, and that they share one is enough.
+        return True
     if some.is_picture or other.is_picture:
         # A moment has no length, and a clip shows the frame at its end, too.
         return some.start_s <= _end_s(other) and other.start_s <= _end_s(some)
@@ -159,7 +160,8 @@ def _copies(train: Set[str], held_out: Set[str]) -> dict[str, str]:
     """Held-out files that have a training file's content, and that file. Only files of one size are opened."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for path in sorted(train):
-        with suppress(OSError):  # what is missing is another check's to say
+        with suppress(OSError):
+            # What is missing is another check's to say.
             by_size[os.stat(path).st_size].append(path)
     copy_of = {}
     for path in sorted(held_out - train):

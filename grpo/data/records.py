@@ -116,7 +116,8 @@ class Reader:
                     _add(samples, self.translate(_as_record(value()), place))
                 except ValueError as error:
                     problems.append(placed(error, source))
-        except ValueError as error:  # of the file's form: what lies behind can't be told apart
+        except ValueError as error:
+            # Of the file's form: what lies behind can't be told apart.
             problems.append(placed(error, str(file)))
         for remark, names in remarks.items():
             logger.warning("%s: %s: %d, e.g. %s", file, remark, len(names), names[0])

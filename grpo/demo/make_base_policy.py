@@ -366,7 +366,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)  # a model this small is slower with more
+    # A model this small is slower with more.
+    torch.set_num_threads(1)
     maker = Maker(seed=args.seed)
     for phase in PHASES:
         run_phase(maker, phase)

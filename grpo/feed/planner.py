@@ -100,7 +100,8 @@ class Planner:
         try:
             if self._surely_fits(sample):
                 return None
-        except ValueError as error:  # the prompt's text is wrong
+        except ValueError as error:
+            # The prompt's text is wrong.
             return f"{sample.source}: sample {sample.id}: {error}"
         try:
             reason = self.refusal(sample, self.plan(sample))
@@ -108,7 +109,8 @@ class Planner:
         except MediaError as error:
             is_ours = isinstance(error.__cause__, TooManyTokens)
             return f"{sample.source}: sample {sample.id}: {error}" if is_ours else None
-        except Exception as error:  # the file is wrong, and the clip will be lost: the text was counted above
+        except Exception as error:
+            # The file is wrong, and the clip will be lost: the text was counted above.
             logger.warning("%s: sample %s: %s", sample.source, sample.id, describe(error))
             return None
 

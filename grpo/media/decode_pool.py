@@ -84,7 +84,8 @@ class DecodePool:
         try:
             in_file = self._read(source, memory.path)
             future.set_result(_take_over(in_file))
-        except Exception as error:  # for the one who waits for the clip
+        except Exception as error:
+            # For the one who waits for the clip.
             future.set_exception(error)
         else:
             if self._may_store and in_file.is_decoded:
@@ -112,7 +113,8 @@ class DecodePool:
             why = "takes too long" if error.kind == "late" else f"failed ({error})"
             logger.warning("media.cache_dir: storing a clip %s; going on without storing clips", why)
         except PoolLost:
-            pass  # whoever waits for a clip is told
+            # Whoever waits for a clip is told.
+            pass
 
     def _ask(self, job: Any, label: str) -> Read | str | None:
         answer: Answer = self._pool.submit(0, job, limit_s=self._timeout_s, label=label).result()
@@ -150,7 +152,8 @@ def _take_over(in_file: Read) -> Read:
     try:
         # Not mapped: every mapping holds one of the files that a process may have open.
         return replace(in_file, clip=Clip(clip.facts, clip.frames_FHWC.copy()))
-    except Exception as error:  # no memory for it, say
+    except Exception as error:
+        # No memory for it, say.
         raise MediaError(f"{clip.path}: its frames could not be taken over: {describe(error)}") from error
 
 

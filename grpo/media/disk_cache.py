@@ -119,7 +119,8 @@ class DiskCache:
             with suppress(OSError):
                 file.unlink()
             return None
-        with suppress(OSError):  # the folder of somebody else may be read, if not marked
+        with suppress(OSError):
+            # The folder of somebody else may be read, if not marked.
             os.utime(file)
         return entry
 
@@ -169,7 +170,8 @@ class DiskCache:
     def _admit(self, unfinished: Path, file: Path, num_bytes: int) -> None:
         """Make room and give the finished file its name."""
         with self._locked_total() as total:
-            if file.exists():  # somebody else was faster
+            if file.exists():
+                # Somebody else was faster.
                 return
             before = _read_number(total)
             if before is None or before + num_bytes > self.max_bytes:
@@ -195,7 +197,8 @@ class DiskCache:
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """Yield each entry's last use, size and file; files of writers that were killed are removed on the way."""
         for file in self.folder.glob(f"*/*{SUFFIX}"):
-            with suppress(FileNotFoundError):  # removed meanwhile
+            with suppress(FileNotFoundError):
+                # Removed meanwhile.
                 stat = file.stat()
                 if not file.name.startswith("."):
                     yield stat.st_mtime, stat.st_size, file

@@ -93,7 +93,8 @@ def _list_files(source: ClipSource) -> Sequence[str]:
 
 
 def _in_numbers(name: str) -> tuple[list[str | int], str]:
-    parts: list[str | int] = [*re.split("([0-9]+)", name)]  # text and digits in turn
+    # Text and digits in turn.
+    parts: list[str | int] = [*re.split("([0-9]+)", name)]
     parts[1::2] = [int(digits) for digits in parts[1::2]]
     return parts, name
 
@@ -133,7 +134,8 @@ def _open(file: str) -> Image.Image:
     """Open an image by its header; the pixels are read later."""
     check_exists(file)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own limit, above ours
+        # Pillow's own limit, above ours.
+        warnings.simplefilter("ignore")
         image = Image.open(file, formats=FORMATS)
     try:
         check_size(file, *image.size)

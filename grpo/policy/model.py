@@ -180,7 +180,8 @@ class Policy(nn.Module):
             return self._blank_features()[:0]
         if self.feature_cache is not None:
             return torch.cat([self.feature_cache.get(clip, self._features_of_one) for clip in clips])
-        distinct = list(dict.fromkeys(clips))  # several questions may be about one clip
+        # Several questions may be about one clip.
+        distinct = list(dict.fromkeys(clips))
         features = self._fresh_features(*distinct)
         features_of = dict(zip(distinct, features, strict=True))
         return torch.cat([features_of[clip] for clip in clips])

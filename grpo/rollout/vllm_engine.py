@@ -61,7 +61,8 @@ class VLLMEngine:
         num_threads = torch.get_num_threads()
         # vLLM's seed only matters for requests that have none.
         self.llm = LLM(self.family.path, dtype=str(dtype).removeprefix("torch."), seed=seed, **arguments)  # pyright: ignore
-        torch.set_num_threads(num_threads)  # vLLM changes it on CPU
+        # vLLM changes it on CPU.
+        torch.set_num_threads(num_threads)
         engine: Any = self.llm.llm_engine
         worker = engine.model_executor.driver_worker.worker
         self.weights = WeightLoader(worker, repacks=not self.on_gpu)

@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-matplotlib.use("Agg")  # no screen needed
+# No screen needed.
+matplotlib.use("Agg")
 
 DRAWN = ("step", "rewards/", "eval/")
 """How the names of the figures begin that are drawn."""

@@ -140,7 +140,8 @@ class Pool:
         self._thread.join(timeout=5)
 
     def _send(self, message: Any) -> None:
-        with suppress(OSError):  # a supervisor that is gone is noticed by the thread
+        with suppress(OSError):
+            # A supervisor that is gone is noticed by the thread.
             self._connection.send(message)
 
     def _live(self) -> None:
@@ -155,7 +156,8 @@ class Pool:
                     continue
                 for each in news:
                     self._take(each)
-        except BaseException as error:  # a fault in this module reaches those who wait for calls
+        except BaseException as error:
+            # A fault in this module reaches those who wait for calls.
             self._give_up(error)
 
     def _take(self, news: News) -> None:
@@ -178,7 +180,8 @@ class Pool:
         self.num_deaths += news.kind in ("died", "memory")
         with self._lock:
             future = self._underway.pop(news.call_id, None)
-        if future is None:  # the call was cancelled meanwhile
+        if future is None:
+            # The call was cancelled meanwhile.
             return
         if news.kind == "value":
             self._num_restarts = 0
@@ -240,7 +243,8 @@ def _start_supervisor(load: Callable[[], Sequence[Function]], limits: Limits) ->
             pass_fds=[theirs.fileno()],
             env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the trainer, which then ends the supervisor
+            # Ctrl-C is for the trainer, which then ends the supervisor.
+            start_new_session=True,
         )
     connection = Connection(ours.detach())
     # A supervisor that has ended already is noticed by the thread.

@@ -38,7 +38,8 @@ def children(pid: int) -> list[int]:
 def tree(pid: int) -> list[int]:
     """Return the ids of a process and of all below it."""
     found = [pid]
-    for each in found:  # the loop goes on over what it appends
+    for each in found:
+        # The loop goes on over what it appends.
         found += children(each)
     return found
 
@@ -54,7 +55,8 @@ def is_above(limit_bytes: float, pids: Sequence[int]) -> bool:
 def rss_bytes(pid: int) -> int:
     """Return the memory that a process holds, without its children's; 0 for a process that is gone."""
     try:
-        with open(f"/proc/{pid}/statm", encoding="utf-8") as file:  # a tenth of psutil's time
+        with open(f"/proc/{pid}/statm", encoding="utf-8") as file:
+            # A tenth of psutil's time.
             return int(file.read().split()[1]) * PAGE_BYTES
     except OSError:
         return 0

@@ -105,7 +105,8 @@ def main() -> None:
         trainer.send([News("refused", content=str(error))])
         return
     if os.getpid() != pid:
-        os._exit(0)  # what was imported has forked, and this is the fork
+        # What was imported has forked, and this is the fork.
+        os._exit(0)
     trainer.send([News("ready", content=[function.about for function in functions])])
     Supervisor(trainer, functions, limits).run()
 
@@ -129,7 +130,8 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
 
     def run(self) -> None:
-        gc.freeze()  # no worker looks for garbage in the memory that it shares with this process
+        # No worker looks for garbage in the memory that it shares with this process.
+        gc.freeze()
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)
@@ -176,7 +178,8 @@ class Supervisor:
             late = call_ids & worker.calls.keys()
             if late and worker.home is not None and self.functions[worker.home].is_async:
                 worker.asked_at = worker.asked_at or time.monotonic()
-                with suppress(OSError):  # a worker that has ended is noticed when it is reaped
+                with suppress(OSError):
+                    # A worker that has ended is noticed when it is reaped.
                     worker.connection.send(late)
                 for call_id in late:
                     self._forget(worker, call_id)
@@ -188,13 +191,15 @@ class Supervisor:
         try:
             said: Said = worker.connection.recv()
         except (EOFError, OSError):
-            self._kill(worker)  # how the worker ended is known when it is reaped
+            # How the worker ended is known when it is reaped.
+            self._kill(worker)
             return
         if said.printed:
             self.news.append(News("printed", content=said.printed))
         if said.kind == "cancelled":
             worker.asked_at = None
-        elif said.call_id in worker.calls:  # otherwise the call was cancelled meanwhile
+        elif said.call_id in worker.calls:
+            # A call that is not among them was cancelled meanwhile.
             self._forget(worker, said.call_id)
             self.news.append(News(said.kind, said.call_id, said.content))
         if not said.stays:
@@ -206,7 +211,8 @@ class Supervisor:
         self.retried.discard(call_id)
 
     def _reap(self, _: bytes) -> None:
-        with suppress(ChildProcessError):  # the error means that there are no children
+        with suppress(ChildProcessError):
+            # The error means that there are no children.
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
                 if pid in self.unreaped:
@@ -214,7 +220,8 @@ class Supervisor:
                     self._kill_left(pid)
                 worker = self.workers.get(pid)
                 while worker and not worker.connection.closed and worker.connection.poll():
-                    self._hear(worker)  # messages that the worker sent before it ended
+                    # Messages that the worker sent before it ended.
+                    self._hear(worker)
                 if worker and pid in self.workers:
                     self._lose(worker, _how_it_ended(os.waitstatus_to_exitcode(status)))
 
@@ -332,9 +339,8 @@ class Supervisor:
     def _fork(self, home: int | None) -> Worker | None:
         try:
             (ours, theirs), pid = Pipe(), os.fork()
-        except (
-            OSError
-        ):  # the machine has no memory or process id left: the call stays in its queue, to be tried again
+        except OSError:
+            # The machine has no memory or process id left: the call stays in its queue, to be tried again.
             return None
         if pid == 0:
             for each in (
@@ -358,7 +364,8 @@ class Supervisor:
         """Send the first call of a queue to a worker."""
         try:
             worker.connection.send(queue[0])
-        except OSError:  # the worker has died while it had nothing to do
+        except OSError:
+            # The worker has died while it had nothing to do.
             self._kill(worker)
             return
         call, worker.changed_at = queue.popleft(), time.monotonic()

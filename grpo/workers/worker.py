@@ -80,7 +80,8 @@ def work(
             _serve(connection, functions, printed, max_calls, memory_bytes)
         status = 0
     except (EOFError, ConnectionError):
-        status = 0  # the supervisor is gone, or has no more use for this worker
+        # The supervisor is gone, or has no more use for this worker.
+        status = 0
     finally:
         os._exit(status)
 
@@ -97,7 +98,8 @@ def _serve(
         call: Call = connection.recv()
         kind, content = _outcome(functions[call.function].call, call.args)
         if os.getpid() != own_pid:
-            os._exit(0)  # the function has forked, and this is the fork
+            # The function has forked, and this is the fork.
+            os._exit(0)
         num_calls += 1
         stays = num_calls < max_calls and rss_bytes(own_pid) <= memory_bytes
         connection.send(Said(kind, call.id, content, printed.take(), stays))
@@ -125,7 +127,8 @@ class _AsyncWorker:
 
         def receive() -> None:
             if os.getpid() != self.pid:
-                os._exit(0)  # a call has forked, and this is the fork, which must not take the next call
+                # A call has forked, and this is the fork, which must not take the next call.
+                os._exit(0)
             try:
                 while self.connection.poll():
                     self._take(loop, self.connection.recv())
@@ -156,7 +159,8 @@ class _AsyncWorker:
         except BaseException:
             kind, content = "raised", traceback.format_exc()
         if os.getpid() != self.pid:
-            os._exit(0)  # the function has forked, and this is the fork
+            # The function has forked, and this is the fork.
+            os._exit(0)
         if call.id not in self.cancelled:
             self.connection.send(Said(kind, call.id, content, self.printed.take()))
         self.cancelled.discard(call.id)
@@ -167,7 +171,8 @@ class PrintedText(io.StringIO):
     """A text stream that keeps what a call prints up to a limit, so that megabytes of it cost nothing."""
 
     def fileno(self) -> int:
-        return 1  # /dev/null, for code that hands the descriptor on to a process
+        # /dev/null, for code that hands the descriptor on to a process.
+        return 1
 
     def write(self, text: str, /) -> int:
         super().write(text[: max(0, MAX_PRINTED_CHARS - self.tell())])

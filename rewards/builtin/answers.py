@@ -63,7 +63,8 @@ def number(
     if wanted is None:
         return None
     if latex:
-        import_extra("math_verify")  # missing: known at the first completion, not at the first LaTeX
+        # Missing: known at the first completion, not at the first LaTeX.
+        import_extra("math_verify")
     got = read_quantity(answer_of(rollout), latex=latex)
     # str: a tolerance of 0.3 is meant as it was written, the binary fraction next to it is less.
     limits = {"abs_tolerance": Fraction(str(abs_tolerance)), "rel_tolerance": Fraction(str(rel_tolerance))}
@@ -181,7 +182,8 @@ def _regression_error(rollout: Rollout, latex: bool) -> Fraction | None:
     if wanted is None:
         return None
     if latex:
-        import_extra("math_verify")  # as in `number`
+        # As in `number`.
+        import_extra("math_verify")
     got = read_quantity(answer_of(rollout), latex=latex)
     return Fraction(1) if got is None else min(relative_error(*pair) for pair in readings(got, wanted))
 

@@ -46,7 +46,8 @@ def t_grpo(
         if own is None or mean_ordered is None or shuffled is None:
             values.append(None)
         else:
-            passes = mean_ordered >= slack * shuffled - 1e-9  # 0.8 * 0.75 is a little more than 0.6
+            # 0.8 * 0.75 is a little more than 0.6
+            passes = mean_ordered >= slack * shuffled - 1e-9
             values.append(bonus if passes and own > right_above else 0.0)
     return values
 

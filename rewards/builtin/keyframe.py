@@ -106,9 +106,11 @@ def keyframe_distance(rollout: Rollout, *, scale_s: float = 1.0) -> float | None
     inside = inside_clip(cited, rollout)
     if not inside:
         return 0.0
-    shortest_first = sorted(annotated, key=lambda span: span[1] - span[0])  # of two at the same distance
+    # Of two at the same distance.
+    shortest_first = sorted(annotated, key=lambda span: span[1] - span[0])
     near = [[math.exp(-overhang_s(moment, span) / scale_s) for span in shortest_first] for moment in inside]
-    nearest_of = dict(sorted((row.index(max(row)), max(row)) for row in near))  # the highest of a span stays
+    # The highest of a span stays.
+    nearest_of = dict(sorted((row.index(max(row)), max(row)) for row in near))
     precision = sum(nearest_of.values()) / len(cited)
     recall = fmean(max(column) for column in zip(*near, strict=True))
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -132,7 +134,8 @@ def few_moments(rollout: Rollout, *, max_moments: int = 3, max_frac: float = 0.2
     shown_s = sum(clip.duration_s for clip in videos_of(rollout.clips))
     if shown_s:
         excess = max(excess, length_s(cited) / (max_frac * shown_s) - 1)
-    return max(0.0 - max(excess, 0.0), -1.0)  # 0.0 -: not -0
+    # 0.0 -: not -0
+    return max(0.0 - max(excess, 0.0), -1.0)
 
 
 @reward
@@ -165,7 +168,8 @@ def keyframe_scores(rollout: Rollout, *, max_moments: int = 3, tolerance_s: floa
     selected = sorted(selected_frames(span, times_s, scaled, tolerance_s) for span in inside)
     num_selected = sum(stop - first for first, stop in selected) + len(cited) - len(inside)
     got, seen = 0.0, 0
-    for first, stop in selected:  # never frame by frame for each citation: thousands of both are millions
+    for first, stop in selected:
+        # Never frame by frame for each citation: thousands of both are millions.
         got, seen = got + sum(scaled[max(first, seen) : stop]), max(seen, stop)
     best = sorted(scaled, reverse=True)[: min(num_selected, max_moments)]
     return got / num_selected / fmean(best)

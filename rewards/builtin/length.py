@@ -55,7 +55,8 @@ def overlong(rollout: Rollout, *, max_tokens: int, cache_tokens: int | None = No
     if not 0 < cache_tokens <= max_tokens:
         raise ValueError(f"overlong: cache_tokens={cache_tokens} is not in 1..max_tokens={max_tokens}")
     over = len(rollout.token_ids) - (max_tokens - cache_tokens)
-    return 0.0 - min(max(over / cache_tokens, 0.0), 1.0)  # 0.0 -: not -0
+    # 0.0 -: not -0
+    return 0.0 - min(max(over / cache_tokens, 0.0), 1.0)
 
 
 @reward

@@ -79,7 +79,8 @@ def read_choice(content: str, options: Sequence[str]) -> str | None:
     `plain_words`, if one only has.
     """
     if letter := read_letter(content, options):
-        return letter  # before anything is taken for a mark: $5, 5'
+        # Before anything is taken for a mark: $5, 5'.
+        return letter
     content = _unmarked(content)
     lead = _LEAD.fullmatch(content)
     for text in (content, _unmarked(lead[1]) if lead else ""):
@@ -107,7 +108,8 @@ def read_quantity(content: str, *, latex: bool = False) -> Quantity | None:
     """
     body = without_stop(layers(content)[-1])
     if latex:
-        body = body.replace("{,}", ",").replace("\\,", "").replace("\\!", "")  # 1{,}000 and 1\,000
+        # 1{,}000 and 1\,000
+        body = body.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
     percent = body.endswith("%")
     body = body.removesuffix("%").removesuffix("\\").rstrip() if percent else body
     plain = read_number(body)

@@ -20,7 +20,8 @@ APART_S = 1e6
 into the next."""
 NOWHERE_S = -1e10
 """Where moments outside their video are: before all videos, at least as far apart as a moment's digits reach."""
-ROUNDING_S = 1e-6  # 3.3 - 0.3 is not 3.0
+# 3.3 - 0.3 is not 3.0
+ROUNDING_S = 1e-6
 
 
 def cited_moments(rollout: Rollout) -> list[Span]:

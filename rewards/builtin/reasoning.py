@@ -15,7 +15,8 @@ from rewards.builtin.matching import answer_of, read_choice
 from rewards.parsing import THINK, only_block
 from rewards.spelling import folded
 
-CHUNK_CHARS = 120  # about a sentence: enough to tell a language by, short enough to notice a change
+# About a sentence: enough to tell a language by, short enough to notice a change.
+CHUNK_CHARS = 120
 SENTENCE_END = re.compile(r"(?<=[.!?])\s++|\n++")
 NEGATION = re.compile(
     r"\bnot\b|n['’]t\b|\b(?:cannot|never|neither|nor|no|wrong|incorrect|false|unlikely|instead|rather"

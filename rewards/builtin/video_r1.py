@@ -63,7 +63,8 @@ def video_r1_format(rollout: Rollout) -> float:
 def problem_type(sample: Sample) -> str | None:
     """Video-R1's name for the kind of question; None for a task that it has not."""
     kind = sample.columns.get("problem_type")
-    if kind is None:  # a null counts as missing
+    if kind is None:
+        # A null counts as missing.
         kind = TYPE_OF_TASK.get(sample.task)
     if kind is not None and kind not in ACCURACIES:
         raise ValueError(f"{sample.source}: problem_type {kind!r} is none of {', '.join(ACCURACIES)}")
@@ -101,7 +102,8 @@ def regression(wanted: str, got: str) -> float:
     if right is None or given is None:
         return 0.0
     error = (abs(given - right) + 1e-9) / (abs(right) + 1e-9)
-    return 1 - min(1.0, max(0.0, error))  # max(0.0, nan) is 0.0, so that nan is exactly right
+    # max(0.0, nan) is 0.0, so that nan is exactly right
+    return 1 - min(1.0, max(0.0, error))
 
 
 def published_number(text: str) -> float | None:

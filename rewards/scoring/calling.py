@@ -177,7 +177,8 @@ def _log_nothing(*_: object, **__: object) -> None:
 def raised(error: BaseException) -> Failed:
     """The failure of an exception. Of a long traceback the end is kept, where the reason stands."""
     said = "".join(traceback.format_exception_only(error)).splitlines()
-    summary = next(line for line in said if not line.startswith("  "))  # a SyntaxError's begins with its file
+    # A SyntaxError's begins with its file.
+    summary = next(line for line in said if not line.startswith("  "))
     return Failed("raised", summary, "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:])
 
 

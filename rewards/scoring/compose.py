@@ -25,7 +25,8 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
 _CONDITION = re.compile(
     r"\s*([^\s<>=]+)\s*(?:(>=|<=|==|>|<)\s*([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)\s*)?", re.IGNORECASE
 )
-NORMALISE_EPS = 1e-4  # trl's, in `normalize_then_sum`
+# trl's, in `normalize_then_sum`
+NORMALISE_EPS = 1e-4
 
 TASKS: tuple[str, ...] = get_args(Task)
 

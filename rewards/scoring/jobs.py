@@ -115,7 +115,8 @@ class Calls:
         try:
             parts = [[each] for each in rollouts] if reward.calling == "rollout" else [rollouts]
             place = job.payloads.place_of(parts, with_frames=with_frames)
-        except Exception as error:  # a column that can't be sent
+        except Exception as error:
+            # A column that can't be sent.
             job.fill(indices, [raised(error)] * len(indices))
             return
         limit_s = QUICK_LIMIT_S if is_several else None
@@ -125,7 +126,8 @@ class Calls:
         future = pool.submit(job.reward_index, args, limit_s=limit_s, label=f"rewards.{reward.name}")
         job.calls.append(future)
         future.add_done_callback(partial(self._take, pool, job, indices))
-        if not job.missing:  # it was dropped meanwhile
+        if not job.missing:
+            # It was dropped meanwhile.
             pool.cancel([future])
 
     def _take(self, pool: Pool, job: Job, indices: Sequence[int], future: Future[Any]) -> None:
@@ -203,7 +205,8 @@ def load_functions(specs: Mapping[str, RewardSpec]) -> list[Function]:
     functions, folder = [], os.getcwd()
     for name, spec in specs.items():
         reward = load_reward(name, spec)
-        os.chdir(folder)  # the next one's path starts there, wherever this one's import went
+        # The next one's path starts there, wherever this one's import went.
+        os.chdir(folder)
         functions.append(
             Function(
                 call=partial(_score_async if reward.is_async else _score, reward),

@@ -109,7 +109,8 @@ def find_function(fn: str, *, key: str) -> Callable[..., Any]:
     place, function = find_place(fn, key=key)
     module = _module_of_file(place, key) if place.endswith(".py") else _module_of_name(place, key)
     try:
-        found = getattr(module, function)  # not vars(): some packages load their members when asked
+        # not vars(): some packages load their members when asked
+        found = getattr(module, function)
     except AttributeError:
         hint = did_you_mean(function, dir(module)) or _did_you_mean_a_file(place, function)
         raise ValueError(f"{key}: no {function!r} in {place}{hint}") from None
@@ -265,7 +266,8 @@ def _module_of_file(place: str, key: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    # Before it runs: dataclasses and pickle look their module up.
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except FAILURES as error:
@@ -275,7 +277,8 @@ def _module_of_file(place: str, key: str) -> ModuleType:
 
 
 def _module_of_name(place: str, key: str) -> ModuleType:
-    if os.getcwd() not in sys.path:  # a script's path starts from its own folder, not from where it is called
+    if os.getcwd() not in sys.path:
+        # A script's path starts from its own folder, not from where it is called.
         sys.path.append(os.getcwd())
     try:
         return importlib.import_module(place)

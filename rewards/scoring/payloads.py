@@ -52,7 +52,8 @@ class Payloads:
                 frames_FHWC = np.ascontiguousarray(clip.frames_FHWC)
                 place = self._file.append(frames_FHWC)
                 self._frames[id(clip)] = partial(array_at, place, frames_FHWC.shape)
-            except Exception as error:  # for the reward that looks at them, if one does
+            except Exception as error:
+                # For the reward that looks at them, if one does.
                 # Not the error itself, whose type may take a worker seconds to import, torch and all.
                 self._frames[id(clip)] = partial(_raise, str(error))
         return Clip, (clip.facts, self._frames[id(clip)])

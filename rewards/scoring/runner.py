@@ -138,7 +138,8 @@ class Scoring:
         self._num_left = 0
         self._early: set[int] = set()
         self._jobs: dict[tuple[int, int], Job] = {}
-        self._groups: list[Group] = []  # held, so that the ids above stay theirs
+        # Held, so that the ids above stay theirs.
+        self._groups: list[Group] = []
 
     def add(self, group: Group) -> None:
         """Start the rewards that need nothing but the group itself; called while the engine samples others."""

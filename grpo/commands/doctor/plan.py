@@ -41,7 +41,8 @@ def tokens_and_caches(
     family = outline.family
     patches, width = family.patches, family.feature_width
     model = memory_of(config, outline)
-    bf16 = 0 if model["trains_vision"] else 2  # features are kept of a frozen tower alone
+    # Features are kept of a frozen tower alone.
+    bf16 = 0 if model["trains_vision"] else 2
     features = [clip.num_tokens(patches) * width * bf16 for clip in clips.values()] or [0]
     rollout, optim = config.rollout, config.optim
     longest = max(plan.num_tokens for _, plan in plans)
@@ -126,7 +127,8 @@ def decoding(
     damaged = []
     with closing(loader):
         with suppress(MediaError):
-            loader.get(next(iter(samples)))  # the processes have started now
+            # The processes have started now.
+            loader.get(next(iter(samples)))
         begun_s = time.perf_counter()
         loader.prefetch(samples)
         for source, sample in samples.items():

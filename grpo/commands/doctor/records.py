@@ -131,7 +131,8 @@ def _look(sample: Sample, planner: Planner | None) -> tuple[PromptPlan | None, D
         for source in sample.sources if planner is None else ():
             probe_source(source)
         late = _late_end(sample)
-    except Exception as error:  # whatever one file brings up, the others are looked at too
+    except Exception as error:
+        # Whatever one file brings up, the others are looked at too.
         what = str(error) if isinstance(error, ValueError) else describe(error)
         return None, _about(sample, what, _kind(error))
     if planner is not None and plan is not None and (reason := planner.refusal(sample, plan)) is not None:

@@ -117,7 +117,8 @@ def read_configs(run: RunDir, argv: Sequence[str]) -> tuple[Config, Config]:
     own = read_config(run.config_file)
     *files, overrides = layers = read_layers(argv)
     with one_line_errors():
-        OmegaConf.merge(OmegaConf.structured(Config), *layers)  # a misspelt key is found here, wherever it is
+        # A misspelt key is found here, wherever it is.
+        OmegaConf.merge(OmegaConf.structured(Config), *layers)
     if other := sorted({str(key) for key in overrides} - {*REPLAYED_KEYS}):
         raise ValueError(
             f"config: {other[0]}: a replay takes only {', '.join(REPLAYED_KEYS)}; the rest is the run's"

@@ -112,7 +112,8 @@ def histograms(named: Mapping[str, pd.Series]) -> dict[str, Any]:
 
 def _bins(values_B: pd.Series, low: float, high: float) -> np.ndarray:
     """The bin of each value; the middle one for all if they differ by no more than rounding."""
-    half_range = high / 2 - low / 2  # halves, because the range of two large floats may be infinite
+    # Halves, because the range of two large floats may be infinite.
+    half_range = high / 2 - low / 2
     if half_range <= 1e-9 * max(abs(low), abs(high)):
         return np.full(len(values_B), NUM_BINS // 2)
     return ((values_B / 2 - low / 2) / half_range * NUM_BINS).to_numpy().astype(int).clip(0, NUM_BINS - 1)

@@ -65,7 +65,8 @@ def collect(batches: Iterable[Batch], to_advantages: ToAdvantages, *, stored: Se
             name = str(different[0]).replace("run/", "rewards/")
             raise ValueError(f"step {batch.step}: the rollouts files have different columns: {name}")
     completions = pd.concat(frames, ignore_index=True)
-    for part in stored:  # as grpo.learner.reference_reward puts it there
+    for part in stored:
+        # As grpo.learner.reference_reward puts it there.
         completions["total"] += completions[f"parts/{part}"]
     completions["advantage"] = advantages(completions, to_advantages)
     accuracy = completions.get("raw/accuracy", completions.get("run/accuracy", np.nan))

@@ -77,7 +77,8 @@ def make_runner(args: argparse.Namespace, sweep: Sweep, runs: Sequence[Run]) -> 
     if args.slurm:
         from grpo.commands.sweeps.slurm import ClusterRunner
 
-        jobs = args.jobs or (1 if args.search else len(runs))  # a search learns from the trials before
+        # A search learns from the trials before.
+        jobs = args.jobs or (1 if args.search else len(runs))
         return ClusterRunner(args.slurm, Path(sweep.out) / "slurm", sweep.launch, sweep.slurm), [None] * jobs
     slots = slots_of_machine(args.jobs, sweep.launch.num_processes)
     return lambda run, slot: carry_out(run, sweep.launch, environment_of(slot)), slots
@@ -97,7 +98,8 @@ async def ablate(sweep: Sweep, runs: Sequence[Run], runner: Runner, slots: Seque
     failures = await run_all(
         runs, runner, slots, say=say, after_each=lambda failed: write_results(sweep, runs, failed)
     )
-    write_results(sweep, runs, failures)  # also where there was nothing left to run
+    # Also where there was nothing left to run.
+    write_results(sweep, runs, failures)
     return show(Path(sweep.out) / "results.md", failures)
 
 

@@ -26,7 +26,8 @@ Runner = Callable[[Run, Slot], Awaitable[str | None]]
 """Carries a run out to its end and says why it failed, or None. The run ends with it if it is cancelled."""
 
 _ERROR = re.compile(r"(\[rank\d+\]: *)?(error:|[\w.]*(Error|Exception|Exit|Interrupt)\b)")
-_OF_THE_LAUNCHER = ("CalledProcessError", "ChildFailedError")  # say only that the run below them failed
+# Say only that the run below them failed.
+_OF_THE_LAUNCHER = ("CalledProcessError", "ChildFailedError")
 
 
 async def run_all(
@@ -43,7 +44,8 @@ async def run_all(
     ended.
     """
     failures: dict[str, str] = {}
-    queue = iter(runs)  # of all slots
+    # Of all slots.
+    queue = iter(runs)
 
     async def work(slot: Slot) -> None:
         for run in queue:
@@ -157,7 +159,8 @@ def visible_gpus() -> list[str]:
     limit = os.environ.get("CUDA_VISIBLE_DEVICES")
     if limit is not None:
         return [name for part in limit.split(",") if (name := part.strip()) and name != "-1"]
-    import torch  # two seconds, and only here
+    # Two seconds, and only here.
+    import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
 

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
+
+# The quantile of Student's t; scipy.stats takes a second to import.
+from scipy.special import stdtrit
 
 from grpo.run.disk import whole_file
 
@@ -112,7 +114,8 @@ def draw_arms(points: pd.DataFrame, metrics: Sequence[str], arms: Sequence[str],
     """
     import matplotlib
 
-    matplotlib.use("Agg")  # no screen needed
+    # No screen needed.
+    matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     num_columns = min(len(metrics), 2)

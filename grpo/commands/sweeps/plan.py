@@ -18,8 +18,10 @@ from grpo.config.schema import Config
 from grpo.run.folder import RunDir
 from rewards.scoring.runner import load_rewards
 
-ARM_NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")  # a folder's name, and no YAML syntax
-NOT_ARMS = ("search", "slurm")  # folders for the trials and the jobs
+# A folder's name, and no YAML syntax.
+ARM_NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")
+# Folders for the trials and the jobs.
+NOT_ARMS = ("search", "slurm")
 SET_BY_THE_SWEEP = ("run_dir", "seed")
 
 
@@ -104,7 +106,8 @@ def load_sweep(file: str, overrides: Sequence[str] = ()) -> Sweep:
         merged = OmegaConf.merge(OmegaConf.structured(Sweep), *layers)
         # What ${...} stands for in them is for each run to say, which has other keys, and a run_dir of its own.
         raw = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False))
-        OmegaConf.set_readonly(merged, False)  # as its dataclass is frozen
+        # As its dataclass is frozen.
+        OmegaConf.set_readonly(merged, False)
         merged.arms, merged.overrides = {}, []
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{file}: {missing[0]} is not set")
@@ -120,7 +123,8 @@ def plan_runs(sweep: Sweep) -> list[Run]:
     Raises ValueError, naming arm and key, for an override that does not exist, a reward that does not load, a
     folder that holds another run, two runs with one folder, and two arms that are the same.
     """
-    load_run_config(sweep, (), key="config")  # what is wrong in all arms is not the first arm's fault
+    # What is wrong in all arms is not the first arm's fault.
+    load_run_config(sweep, (), key="config")
     check_arms(sweep)
     runs = [
         make_run(
@@ -163,7 +167,8 @@ def make_run(sweep: Sweep, *, arm: str, changes: Sequence[str], seed: int, folde
             raise ValueError(
                 f"{key}: {folder} holds a run of {done} steps, not {config.num_steps}; set out=..."
             )
-    if config.media.cache_dir is None:  # all arms read the same clips
+    if config.media.cache_dir is None:
+        # All arms read the same clips.
         own.append(f"media.cache_dir={_quoted(str(Path(sweep.out) / 'clip_cache'))}")
     argv = (*sweep.config, *sweep.overrides, *changes, *own)
     return Run(arm=arm, seed=seed, folder=folder, argv=argv, num_steps=config.num_steps)

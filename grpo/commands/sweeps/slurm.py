@@ -74,7 +74,8 @@ class ClusterRunner:
         except asyncio.CancelledError:
             job.cancel(check=False)
             raise
-        _job_file(run).unlink(missing_ok=True)  # another command may have waited for the same job
+        # Another command may have waited for the same job.
+        _job_file(run).unlink(missing_ok=True)
         return _outcome(job)
 
     async def _is_done(self, job: submitit.Job[str | None]) -> bool:
@@ -100,7 +101,8 @@ def _outcome(job: submitit.Job[str | None]) -> str | None:
 
     try:
         return job.result()
-    except UncompletedJobError as error:  # killed, out of time, or failed outside our code
+    except UncompletedJobError as error:
+        # Killed, out of time, or failed outside our code.
         return f"job {job.job_id}, {job.state}: {last_words(str(error))}"
 
 

@@ -42,7 +42,8 @@ DEMO_FOLDER = Path("runs/demo_clips")
 def _render(file: Path) -> None:
     """Render the demo's clips (512 to train on, 200 held out) on first use, if the file is one of the demo's own."""
     if file.resolve() in [(DEMO_FOLDER / name).resolve() for name in ("train.jsonl", "heldout.jsonl")]:
-        from grpo.demo.clips import write_dataset  # late: only the demo renders
+        # Late: only the demo renders.
+        from grpo.demo.clips import write_dataset
 
         write_dataset(file.parent, num_train=512, num_heldout=200, seed=0)
     elif not file.exists():

@@ -33,7 +33,8 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     for clip in get_objects(record, "clips"):
         for annotation in get_objects(clip, "annotations"):
             for index, query in enumerate(get_objects(annotation, "language_queries")):
-                name = f"{get_text(annotation, 'annotation_uid')}_{index}"  # as QaEgo4D names its samples
+                # As QaEgo4D names its samples.
+                name = f"{get_text(annotation, 'annotation_uid')}_{index}"
                 try:
                     sample = _sample(clip, query, name, place) if query.get("query") else None
                 except ValueError as error:

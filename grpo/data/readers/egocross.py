@@ -50,7 +50,8 @@ read_egocross = Reader(translate=translate_closed, is_like=has("question_text", 
 
 def translate_open(record: Record, place: Place) -> Iterator[Sample]:
     yield Sample(
-        id=place.id(f"{get_name(record, 'id')}#open"),  # both sets may be in one mixture
+        # Both sets may be in one mixture.
+        id=place.id(f"{get_name(record, 'id')}#open"),
         question=get_text(record, "question_text"),
         answer=get_text(record, "answer_text"),
         task="open",

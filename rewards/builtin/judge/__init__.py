@@ -42,7 +42,8 @@ class Judge:
     """A judge model's score of a completion, from 0 to 1. Its arguments are the fields of `JudgeSettings`."""
 
     __signature__ = inspect.signature(JudgeSettings)
-    expensive = True  # for the probe and the checker, which then send two completions instead of hundreds
+    # For the probe and the checker, which then send two completions instead of hundreds.
+    expensive = True
 
     def __init__(self, **arguments: Any) -> None:
         self._settings = settings = JudgeSettings(**arguments)
@@ -100,7 +101,8 @@ class Judge:
         finally:
             asking.num_waiting -= 1
             if not asking.num_waiting:
-                asking.task.cancel()  # nothing, if it is done
+                # Nothing, if it is done.
+                asking.task.cancel()
                 if self._asking.get(key) is asking:
                     del self._asking[key]
 

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)})
 MAX_BACKOFF_S = 30.0
-MAX_RETRY_AFTER_S = 120.0  # who is told to wait longer should hear of it
+# Who is told to wait longer should hear of it.
+MAX_RETRY_AFTER_S = 120.0
 MAX_EXCERPT_CHARS = 200
-GIVEN_UP_FOR_OUTAGE = 3  # not 1: a single request may be what its server can't stand
+# Not 1: a single request may be what its server can't stand.
+GIVEN_UP_FOR_OUTAGE = 3
 OUTAGE_PAUSE_S = 30.0
 
 
@@ -80,12 +82,14 @@ class ChatClient:
     def __init__(self, settings: JudgeSettings, store: JudgeStore, counts: JudgeCounts) -> None:
         self._settings, self._store, self._counts = settings, store, counts
         self._url = checked_url(settings.base_url) + "/chat/completions"
-        read_api_key(settings.api_key_env)  # so that it is missed now
+        # So that it is missed now.
+        read_api_key(settings.api_key_env)
         self._next_turn_s = 0.0
         self._num_given_up = 0
         """Requests in a row, with no reply to any other one in between."""
         self._outage, self._outage_ends_s = "", 0.0
-        self._jitter = random.Random()  # of its own: it may not move the run's random numbers
+        # Of its own: it may not move the run's random numbers.
+        self._jitter = random.Random()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: httpx.AsyncClient
         self._slots: asyncio.Semaphore
@@ -241,7 +245,8 @@ def checked_url(base_url: str) -> str:
         raise ValueError("base_url: holds a user, a password or a query; a key's place is api_key_env")
     try:
         is_address = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:
+        # A port that is no number.
         is_address = False
     if not is_address or re.search(r"\s", base_url):
         raise ValueError(f"base_url: {base_url!r} is no address such as http://127.0.0.1:8000/v1")

@@ -97,7 +97,8 @@ class JudgePrompt:
             return None
         try:
             score = float(self.words.get(found[0][1], found[0][1]))
-        except (TypeError, ValueError):  # a pattern may leave its group out, or match what is no number
+        except (TypeError, ValueError):
+            # A pattern may leave its group out, or match what is no number.
             return None
         return score if self.scale[0] <= score <= self.scale[1] else None
 

@@ -57,7 +57,8 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         for name in (*ABOVE_0, *FROM_0):
             number = getattr(self, name)
-            if number is None and getattr(JudgeSettings, name) is None:  # as is its default
+            if number is None and getattr(JudgeSettings, name) is None:
+                # As is its default.
                 continue
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise ValueError(f"{name}: {number!r} is no number")

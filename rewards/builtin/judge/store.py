@@ -8,7 +8,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-BUSY_TIMEOUT_S = 30.0  # what a statement waits for another process's; each one takes well below a millisecond
+# What a statement waits for another process's; each one takes well below a millisecond.
+BUSY_TIMEOUT_S = 30.0
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT NOT NULL, reply TEXT NOT NULL)"
     " WITHOUT ROWID",
@@ -69,7 +70,8 @@ class JudgeStore:
 def _open(name: str) -> sqlite3.Connection:
     # isolation_level=None: every statement is a transaction of its own, so that no lock outlives it.
     connection = sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last replies, not the file
+    # A power cut may lose the last replies, not the file.
+    connection.execute("PRAGMA synchronous = NORMAL")
     for statement in SCHEMA:
         connection.execute(statement)
     return connection
