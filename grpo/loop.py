@@ -5,6 +5,7 @@ What a step does is in `trainer.py`.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -49,14 +50,15 @@ class Loop:
                 self._finish_step(step, stop)
         finally:
             stop.training_ends()
-        save_final(
-            self.run_dir.final,
-            trainer.learner.policy,
-            dtype=getattr(torch, config.checkpoint.final_dtype),
-            step=max(last_step, config.num_steps),
-            inputs=ModelInputs.of(config),
-            writes=trainer.accelerator.is_main_process,
-        )
+        with self._under_way(f"saving {self.run_dir.final}"):
+            save_final(
+                self.run_dir.final,
+                trainer.learner.policy,
+                dtype=getattr(torch, config.checkpoint.final_dtype),
+                step=max(last_step, config.num_steps),
+                inputs=ModelInputs.of(config),
+                writes=trainer.accelerator.is_main_process,
+            )
         trainer.recorder.draw()
 
     def close(self) -> None:
@@ -71,12 +73,12 @@ class Loop:
 
     def _resume(self) -> int:
         """Load the latest checkpoint, and return its step; 0 if there is none."""
-        accelerator = self.trainer.accelerator
-        with under_way("looking for a checkpoint", is_shown=accelerator.is_main_process):
-            last_step = checkpoint.restore(self.run_dir.checkpoints, accelerator)
+        with self._under_way("looking for a checkpoint"):
+            last_step = checkpoint.restore(self.run_dir.checkpoints, self.trainer.accelerator)
         self.trainer.recorder.begin(last_step)
         # The engine has loaded the model's folder, which has neither the resumed nor the 4-bit weights.
-        self.trainer.engine.sync()
+        with self._under_way("sending weights to the engine"):
+            self.trainer.engine.sync()
         self.trainer.sampler.version = last_step
         return last_step
 
@@ -113,7 +115,11 @@ class Loop:
 
     def _save(self, step: int, score: Score | None = None) -> None:
         keep = self.trainer.config.checkpoint.keep
-        checkpoint.save(self.run_dir.checkpoints, step, self.trainer.accelerator, keep=keep, score=score)
+        with self._under_way(f"saving step {step}"):
+            checkpoint.save(self.run_dir.checkpoints, step, self.trainer.accelerator, keep=keep, score=score)
+
+    def _under_way(self, what: str) -> AbstractContextManager[None]:
+        return under_way(what, is_shown=self.trainer.accelerator.is_main_process)
 
     def _is_due(self, step: int, every_steps: int) -> bool:
         """Return whether what is due every so many steps, and after the last step, is due now; 0 means never."""

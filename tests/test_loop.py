@@ -99,6 +99,18 @@ def test_a_run_that_goes_on_begins_behind_its_checkpoint_with_its_weights_in_the
     assert run.done == ["sync", "step 5", "final 5"]
 
 
+def test_whatever_may_take_long_between_steps_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(
+        loop_module, "under_way", lambda what, *, is_shown: (shown.append(what), nullcontext())[1]
+    )
+    run = Run(monkeypatch, "checkpoint.every_steps=5")
+    run.loop.run(run.stop)
+    assert shown == [
+        "looking for a checkpoint", "sending weights to the engine", "saving step 5", "saving nowhere/final",
+    ]  # fmt: skip
+
+
 def test_a_run_that_was_made_shorter_keeps_the_step_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, restored=7)
     run.loop.run(run.stop)

@@ -17,6 +17,7 @@ from grpo.report.follow import RunFollower
 from grpo.report.index import Index, is_report
 from grpo.report.page_files import write_page
 from grpo.report.thumbnails import strip_file, write_strips
+from grpo.run.progress import under_way
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,9 @@ def _clear(folder: Path) -> None:
 
 def build(folder: Path, run_dirs: Sequence[Path], *, with_clips: bool = True) -> tuple[Path, dict[str, str]]:
     """Write the report of runs as they are now; return the page, and the reasons for clips that can't be read."""
-    report = Report(folder, run_dirs)
-    report.update()
+    with under_way("reading the runs"):
+        report = Report(folder, run_dirs)
+        report.update()
     for reason in report.unread():
         logger.warning("not shown: %s", reason)
     failed = report.write_clips() if with_clips else {}

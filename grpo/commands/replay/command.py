@@ -36,6 +36,7 @@ from grpo.learner.advantages import advantages_of
 from grpo.media.sampling import MediaSettings
 from grpo.run.disk import write_text
 from grpo.run.folder import RunDir, check_is_run
+from grpo.run.progress import under_way
 from grpo.run.rollout_files import num_groups, read_rollouts, rollout_files
 from rewards.scoring.runner import RewardSet, Scoring, load_rewards
 
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Replay what the command line names; returns the exit status, 1 if some reward failed on everything."""
     options = parser().parse_intermixed_args(argv)
     try:
-        report = replay(options.run_dir, options.configs, steps=options.steps, limit=options.limit)
+        with under_way("scoring the stored rollouts"):
+            report = replay(options.run_dir, options.configs, steps=options.steps, limit=options.limit)
         out = write_report(report, options.out or options.run_dir / "replay")
     except (ValueError, OSError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
