@@ -31,7 +31,7 @@ class CodeRules(LogitsProcessor, LogitsProcessorV2):
             )
         self.allowed = AllowedTokens(vocabulary)
         self.tokens: dict[int, tuple[list[int], list[int]]] = {}
-        """Of each row of the batch the prompt's tokens, and those that were sampled."""
+        """The tokens of each row of the batch: the prompt's, and those that were sampled."""
 
     def is_argmax_invariant(self) -> bool:
         return False
