@@ -15,17 +15,17 @@ class TermWeights:
     """Weights of the loss's terms beside that of the values, whose weight is 1; all are of standardised values."""
 
     velocity: Annotated[float, Ge(0)] = 0.5
-    """Of the differences between neighbouring time steps."""
+    """The weight of the differences between neighbouring time steps."""
     commitment: Annotated[float, Ge(0)] = 0.1
-    """Of the distance between what the encoder gives and its codes."""
+    """The weight of the distance between what the encoder gives and its codes."""
     positions: Annotated[float, Ge(0)] = 0.0
-    """Of what `positions_fn` makes of the values, in its unit."""
+    """The weight of what `positions_fn` makes of the values, in its unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
     name: str = MISSING
-    """The codec's, which its tokens begin with: lower-case letters and digits, as "motion"."""
+    """The name of the codec, which its tokens begin with: lower-case letters and digits, as "motion"."""
     streams: Annotated[list[str], "path"] = MISSING
     """Files of streams (.npz), folders of them, or patterns such as walk/*.motion.npz."""
     out: Annotated[str, "path"] = MISSING
@@ -40,13 +40,13 @@ class CodecConfig:
     downsampling: Annotated[int, Ge(1)] = 4
     """Time steps of a code step, a power of two; bins have 1."""
     coverage: Annotated[float, Gt(0), Le(1)] = 0.98
-    """Of bins: the share of a channel's values between the first bin and the last."""
+    """For bins, the share of a channel's values between the first bin and the last."""
     code_dim: Annotated[int, Ge(1)] = 64
     width: Annotated[int, Ge(1)] = 128
     depth: Annotated[int, Ge(1), Le(3)] = 2
     """Residual blocks of the encoder and the decoder at each rate."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.9
-    """Of the moving averages that codes follow."""
+    """The decay of the moving averages that codes follow."""
     dead_frac: Annotated[float, Ge(0), Lt(1)] = 0.1
     """A code is reset to a latent vector of the batch once it is used this much of what an even use would be."""
     window_steps: Annotated[int, Ge(2)] = 60
