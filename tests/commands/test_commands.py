@@ -72,6 +72,7 @@ def test_a_mistyped_argument_is_answered_before_torch_is_imported(tmp_path: Path
         "export merge nowhere --out out": "nowhere has no adapter_config.json",
         f"export interpolate {model} ./nowhere --alpha 0.5 --out out": "no model folder",
         f"export interpolate {model} {model} --alpha 2 --out out": "must lie in [0, 1]",
+        "codec train nowhere.yaml": "no file nowhere.yaml",
         "codec grow ./nowhere out codec": "no model folder",
         "ask ./nowhere clip.mp4 When?": "clip.mp4: no such file",
         f"ask {model} {config} When? media.fsp=1": "did you mean media.fps?",

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo.codec.settings import CodecConfig, contradictions
 from grpo.commands.arguments import Parser
+from grpo.config.load import load_settings
 from grpo.policy.model_folder import find_model_folder
 from grpo.run.progress import under_way
 
@@ -42,6 +44,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> str:
+    # Before torch is imported, which takes seconds.
+    load_settings(arguments.settings, CodecConfig, contradictions)
     from grpo.commands.codec.train import train
 
     codec = train(arguments.settings)
