@@ -35,7 +35,7 @@ FLOORS = (
     {"grpo.policy"},
     {"grpo.config"},
     {"rewards.builtin"},
-    {"grpo.motion"},
+    {"grpo.motion", "grpo.actions"},
     {"rewards.scoring"},
     {"rewards.hostile"},
     {"rewards", "rewards.parsing"},

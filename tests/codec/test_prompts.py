@@ -149,6 +149,17 @@ def test_the_doctor_names_each_sample_whose_stream_does_not_fit(model: Path, tmp
     assert "train.jsonl:1" in str(problem) and "the stream has 4 Hz" in str(problem) and plans == []
 
 
+def test_actions_may_follow_the_clip(model: Path, tmp_path: Path):
+    sample = sample_of(tmp_path)
+    assert sample.clip_source is not None
+    # The clip ends at 2 s, where what is done next starts.
+    write_stream(tmp_path / "a.npz", changed(start_s=2.0))
+    StreamCodes(model / "codecs").check(sample)
+    write_stream(tmp_path / "a.npz", changed(start_s=3.0))
+    with pytest.raises(ValueError, match="'sensor' starts at 3 s, and the clip at 0 s"):
+        StreamCodes(model / "codecs").check(sample)
+
+
 def test_nan_in_a_sensor_is_refused_with_its_channel_and_step(model: Path, tmp_path: Path):
     sample = sample_of(tmp_path)
     values_TC = STREAM.values_TC.copy()
