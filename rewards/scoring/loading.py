@@ -28,6 +28,7 @@ BUILTINS = {
     name: f"rewards.builtin.{module}:{name}"
     for module, names in {
         "accuracy": "accuracy",
+        "action": "action_error end_effector_distance task_success",
         "answers": "choice exact_set graded_accuracy number ocr regression relative_accuracy rouge text",
         "contrast": "blank_contrast other_clip_contrast t_grpo",
         "format": "format format_lenient tag_order tags_once",
