@@ -40,6 +40,7 @@ SUPERVISED = {
     "egocross": "egocross_qwen3vl_4b",
     "egocross_lora": "egocross_qwen3vl_4b_lora",
     "alanavlm_evud": "alanavlm_evud_lora",
+    "actions_reacher": "actions_reacher",
     "egolm_nymeria": "egolm_nymeria",
     "egolm_synthetic": "egolm_synthetic",
 }
