@@ -140,7 +140,7 @@ class Simulator:
 
         self._mujoco: Any = mujoco  # its functions are compiled, and no type checker sees them
         # Warnings are counted, and the count is looked at. MuJoCo's file of them would lie wherever a run was started.
-        mujoco.set_mju_user_warning(lambda message: None)
+        self._mujoco.set_mju_user_warning(lambda message: None)
         self.name, self.arm = arm, ARMS[arm]
         env: Any = gymnasium.make(
             self.arm.gym_id,
