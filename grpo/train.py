@@ -19,6 +19,7 @@ from grpo.config.explained import USAGE, explained
 from grpo.config.load import load_config, to_yaml
 from grpo.config.schema import Config
 from grpo.policy.model_folder import find_model_folder
+from grpo.run.blot import without_secrets
 from grpo.run.folder import RunDir
 from grpo.run.manifest import fingerprint, make_manifest, model_fingerprint
 from grpo.run.progress import say, say_anything, under_way, while_read
@@ -84,7 +85,7 @@ def train(config: Config, run_dir: RunDir, rank: int, stop: StopRequest, argv: S
 
 
 def leave(why: str) -> Never:
-    """End this process with a line on the error stream.
+    """End this process with a line on the error stream, without secrets.
 
     Mostly all processes find the same mistake. Then one on each machine reports it, and its launcher ends the others
     meanwhile.
@@ -94,7 +95,7 @@ def leave(why: str) -> Never:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         time.sleep(3)
-    sys.exit(why)
+    sys.exit(without_secrets(why))
 
 
 def prepare(config: Config, run_dir: RunDir, rank: int = 0, argv: Sequence[str] = ()) -> Loop:

@@ -10,25 +10,30 @@ from typing import Any
 from grpo.benchmarks.answers import HEADER, answers_folder
 from grpo.benchmarks.benchmark import Benchmark
 from grpo.config.schema import DatasetConfig
-from grpo.data import load_samples, timed
+from grpo.data import Questions, check_links, load_samples, timed
 from grpo.data.check import missing_media
 from grpo.groups import Sample
 from grpo.policy.model_folder import find_model_folder, weights_identity
 
 
-def read_questions(
-    benchmark: Benchmark, path: str, media_root: str | None, frame_fps: float | None
-) -> list[Sample]:
+def read_questions(benchmark: Benchmark, given: Questions) -> list[Sample]:
     """The questions that a benchmark asks, of its own file, or of all its files in a folder."""
     samples: list[Sample] = []
-    for file in _files(benchmark, path):
+    for file in _files(benchmark, given.path):
         if isinstance(benchmark.reader, str):
             entry = DatasetConfig(
-                reader=benchmark.reader, path=file, media_root=media_root, frame_fps=frame_fps
+                reader=benchmark.reader,
+                path=file,
+                media_root=given.media_root,
+                follow_links=given.follow_links,
+                frame_fps=given.frame_fps,
             )
             samples += load_samples([entry])
         else:
-            samples += [timed(sample, frame_fps) for sample in benchmark.reader(file, media_root)]
+            found = benchmark.reader(file, given.media_root)
+            if not given.follow_links:
+                check_links(found, file, given.media_root)
+            samples += [timed(sample, given.frame_fps) for sample in found]
     return benchmark.prepare(samples)
 
 

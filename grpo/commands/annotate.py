@@ -161,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path=options.path,
         media_root=options.media_root,
         frame_fps=options.frame_fps,
+        follow_links=options.follow_links,
     )
     source = {name: getattr(options, name) for name in ("model", "fps", "max_frames", "top_k")}
     try:
@@ -198,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--reader", default="jsonl", choices=[*READERS], help="the data's format")
     parser.add_argument("--media-root", metavar="FOLDER", help="default: the data's folder")
+    parser.add_argument("--follow-links", action="store_true", help="also to media outside of the media root")
     parser.add_argument("--frame-fps", type=float, help="of clips that are images without times")
     parser.add_argument("--fps", type=float, default=2.0, help="frames per second to score")
     parser.add_argument("--max-frames", type=int, default=64, help="per clip, spread evenly")

@@ -30,6 +30,8 @@ class BenchmarkFiles:
     """The benchmark's file of questions, in its official layout."""
     media_root: FilePath[str | None] = None
     """Folder that the records' media paths start from, and that they can't leave; None: the folder of `path`."""
+    follow_links: bool = False
+    """Whether media may be symbolic links that lead out of that folder."""
     frame_fps: float | None = None
     """How many of the frames that a record lists are shown per second, where the record does not say it."""
 

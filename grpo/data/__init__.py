@@ -18,6 +18,7 @@ from grpo.data.check import check_media
 from grpo.data.errors import BadRecords, DataError, NoSuchFile, placed, used_before
 from grpo.data.fields import Has, Record, shown
 from grpo.data.files import first
+from grpo.data.links import check_links
 from grpo.data.overlap import check_overlap, namesakes
 from grpo.data.readers import FORMATS, NOT_QUESTIONS
 from grpo.groups import MAX_MEDIA, Sample
@@ -25,7 +26,8 @@ from grpo.media.clip import ClipSource
 from grpo.media.places import PLACE
 
 __all__ = [
-    "READERS", "check_media", "check_overlap", "load_samples", "load_sets", "namesakes", "read_records", "timed",
+    "READERS", "Questions", "check_links", "check_media", "check_overlap", "load_samples", "load_sets", "namesakes",
+    "read_records", "timed",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -81,17 +83,24 @@ def _unlike(head: Record | None) -> str:
     return f"its first record has {', '.join(map(shown, head))}; {hint}"
 
 
-class Dataset(Protocol):
-    """A data set's entry in the config, as far as readers need it."""
+class Questions(Protocol):
+    """Where questions and their media are, as a config says it."""
 
-    @property
-    def reader(self) -> str: ...
     @property
     def path(self) -> str: ...
     @property
     def media_root(self) -> str | None: ...
     @property
+    def follow_links(self) -> bool: ...
+    @property
     def frame_fps(self) -> float | None: ...
+
+
+class Dataset(Questions, Protocol):
+    """A data set's entry in the config, as far as readers need it."""
+
+    @property
+    def reader(self) -> str: ...
 
 
 def load_samples(datasets: Iterable[Dataset]) -> list[Sample]:
@@ -125,7 +134,7 @@ def read_records(dataset: Dataset) -> list[Sample]:
     """
     reader = _reader(dataset.reader)
     try:
-        return reader(dataset.path, dataset.media_root)
+        samples = reader(dataset.path, dataset.media_root)
     except (BadRecords, DataError) as error:
         other = None if isinstance(error, NoSuchFile) else _other_format(dataset)
         if other is None:
@@ -133,6 +142,9 @@ def read_records(dataset: Dataset) -> list[Sample]:
         entry = f"{{reader: {other}, path: {dataset.path}}}"
         reason = f"its records are for another reader: write {entry}, or reader: auto"
         raise DataError(dataset.path, f"{reason} ({dataset.reader} says: {error})") from None
+    if not dataset.follow_links:
+        check_links(samples, dataset.path, dataset.media_root)
+    return samples
 
 
 def _other_format(dataset: Dataset) -> str | None:

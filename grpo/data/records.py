@@ -49,7 +49,7 @@ class Place:
     def media(self, path: str) -> str:
         """A path as the record has it, joined to the root; ValueError if it leads out of there, or is none.
 
-        Links in the folders are followed wherever they lead: whoever owns the folders put them there, not the record.
+        Links are not looked at here, but by `links.check_links`.
         """
         if "\0" in path:
             raise ValueError(f"{shown(path)} can't be a path: it has a null character")

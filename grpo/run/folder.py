@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo.config.schema import Config
+from grpo.run.blot import without_secrets
 from grpo.run.disk import write_text
 from grpo.run.manifest import fingerprint
 from grpo.run.rollout_files import rollout_files, write_rollouts
@@ -155,7 +156,8 @@ class RunDir:
         _append(self.metrics_file, [row])
 
     def append_failures(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        _append(self.failures_file, rows)
+        """Append records, without secrets: the error of a user's reward may repeat its arguments."""
+        _append(self.failures_file, ({key: _blotted(value) for key, value in row.items()} for row in rows))
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_file)
@@ -276,6 +278,10 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.flush()
         # A checkpoint is flushed too, and must not know of steps that these rows lack after a power failure.
         os.fsync(file.fileno())
+
+
+def _blotted(value: Any) -> Any:
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _line(row: Mapping[str, Any]) -> str:

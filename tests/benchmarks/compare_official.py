@@ -26,6 +26,7 @@ import numpy as np
 from grpo.benchmarks import BENCHMARKS
 from grpo.benchmarks.published import egoschema
 from grpo.benchmarks.questions import read_questions
+from grpo.config.evaluate import BenchmarkFiles
 from grpo.groups import Sample
 
 COMMITS = {
@@ -152,7 +153,8 @@ def prompts(folder: Path) -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
 def ours(name: str, file: Path) -> list[str]:
     benchmark = BENCHMARKS[name]
     assert benchmark.prompt is not None
-    return [benchmark.prompt(sample) for sample in read_questions(benchmark, str(file), "/media", None)]
+    given = BenchmarkFiles(path=str(file), media_root="/media")
+    return [benchmark.prompt(sample) for sample in read_questions(benchmark, given)]
 
 
 def hd_epic_prompts(folder: Path) -> tuple[list[str], list[str]]:

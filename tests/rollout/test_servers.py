@@ -29,6 +29,7 @@ from grpo.rollout.sync_proof import SyncProof, make_prompt
 from grpo.run.model_inputs import read_inputs
 from tests.rollout.test_rollout import PARTS, SAMPLING, SEEDS, TEMPERATURE, gap, prompts, tokens
 from tests.support import runs, tiny
+from tests.support.planted import files_with
 from tests.support.served import KEY, demo_model, served
 from tests.support.videos import write_video
 
@@ -326,6 +327,7 @@ def test_the_demo_trains_through_a_server_to_the_numbers_of_vllm_in_its_process(
     assert runs.close(runs.repeatable(here), runs.repeatable(there))
     assert here[-1]["sampler/gap_max"] < 1e-3 and here[-1]["tokens/completion"] > 0
     assert [*(tmp_path / "shared").iterdir()] == []
+    assert files_with([KEY], tmp_path) == []
     wait_until_free(server)
 
 

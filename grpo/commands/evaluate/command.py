@@ -138,9 +138,8 @@ def prepare(argv: list[str], *, shard: tuple[int, int] | None = None, score_only
     check_uses(config, benchmark)
     launched = launched_rank(os.environ), int(os.environ.get("WORLD_SIZE", "1"))
     rank, num_processes = shard or launched
-    files = config.data
     try:
-        every = read_questions(benchmark, files.path, files.media_root, files.frame_fps)
+        every = read_questions(benchmark, config.data)
     except NoSuchFile as error:
         where = "docs/benchmarks.md says where benchmarks are to be had"
         raise FileNotFoundError(f"data.path: {error}; {where}") from None
@@ -148,7 +147,7 @@ def prepare(argv: list[str], *, shard: tuple[int, int] | None = None, score_only
         for name, path in config.paths.items():
             find_model_folder(path, f"models.{name}" if name in config.models else "model.path")
     if not every:
-        raise ValueError(f"data.path: {files.path} has no questions of {benchmark.name}")
+        raise ValueError(f"data.path: {config.data.path} has no questions of {benchmark.name}")
     samples = first = every[: config.max_samples]
     if not score_only:
         tell = say if rank == 0 else lambda _: None

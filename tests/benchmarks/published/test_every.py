@@ -20,7 +20,7 @@ from grpo.benchmarks.questions import read_questions
 from grpo.benchmarks.scoring import score_answers
 from grpo.commands.__main__ import main as egogrpo
 from grpo.commands.evaluate.asking import Asker
-from grpo.config.evaluate import load_evaluation
+from grpo.config.evaluate import BenchmarkFiles, load_evaluation
 from grpo.learner.launching import make_accelerator
 from grpo.startup.answering import Answering, answering, renderer
 from tests.support import tiny
@@ -110,7 +110,7 @@ def test_every_benchmark_is_asked_from_its_files_and_scored(
     """All questions are in the denominator, whatever four tokens of a tiny model say."""
     benchmark = BENCHMARKS[name]
     path = written(name, tmp_path / "data")
-    samples = read_questions(benchmark, str(path), None, None)
+    samples = read_questions(benchmark, BenchmarkFiles(path=str(path)))
     for sample in samples:
         write_media(sample, num_frames=160, fps=10)
     config = load_evaluation(settings(name, path, tmp_path / "out"))
@@ -139,7 +139,7 @@ def test_the_command_writes_the_submission_of_questions_without_answers(tmp_path
     unknown = ("correct_option_letter", "answer_text", "detailed_answer", "question_id")
     record = {key: value for key, value in EXAMPLES["egocross"].items() if key not in unknown}
     path = write_json(tmp_path / "data/egocross_testbed_imgs.json", [record])
-    for sample in read_questions(BENCHMARKS["egocross"], str(path), None, None):
+    for sample in read_questions(BENCHMARKS["egocross"], BenchmarkFiles(path=str(path))):
         write_media(sample, num_frames=3, fps=1)
     try:
         assert egogrpo(["evaluate", *settings("egocross", path, tmp_path / "out")]) == 0
@@ -155,12 +155,14 @@ def test_the_command_writes_the_submission_of_questions_without_answers(tmp_path
 def test_a_folder_of_files_is_one_benchmark(tmp_path: Path):
     for task in ("Activity", "Object/existence"):
         write_json(tmp_path / "data" / task / "annotations.json", [EGOTHINK])
-    samples = read_questions(BENCHMARKS["egothink"], str(tmp_path / "data"), None, None)
+    samples = read_questions(BENCHMARKS["egothink"], BenchmarkFiles(path=str(tmp_path / "data")))
     assert [each.columns["task"] for each in samples] == ["Activity", "existence"]
     for name in ("gaze_gaze_estimation", "recipe_step_recognition"):
         write_json(tmp_path / "vqa" / f"{name}.json", {f"{name}_0": HD_EPIC})
-    samples = read_questions(BENCHMARKS["hd_epic"], str(tmp_path / "vqa"), str(tmp_path / "videos"), None)
+    samples = read_questions(
+        BENCHMARKS["hd_epic"], BenchmarkFiles(path=str(tmp_path / "vqa"), media_root=str(tmp_path / "videos"))
+    )
     assert [each.columns["category"] for each in samples] == ["gaze", "recipe"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"data.path: .*/empty has no \*\*/annotations.json"):
-        read_questions(BENCHMARKS["egothink"], str(tmp_path / "empty"), None, None)
+        read_questions(BENCHMARKS["egothink"], BenchmarkFiles(path=str(tmp_path / "empty")))

@@ -39,6 +39,7 @@ class Entry:
     reader: str = "jsonl"
     media_root: str | None = None
     frame_fps: float | None = None
+    follow_links: bool = False
 
 
 def write(folder: Path, *lines: str | bytes | dict[str, Any], name: str = "train.jsonl") -> Path:
