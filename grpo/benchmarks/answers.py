@@ -81,6 +81,7 @@ def stored(
         variant=variant,
         video=(source.video or source.frames[0]) if source else "",
         times_s=clip.times_s if clip else (),
+        other_times_s=tuple(each.times_s for each in prompt.clips if each is not clip),
         num_tokens=len(rollout.token_ids),
         num_prompt_tokens=len(prompt.token_ids),
         prompt_hash=digest(prompt.text),
@@ -162,7 +163,9 @@ def _read_part(path: Path) -> Iterable[StoredAnswer]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            yield StoredAnswer(**{**row, "times_s": tuple(row["times_s"]), "losses": tuple(row["losses"])})
+            tuples = {key: tuple(row[key]) for key in ("times_s", "losses")}
+            others = tuple(map(tuple, row.get("other_times_s", ())))
+            yield StoredAnswer(**{**row, **tuples, "other_times_s": others})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}:{number} is damaged: {error}; mend or remove that line") from error
 

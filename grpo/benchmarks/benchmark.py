@@ -38,7 +38,10 @@ class StoredAnswer:
     video: str = ""
     """The file or folder that the clip is from, by which intervals are clustered; empty for a text alone."""
     times_s: tuple[float, ...] = ()
-    """The times of the frames that the model saw, in seconds from the clip's start."""
+    """The times of the frames that the model saw, in seconds from the clip's start; of several media, of the one whose
+    times are meant, the first video."""
+    other_times_s: tuple[tuple[float, ...], ...] = ()
+    """The same of each of the other media, in their order."""
     num_tokens: int = 0
     """The tokens of the answer."""
     num_prompt_tokens: int = 0

@@ -179,7 +179,9 @@ def _baselines(first: Sequence[ScoredAnswer]) -> Figures:
 def _costs(plain: Sequence[ScoredAnswer]) -> Figures:
     given = [each.answer for each in plain if each.answer.finish != "failed"]
     return {
-        "mean_frames": _mean_of_known([float(len(each.times_s)) for each in given]),
+        "mean_frames": _mean_of_known(
+            [float(sum(map(len, (each.times_s, *each.other_times_s)))) for each in given]
+        ),
         "mean_tokens": _mean_of_known([float(each.num_tokens) for each in given]),
         "mean_prompt_tokens": _mean_of_known([float(each.num_prompt_tokens) for each in given]),
     }

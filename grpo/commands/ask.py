@@ -1,9 +1,11 @@
 """A question to a model about a video: its reasoning, the moments that it cites, and its answer.
 
-    egogrpo ask MODEL VIDEO "QUESTION" [--option TEXT ...] [key=value ...]
+    egogrpo ask MODEL VIDEO "QUESTION" [--option TEXT ...] [--also VIDEO_OR_PICTURE ...] [key=value ...]
 
-The clip is sampled and the prompt written as in the model's training, and the answer is the likeliest one (greedy).
-Without `--server` the model is loaded here: by transformers, which starts in a fraction of vLLM's time.
+Of several videos a moment is cited with the number of its video, `2: 0:03.0`; `<video>` and `<image>` in the question
+say where each stands, or none does. Clips are sampled and the prompt is written as in the model's training, and the
+answer is the likeliest one (greedy). Without `--server` the model is loaded here: by transformers, which starts in a
+fraction of vLLM's time.
 """
 
 from __future__ import annotations
@@ -20,20 +22,32 @@ import numpy as np
 from PIL import Image
 
 from grpo.commands.arguments import Parser
-from grpo.groups import Prompt, Rollout, Sample, Task
+from grpo.groups import Prompt, Rollout, Sample, Task, main_index
 from grpo.media.clip import Clip, ClipSource
 from grpo.media.frames import check_exists
+from grpo.media.images import ENDINGS
+from grpo.media.places import check_places, kind_of
 from grpo.media.reading import read_source
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout import Sampling
 from grpo.run.model_inputs import ModelInputs, read_inputs
 from grpo.run.progress import under_way
-from rewards.parsing import ANSWER, KEYFRAMES, THINK, only_block, read_letter, read_moments
+from rewards.builtin.moments import videos_of
+from rewards.parsing import (
+    ANSWER,
+    KEYFRAMES,
+    THINK,
+    only_block,
+    read_letter,
+    read_moments,
+    read_videos_moments,
+)
 
 if TYPE_CHECKING:
     from grpo.policy.families import ModelFamily
 
 SERVER_TIMEOUT_S = 600.0
+Moment = tuple[int, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +56,8 @@ class Answer:
 
     text: str
     reasoning: str | None
-    moments_s: list[tuple[float, float]] | None
-    """The cited moments as spans, in seconds from the clip's start."""
+    moments: list[Moment] | None
+    """The cited moments: the number of the video, from 1, and the span in seconds from its start in the clip."""
     answer: str | None
     option: str | None
     """The text of the option that the answer names."""
@@ -56,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         if loose := [each for each in arguments.settings if "=" not in each]:
             raise ValueError(f"{loose[0]!r} is no key=value: put the question in quotes")
         sample = sample_of(arguments)
-        check_exists(arguments.video)
+        for path in (arguments.video, *arguments.also):
+            check_exists(path)
         inputs = read_inputs(str(find_model_folder(arguments.model)), arguments.settings)
         # Late, since torch and transformers take seconds: what is mistyped is reported before them.
         with under_way("importing torch and transformers"):
@@ -84,6 +99,11 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
     """Return the question of a command line."""
     if arguments.end is not None and arguments.end <= arguments.start:
         raise ValueError(f"--end {arguments.end:g} must be above --start {arguments.start:g}")
+    clip_source = _source(arguments.video, start_s=arguments.start, end_s=arguments.end)
+    media = (clip_source, *map(_source, arguments.also))
+    check_places(
+        "\n".join((arguments.question, *arguments.option)), [*map(kind_of, media)] if arguments.also else []
+    )
     return Sample(
         id="question",
         question=arguments.question,
@@ -91,18 +111,24 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
         task=arguments.task or ("choice" if arguments.option else "open"),
         source="the command line",
         options=tuple(arguments.option),
-        clip_source=ClipSource(video=arguments.video, start_s=arguments.start, end_s=arguments.end),
+        clip_source=media[main_index(media)],
+        media=media if arguments.also else (),
     )
+
+
+def _source(path: str, start_s: float = 0.0, end_s: float | None = None) -> ClipSource:
+    if path.lower().endswith(ENDINGS):
+        return ClipSource(frames=(path,))
+    return ClipSource(video=path, start_s=start_s, end_s=end_s)
 
 
 def prompt_of(sample: Sample, family: ModelFamily, inputs: ModelInputs) -> Prompt:
     """Return the question as the model was asked in training; raise ValueError if it is too long or has no clip."""
-    assert sample.clip_source is not None
-    clip = read_source(sample.clip_source, settings=inputs.media, patches=family.patches)
-    prompt = family.render(sample, clip, **inputs.wording)
+    clips = [read_source(source, settings=inputs.media, patches=family.patches) for source in sample.sources]
+    prompt = family.render(sample, clips, **inputs.wording)
     if len(prompt.token_ids) > inputs.max_prompt_tokens:
         raise ValueError(
-            f"{sample.clip_source.path}: the prompt has {len(prompt.token_ids)} tokens, and "
+            f"{sample.sources[0].path}: the prompt has {len(prompt.token_ids)} tokens, and "
             f"rollout.max_model_tokens={inputs.rollout.max_model_tokens} leaves room for {inputs.max_prompt_tokens}; "
             "media.max_tokens=... takes fewer or smaller frames, --end less of the video"
         )
@@ -165,21 +191,33 @@ def read_answer(rollout: Rollout) -> Answer:
     return Answer(
         text=rollout.text,
         reasoning=_stripped(blocks[THINK]),
-        moments_s=read_moments(cited) if cited is not None else None,
+        moments=_moments(cited, rollout.sample.num_videos) if cited is not None else None,
         answer=letter or _stripped(answer),
         option=options[ord(letter) - ord("A")] if letter else None,
     )
 
 
+def _moments(cited: str, num_videos: int) -> list[Moment] | None:
+    if num_videos > 1:
+        return read_videos_moments(cited, num_videos)
+    spans = read_moments(cited)
+    return None if spans is None else [(1, span) for span in spans]
+
+
 def save_frames(prompt: Prompt, answer: Answer, folder: Path) -> list[Path]:
-    """Write the frames that the model saw at the cited moments, each named by its second in the file."""
-    clip = prompt.clip
-    assert clip is not None
+    """Write the frames that the model saw at the cited moments, each named by its second in the file.
+
+    Of several videos the number of the video comes first: `2_00003.50s.png`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for index in cited_frames(clip, answer.moments_s or []):
-        paths.append(folder / f"{_file_second(prompt, clip.times_s[index]):08.2f}s.png")
-        Image.fromarray(clip.frames_FHWC[index]).save(paths[-1])
+    for number, clip in enumerate(videos_of(prompt.clips), start=1):
+        spans = [span for video, span in answer.moments or [] if video == number]
+        of_video = f"{number}_" if prompt.sample.num_videos > 1 else ""
+        for index in cited_frames(clip, spans):
+            second = _file_second(prompt, number, clip.times_s[index])
+            paths.append(folder / f"{of_video}{second:08.2f}s.png")
+            Image.fromarray(clip.frames_FHWC[index]).save(paths[-1])
     return paths
 
 
@@ -213,11 +251,14 @@ def lines_of(prompt: Prompt, answer: Answer, frames: Sequence[Path]) -> Iterator
 
 def as_record(prompt: Prompt, answer: Answer, frames: Sequence[Path]) -> dict[str, Any]:
     """Return what `--json` prints, with times on the file's clock."""
-    moments = answer.moments_s
+    moments = answer.moments
+    several = prompt.sample.num_videos > 1
     return {
         "answer": answer.answer,
         "option": answer.option,
-        "moments_s": moments and [[_file_second(prompt, time_s) for time_s in span] for span in moments],
+        "moments_s": moments
+        and [[_file_second(prompt, number, time_s) for time_s in span] for number, span in moments],
+        **({"moments_videos": moments and [number for number, _ in moments]} if several else {}),
         "reasoning": answer.reasoning,
         "text": answer.text,
         "frames": [str(path) for path in frames],
@@ -226,17 +267,23 @@ def as_record(prompt: Prompt, answer: Answer, frames: Sequence[Path]) -> dict[st
 
 def _times(prompt: Prompt, answer: Answer) -> str | None:
     """Return the cited moments as minutes and seconds of the file, which a player shows."""
-    if answer.moments_s is None:
+    if answer.moments is None:
         return None
+    several = prompt.sample.num_videos > 1
     spans = [
-        dict.fromkeys(_clock(_file_second(prompt, time_s)) for time_s in span) for span in answer.moments_s
+        (
+            f"{number}: " if several else "",
+            dict.fromkeys(_clock(_file_second(prompt, number, time_s)) for time_s in span),
+        )
+        for number, span in answer.moments
     ]
-    return ", ".join("-".join(span) for span in spans)
+    return ", ".join(of_video + "-".join(span) for of_video, span in spans)
 
 
-def _file_second(prompt: Prompt, time_s: float) -> float:
-    source = prompt.sample.clip_source
-    return round(time_s + (source.start_s if source else 0.0), 3)
+def _file_second(prompt: Prompt, number: int, time_s: float) -> float:
+    """A second of the video with a number, from 1, as a second of its file."""
+    videos = [source for source in prompt.sample.sources if not source.is_picture]
+    return round(time_s + (videos[number - 1].start_s if videos else 0.0), 3)
 
 
 def _clock(time_s: float) -> str:
@@ -251,7 +298,7 @@ def _stripped(text: str | None) -> str | None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="egogrpo ask", description="Ask a model about a video.")
     parser.add_argument("model", metavar="MODEL", help="a run's final/, a model folder, or a cached hub name")
-    parser.add_argument("video", metavar="VIDEO", help="a video file")
+    parser.add_argument("video", metavar="VIDEO", help="a video file, or a picture")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
         "settings",
@@ -262,6 +309,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--option", metavar="TEXT", action="append", default=[], help="a choice; once for each"
+    )
+    parser.add_argument(
+        "--also",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a further video or picture; once for each",
     )
     parser.add_argument("--start", metavar="S", type=float, default=0.0, help="the second the clip starts at")
     parser.add_argument("--end", metavar="S", type=float, help="the second it ends at; else the video's end")

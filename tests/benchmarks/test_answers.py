@@ -14,11 +14,12 @@ from grpo.benchmarks.answers import (
     key_of,
     questions_digest,
     read_answers,
+    stored,
     unanswered,
 )
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.media.clip import ClipSource
-from tests.support.tiny import sample
+from tests.support.tiny import media_prompt, rollout, sample
 
 
 def answer(of: str, text: str = "A", **fields: object) -> StoredAnswer:
@@ -36,6 +37,16 @@ def test_an_answer_is_read_as_it_was_written(tmp_path: Path):
     text = 'a "quoted"\nline\u2028 \ud800'
     write(tmp_path, answer("a", text, losses=(0.5, 1.5)), answer("b"))
     assert [*read_answers(tmp_path).values()] == [answer("a", text, losses=(0.5, 1.5)), answer("b")]
+
+
+def test_the_times_of_all_media_are_stored(tmp_path: Path):
+    """The first video's, and those of the picture before it and of the second video."""
+    prompt = media_prompt(("image", "video", "video"))
+    answer = stored(prompt, rollout(prompt, [1]), 0)
+    image, first, second = prompt.media
+    assert answer.times_s == first.times_s and answer.other_times_s == (image.times_s, second.times_s)
+    write(tmp_path, answer)
+    assert [*read_answers(tmp_path).values()] == [answer]
 
 
 def test_a_torn_last_line_is_mended(tmp_path: Path):

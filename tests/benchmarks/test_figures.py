@@ -125,6 +125,19 @@ def test_cited_moments_are_compared_where_spans_are_annotated():
     assert "moments" not in figures_of(PLAIN, scored([(one, "")], [answer("a", "A")]))
 
 
+def test_cited_moments_and_frames_of_all_videos_count():
+    """Of two videos' moments the one of the second is cited, as its own and as the first's; 2 and 3 frames are 5."""
+    media = (ClipSource(video="a.mp4"), ClipSource(video="b.mp4"))
+    asked = {"media": media, "keyframes_s": (), "other_keyframes_s": (((3.0, 4.5),),)}
+    one, two = (question(name, "a.mp4", **asked) for name in "ab")
+    texts = [f"<keyframes>{cited}</keyframes><answer>A</answer>" for cited in ("2: 3.5", "1: 3.5")]
+    other = {"other_times_s": ((0.0, 1.0, 2.0),)}
+    answers = [answer(of, text, **other) for of, text in zip("ab", texts, strict=True)]
+    figures = figures_of(PLAIN, scored([(one, ""), (two, "")], answers))
+    assert (figures["moments"]["num_answers"], figures["moments"]["hit"]) == (2, 0.5)
+    assert figures["costs"]["mean_frames"] == 5.0
+
+
 def test_answers_that_are_not_there_yet_are_counted():
     asked = [(question(name, "x.mp4"), "") for name in "ab"]
     with pytest.raises(ValueError, match=r"1 of 2 answers are not there yet \(the first is to b\)"):

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo.commands.ask import Answer, cited_frames, lines_of, main, read_answer
+from grpo.commands.ask import (
+    Answer,
+    as_record,
+    cited_frames,
+    lines_of,
+    main,
+    read_answer,
+    save_frames,
+)
 from grpo.media.clip import ClipSource
 from grpo.media.reading import read_source
 from grpo.rollout import Sampling
@@ -96,10 +104,10 @@ def test_what_can_not_be_read_is_shown_as_it_is(video: str, capsys: pytest.Captu
 
 def test_a_completion_is_read_by_its_tags() -> None:
     answer = answered("<think> I look. </think><keyframes> 3.5, 4-5 </keyframes><answer> (b) </answer>")
-    assert answer.reasoning == "I look." and answer.moments_s == [(3.5, 3.5), (4.0, 5.0)]
+    assert answer.reasoning == "I look." and answer.moments == [(1, (3.5, 3.5)), (1, (4.0, 5.0))]
     assert (answer.answer, answer.option) == ("B", "green")
     other = answered("<keyframes> soon </keyframes><answer> black </answer>")
-    assert (other.reasoning, other.moments_s, other.answer, other.option) == (None, None, "black", None)
+    assert (other.reasoning, other.moments, other.answer, other.option) == (None, None, "black", None)
     assert answered("B").answer is None
 
 
@@ -120,6 +128,32 @@ def test_moments_are_times_of_the_file() -> None:
     ]
 
 
+def test_moments_of_several_videos_are_times_of_their_own_files(tmp_path: Path) -> None:
+    """The picture between the videos has no number, and the second video's clip starts at 75 s of its file."""
+    cut = ClipSource(video="long.mp4", start_s=75.0)
+    media = (ClipSource(video="a.mp4"), ClipSource(frames=("b.png",)), cut)
+    clips = (tiny.clip(), tiny.picture(), tiny.clip())
+    prompt = tiny.prompt(tiny.sample(clip_source=media[0], media=media, options=OPTIONS), clips)
+    text = "<think>x</think><keyframes>1: 1.0, 2: 3.5-4</keyframes><answer>red</answer>"
+    answer = read_answer(tiny.rollout(prompt, [1], text=text))
+    assert answer.moments == [(1, (1.0, 1.0)), (2, (3.5, 4.0))]
+    assert "moments:   1: 0:01.0, 2: 1:18.5-1:19.0" in [*lines_of(prompt, answer, [])]
+    record = as_record(prompt, answer, [])
+    assert record["moments_s"] == [[1.0, 1.0], [78.5, 79.0]] and record["moments_videos"] == [1, 2]
+    names = [path.name for path in save_frames(prompt, answer, tmp_path / "frames")]
+    assert names[0] == "1_00001.00s.png" and {name[:2] for name in names} == {"1_", "2_"}
+
+
+def test_a_question_about_two_videos_and_a_picture_is_asked(
+    model: str, video: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(tmp_path / "now.png")
+    Image.fromarray(np.zeros((56, 56, 3), np.uint8)).save(picture)
+    more = ["--also", picture, "--also", video, "--end", "2", "--json", "rollout.max_model_tokens=4096"]
+    assert main(asked(model, video, *more)) == 0
+    assert json.loads(capsys.readouterr().out)["text"]
+
+
 def test_cited_frames_are_those_within_a_span_or_the_nearest() -> None:
     clip = tiny.clip(16, fps=2.0)  # a frame each 0.5 s, 8 s long
     assert cited_frames(clip, [(1.0, 2.0)]) == [2, 3, 4]
@@ -137,6 +171,7 @@ def test_cited_frames_are_those_within_a_span_or_the_nearest() -> None:
         (["{model}", "{video}", "Why?", "--start", "9"], "numbers.mp4"),
         (["{model}", "{video}", "Why?", "--start", "3", "--end", "2"], "--end 2 must be above --start 3"),
         (["{model}", "{video}", "Why <|video_pad|>?"], "which stands for a clip"),
+        (["{model}", "{video}", "<image> why?", "--also", "{video}"], "mark one place for each"),
         (["{model}", "{video}", "Why? " * 200], "leaves room for 232"),
         (
             ["{model}", "{video}", "Why?", "--server", "http://127.0.0.1:9"],

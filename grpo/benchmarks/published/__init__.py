@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpo.benchmarks.benchmark import Benchmark
 from grpo.benchmarks.published.egocross import EGOCROSS, EGOCROSS_OPEN
-from grpo.benchmarks.published.egoplan import EGOPLAN, EGOPLAN2, EGOPLAN_LETTERS
+from grpo.benchmarks.published.egoplan import EGOPLAN, EGOPLAN2, EGOPLAN_FRAME, EGOPLAN_LETTERS
 from grpo.benchmarks.published.egoschema import EGOSCHEMA, EGOSCHEMA_FULL
 from grpo.benchmarks.published.egotaskqa import EGOTASKQA
 from grpo.benchmarks.published.egotempo import EGOTEMPO, EGOTEMPO_CHOICES
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         EGOCROSS,
         EGOCROSS_OPEN,
         EGOPLAN,
+        EGOPLAN_FRAME,
         EGOPLAN_LETTERS,
         EGOPLAN2,
         OPENEQA,

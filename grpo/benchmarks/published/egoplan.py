@@ -1,23 +1,32 @@
 """EgoPlan-Bench, answered by the likeliest option or by a letter, and EgoPlan-Bench2: what should I do next?
 
+`egoplan_frame` is the setting of the authors' fine-tuned model (`src/egoplan_video_llama_interface.py` at 1510afc): its
+own question, and the current observation as a picture behind the clip.
+
 EgoPlan-Bench's authors take the option with the lowest mean loss of its tokens after the record's question
 (`src/video_llama_interface.py`), and leave tokens whose loss is exactly 0 out of the mean. Most published numbers of
 chat models (EgoGPT's, to which EgoVLM compares itself) are of lmms-eval instead: other words, a letter, and the first
-capital A to D in the reply. Its video ends in the current observation, as ours does; the authors' fine-tuned model sees
-the observation as a picture of its own.
+capital A to D in the reply. Its video ends in the current observation, as ours does.
 
 EgoPlan-Test has no published answers: it is asked for the submission, and so is EgoPlan-Val.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer
 from grpo.benchmarks.replies import first_letter, letter_of, lettered, written
 from grpo.data.fields import Record
-from grpo.data.readers.egoplan import read_egoplan, translate
+from grpo.data.readers.egoplan import (
+    read_egoplan,
+    read_egoplan_frame,
+    translate,
+    translate_with_frame,
+)
 from grpo.data.records import Place
 from grpo.groups import Sample
 
@@ -44,23 +53,33 @@ PREFIXES = ("The best answer is", "The correct answer is", "The answer is", "The
 PREFIXES_2 = (*PREFIXES, "Answer:", "Option:", "The correct answer", "The correct option")
 
 
-def _with_hidden(record: Record, place: Place) -> Iterator[Sample]:
+def _with_hidden(
+    record: Record, place: Place, read: Callable[[Record, Place], Iterator[Sample]] = translate
+) -> Iterator[Sample]:
     """The samples of a record, also of one without the right option, which gets an empty answer."""
     is_answered = record.get("golden_choice_idx") is not None or record.get("negative_answers") is not None
     # A file that went through pandas has the key with null.
     letter = record.get("golden_choice_idx")
-    for sample in translate({**record, "golden_choice_idx": "A" if letter is None else letter}, place):
+    for sample in read({**record, "golden_choice_idx": "A" if letter is None else letter}, place):
         yield sample if is_answered else replace(sample, answer="")
 
 
 def letters_prompt(sample: Sample) -> str:
     """lmms-eval's prompt, whose opening depends on whether the goal begins with a verb in -ing."""
-    goal = str(sample.columns["task_goal"])
+    question = _goal_question(str(sample.columns["task_goal"]))
+    return "\n".join([question, *lettered(sample, "{letter}. {text}"), ASKED])
+
+
+def frame_prompt(sample: Sample) -> str:
+    """`create_question_for_egoplan_task_planning` of the authors' fine-tuned model, in the mode `eval`."""
+    return _goal_question(str(sample.columns["task_goal"]).strip(string.punctuation + " ").lower())
+
+
+def _goal_question(goal: str) -> str:
     if "goal" in goal:
         goal = goal.split("to", 1)[-1].strip()
     is_gerund = goal.split()[0].endswith("ing")
-    opening = f"I am tasked with {goal}. " if is_gerund else f"My current task is to {goal}. "
-    return "\n".join([opening + AFTER_GOAL, *lettered(sample, "{letter}. {text}"), ASKED])
+    return (f"I am tasked with {goal}. " if is_gerund else f"My current task is to {goal}. ") + AFTER_GOAL
 
 
 def bench2_prompt(sample: Sample) -> str:
@@ -95,6 +114,13 @@ EGOPLAN = Benchmark(
     candidates=lambda sample: sample.options,
     groups=("video_source",),
     submission=submission,
+)
+EGOPLAN_FRAME = replace(
+    EGOPLAN,
+    name="egoplan_frame",
+    reader=replace(read_egoplan_frame, translate=partial(_with_hidden, read=translate_with_frame)),
+    notes="By the lowest loss, with the current observation as a picture of its own.",
+    prompt=frame_prompt,
 )
 EGOPLAN_LETTERS = Benchmark(
     name="egoplan_letters",

@@ -158,6 +158,25 @@ def test_egoplan_in_lmms_evals_words_and_by_its_rule(tmp_path: Path):
     assert prompt("egoplan_letters", gerund).startswith("I am tasked with making tea. ")
 
 
+def test_egoplan_with_its_current_observation_as_a_picture(tmp_path: Path):
+    """The clip, then the frame at its end, and the question of the authors' model, whose goal is in small letters."""
+    record = EGOPLAN | {"sample_id": 1, "task_goal": "Make tea."}
+    [sample] = questions("egoplan_frame", write_json(tmp_path / "EgoPlan_validation.json", [record]))
+    clip, now = sample.media
+    assert now.is_picture and (now.video, now.start_s) == (clip.video, clip.end_s) and not clip.is_picture
+    assert prompt("egoplan_frame", sample).startswith(
+        "My current task is to make tea. The task's progress is"
+    )
+    assert prompt("egoplan_frame", sample).endswith("expressed in a short phrase.")
+    candidates = BENCHMARKS["egoplan_frame"].candidates
+    assert candidates is not None and candidates(sample) == (
+        "open tap",
+        "take cup",
+        "close tap",
+        "take spoon",
+    )
+
+
 def test_egoplans_submission_is_a_list_of_whole_numbers_and_letters(tmp_path: Path):
     samples = questions("egoplan_letters", egoplan(tmp_path))
     answers = scored("egoplan_letters", samples, ["C", "no idea", FAILED, "close tap"])

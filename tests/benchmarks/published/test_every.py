@@ -69,6 +69,7 @@ def written(name: str, folder: Path) -> Path:
         write_json(folder / "open-eqa-v0-184-questions.json", ["f2e8-one"])
     reader = {
         "egoschema_full": "egoschema",
+        "egoplan_frame": "egoplan",
         "egoplan_letters": "egoplan",
         "egoplan2": "egoplan",
         "openeqa_184": "openeqa",
