@@ -40,7 +40,8 @@ def check_links(samples: Sequence[Sample], file: str, media_root: str | None) ->
     problems: list[DataError] = []
     good: list[Sample] = []
     for sample in samples:
-        paths = (path for source in sample.sources for path in (source.video, *source.frames) if path)
+        paths = [path for source in sample.sources for path in (source.video, *source.frames) if path]
+        paths += sample.streams.values()
         found = next(((path, real) for path in paths if (real := outside(path)) is not None), None)
         if found is None:
             good.append(sample)

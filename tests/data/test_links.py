@@ -58,8 +58,16 @@ def test_links_inside_the_media_root_are_followed_and_the_root_may_be_one(folder
         {"frames": ["frames/0.jpg", "frames/2.jpg"], "frame_fps": 1.0},
         {"frames": "frames", "frame_fps": 1.0},
         {"media": [{"video": "a.mp4"}, {"image": "frames/2.jpg"}]},
+        {"video": "a.mp4", "streams": {"sensor": "out.mp4"}},
     ],
-    ids=["file", "folder", "one of many images", "one in a folder of images", "one of several media"],
+    ids=[
+        "file",
+        "folder",
+        "one of many images",
+        "one in a folder of images",
+        "one of several media",
+        "stream",
+    ],
 )
 def test_links_that_lead_out_are_refused_unless_they_are_allowed(shown: dict[str, Any], folder: Path) -> None:
     with pytest.raises(
