@@ -37,6 +37,7 @@ COMMITS = {
     "hd-epic-vqa-eval": "hd-epic/hd-epic-vqa-eval @d0c233b",
     "lmms-eval": "EvolvingLMMs-Lab/lmms-eval @75571cf",
     "open-eqa": "facebookresearch/open-eqa @cfa3fce",
+    "parse_answer": "thanku-all/parse_answer @afd52cf",
     "thinking-in-space": "vision-x-nyu/thinking-in-space @51e089c",
 }
 """The repositories, each with the commit that was last compared."""
@@ -89,9 +90,16 @@ def rules(folder: Path) -> Iterator[tuple[str, Rule, Rule]]:
     for name, file in (
         ("egoplan_letters", tasks / "egoplan/utils.py"),
         ("egoplan2", folder / "EgoPlan-Bench2/eval.py"),
+        ("video_mme", folder / "parse_answer/eval_your_results.py"),
     ):
         letter_of = functions(file, "extract_characters_regex").extract_characters_regex
-        yield name, lambda text, of=letter_of: float(of(text) == "B"), official_of(name, FOUR)
+        # Only Video-MME leaves out what has no letter.
+        none = None if name == "video_mme" else 0.0
+        yield (
+            name,
+            lambda text, of=letter_of, none=none: float(letter == "B") if (letter := of(text)) else none,
+            official_of(name, FOUR),
+        )
     answer_of = functions(tasks / "egotaskqa/utils.py", "_extract_answer")._extract_answer
     named = dict(zip("ABCDE", OPTIONS, strict=True))
     yield "egotaskqa", lambda text: float(answer_of(text, named) == "B"), official_of("egotaskqa", CHOICE)

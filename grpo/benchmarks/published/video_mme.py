@@ -1,7 +1,7 @@
 """Video-MME without subtitles.
 
-The official rule reads the first capital A to D that is left after some opening words, and leaves an answer without any
-of the four out of the mean.
+The official rule (`eval_your_results.py` of https://github.com/thanku-all/parse_answer at afd52cf) reads the first
+capital A to D that is left after some opening words, and leaves an answer without any of the four out of the mean.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer
-from grpo.benchmarks.published.egoplan import PREFIXES
+from grpo.benchmarks.published.egoplan import PREFIXES_2
 from grpo.benchmarks.replies import first_letter, grouped, lettered, written
 from grpo.groups import Sample
 
@@ -26,20 +26,21 @@ def prompt(sample: Sample) -> str:
 
 
 def official(sample: Sample, text: str) -> float | None:
-    """`extract_characters_regex`; None, and out of the denominator, where it finds no letter. Known mistakes: `Answer:
-    B` is read as A, and so is `A knife is used, so B`."""
-    letter = first_letter(text, PREFIXES)
+    """`extract_characters_regex`; None, and out of the denominator, where it finds no letter. Known mistakes: `A knife
+    is used, so B` is read as A, and `Best answer: C` as the B of Best, since two of its opening words are one."""
+    letter = first_letter(text, PREFIXES_2)
     return float(letter == sample.answer) if letter else None
 
 
 def submission(scored: Sequence[ScoredAnswer]) -> Mapping[str, str]:
-    """The file of `eval_your_results.py`: a list of videos with their questions, and the reply as `response`."""
+    """The file of `eval_your_results.py`: a list of videos with their questions, and the reply as `response`.
+
+    Its keys are those of `evaluation/output_test_template.json` of Video-MME's repository, at 8889f31.
+    """
     videos = [
         {
             "video_id": columns["video_id"],
-            "duration_category": columns["duration"],
-            "video_category": columns["domain"],
-            "video_subcategory": columns["sub_category"],
+            **{key: columns[key] for key in ("duration", "domain", "sub_category")},
             "missing": False,
             "questions": [_question(answer) for answer in answers],
         }
@@ -54,7 +55,7 @@ def _question(scored: ScoredAnswer) -> dict[str, object]:
     return {
         **{key: sample.columns[key] for key in ("question_id", "task_type")},
         "question": sample.question,
-        "choices": lettered(sample, "{letter}. {text}"),
+        "options": lettered(sample, "{letter}. {text}"),
         "answer": sample.answer,
         "response": "" if scored.answer.finish == "failed" else scored.answer.text,
     }

@@ -218,9 +218,11 @@ def video_mme(folder: Path) -> Path:
 
 def test_video_mmes_official_rule_leaves_out_what_it_cannot_read(tmp_path: Path):
     """Right is B each time. Ours, of 4: `B.` right, the rest unread: 1 / 4. Official, of 3: `B.` and `The answer is B`
-    are B, `Answer: B` is the A of Answer, and the last has no letter at all: 2 / 3."""
+    are B, `A knife, so B` is A, and the last has no letter at all: 2 / 3."""
     samples = questions("video_mme", video_mme(tmp_path))
-    answers = scored("video_mme", samples, ["B.", "The answer is B", "Answer: B", "a lot"])
+    [said] = scored("video_mme", samples[:1], ["Answer: B"])  # `Answer:` is one of the words that are cut out
+    assert said.official == 1.0
+    answers = scored("video_mme", samples, ["B.", "The answer is B", "A knife, so B", "a lot"])
     assert outcomes(answers) == ["right", "unparsed", "unparsed", "unparsed"]
     assert [each.official for each in answers] == [1.0, 1.0, 0.0, None]
     assert (ours(answers), official(answers)) == (0.25, pytest.approx(2 / 3))
@@ -237,9 +239,9 @@ def test_video_mmes_results_file_is_that_of_its_template(tmp_path: Path):
     first, second = json.loads(files["video_mme_results.json"])
     assert {key: first[key] for key in first.keys() - {"questions"}} == {
         "video_id": "001",
-        "duration_category": "short",
-        "video_category": "Knowledge",
-        "video_subcategory": "Humanity & History",
+        "duration": "short",
+        "domain": "Knowledge",
+        "sub_category": "Humanity & History",
         "missing": False,
     }
     assert [each["response"] for each in first["questions"]] == ["B.", "A", ""]
@@ -247,7 +249,7 @@ def test_video_mmes_results_file_is_that_of_its_template(tmp_path: Path):
         "question_id": "001-1",
         "task_type": "Counting Problem",
         "question": "How many jars are found?",
-        "choices": ["A. Four.", "B. Nine.", "C. Five.", "D. Two."],
+        "options": ["A. Four.", "B. Nine.", "C. Five.", "D. Two."],
         "answer": "B",
         "response": "B.",
     }
