@@ -131,8 +131,8 @@ def test_cited_moments_and_frames_of_all_videos_count():
     asked = {"media": media, "keyframes_s": (), "other_keyframes_s": (((3.0, 4.5),),)}
     one, two = (question(name, "a.mp4", **asked) for name in "ab")
     texts = [f"<keyframes>{cited}</keyframes><answer>A</answer>" for cited in ("2: 3.5", "1: 3.5")]
-    other = {"other_times_s": ((0.0, 1.0, 2.0),)}
-    answers = [answer(of, text, **other) for of, text in zip("ab", texts, strict=True)]
+    times_s = ((0.0, 1.0, 2.0),)
+    answers = [answer(of, text, other_times_s=times_s) for of, text in zip("ab", texts, strict=True)]
     figures = figures_of(PLAIN, scored([(one, ""), (two, "")], answers))
     assert (figures["moments"]["num_answers"], figures["moments"]["hit"]) == (2, 0.5)
     assert figures["costs"]["mean_frames"] == 5.0
