@@ -101,9 +101,8 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
         raise ValueError(f"--end {arguments.end:g} must be above --start {arguments.start:g}")
     clip_source = _source(arguments.video, start_s=arguments.start, end_s=arguments.end)
     media = (clip_source, *map(_source, arguments.also))
-    check_places(
-        "\n".join((arguments.question, *arguments.option)), [*map(kind_of, media)] if arguments.also else []
-    )
+    if arguments.also:
+        check_places("\n".join((arguments.question, *arguments.option)), [*map(kind_of, media)])
     return Sample(
         id="question",
         question=arguments.question,
