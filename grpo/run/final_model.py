@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 
 from grpo.policy.adapters import is_adapter, save_adapters
 from grpo.policy.model import Policy
@@ -50,7 +51,7 @@ def save_final(
         if inputs is not None:
             inputs.write(partial)
         if step is not None:
-            facts = {"step": step, "base": policy.family.path}
+            facts = {"step": step, "base": policy.family.path, "transformers": transformers.__version__}
             (partial / TRAINING).write_text(json.dumps(facts, indent=2) + "\n")
         put_in_place(partial, folder)
 
