@@ -156,6 +156,7 @@ def kills(folder: Path, steps: int) -> dict[str, Any]:
             done.append(
                 {"what": name, "in_step": at_step, "completions_at_work": running, "down_s": round(down_s)}
             )
+            print(json.dumps(done[-1]), file=sys.stderr, flush=True)
         finish(process, run_dir)
     rows = {row["step"]: row for row in read_rows(run_dir / "metrics.jsonl")}
     for each in done:
