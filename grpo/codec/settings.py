@@ -57,7 +57,7 @@ class CodecConfig:
     """Passes over as many windows, drawn at random, as the streams are long."""
     warmup_frac: Annotated[float, Ge(0), Lt(1)] = 0.15
     """The share of epochs, the first ones, in which encoder and decoder are trained without codes."""
-    lr: Annotated[float, Gt(0)] = 1e-3
+    lr: Annotated[float, Gt(0)] = 3e-3
     """The learning rate at its highest: it rises over the first twentieth, and falls as a cosine to 0."""
     terms: TermWeights = field(default_factory=TermWeights)
     positions_fn: str | None = None

@@ -91,9 +91,9 @@ def interval(values: Sequence[float]) -> dict[str, float | int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num-streams", type=int, default=256)
-    parser.add_argument("--num-epochs", type=int, default=40)
-    parser.add_argument("--codebook-size", type=int, default=128)
+    parser.add_argument("--num-streams", type=int, default=1024)
+    parser.add_argument("--num-epochs", type=int, default=100)
+    parser.add_argument("--codebook-size", type=int, default=64)
     parser.add_argument("--runs", type=Path, help="a file of finished runs, which is added to")
     arguments = parser.parse_args()
     sizes = {"num_streams": arguments.num_streams, "num_epochs": arguments.num_epochs}
