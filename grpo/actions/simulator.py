@@ -55,7 +55,8 @@ ARMS = {
         tip="fingertip",
         moved="fingertip",
         goal="target",
-        success_m=0.03,  # the balls touch as they are drawn
+        # The balls touch as they are drawn.
+        success_m=0.03,
         substeps=4,
         settle_steps=8,
         stiffness=900.0,
@@ -67,7 +68,8 @@ ARMS = {
         tip="tips_arm",
         moved="object",
         goal="goal",
-        success_m=0.05,  # the disc's radius
+        # The disc's radius.
+        success_m=0.05,
         substeps=2,
         settle_steps=4,
         stiffness=100.0,
@@ -138,7 +140,8 @@ class Simulator:
         import gymnasium
         import mujoco
 
-        self._mujoco: Any = mujoco  # its functions are compiled, and no type checker sees them
+        # Its functions are compiled, and no type checker sees them.
+        self._mujoco: Any = mujoco
         # Warnings are counted, and the count is looked at. MuJoCo's file of them would lie wherever a run was started.
         self._mujoco.set_mju_user_warning(lambda message: None)
         self.name, self.arm = arm, ARMS[arm]
@@ -153,7 +156,8 @@ class Simulator:
         self.num_joints = self.model.nu
         self._gear_J = self.model.actuator_gear[:, 0]
         self._limits_J2 = self.model.actuator_ctrlrange
-        self.model.vis.headlight.ambient[:] = 0.5  # the tasks' own light leaves colours nearly black
+        # The tasks' own light leaves colours nearly black.
+        self.model.vis.headlight.ambient[:] = 0.5
         for geom, radius_m in self.arm.drawn_m.items():
             self.model.geom(geom).size[0] = radius_m
         self._weigh_what_is_pushed()

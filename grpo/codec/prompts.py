@@ -44,7 +44,8 @@ class StreamCodes:
         first, *others = spans or [""]
         for name in others:
             if abs(spans[first][1] - spans[name][0]) <= CLOCK_TOLERANCE_S:
-                continue  # actions: what is done after all that is seen
+                # Actions: what is done after all that is seen.
+                continue
             for what, own_s, its_s in zip(("starts", "ends"), spans[first], spans[name], strict=True):
                 if abs(own_s - its_s) > CLOCK_TOLERANCE_S:
                     raise ValueError(

@@ -63,9 +63,11 @@ function sortMark(name) {
 
 function meanText(values, rows) {
   let sum = 0;
+  let size = 0;
   let count = 0;
-  for (const row of rows) if (!Number.isNaN(values[row])) { sum += values[row]; count += 1; }
-  return count ? `mean ${number(sum / count)}` : "";
+  for (const row of rows) if (!Number.isNaN(values[row])) { sum += values[row]; size += Math.abs(values[row]); count += 1; }
+  // What is left of values that cancel is rounding.
+  return count ? `mean ${number(Math.abs(sum) < 1e-5 * size ? 0 : sum / count)}` : "";
 }
 
 function bars(name, bins, counts) {
