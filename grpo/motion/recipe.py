@@ -4,18 +4,21 @@ EgoLM's stages (arXiv 2409.18127) on the synthetic walker, and GRPO behind them:
 demo's policy grown by their codes, supervised tracking, then GRPO on `mpjpe`; beside it the supervised stage again for
 as many more samples. All of it with the clip and without. OUT/table.md has the held-out errors in millimetres.
 
-Each stage is a command of its own, whose output is in OUT/logs; a stage that is done is not done again. Read `stages`.
+Each stage is a command of its own, whose output is in OUT/logs; a stage that is done is not done again, and a folder
+whose stages were done with other settings is refused. Read `stages`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +76,9 @@ def stages(out: Path, sizes: Sizes, seed: int) -> Iterator[Stage]:
     """All commands, in order."""
     command, data = [sys.executable, "-m", "grpo.commands"], out / "data"
     numbers = [
-        "--num-train",
-        f"{sizes.num_train}",
-        "--num-heldout",
-        f"{sizes.num_heldout}",
-        "--seed",
-        f"{seed}",
+        f"--num-train={sizes.num_train}",
+        f"--num-heldout={sizes.num_heldout}",
+        f"--seed={seed}",
     ]
     yield Stage(name="data", command=[sys.executable, "-m", "grpo.motion.synthetic", f"{data}", *numbers])
     for name in ("sensor", "motion"):
@@ -133,20 +133,50 @@ def _evaluation(out: Path, sizes: Sizes, task: str, num_samples: int) -> list[st
 
 
 def run(out: Path, sizes: Sizes, seed: int) -> None:
-    """Run all stages that are not done; CalledProcessError for one that fails, whose log says why."""
+    """Run all stages that are not done; CalledProcessError for one that fails, whose log says why.
+
+    ValueError, before anything is run, for a stage that was done with other settings, or after stages with others.
+    """
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    for stage in stages(out, sizes, seed):
-        log, done = (out / "logs" / f"{stage.name.replace(' ', '_')}.{ending}" for ending in ("log", "done"))
+    todo = [*stages(out, sizes, seed)]
+    settings = [*accumulate(map(_settings, todo))]
+    files = [out / "logs" / stage.name.replace(" ", "_") for stage in todo]
+    for file, given in zip(files, settings, strict=True):
+        _check_done(file.with_suffix(".done"), given)
+    for stage, file, given in zip(todo, files, settings, strict=True):
+        done = file.with_suffix(".done")
         if done.exists():
             continue
         print(f"{stage.name} ...", flush=True)
         started_s = time.monotonic()
-        with log.open("w", encoding="utf-8") as file:
-            file.write(" ".join(stage.command) + "\n")
-            file.flush()
-            subprocess.run(stage.command, stdout=file, stderr=subprocess.STDOUT, check=True)
-        done.write_text(f"{time.monotonic() - started_s:.0f} s\n", encoding="utf-8")
-        print(f"{stage.name}: {done.read_text().strip()}", flush=True)
+        with file.with_suffix(".log").open("w", encoding="utf-8") as log:
+            log.write(" ".join(stage.command) + "\n")
+            log.flush()
+            subprocess.run(stage.command, stdout=log, stderr=subprocess.STDOUT, check=True)
+        seconds = round(time.monotonic() - started_s)
+        done.write_text(json.dumps({"seconds": seconds, "settings": given}) + "\n", encoding="utf-8")
+        print(f"{stage.name}: {seconds} s", flush=True)
+
+
+def _settings(stage: Stage) -> list[str]:
+    """A stage's arguments, those that are files of settings with what the files hold."""
+    return [
+        f"{word} {hashlib.sha256(Path(word).read_bytes()).hexdigest()}" if word.endswith(".yaml") else word
+        for word in stage.command[1:]
+    ]
+
+
+def _check_done(done: Path, settings: Sequence[str]) -> None:
+    """Raise ValueError if a stage is done with other settings; those of the stages before it are among them."""
+    if not done.exists():
+        return
+    known = json.loads(done.read_text(encoding="utf-8"))["settings"]
+    for own, given in zip_longest(known, settings, fillvalue="nothing"):
+        if own != given:
+            raise ValueError(
+                f"{done.parents[1]} was made with other settings: {done} is of {own!r}, and now it is {given!r}: "
+                "choose another folder"
+            )
 
 
 def table(out: Path, sizes: Sizes) -> str:
@@ -236,7 +266,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     sizes = replace(SMALL if args.small else Sizes(), engine=args.engine)
-    run(args.out, sizes, args.seed)
+    try:
+        run(args.out, sizes, args.seed)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     text = table(args.out, sizes)
     (args.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
