@@ -113,8 +113,8 @@ def clips_hang(videos: list[str]) -> None:
     """What decodes them never comes to an end."""
     plain, hung = DecodePool._read, set[str]()
 
-    def hanging(pool: DecodePool, source: ClipSource, path: str) -> Any:
-        return plain(pool, replace(source, video="hang.mp4") if source.video in hung else source, path)
+    def hanging(self: DecodePool, source: ClipSource, path: str) -> Any:
+        return plain(self, replace(source, video="hang.mp4") if source.video in hung else source, path)
 
     assembly.ClipReader = Misbehaving  # pyright: ignore[reportAttributeAccessIssue]
     DecodePool._read = hanging
