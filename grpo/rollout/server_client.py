@@ -26,6 +26,7 @@ from grpo.rollout.server_flags import ABOUT, GENERATE, HOLD, KEY_VARIABLE, RUN_H
 from grpo.rollout.vllm_settings import sampling_fields
 
 CONNECT_TIMEOUT_S = 5.0
+DEFAULT_PORTS = {"http": 80, "https": 443}
 ENDS = {"stop", "length"}
 """Why a whole completion ends: by itself, or at the limit of tokens."""
 
@@ -170,9 +171,29 @@ class ServerClient:
         if self._is_cancelled:
             self.cancel()
 
+    def has_ended(self) -> bool:
+        """Return whether nothing listens where the server did; one that is slow or out of reach has not ended."""
+        try:
+            socket.create_connection(
+                (
+                    self.http.base_url.host,
+                    self.http.base_url.port or DEFAULT_PORTS[self.http.base_url.scheme],
+                ),
+                timeout=CONNECT_TIMEOUT_S,
+            ).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def cancel(self) -> None:
         """End all requests under way, and those to come, as if the server were gone; any thread may call."""
         self._is_cancelled = True
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End all requests under way, and let go of the server; any thread may call."""
         with self._lock:
             for each in self._sockets:
                 # To close one would not wake a thread that reads from it.

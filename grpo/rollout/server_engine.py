@@ -10,8 +10,8 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from threading import Lock
 
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64
 """The most requests of a process at a time; vLLM makes its batches of them."""
 RETRY_S = 0.5
+WATCH_S = 5.0
+"""How often servers that are asked are looked at, whether they have ended."""
 
 
 class ServerEngine:
@@ -98,7 +100,7 @@ class ServerEngine:
                 pool.submit(self._group, prompts[index], sampling, seeds[index]): index for index in order
             }
             try:
-                for future in as_completed(asked):
+                for future in self._finished(asked):
                     group = future.result()
                     if group is None:
                         continue
@@ -109,6 +111,22 @@ class ServerEngine:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [groups[index] for index in sorted(groups)]
+
+    def _finished(self, asked: Iterable[Future[Group | None]]) -> Iterator[Future[Group | None]]:
+        """Yield requests as they come to an end; those to servers that have ended do so early.
+
+        A vLLM server that is told to end closes its port, and then waits for connections whose requests it will never
+        answer.
+        """
+        left, look_at = {*asked}, time.monotonic() + WATCH_S
+        while left:
+            done, left = wait(left, timeout=WATCH_S, return_when=FIRST_COMPLETED)
+            yield from done
+            if time.monotonic() > look_at:
+                for client in self.clients:
+                    if self.busy[client] and client.has_ended():
+                        client.hang_up()
+                look_at = time.monotonic() + WATCH_S
 
     def _group(self, prompt: Prompt, sampling: Sampling, seed: int) -> Group | None:
         """Return a group from one server, another one if that fails; None if none gives it."""

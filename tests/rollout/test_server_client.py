@@ -8,20 +8,23 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from grpo.config.load import load_config
 from grpo.groups import Group
+from grpo.rollout import server_engine
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine
 from grpo.rollout.server_flags import FOLDER
 from grpo.startup import assembly
 from grpo.startup.servers import check_servers
-from tests.rollout.test_server_engine import PROMPTS, SAMPLING, Loaded
+from tests.rollout.test_server_engine import PROMPTS, SAMPLING, Loaded, Server
 from tests.support import runs, tiny
 
 
@@ -84,6 +87,29 @@ def test_what_is_being_sampled_can_be_cancelled_though_the_server_is_silent(
         engine.close()
         for each in connections:
             each.close()
+
+
+def test_the_groups_that_a_server_is_at_as_it_is_told_to_end_are_sampled_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_engine, "WATCH_S", 0.05)
+    listening = socket.create_server(("127.0.0.1", 0))
+    with ThreadPoolExecutor(1) as pool:
+        ending = Server(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        ending.generate = partial(ServerClient.generate, ending)  # pyright: ignore[reportAttributeAccessIssue]
+        ending.post = partial(ServerClient.post, ending)  # pyright: ignore[reportAttributeAccessIssue]
+        ending.http.timeout = httpx.Timeout(600.0)
+        servers = [ending, other := Server("other")]
+        engine = ServerEngine(servers, Loaded(), check=lambda _: None, timeout_s=600.0, max_tries=3)
+        other.loaded = engine.version
+        asked = pool.submit(engine.generate, PROMPTS[:2], SAMPLING, [0, 1])
+        connection, _ = listening.accept()
+        assert connection.recv(1) and not asked.done()
+        # It takes no connections any more, and never answers those that it has.
+        listening.close()
+        assert len(asked.result(timeout=60)) == 2
+        assert [*engine.lost] == [ending] and len(other.asked) == 2
+        connection.close()
 
 
 def choice(index: int, token_ids: list[int], logprobs: list[float]) -> dict[str, Any]:
