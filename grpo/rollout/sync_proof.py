@@ -1,19 +1,21 @@
 """The proof that an engine samples from the policy's weights: a fixed question, on whose answers both must agree.
 
 The engine answers it after a sync, and the policy computes the log-probs of these answers. What the engine still has of
-older weights, in a prefix or a clip's features, shows up too, since question and clip are always the same.
+older weights, in a prefix or a clip's features, shows up too, since question and clip are always the same. A model
+with tokens of codecs is asked for codes too, whose rows a question in words tells nothing of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from grpo.codec.vocabulary import CodecTokens, Vocabulary
 from grpo.groups import Group, Prompt, Sample
 from grpo.media.clip import Clip, ClipFacts
 from grpo.packing import Segment, build_row
@@ -27,6 +29,9 @@ ALWAYS_FIRST = 3
 
 NUM_COMPLETIONS, NUM_TOKENS = 4, 8
 """The answers to the question: some tokens, so that the mean of their differences has little noise."""
+
+NUM_STEPS = 3
+"""The code steps of each codec that a question for codes has: of the first, a middle and the last code."""
 
 SEED = 20
 
@@ -46,6 +51,23 @@ def make_prompt(family: ModelFamily) -> Prompt:
         id="proof of sync", question="What happens, and when?", answer="", task="text", source="proof of sync"
     )
     return family.render(sample, Clip(facts, frames_FHWC), template="{question}", option="", tags=())
+
+
+def code_prompts(prompt: Prompt, vocabulary: Vocabulary) -> list[Prompt]:
+    """Return a question with codes of all codecs and levels behind it, once for each codec, in whose span it ends.
+
+    Outside of spans all codes have probability 0, whatever their rows are.
+    """
+    spans = [token for codec in vocabulary.codecs for token in _span(codec)]
+    return [
+        replace(prompt, token_ids=(*prompt.token_ids, *spans, codec.open_id)) for codec in vocabulary.codecs
+    ]
+
+
+def _span(codec: CodecTokens) -> list[int]:
+    last = codec.codebook_size - 1
+    codes = [level[step * last // (NUM_STEPS - 1)] for step in range(NUM_STEPS) for level in codec.levels]
+    return [codec.open_id, *codes, codec.close_id]
 
 
 def is_due(number: int, every: int) -> bool:
@@ -79,14 +101,19 @@ class SyncProof:
         self.num_syncs += 1
         if not is_due(self.num_syncs, self.every):
             return
-        group = self._answer(ask)
-        logps_T = logps_of(self.policy, group, self.dtype)
-        gap = float((logps_T - _sampled(group)).abs().mean())
+        vocabulary = self.policy.family.vocabulary
+        for_codes = [] if vocabulary is None else code_prompts(self.prompt, vocabulary)
+        groups = [self._answer(ask, prompt) for prompt in (self.prompt, *for_codes)]
+        logps = [logps_of(self.policy, group, self.dtype) for group in groups]
+        gaps = [
+            float((logps_T - _sampled(group)).abs().mean())
+            for group, logps_T in zip(groups, logps, strict=True)
+        ]
         # NaN is no agreement.
-        if not (worst := max(gather_object([gap]), key=_badness)) <= self.max_gap:
+        if not (worst := max(gather_object(gaps), key=_badness)) <= self.max_gap:
             raise RuntimeError(self._disagreement(worst, differing()))
         if ask_without is not None:
-            self._prove_adapters(group, logps_T, self._answer(ask_without))
+            self._prove_adapters(groups[0], logps[0], self._answer(ask_without, self.prompt))
 
     def _prove_adapters(self, group: Group, logps_T: Tensor, without: Group) -> None:
         """Raise RuntimeError if adapters change the policy's numbers, and not the engine's."""
@@ -99,10 +126,13 @@ class SyncProof:
                 "average, and not the engine's"
             )
 
-    def _answer(self, ask: Ask) -> Group:
+    def _answer(self, ask: Ask, prompt: Prompt) -> Group:
+        codecs = () if (vocabulary := self.policy.family.vocabulary) is None else vocabulary.codecs
+        # A whole code step, and what comes behind it.
+        num_tokens = max([NUM_TOKENS, *(len(codec.levels) + 1 for codec in codecs)])
         temperature = self.policy.head.temperature
-        sampling = Sampling(group_size=NUM_COMPLETIONS, max_new_tokens=NUM_TOKENS, temperature=temperature)
-        (group,) = ask([self.prompt], sampling, [SEED])
+        sampling = Sampling(group_size=NUM_COMPLETIONS, max_new_tokens=num_tokens, temperature=temperature)
+        (group,) = ask([prompt], sampling, [SEED])
         return group
 
     def _disagreement(self, gap: float, names: list[str] | None) -> str:

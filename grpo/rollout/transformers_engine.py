@@ -220,7 +220,9 @@ class _Sampler:
         # All of a group's numbers are drawn, so that a member's do not depend on which others there are.
         uniform = [torch.rand(self.group_size, 1, generator=generator) for generator in self.generators]
         uniform_B1 = torch.cat([each[self.members] for each in uniform]).to(logps_BV.device)
-        # Inverse transform sampling: the token at which the cumulative probability passes the uniform number.
+        # Inverse transform sampling: the first token whose cumulative probability is above the uniform number. It has
+        # a probability above 0 also where the number is 0.
         cumulative_BV = logps_BV.double().exp().cumsum(-1)
-        tokens_B1 = torch.searchsorted(cumulative_BV, uniform_B1.double() * cumulative_BV[:, -1:])
+        tokens_B1 = torch.searchsorted(cumulative_BV, uniform_B1.double() * cumulative_BV[:, -1:], right=True)
+        # None is above it where the logits are NaN.
         return tokens_B1[:, 0].clamp(max=logps_BV.shape[-1] - 1)
