@@ -25,8 +25,15 @@ class AllowedTokens:
 
         previous_T: the token in front of each one that the logits are of.
         """
+        return logits_TV.masked_fill(self._forbidden(logits_TV, previous_T), FORBIDDEN_LOGIT)
+
+    def forbid_(self, logits_TV: Tensor, previous_T: Tensor) -> Tensor:
+        """Do what `forbid` does in place, and return the same logits: for a caller that needs them no more."""
+        return logits_TV.masked_fill_(self._forbidden(logits_TV, previous_T), FORBIDDEN_LOGIT)
+
+    def _forbidden(self, logits_TV: Tensor, previous_T: Tensor) -> Tensor:
         state_V, forbidden_SV = self._on(logits_TV.device, logits_TV.shape[-1])
-        return logits_TV.masked_fill(forbidden_SV[state_V[previous_T]], FORBIDDEN_LOGIT)
+        return forbidden_SV[state_V[previous_T]]
 
     def _on(self, device: torch.device, num_tokens: int) -> tuple[Tensor, Tensor]:
         key = (device, num_tokens)

@@ -75,7 +75,11 @@ KINDS: dict[str, Loader] = {
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """A codec of one kind of streams, the same on every machine's CPU for the same folder."""
+    """A codec of one kind of streams.
+
+    On one machine's CPU the same folder and stream give the same codes. Another CPU may round a network's sums
+    otherwise, so that a latent vector between two codes becomes the other one, and values differ in their last digits.
+    """
 
     spec: CodecSpec
     quantiser: Quantiser

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,8 +27,12 @@ CODES_FILE = "codes.json"
 CODECS_FOLDER = "codecs"
 """The folder of a model folder with the codecs that its codes are of, by name."""
 
+TOKENIZER_FILE = "tokenizer.json"
+
 OUTSIDE = 0
 """The state outside of all spans."""
+
+_FIRST_CODE = re.compile(r"<([a-z][a-z0-9]*)(?:_0){1,2}>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,10 +176,16 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Return the vocabulary of a model folder; None for a model without codes.
 
-    Raises ValueError for a file that is damaged, and for a codec that is not the one that the tokens were made for.
+    Raises ValueError for a file that is damaged, for a codec that is not the one that the tokens were made for, and for
+    a tokenizer with codes in a folder that doesn't say which they are: a copy of a grown model without all its files.
     """
     file = folder / CODES_FILE
     if not file.is_file():
+        if (code := _first_code(folder / TOKENIZER_FILE)) is not None:
+            raise ValueError(
+                f"{folder} has tokens of codes, as {code}, and no {CODES_FILE}: copy that and {CODECS_FOLDER}/ from "
+                "the model that was grown"
+            )
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))["codecs"]
@@ -186,6 +197,20 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         if digest_of(own) != codec.digest:
             raise ValueError(f"{own} is another codec than the one that the model was grown with ({file})")
     return vocabulary
+
+
+def _first_code(tokenizer: Path) -> str | None:
+    """Return the first code, of level 0, that a tokenizer has beside tags of its codec; None if it has none."""
+    content = tokenizer.read_bytes() if tokenizer.is_file() else b""
+    # Parsing a large one takes a good part of a second, and hardly any has what codes end in.
+    if b'_0>"' not in content:
+        return None
+    added = {str(token["content"]) for token in json.loads(content).get("added_tokens", [])}
+    for token in sorted(added):
+        code = _FIRST_CODE.fullmatch(token)
+        if code is not None and {f"<{code[1]}>", f"</{code[1]}>"} <= added:
+            return token
+    return None
 
 
 def _as_json(codec: CodecTokens) -> dict[str, Any]:

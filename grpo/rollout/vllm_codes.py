@@ -40,10 +40,10 @@ class CodeRules(LogitsProcessor, LogitsProcessorV2):
         process_dict_updates(self.tokens, batch_update, lambda _, prompt, sampled: (prompt or [], sampled))
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
-        """Return logits (rows, V) in which what breaks the rules is forbidden. ctx: the second runner's batch."""
+        """Forbid what breaks the rules in logits (rows, V), in place. ctx: the second runner's batch."""
         if ctx is not None:
-            return self.allowed.forbid(logits, ctx.input_ids.long())
+            return self.allowed.forbid_(logits, ctx.input_ids.long())
         last = [
             (sampled or prompt)[-1] for prompt, sampled in map(self.tokens.__getitem__, range(len(logits)))
         ]
-        return self.allowed.forbid(logits, torch.tensor(last, device=logits.device))
+        return self.allowed.forbid_(logits, torch.tensor(last, device=logits.device))

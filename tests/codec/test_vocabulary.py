@@ -95,6 +95,36 @@ def test_a_folder_without_codes_has_no_vocabulary(tmp_path: Path) -> None:
     assert read_vocabulary(tmp_path) is None
 
 
+def test_a_copy_of_a_grown_model_without_its_codes_is_refused(tmp_path: Path) -> None:
+    shutil.copyfile(grown.model() / "tokenizer.json", tmp_path / "tokenizer.json")
+    with pytest.raises(
+        ValueError, match=r"has tokens of codes, as <action_0>, and no codes\.json: copy that"
+    ):
+        read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        ["<think>", "</think>", "<tool_call>", "</tool_call>"],
+        ["<think>", "</think>", "<slot_0>", "<slot_0_0>"],
+        ["<slot>", "</slot>", "<slot_1>", "<|slot_0|>"],
+    ],
+)
+def test_a_tokenizer_with_other_tokens_is_of_a_model_without_codes(tmp_path: Path, added: list[str]) -> None:
+    content = {"added_tokens": [{"id": number, "content": text} for number, text in enumerate(added)]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert read_vocabulary(tmp_path) is None
+
+
+@pytest.mark.parametrize("code", ["<slot_0>", "<slot_0_0>"])
+def test_a_code_beside_both_tags_is_a_code(tmp_path: Path, code: str) -> None:
+    content = {"added_tokens": [{"id": 1, "content": text} for text in (code, "</slot>", "<slot>")]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=2))
+    with pytest.raises(ValueError, match=f"as {code}, and no"):
+        read_vocabulary(tmp_path)
+
+
 def test_another_codec_than_the_model_was_grown_with_is_refused_by_its_folder(tmp_path: Path) -> None:
     own = tmp_path / "codecs" / "motion"
     write_vocabulary(tmp_path, assign([save_codec(grown.bins("motion", levels=2, codes=3), own).spec], 10))

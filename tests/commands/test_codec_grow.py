@@ -136,6 +136,25 @@ def test_what_can_not_grow_is_refused_by_name(
     assert says in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_does_not_give_the_codes_back_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny.BASE_POLICY, model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    # What it makes of tokens is another text.
+    tokenizer["decoder"] = {"type": "Replace", "pattern": {"String": "<"}, "content": "("}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    codecs = grown.write_codecs(tmp_path)
+    assert main(["grow", str(model), str(tmp_path / "out"), *map(str, codecs)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert (
+        line
+        == f"error: {model} can't grow: its tokenizer, with the codes added, does not make one token of each"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_saved_model_keeps_its_codes_and_codecs(tmp_path: Path) -> None:
     family = grown.family()
     policy = Policy(family.load_model(torch.float32), family, temperature=1.0)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from grpo.codec.allowed_tokens import AllowedTokens
+from grpo.codec.allowed_tokens import FORBIDDEN_LOGIT, AllowedTokens
 from grpo.groups import Batch, Group, Prompt
 from grpo.packing import Segment, build_row
 from grpo.policy.model import Policy
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.partial import PartialRollouts
 from grpo.rollout.sync_proof import SyncProof, logps_of, make_prompt
-from grpo.rollout.transformers_engine import TransformersEngine
+from grpo.rollout.transformers_engine import TransformersEngine, _Sampler
 from grpo.rollout.vllm_settings import CODE_RULES
 from tests.support import grown, tiny
 
@@ -150,6 +150,21 @@ def test_completions_that_go_on_in_later_steps_obey_the_rules(engine: Engine, po
     assert gap(policy, groups) < 1e-3
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_a_forbidden_token_is_not_drawn_at_either_end_of_the_uniform_numbers(
+    uniform: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What torch.rand gives in fp32: 0 is among it, and the largest is 1 - 2**-24.
+    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.full(size, uniform))
+    once = Sampling(group_size=2, max_new_tokens=1, temperature=1.0)
+    logits_BV = torch.full((2, 9), FORBIDDEN_LOGIT)
+    logits_BV[0, 2:5] = torch.tensor([0.0, 1.0, 0.5])
+    logits_BV[1, [0, 8]] = 0.0
+    tokens_B, logps_B = _Sampler(once, [0], range(2)).sample(logits_BV)
+    assert tokens_B.tolist() == ([2, 0] if uniform == 0 else [4, 8])
+    assert logps_B.min() > -2
+
+
 def test_both_of_vllms_model_runners_load_the_rules_and_tell_them_the_last_token() -> None:
     pytest.importorskip("vllm")
     from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality, _load_logitsprocs_by_fqcns
@@ -168,15 +183,20 @@ def test_both_of_vllms_model_runners_load_the_rules_and_tell_them_the_last_token
     def rules_of(last: list[int]) -> torch.Tensor:
         return expected(torch.zeros(len(last), size), torch.tensor(last))
 
-    zeros = torch.zeros(3, size)
-    assert torch.equal(first.apply(zeros), rules_of([2, motion.levels[0][1], action.close_id]))
+    def applied(rules: Any, count: int, *batch: Any) -> torch.Tensor:
+        logits = torch.zeros(count, size)
+        # In place: a copy would be as large as all of a batch's logits.
+        assert rules.apply(logits, *batch) is logits
+        return logits
+
+    assert torch.equal(applied(first, 3), rules_of([2, motion.levels[0][1], action.close_id]))
     # vLLM's lists grow, and its rows move.
     answers[1].append(motion.levels[1][0])
     swap = (1, 2, MoveDirectionality.SWAP)
     first.update_state(BatchUpdate(batch_size=3, removed=[], added=[], moved=[swap]))
-    assert torch.equal(first.apply(zeros), rules_of([2, action.close_id, motion.levels[1][0]]))
+    assert torch.equal(applied(first, 3), rules_of([2, action.close_id, motion.levels[1][0]]))
 
     second = _load_v2_logitsprocs_by_fqcns([CODE_RULES])[0](config, SimpleNamespace())  # pyright: ignore
     assert second.add_request(0, None)  # pyright: ignore
     batch: Any = SimpleNamespace(input_ids=torch.tensor([motion.open_id, 4], dtype=torch.int32))
-    assert torch.equal(second.apply(zeros[:2], batch), rules_of([motion.open_id, 4]))
+    assert torch.equal(applied(second, 2, batch), rules_of([motion.open_id, 4]))

@@ -22,7 +22,14 @@ from grpo.codec.codec import Codec, load_codec
 from grpo.codec.rows import rows_of_codes
 from grpo.codec.spec import CodecSpec
 from grpo.codec.texts import close_tag, code_tokens, open_tag
-from grpo.codec.vocabulary import CODECS_FOLDER, Vocabulary, assign, read_vocabulary, write_vocabulary
+from grpo.codec.vocabulary import (
+    CODECS_FOLDER,
+    TOKENIZER_FILE,
+    Vocabulary,
+    assign,
+    read_vocabulary,
+    write_vocabulary,
+)
 from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model_folder import (
     WEIGHTS,
@@ -35,14 +42,14 @@ from grpo.policy.model_folder import (
 from grpo.policy.weights import EMBEDDING, HEAD
 from grpo.run.disk import disk_errors, put_in_place
 
-TOKENIZER = "tokenizer.json"
 MOST_NAMED = 4
 
 
 def grow(model: str, out: Path, codec_folders: Sequence[Path]) -> Vocabulary:
     """Write a model with tokens for the codes of codecs, and return the vocabulary that it has then.
 
-    Raises ValueError for codecs of one name, and for a tokenizer that has some of their tokens already.
+    Raises ValueError for codecs of one name, for a tokenizer that has some of their tokens already, and for one that
+    takes no such tokens.
     """
     if out.exists():
         raise ValueError(f"there is something at {out} already")
@@ -65,7 +72,7 @@ def grow(model: str, out: Path, codec_folders: Sequence[Path]) -> Vocabulary:
         for source, codec in zip(codec_folders, codecs, strict=True):
             shutil.copytree(source, partial / CODECS_FOLDER / codec.spec.name)
         write_vocabulary(partial, vocabulary)
-        _check(load_family(str(partial)), texts, first_id)
+        _check(load_family(str(partial)), model, texts, first_id)
         put_in_place(partial, out)
     return vocabulary
 
@@ -77,9 +84,9 @@ def _texts(spec: CodecSpec) -> list[str]:
 
 def _first_free_id(folder: Path, texts: Sequence[str]) -> int:
     """Return the id behind all of a tokenizer's; raise ValueError if it has some of the tokens, or two are the same."""
-    if not (folder / TOKENIZER).is_file():
-        raise ValueError(f"{folder} has no {TOKENIZER}, which the tokens are added to")
-    known = Tokenizer.from_file(str(folder / TOKENIZER)).get_vocab()
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise ValueError(f"{folder} has no {TOKENIZER_FILE}, which the tokens are added to")
+    known = Tokenizer.from_file(str(folder / TOKENIZER_FILE)).get_vocab()
     if taken := [text for text in texts if text in known]:
         more = ", ..." if len(taken) > MOST_NAMED else ""
         raise ValueError(f"the tokenizer of {folder} has {', '.join(taken[:MOST_NAMED])}{more} already")
@@ -91,11 +98,11 @@ def _first_free_id(folder: Path, texts: Sequence[str]) -> int:
 def _grow_tokenizer(folder: Path, texts: Sequence[str], first_id: int) -> None:
     # Not special: whoever leaves special tokens out of a text would lose the codes. Not normalized: found as they are.
     kind = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    content = read_json(folder / TOKENIZER)
+    content = read_json(folder / TOKENIZER_FILE)
     content["added_tokens"] += [
         {"id": number, "content": text, **kind} for number, text in enumerate(texts, first_id)
     ]
-    _write_json(folder / TOKENIZER, content)
+    _write_json(folder / TOKENIZER_FILE, content)
     # Two more files in which older tokenizers list what was added.
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and "added_tokens_decoder" in (content := read_json(settings)):
@@ -158,12 +165,14 @@ def _with_rows(weight_VD: Tensor, codecs: Sequence[Codec], first_id: int) -> Ten
     return torch.cat([known_VD, *rows, weight_VD[first_id + sum(map(len, rows)) :]])
 
 
-def _check(family: ModelFamily, texts: Sequence[str], first_id: int) -> None:
-    """Raise RuntimeError unless the tokenizer makes one token of each text, and the same text of the tokens."""
+def _check(family: ModelFamily, model: str, texts: Sequence[str], first_id: int) -> None:
+    """Raise ValueError unless the grown tokenizer makes one token of each text, and the same text of the tokens."""
     tokenizer, text = family.processor.tokenizer, "".join(texts)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if ids != [*range(first_id, first_id + len(texts))] or family.decode(ids) != text:
-        raise RuntimeError(f"{family.path}: the tokenizer does not make one token of each code")
+        raise ValueError(
+            f"{model} can't grow: its tokenizer, with the codes added, does not make one token of each"
+        )
 
 
 def _write_json(file: Path, content: Any) -> None:
