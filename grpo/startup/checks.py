@@ -51,6 +51,7 @@ from grpo.startup.assembly import (
     prompt_renderer,
     sampling_of,
 )
+from grpo.startup.code_rows import say_untrained_rows
 from grpo.startup.servers import check_process_gpus, check_servers
 from rewards.scoring.runner import RewardSet
 
@@ -186,10 +187,8 @@ def check_engine(start: Start) -> None:
 
 def check_shared_rows(start: Start) -> None:
     """Raise ValueError unless each row can be computed by so many processes, with equally many attention heads."""
-    size, heads = (
-        start.config.optim.sequence_parallel_size,
-        start.family.config.text_config.num_attention_heads,
-    )
+    size = start.config.optim.sequence_parallel_size
+    heads = start.family.config.text_config.num_attention_heads
     if start.num_processes % size:
         raise ValueError(
             f"optim.sequence_parallel_size={size} does not divide the {start.num_processes} processes"
@@ -336,6 +335,7 @@ CHECKS = (
     Check("optim.sequence_parallel_size", check_shared_rows),
     Check("rewards", check_other_clips),
     Check("model.lora", check_adapters),
+    Check("model", lambda start: say_untrained_rows(start.config.model, start.family, start.say)),
     Check("data", check_clips, of_records=True),
     Check("data", lambda start: check_streams(start.family.stream_codes, start.samples), of_records=True),
     Check("data.target", check_targets, of_records=True),

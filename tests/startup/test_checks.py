@@ -10,8 +10,8 @@ import pytest
 
 from grpo.config.load import load_config
 from grpo.media.clip import ClipSource
-from grpo.startup.checks import check_shared_rows, describe
-from tests.support import tiny
+from grpo.startup.checks import CHECKS, check_shared_rows, describe
+from tests.support import grown, tiny
 
 CLIP = ClipSource(video="a.mp4", end_s=3.0)
 
@@ -47,3 +47,29 @@ def test_processes_that_share_rows_have_equally_many_of_the_models_four_heads(si
     refusal = f"optim.sequence_parallel_size={size} does not divide the 4 attention heads of the model"
     with nullcontext() if fits else pytest.raises(ValueError, match=refusal):
         check_shared_rows(start)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_grown", "why"),
+    [
+        (["model.lora.r=4"], True, "model.lora"),
+        (["model.freeze=[language]"], True, "model.freeze"),
+        (["model.lora.r=4"], False, None),
+        (["model.new_rows_only=true"], True, None),
+        ([], True, None),
+    ],
+)
+def test_rows_of_code_tokens_that_do_not_train_are_told_with_the_phase_that_trains_them(
+    settings: list[str], is_grown: bool, why: str | None
+) -> None:
+    said: list[str] = []
+    config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), *settings])
+    family = grown.family() if is_grown else tiny.family()
+    start: Any = SimpleNamespace(config=config, family=family, say=said.append)
+    for check in CHECKS:
+        if check.key == "model":
+            check.run(start)
+    assert [line.partition(" keeps the rows of code tokens")[0] for line in said] == (
+        [f"note: {why}"] if why else []
+    )
+    assert all("model.new_rows_only=true first" in line for line in said)
