@@ -30,7 +30,8 @@ def check_media(samples: Sequence[Sample], *, num_probes: int) -> None:
     distinct = list(reversed(clips.values()))
     # In the order of the samples, each of which is named once.
     if problems := missing_media({id(sample): sample for sample, _ in distinct}.values()):
-        more = f" ({len(problems) - 1} more clips lack files; egogrpo doctor names all)"
+        lack = "more clip lacks" if len(problems) == 2 else "more clips lack"
+        more = f" ({len(problems) - 1} {lack} files; egogrpo doctor names all)"
         raise NoSuchFile(problems[0].source, problems[0].reason + (more if len(problems) > 1 else ""))
     if not distinct or num_probes < 1:
         return
