@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,7 @@ from grpo.codec.spec import check_stream
 from grpo.codec.streams import Stream, read_stream
 from grpo.codec.texts import code_text
 from grpo.groups import Sample
-from grpo.media.clip import ClipSource, MediaError
-from grpo.media.frame_table import frame_table
+from grpo.media.reading import shown_end_s
 
 CLOCK_TOLERANCE_S = 0.25
 """The most that a stream may start or end before or after its clip: files end with a frame, and clocks are rounded."""
@@ -36,11 +34,15 @@ class StreamCodes:
         return places.sub(lambda place: self._codes(place[1], sample.streams[place[1]]), text)
 
     def check(self, sample: Sample) -> None:
-        """Raise ValueError that names the stream which no codec of the model can read, or which is not of the clip."""
+        """Raise ValueError that names the stream which no codec of the model can read, or which is not of the clip.
+
+        MediaError for a clip that can't be read, of which it is not known where it ends.
+        """
         streams = {name: self._checked(name, path) for name, path in sample.streams.items()}
         spans = {name: (each.start_s, each.start_s + each.duration_s) for name, each in streams.items()}
         if spans and sample.clip_source is not None:
-            spans = {"clip": _span_of(sample.clip_source), **spans}
+            source = sample.clip_source
+            spans = {"clip": (source.start_s, shown_end_s(source)), **spans}
         first, *others = spans or [""]
         for name in others:
             if abs(spans[first][1] - spans[name][0]) <= CLOCK_TOLERANCE_S:
@@ -76,21 +78,3 @@ class StreamCodes:
             codec = self.codecs[name]
             self._texts[name, path] = code_text(codec.spec, codec.encode(self._checked(name, path)))
         return self._texts[name, path]
-
-
-def _span_of(source: ClipSource) -> tuple[float, float]:
-    """Where a clip starts and ends on its file's clock; the end of frames without times is not known without them."""
-    if source.end_s is not None:
-        return source.start_s, source.end_s
-    if source.video is None:
-        raise MediaError("streams go with a video, or with frames between start_s and end_s")
-    return source.start_s, frame_table(source.video).end_s
-
-
-def check_streams(codes: StreamCodes, samples: Sequence[Sample]) -> None:
-    """Raise ValueError, with file, line and sample, for the first sample whose streams can't be used."""
-    for sample in samples:
-        try:
-            codes.check(sample)
-        except ValueError as error:
-            raise ValueError(f"{sample.source}: sample {sample.id}: {error}") from None

@@ -73,7 +73,7 @@ class Planner:
         )
 
     def refusals(self, samples: Sequence[Sample], *, num_workers: int, is_shown: bool = False) -> list[str]:
-        """Return a line for each prompt that can't fit, with the sample and the key to change.
+        """Return a line for each prompt that can't fit, or whose streams can't be used, with the sample.
 
         Clips that can't be read are left out here: they are lost when they are decoded.
         """
@@ -98,10 +98,14 @@ class Planner:
 
     def _refusal(self, sample: Sample) -> str | None:
         try:
+            self.family.stream_codes.check(sample)
             if self._surely_fits(sample):
                 return None
+        except MediaError as error:
+            logger.warning("%s: sample %s: %s", sample.source, sample.id, error)
+            return None
         except ValueError as error:
-            # The prompt's text is wrong.
+            # The prompt's text is wrong, or a stream.
             return f"{sample.source}: sample {sample.id}: {error}"
         try:
             reason = self.refusal(sample, self.plan(sample))

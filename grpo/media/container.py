@@ -77,6 +77,13 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packe
     return (packet for packet in container.demux(stream) if packet.size)
 
 
+def stated_end_s(stream: VideoStream) -> float | None:
+    """Return the second at which the video ends by its header; None where that states none."""
+    if stream.duration is None or stream.time_base is None:
+        return None
+    return float(stream.duration * stream.time_base)
+
+
 def check_whole(path: str) -> None:
     """Raise MediaError for a file that is shorter than its header says, in containers that are read to any end."""
     with open(path, "rb") as file:

@@ -32,7 +32,7 @@ from av.video.stream import VideoStream
 
 from grpo.media import sampling
 from grpo.media.clip import Clip, ClipSource, MediaError
-from grpo.media.container import open_video, packets, upright_rgb
+from grpo.media.container import open_video, packets, stated_end_s, upright_rgb
 from grpo.media.frame_table import FrameTable, frame_table, frame_tables
 from grpo.media.frames import blamed_on, make_clip
 from grpo.media.sampling import QWEN2_5_VL, ChosenFrames, ClipPlan, MediaSettings, PatchShape
@@ -60,8 +60,8 @@ def probe(source: ClipSource) -> None:
     with open_video(source.path) as (container, stream):
         if next(packets(container, stream), None) is None:
             raise MediaError(f"{source.path}: the video stream holds no frames")
-        if stream.duration is not None and stream.time_base is not None:
-            _check_start(source, float(stream.duration * stream.time_base))
+        if (end_s := stated_end_s(stream)) is not None:
+            _check_start(source, end_s)
 
 
 def read_clip(source: ClipSource, *, settings: MediaSettings, patches: PatchShape = QWEN2_5_VL) -> Clip:

@@ -22,7 +22,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from grpo.media.clip import MediaError
-from grpo.media.container import check_whole, open_video, upright_size
+from grpo.media.container import check_whole, open_video, stated_end_s, upright_size
 from grpo.media.frames import check_exists
 from grpo.media.sequential import LONGEST_PAUSE_S, TICKS_PER_S, UNTIMED_FORMATS, decode_parts, in_parts
 
@@ -93,6 +93,23 @@ def frame_tables(path: str) -> Iterator[FrameTable]:
         if len(listed.keyframes) > 1:
             yield replace(listed, keyframes=listed.keyframes[:1])
     yield _counted_table(path, stat.st_mtime_ns, stat.st_size)
+
+
+def reaches(path: str, time_s: float) -> bool:
+    """Return whether a video goes on to a time, by its header, or where that denies it by its frames.
+
+    Raises MediaError.
+    """
+    check_exists(path)
+    stat = os.stat(path)
+    stated_s = _header_end_s(path, stat.st_mtime_ns, stat.st_size)
+    return (stated_s is not None and stated_s >= time_s) or frame_table(path).end_s >= time_s
+
+
+@lru_cache(maxsize=4096)
+def _header_end_s(path: str, mtime_ns: int, size_bytes: int) -> float | None:
+    with open_video(path) as (_, stream):
+        return stated_end_s(stream)
 
 
 @lru_cache(maxsize=256)

@@ -78,6 +78,11 @@ def probe_images(source: ClipSource) -> None:
     _size_px(files[0])
 
 
+def images_end_s(source: ClipSource) -> float:
+    """Return the time at which the last image stops being shown. Raises MediaError."""
+    return _times(source, len(_list_files(source)))[1]
+
+
 def _list_files(source: ClipSource) -> Sequence[str]:
     """Return the images' paths in order: those of a folder by name, numbers in it by their value."""
     folder = source.frames[0]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 from grpo.media.clip import Clip, ClipSource, MediaError
 from grpo.media.decode import plan_clip, probe, read_clip
 from grpo.media.disk_cache import DiskCache, entry_name
-from grpo.media.images import choose_images, probe_images, read_images
+from grpo.media.frame_table import frame_table, reaches
+from grpo.media.images import choose_images, images_end_s, probe_images, read_images
 from grpo.media.sampling import QWEN2_5_VL, ClipPlan, MediaSettings, PatchShape
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,21 @@ def plan_source(source: ClipSource, *, settings: MediaSettings, patches: PatchSh
 def probe_source(source: ClipSource) -> None:
     """Raise MediaError unless the video, or the first image, opens; decode nothing."""
     probe_images(source) if source.video is None else probe(source)
+
+
+def shown_end_s(source: ClipSource) -> float:
+    """Return the second at which a clip ends: end_s, or where its video or its images end before. Raises MediaError.
+
+    Only the header of a video that is long enough is read.
+    """
+    asked_s = source.end_s
+    if source.video is None:
+        last_s = images_end_s(source)
+    elif asked_s is not None and reaches(source.video, asked_s):
+        return asked_s
+    else:
+        last_s = frame_table(source.video).end_s
+    return last_s if asked_s is None else min(asked_s, last_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Never
 
 from grpo.groups import Group, Prompt, RewardTable, Sample, ScoredGroup
@@ -59,6 +61,7 @@ def check_given(
     *,
     wording: str,
     max_new_tokens: int,
+    num_workers: int = 1,
 ) -> None:
     """Raise ValueError for a sample without completions that fit, and for a reward that needs sampled ones."""
     for reward in rewards:
@@ -66,8 +69,11 @@ def check_given(
             raise ValueError(
                 f"rewards.{reward.name} compares with sampled completions, and loss.type=nll samples none"
             )
-    for sample in samples:
-        completions_of(sample, family, wording=wording, max_new_tokens=max_new_tokens)
+    make = partial(completions_of, family=family, wording=wording, max_new_tokens=max_new_tokens)
+    with ThreadPoolExecutor(num_workers) as pool:
+        # What raises first cancels the rest.
+        for _ in pool.map(make, samples):
+            pass
 
 
 @dataclass(frozen=True, kw_only=True)

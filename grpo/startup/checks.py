@@ -7,26 +7,22 @@ itself (`commands/doctor/`) where a check stops at the first bad one.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from grpo.benchmarks import find_benchmark
 from grpo.benchmarks.questions import read_questions
-from grpo.codec.prompts import check_streams
 from grpo.config.schema import Config, DatasetConfig
 from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
-from grpo.data.native import own_fields
-from grpo.data.readers.jsonl import OWN_KEYS
+from grpo.data.summary import describe
 from grpo.feed.mixture import Part, parts
 from grpo.feed.prompts import make_batch
 from grpo.groups import Sample
@@ -54,6 +50,8 @@ from grpo.startup.assembly import (
 from grpo.startup.code_rows import say_untrained_rows
 from grpo.startup.servers import check_process_gpus, check_servers
 from rewards.scoring.runner import RewardSet
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +123,13 @@ class Start:
         """
         return MediaFiles.read(self.run_dir.media_file) if self.run_dir.has_begun else MediaFiles({})
 
+    def share_of(self, things: Sequence[T]) -> Sequence[T]:
+        """The things that this process looks at for all."""
+        return things[self.accelerator.process_index :: self.accelerator.num_processes]
+
     def learn_media(self) -> None:
         """Get to know the media files that a new run begins with; each process reads its share for all."""
-        accelerator, paths = self.accelerator, all_files(self.samples)
-        own = paths[accelerator.process_index :: accelerator.num_processes]
+        own = self.share_of(all_files(self.samples))
         self.media.known.update(gather_object(self.media.learn(own)))
 
     @cached_property
@@ -286,19 +287,39 @@ def check_open_answers(start: Start) -> None:
 
 
 def check_targets(start: Start) -> None:
-    """Raise ValueError unless all records give completions that fit, where they are given."""
+    """Raise ValueError unless all records give completions that fit, where they are given.
+
+    Each process checks its share for all.
+    """
     config = start.config
-    if not config.loss.is_sampled:
-        limit, wording = config.rollout.max_new_tokens, config.data.target
-        check_given(start.train, start.family, start.rewards.rewards, wording=wording, max_new_tokens=limit)
+    if config.loss.is_sampled:
+        return
+    reasons = []
+    try:
+        check_given(
+            start.share_of(start.train),
+            start.family,
+            start.rewards.rewards,
+            wording=config.data.target,
+            max_new_tokens=config.rollout.max_new_tokens,
+            num_workers=config.media.num_workers,
+        )
+    except ValueError as error:
+        reasons.append(str(error))
+    if reasons := gather_object(reasons):
+        raise ValueError(reasons[0])
 
 
 def check_fit(start: Start) -> None:
-    """Raise ValueError unless every prompt leaves room for a completion; each process checks its share for all."""
+    """Raise ValueError unless every prompt leaves room for a completion, and streams are as codecs and clips want them.
+
+    Each process checks its share for all.
+    """
     config, accelerator = start.config, start.accelerator
-    own = start.samples[accelerator.process_index :: accelerator.num_processes]
     reasons = make_planner(config, start.family).refusals(
-        own, num_workers=config.media.num_workers, is_shown=accelerator.is_main_process
+        start.share_of(start.samples),
+        num_workers=config.media.num_workers,
+        is_shown=accelerator.is_main_process,
     )
     if reasons := gather_object(reasons):
         others = f" ({len(reasons) - 1} more prompts can't)" if len(reasons) > 1 else ""
@@ -337,7 +358,6 @@ CHECKS = (
     Check("model.lora", check_adapters),
     Check("model", lambda start: say_untrained_rows(start.config.model, start.family, start.say)),
     Check("data", check_clips, of_records=True),
-    Check("data", lambda start: check_streams(start.family.stream_codes, start.samples), of_records=True),
     Check("data.target", check_targets, of_records=True),
     Check("data.allow_overlap", check_held_out),
     Check("run_dir", check_same_data),
@@ -372,28 +392,3 @@ def read_held_out(dataset: DatasetConfig) -> list[Sample]:
             "evaluation in training does not ask for: leave official_prompt, or use egogrpo evaluate on its checkpoints"
         )
     return [sample for sample in read_questions(benchmark, dataset) if sample.answer]
-
-
-def describe(samples: Sequence[Sample]) -> str:
-    """Describe samples in one line: a misspelt field shows up as an unexpected column."""
-    tasks = Counter(sample.task for sample in samples)
-    with_moments = sum(bool(sample.keyframes_s) for sample in samples)
-    without_clip = sum(sample.clip_source is None for sample in samples)
-    kinds = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
-    about_text = f", {without_clip} about text alone" if without_clip else ""
-    named = [*_named_columns(samples)]
-    extra = f"; other columns: {', '.join(named)}" if named else ""
-    return f"{len(samples)} questions ({kinds or 'none'}), {with_moments} with key moments{about_text}{extra}"
-
-
-def _named_columns(samples: Sequence[Sample]) -> Iterator[str]:
-    """The columns that samples have beside their own fields, with the field that a name may be a misspelling of."""
-    beside: dict[str, set[str]] = {}
-    for sample in samples:
-        fields = own_fields(sample) if sample.columns else set()
-        for name in sample.columns.keys() - fields:
-            beside.setdefault(name, set()).update(fields)
-    for name, fields in sorted(beside.items()):
-        # Other data sets have columns of such names beside what they mean.
-        meant = get_close_matches(name, set(OWN_KEYS) - fields, n=1, cutoff=0.75)
-        yield f"{name} (did you mean {meant[0]!r}?)" if meant and name not in OWN_KEYS else name

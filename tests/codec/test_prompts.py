@@ -21,6 +21,7 @@ from grpo.data import READERS
 from grpo.data.native import native_record
 from grpo.feed.planner import Planner
 from grpo.groups import Sample
+from grpo.media.clip import ClipSource
 from grpo.media.sampling import MediaSettings
 from grpo.media.writing import write_mp4
 from grpo.policy.families import load_family
@@ -121,6 +122,7 @@ BAD: dict[str, tuple[Stream | None, dict[str, Any], str]] = {
     "too long": (changed(values_TC=np.zeros((8, 2), np.float32)), {}, r"'sensor' ends at 4 s, and the clip at 2 s: .*"),
     "another clock": (changed(start_s=100.0), {}, r"'sensor' starts at 100 s, and the clip at 0 s"),
     "a window of the clip": (None, {"start_s": 0.0, "end_s": 1.0}, r"'sensor' ends at 2 s, and the clip at 1 s"),
+    "short video": (changed(start_s=1.0), {"start_s": 1.0, "end_s": 3.0}, r"'sensor' ends at 3 s, and the clip at 2 s"),
     "no file": (None, {"streams": {"sensor": "b.npz"}}, r"b.npz: no such file"),
     "no codec": (None, {"question": "<touch>", "streams": {"touch": "a.npz"}}, r"no codec 'touch', but sensor"),
 }  # fmt: skip
@@ -137,15 +139,37 @@ def test_a_stream_that_does_not_fit_stops_a_run_at_its_start(
     reset_process_state()
 
 
-def test_the_doctor_names_each_sample_whose_stream_does_not_fit(model: Path, tmp_path: Path):
-    bad = sample_of(tmp_path, changed(rate_hz=4.0), end_s=1.0)
-    planner = Planner(
+def planner_of(model: Path) -> Planner:
+    return Planner(
         family=load_family(str(model)),
         settings=MediaSettings(),
         count_text=lambda _: 1,
         max_prompt_tokens=4096,
     )
-    (problem,), plans = examine([bad], planner, num_clips=None, num_workers=1)
+
+
+def test_a_stream_whose_video_cannot_be_read_is_lost_with_its_sample_as_other_media_are(
+    model: Path, tmp_path: Path
+):
+    planner, bad = planner_of(model), sample_of(tmp_path, changed(rate_hz=4.0), end_s=1.0)
+    (tmp_path / "unreadable").mkdir()
+    lost = sample_of(tmp_path / "unreadable")
+    Path(lost.sources[0].path).write_bytes(b"no video")
+    (refusal,) = planner.refusals([lost, bad], num_workers=2)
+    assert "the stream has 4 Hz" in refusal
+
+
+def test_images_end_where_their_last_one_does(model: Path, tmp_path: Path):
+    sample = sample_of(tmp_path)
+    source = ClipSource(frames=("a.png", "b.png"), frame_fps=2.0, end_s=2.0)
+    with pytest.raises(ValueError, match=r"'sensor' ends at 2 s, and the clip at 1 s"):
+        StreamCodes(model / "codecs").check(replace(sample, clip_source=source))
+    StreamCodes(model / "codecs").check(replace(sample, clip_source=replace(source, frame_fps=1.0)))
+
+
+def test_the_doctor_names_each_sample_whose_stream_does_not_fit(model: Path, tmp_path: Path):
+    bad = sample_of(tmp_path, changed(rate_hz=4.0), end_s=1.0)
+    (problem,), plans = examine([bad], planner_of(model), num_clips=None, num_workers=1)
     assert "train.jsonl:1" in str(problem) and "the stream has 4 Hz" in str(problem) and plans == []
 
 

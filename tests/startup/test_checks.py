@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from grpo.config.load import load_config
+from grpo.data.summary import describe
 from grpo.media.clip import ClipSource
-from grpo.startup.checks import CHECKS, check_shared_rows, describe
+from grpo.startup.checks import CHECKS, check_shared_rows
 from tests.support import grown, tiny
 
 CLIP = ClipSource(video="a.mp4", end_s=3.0)

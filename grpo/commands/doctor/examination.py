@@ -12,12 +12,13 @@ from grpo.commands.doctor import plan as planned
 from grpo.commands.doctor.records import Plans, examine, oddities, read_set, shared_ids
 from grpo.config.schema import Config
 from grpo.data.errors import DataError
+from grpo.data.summary import describe
 from grpo.learner.launching import make_accelerator
 from grpo.media.places import Kind, kind_of
 from grpo.run.folder import RunDir
 from grpo.run.progress import under_way
 from grpo.startup.assembly import make_planner, wording
-from grpo.startup.checks import CHECKS, GOES_ON, Data, Start, describe
+from grpo.startup.checks import CHECKS, GOES_ON, Data, Start
 
 
 def examine_run(
