@@ -35,9 +35,9 @@ def check_overlap(
 ) -> None:
     """Raise ValueError, with both samples' places, if a held-out set shares with training more than is allowed.
 
-    nothing: no clip of a held-out question may share a stretch of the same video, or an image, with a clip of training.
+    nothing: no held-out question may share a stretch of the same video, an image or a stream's file with training.
     clips: only the same question (`question_key`) may not be asked about it. Questions about no clip are compared
-    by their words, and by the files of their streams. questions: nothing is compared.
+    by their words, too. questions: nothing is compared.
     """
     if allowed == "questions" or not any(held_out.values()):
         return
@@ -73,11 +73,16 @@ def _twin(
 
 def _keys(sample: Sample, copy_of: Mapping[str, str]) -> tuple[Set[Hashable], Set[Hashable]]:
     """The keys under which a sample is found, and those under which it finds others."""
-    if not sample.sources:
-        keys = {question_key(sample), *map(_resolved, sample.streams.values())}
-        return keys, keys
-    found, finds = zip(*(_keys_of(source, copy_of) for source in sample.sources), strict=True)
-    return set().union(*found), set().union(*finds)
+    own: Set[Hashable] = _streams_of(sample) | (set() if sample.sources else {question_key(sample)})
+    found = finds = own
+    for source in sample.sources:
+        its_found, its_finds = _keys_of(source, copy_of)
+        found, finds = found | its_found, finds | its_finds
+    return found, finds
+
+
+def _streams_of(sample: Sample) -> frozenset[str]:
+    return frozenset(map(_resolved, sample.streams.values()))
 
 
 def _keys_of(source: ClipSource, copy_of: Mapping[str, str]) -> tuple[Set[Hashable], Set[Hashable]]:
@@ -112,13 +117,15 @@ def _named(sample: Sample, video: str) -> Hashable:
 
 def question_key(sample: Sample) -> QuestionKey:
     """The words of a question and of its options and its streams, by which two about a clip are the same question."""
-    streams = frozenset(map(_resolved, sample.streams.values()))
-    return _words(sample.question), frozenset(map(_words, sample.options)), streams
+    return _words(sample.question), frozenset(map(_words, sample.options)), _streams_of(sample)
 
 
 def _meet(some: Sample, other: Sample, copy_of: Mapping[str, str]) -> bool:
-    """Whether two samples that share a file show the same at some time; questions about no clip always meet."""
-    if not some.sources or not other.sources:
+    """Whether two samples that share a file show the same at some time.
+
+    Those with a common stream, and those of which one is about no clip, always meet.
+    """
+    if not some.sources or not other.sources or not _streams_of(some).isdisjoint(_streams_of(other)):
         return True
     # Of one clip each it is known which file they share.
     pairs = [*product(some.sources, other.sources)]

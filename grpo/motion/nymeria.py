@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import logging
+import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from grpo.media.frame_table import frame_table
+from grpo.media.identity import identity
 from grpo.media.writing import write_once
 from grpo.motion.records import Window, streams_of, write_records, write_streams
 from grpo.motion.skeleton import SEGMENTS, from_quaternion
@@ -32,6 +36,8 @@ from grpo.motion.skeleton import SEGMENTS, from_quaternion
 logger = logging.getLogger(__name__)
 
 BODY = "body/xdata.npz"
+ROUNDING_S = 0.001
+"""How far a window may go beyond its clip's end: both are sums of many steps."""
 BODY_HZ, STEP_TOLERANCE_S, DRIFT_TOLERANCE_S = 240.0, 0.001, 0.010
 """The body's rate, how far a step may be off before it is repaired, and how far the repaired clock may be off."""
 NARRATIONS: Mapping[str, tuple[str, ...]] = {
@@ -161,7 +167,10 @@ def write_dataset(
     clocks: Mapping[str, Clock] | None = None,
     clips: Path | None = None,
 ) -> Path:
-    """Write the data set of all sequences under a folder; ValueError if a split has none."""
+    """Write the data set of all sequences under a folder; ValueError if a split has none.
+
+    A folder that was written from files of the same content, with the same settings and clocks, is left alone.
+    """
     clocks = clocks or {}
     bodies = sorted(root.glob(f"*/{BODY}"))
     splits = {body: split_of(body.parents[1].name, heldout_percent) for body in bodies}
@@ -187,7 +196,28 @@ def write_dataset(
         "num_frames": num_frames,
         "heldout_percent": heldout_percent,
     }
-    return write_once(out, {**about, "clips": str(clips), "clocks": len(clocks)}, write)
+    known = {name: asdict(clock) for name, clock in sorted(clocks.items())}
+    files = _digest(_files_of(bodies, clips))
+    return write_once(out, {**about, "clips": str(clips), "clocks": known, "files": files}, write)
+
+
+def _files_of(bodies: Sequence[Path], clips: Path | None) -> Iterator[Path]:
+    """All files that a data set is made of, as far as they are there."""
+    for body in bodies:
+        sequence = body.parents[1]
+        narrations = [sequence / "narration" / f"{name}.csv" for name in NARRATIONS]
+        clip = [] if clips is None else [clips / f"{sequence.name}.mp4"]
+        yield from (file for file in (body, *narrations, *clip) if file.is_file())
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """A hash of files' paths, sizes, and first and last bytes; of the texts among them, of all that they hold."""
+    digest = hashlib.sha256()
+    for file in files:
+        size, _, ends = identity(str(file))
+        content = file.read_text("utf-8-sig") if file.suffix == ".csv" else ""
+        digest.update(repr((str(file), size, ends, content)).encode())
+    return digest.hexdigest()
 
 
 def _windows(
@@ -199,17 +229,21 @@ def _windows(
     clock: Clock | None,
     clips: Path | None,
 ) -> Iterator[Window]:
-    """The windows of a sequence, one after another, whose streams are written; their ids begin with a name."""
+    """The windows of a sequence, one after another, whose streams are written; their ids begin with a name.
+
+    Of a sequence with a clip they are those that the clip shows from start to end.
+    """
     body = read_body(sequence / BODY)
     narrations = [] if clock is None else _narrations(sequence)
     video = _linked_clip(sequence.name, out, clips) if clock and clock.video_start_s is not None else None
+    clip_end_s = frame_table(str(out / video)).end_s if video else math.inf
     grid_s = np.arange(body.times_s[0], body.times_s[-1], 1 / rate_hz)
     nearest = np.clip(np.searchsorted(body.times_s, grid_s - 0.5 / BODY_HZ), 0, len(body.times_s) - 1)
     for number in range(len(grid_s) // num_frames):
         part = body.part(nearest[number * num_frames : (number + 1) * num_frames])
         start_s, length_s = float(grid_s[number * num_frames]), num_frames / rate_hz
         in_clip_s = start_s - (clock.video_start_s or 0.0) if clock and video else 0.0
-        if in_clip_s < 0:
+        if in_clip_s < 0 or in_clip_s + length_s > clip_end_s + ROUNDING_S:
             continue
         id = f"{name}-{number:05d}"
         streams = streams_of(part.positions_TJ3, part.rotations_TJ33, rate_hz=rate_hz, start_s=in_clip_s)

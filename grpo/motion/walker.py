@@ -1,8 +1,10 @@
 """A synthetic walker: it walks, turns, steps on the spot, bends, reaches or sits, with smooth random parameters.
 
-Its head and hands move as the activity has it. Its legs have a life of their own, which no sensor of the head or the
-wrists can tell: how high it lifts its feet, how wide it stands, in which rhythm and from which phase it steps, which
-foot is in front. The pelvis' height and path depend on none of these. A camera on the head sees them (`camera.py`).
+Its head and hands move as the activity has it. Its legs have a life of their own: how high it lifts its feet, how wide
+it stands, in which rhythm and from which phase it steps, which foot is in front. The head, the wrists and the pelvis
+move the same whatever these are, so that of all but the rhythm no sensor tells anything. Of the rhythm the speed of
+walking tells the slowest that there can be (`slowest_hz`), and no more. A camera on the head sees the legs
+(`camera.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ STANDING_M, SEATED_M = 0.885, 0.52
 """The height of the pelvis: a little bent knees leave the feet room to step."""
 STANCE_FRAC = 0.6
 """The share of a step's cycle in which the foot stands."""
+FASTEST_HZ = 0.85
+"""The fastest rhythm of the steps, in cycles of both feet."""
 THIGH_M, SHANK_M = -OFFSETS_J3[INDEX["R_LowerLeg"], 2], -OFFSETS_J3[INDEX["R_Foot"], 2]
 _GRID_HZ, _MARGIN_S = 50, 4.0
 """The finer and longer grid on which the path is integrated: feet stand where the body has been or will be."""
@@ -86,8 +90,7 @@ def draw_plan(rng: np.random.Generator, duration_s: float) -> Plan:
         lift_m=rng.choice([rng.uniform(0.02, 0.06), rng.uniform(0.2, 0.32)]) if is_stepping else 0.0,
         width_m=rng.choice([rng.uniform(0.12, 0.2), rng.uniform(0.36, 0.46)]),
         lead_m=0.0 if is_stepping else rng.choice([-1.0, 1.0]) * rng.uniform(0.1, 0.2),
-        # As the path is long, fast walkers step fast: no leg is stretched.
-        cadence_hz=rng.uniform(max(0.45, 1.3 * speed_m_s), 0.85) if is_stepping else 0.0,
+        cadence_hz=rng.uniform(slowest_hz(speed_m_s), FASTEST_HZ) if is_stepping else 0.0,
         phase=rng.uniform(),
     )
     return Plan(
@@ -101,6 +104,11 @@ def draw_plan(rng: np.random.Generator, duration_s: float) -> Plan:
         stature=rng.uniform(0.95, 1.05),
         legs=legs,
     )
+
+
+def slowest_hz(speed_m_s: float) -> float:
+    """The slowest rhythm of the steps at a speed: fast walkers take fast steps, or their legs would be stretched."""
+    return max(0.45, 1.3 * speed_m_s)
 
 
 def walk(plan: Plan, rng: np.random.Generator, *, num_frames: int, rate_hz: float) -> Motion:

@@ -48,6 +48,7 @@ from grpo.startup.assembly import (
     sampling_of,
 )
 from grpo.startup.code_rows import say_untrained_rows
+from grpo.startup.reward_codecs import check_codecs
 from grpo.startup.servers import check_process_gpus, check_servers
 from rewards.scoring.runner import RewardSet
 
@@ -354,6 +355,7 @@ CHECKS = (
     Check("model.attention", lambda start: check_backend(start.config.model.attention)),
     Check("optim", lambda start: check_launch(start.accelerator, start.config.optim, start.config.model)),
     Check("optim.sequence_parallel_size", check_shared_rows),
+    Check("rewards", lambda start: check_codecs(start.config.rewards, start.family)),
     Check("rewards", check_other_clips),
     Check("model.lora", check_adapters),
     Check("model", lambda start: say_untrained_rows(start.config.model, start.family, start.say)),

@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 
 from grpo.codec.codec import Codec, load_codec
+from grpo.codec.spec import check_stream
 from grpo.codec.streams import Stream, read_stream
 from grpo.codec.texts import parse_codes
 from grpo.groups import Rollout
-from grpo.motion.features import joint_positions, local_positions
+from grpo.motion.features import MOTION, joint_positions, local_positions
 from grpo.motion.skeleton import INDEX, LOWER, SEGMENTS, UPPER
 from rewards import reward
 from rewards.scoring.motion import mpjpe_mm, mpjve_mm_s, skate_frac
@@ -29,8 +30,6 @@ JOINTS = {"full": tuple(range(len(SEGMENTS))), "upper": UPPER, "lower": LOWER}
 FEET = tuple(INDEX[name] for name in ("R_Toe", "L_Toe"))
 
 Joints = Literal["full", "upper", "lower"]
-_codec = lru_cache(load_codec)
-_truth = lru_cache(maxsize=4096)(read_stream)
 
 
 @reward
@@ -117,11 +116,31 @@ def token_validity(rollout: Rollout, *, codec: str) -> float | None:
     return float(text.startswith(f"<{STREAM}>") and text.endswith(f"</{STREAM}>"))
 
 
+@lru_cache
+def _codec(folder: str) -> Codec:
+    """The codec of a folder; ValueError unless it is one of body motion."""
+    codec = load_codec(folder)
+    if (codec.spec.channels, codec.spec.units) != (tuple(MOTION), tuple(MOTION.values())):
+        raise ValueError(f"{folder}: the codec {codec.spec.name} is not one of body motion (docs/motion.md)")
+    return codec
+
+
+@lru_cache(maxsize=4096)
+def _truth(path: str, folder: str) -> Stream:
+    """The recording; ValueError unless it is as the codec's streams are."""
+    truth = read_stream(Path(path))
+    try:
+        check_stream(_codec(folder).spec, truth)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} ({folder})") from None
+    return truth
+
+
 def _decoded(rollout: Rollout, folder: str) -> tuple[np.ndarray, Stream] | float | None:
     """The values (T, C) that the codes decode to, and the recording; the reward where there is nothing to compare."""
     if STREAM not in rollout.sample.streams:
         return None
-    codec, truth = _codec(folder), _truth(Path(rollout.sample.streams[STREAM]))
+    codec, truth = _codec(folder), _truth(rollout.sample.streams[STREAM], folder)
     try:
         codes_KQ = parse_codes(codec.spec, rollout.text)
     except ValueError:

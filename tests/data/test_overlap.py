@@ -71,6 +71,19 @@ def test_a_video_encoded_anew_by_another_dataset_is_noticed_by_name_question_and
         assert namesakes([train], [other]) == []
 
 
+def test_a_stream_of_training_is_noticed_whether_or_not_a_clip_is_shown_with_it() -> None:
+    blind = replace(about("t", None), streams={"sensor": "x.sensor.npz", "motion": "x.motion.npz"})
+    seen = replace(about("h", "x.mp4"), streams=blind.streams)
+    assert "1 with the same question" in (refusal(blind, seen) or "")
+    assert "1 with the same question" in (refusal(seen, blind, "clips") or "")
+    other_words = asking(seen, "Describe.")
+    assert refusal(blind, other_words) is not None and refusal(blind, other_words, "clips") is None
+    # Two clips with one stream show the same, whatever their files and times.
+    other_clip = replace(about("t", "y.mp4", 0, 5), streams=seen.streams)
+    assert refusal(other_clip, replace(seen, clip_source=ClipSource(video="x.mp4", start_s=5))) is not None
+    assert refusal(blind, replace(seen, streams={"sensor": "y.sensor.npz"})) is None
+
+
 def test_other_parts_of_a_file_are_other_clips() -> None:
     assert refusal(about("t", "a.mp4", 0, 10), about("h", "a.mp4", 10, 20)) is None
     assert refusal(about("t", "a.mp4", 30), about("h", "a.mp4", 10, 20)) is None

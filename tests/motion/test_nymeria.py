@@ -205,6 +205,36 @@ def test_sequences_become_a_data_set_of_their_windows(root: Path, tmp_path: Path
     assert len(READERS["jsonl"](str(out / "train.text_to_motion.jsonl"), None)) == 2
 
 
+def test_windows_behind_their_clips_end_are_left_out(root: Path, tmp_path: Path):
+    (name,) = (each.name for each in root.iterdir() if split_of(each.name, 50) == "train")
+    (tmp_path / "clips").mkdir()
+    # The clip ends at 1 s, and the second window would at 1.3 s.
+    write_mp4(tmp_path / "clips" / f"{name}.mp4", np.zeros((10, 32, 32, 3), np.uint8), fps=10)
+    clocks = {name: Clock(device_to_timecode_s=4.0, video_start_s=4.5)}
+    out = write_dataset(
+        root, tmp_path / "out", num_frames=4, heldout_percent=50, clocks=clocks, clips=tmp_path / "clips"
+    )
+    assert len((out / "train.tracking.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_data_set_is_made_anew_when_its_clocks_or_files_have_changed(root: Path, tmp_path: Path):
+    (name,) = (each.name for each in root.iterdir() if split_of(each.name, 50) == "train")
+
+    def is_told(offset_s: float) -> bool:
+        clocks = {name: Clock(device_to_timecode_s=offset_s)}
+        out = write_dataset(root, tmp_path / "out", num_frames=4, heldout_percent=50, clocks=clocks)
+        return (out / "train.text_to_motion.jsonl").exists()
+
+    assert is_told(4.0)
+    marker = (tmp_path / "out" / "dataset.json").stat().st_mtime_ns
+    assert is_told(4.0) and (tmp_path / "out" / "dataset.json").stat().st_mtime_ns == marker
+    # The sequence would be told of long after its narration's end.
+    assert not is_told(-90.0)
+    narration = root / name / "narration" / "atomic_action.csv"
+    narration.write_text(narration.read_text().replace("1.0,9.0", "90.0,99.0"))
+    assert is_told(-90.0)
+
+
 def test_a_folder_without_sequences_of_both_splits_is_refused(root: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="of which none is in the split heldout"):
         write_dataset(root, tmp_path / "out", heldout_percent=0)

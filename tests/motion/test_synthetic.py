@@ -19,7 +19,16 @@ from grpo.motion.features import sensor_features
 from grpo.motion.records import TASKS
 from grpo.motion.skeleton import INDEX, LOWER, OFFSETS_J3, PARENTS
 from grpo.motion.synthetic import motion_at, write_dataset
-from grpo.motion.walker import ACTIVITIES, Motion, Plan, describe, draw_plan, walk
+from grpo.motion.walker import (
+    ACTIVITIES,
+    FASTEST_HZ,
+    Motion,
+    Plan,
+    describe,
+    draw_plan,
+    slowest_hz,
+    walk,
+)
 
 PLANS = {
     activity: next(
@@ -36,11 +45,18 @@ def walked(plan: Plan, seed: int = 0) -> Motion:
 
 
 def other_legs(plan: Plan) -> Plan:
-    """The same plan with legs that step elsewhere, or stand with the other foot in front."""
+    """The same plan with legs that step elsewhere, higher and faster, or stand with the other foot in front."""
     legs = plan.legs
-    return replace(
-        plan, legs=replace(legs, phase=legs.phase + 0.5, lead_m=-legs.lead_m, width_m=0.55 - legs.width_m)
+    is_stepping = legs.cadence_hz > 0
+    others = replace(
+        legs,
+        phase=legs.phase + 0.5,
+        lead_m=-legs.lead_m,
+        width_m=0.55 - legs.width_m,
+        lift_m=0.34 - legs.lift_m if is_stepping else 0.0,
+        cadence_hz=slowest_hz(plan.speed_m_s) + FASTEST_HZ - legs.cadence_hz if is_stepping else 0.0,
     )
+    return replace(plan, legs=others)
 
 
 @pytest.mark.parametrize("activity", ACTIVITIES)
@@ -64,6 +80,17 @@ def test_legs_that_no_sensor_tells_apart_look_different(activity):
     frames = [film(each, np.random.default_rng(0), every=2).astype(int) for each in (one, other)]
     changed = np.abs(frames[0] - frames[1]).max(-1) > 40
     assert changed.mean() > 0.01
+
+
+def test_the_heads_speed_tells_no_more_of_the_rhythm_than_its_slowest():
+    plans = [draw_plan(np.random.default_rng(seed), 6.0) for seed in range(300)]
+    walks = [plan for plan in plans if plan.legs.cadence_hz]
+    above = [
+        (plan.legs.cadence_hz - slowest_hz(plan.speed_m_s)) / (FASTEST_HZ - slowest_hz(plan.speed_m_s))
+        for plan in walks
+    ]
+    assert min(above) >= 0 and max(above) <= 1
+    assert abs(np.corrcoef(above, [plan.speed_m_s for plan in walks])[0, 1]) < 0.2
 
 
 def test_a_standing_foot_stays_where_it_is():

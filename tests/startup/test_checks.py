@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from grpo.codec.bins import fit_bins
+from grpo.codec.codec import Codec, load_codec, save_codec
+from grpo.codec.streams import Stream
+from grpo.codec.vocabulary import assign
 from grpo.config.load import load_config
 from grpo.data.summary import describe
 from grpo.media.clip import ClipSource
 from grpo.startup.checks import CHECKS, check_shared_rows
+from grpo.startup.reward_codecs import check_codecs
+from rewards.scoring.specs import RewardSpec
 from tests.support import grown, tiny
 
 CLIP = ClipSource(video="a.mp4", end_s=3.0)
@@ -38,6 +47,25 @@ def test_columns_are_listed_with_the_field_that_may_be_meant(
 
 def test_samples_without_other_columns_are_counted_alone() -> None:
     assert describe([tiny.sample(columns={"answer": "B"}, clip_source=CLIP)]).endswith("0 with key moments")
+
+
+def test_a_rewards_codec_is_the_one_that_the_model_was_grown_with(tmp_path: Path) -> None:
+    stream = Stream(
+        values_TC=np.eye(2, dtype=np.float32), rate_hz=2.0, start_s=0.0, channels=("x", "y"), units=("m", "m")
+    )
+    for folder, size in {"own": 4, "other": 5}.items():
+        spec, bins = fit_bins("motion", [stream], codebook_size=size, coverage=1.0)
+        save_codec(Codec(spec, bins), tmp_path / folder)
+
+    def check(folder: str, name: str = "motion") -> None:
+        grown_with = replace(load_codec(tmp_path / "own").spec, name=name)
+        family: Any = SimpleNamespace(vocabulary=assign([grown_with], 100), path="grown")
+        check_codecs({"mpjpe": RewardSpec(args={"codec": str(tmp_path / folder)})}, family)
+
+    check("own")
+    check("other", name="sensor")
+    with pytest.raises(ValueError, match=r"rewards.mpjpe.args.codec=.*/other .* than grown/codecs/motion"):
+        check("other")
 
 
 @pytest.mark.parametrize(("size", "fits"), [(1, True), (2, True), (4, True), (3, False), (8, False)])

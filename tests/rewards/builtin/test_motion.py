@@ -161,6 +161,21 @@ def test_questions_without_motion_are_not_scored(scene: Scene):
     } == {None}
 
 
+def test_a_codec_of_other_streams_is_an_error_and_no_reward(scene: Scene, tmp_path: Path):
+    truth = stream_of(TRUTH_TJ3)
+    renamed = replace(truth, channels=(*truth.channels[:-1], "Tail.z"))
+    for name, stream in {"rate": replace(truth, rate_hz=20.0), "channels": renamed}.items():
+        spec, bins = fit_bins("motion", [stream], codebook_size=8, coverage=1.0)
+        save_codec(Codec(spec, bins), tmp_path / name)
+    rollout = scene.rollout(scene.text(TRUTH_TJ3))
+    with pytest.raises(
+        ValueError, match=r"truth.npz: the stream has 10 Hz, the codec motion 20 Hz \(.*rate\)"
+    ):
+        mpjpe(rollout, codec=str(tmp_path / "rate"))
+    with pytest.raises(ValueError, match=r"channels: the codec motion is not one of body motion"):
+        token_validity(rollout, codec=str(tmp_path / "channels"))
+
+
 def test_hostile_completions_earn_nothing(scene: Scene):
     tags = {
         "tags": "<motion></motion>" * 2_000,
