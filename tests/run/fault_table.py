@@ -117,9 +117,11 @@ FAULTS = [
     ),
     Fault(
         name="a full disk",
-        made="no room for a row of metrics, a file of rollouts, a checkpoint, the final model",
+        made="no room for a row of metrics or a file of rollouts; a limit on the size of files (Errno 27) instead of a "
+        "full disk before a checkpoint and the final model",
         does="ends; the same command goes on where there is room again",
-        said="error: OSError: [Errno 28] No space left on device (in RUN_DIR); the newest checkpoint is of step 2",
+        said="error: OSError: [Errno 28] No space left on device (in RUN_DIR); the newest checkpoint is of step 2; "
+        "or error: OSError: [Errno 27] File too large: FILE, with the same end",
         trials={
             "a row of metrics": Trial(before=always(broken.has_no_room, METRICS), said=NO_SPACE, ends=True),
             "rollouts": Trial(before=always(broken.has_no_room, ROLLOUTS), said=NO_SPACE, ends=True),
