@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from grpo.config.load import read_config
-from grpo.run.folder import read_rows
+from grpo.run.folder import checkpoint_steps, read_rows
 from grpo.run.model_inputs import ModelInputs, read_inputs
 from tests.support import tiny
 from tests.support.launched import run_in_two
@@ -102,8 +102,7 @@ def test_a_run_stopped_after_a_checkpoint_goes_on_as_if_uninterrupted(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(reference_run[0], folder)
-    shutil.rmtree(folder / "final")
-    shutil.rmtree(folder / "checkpoints" / "step_000004")
+    stop_after(2, folder)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "los')  # cut off by the kill
     assert repeatable(run(folder, clips)) == repeatable(reference_run[1])
@@ -164,13 +163,47 @@ def test_two_processes_make_the_same_run_as_one(case: str, clips: Path, tmp_path
     one, two = run(tmp_path / "one", clips, *overrides), read_rows(tmp_path / "two" / "metrics.jsonl")
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["num_processes"] == 2
     assert close(repeatable(two), repeatable(one), but=("tokens/computed",))
-    # Adam turns a gradient of rounding errors alone into a full step, so single weights may differ: compare the whole.
+    assert distance_between(tmp_path / "two", tmp_path / "one") < 0.01
+
+
+def distance_between(run_dir: Path, reference: Path) -> float:
+    """How far final weights are from those of a reference, as a share of the way that the reference's have travelled.
+
+    Adam turns a gradient of rounding errors alone into a full step, so single weights may differ.
+    """
     start = load_file(tiny.BASE_POLICY / "model.safetensors")
     one_way, difference = 0.0, 0.0
-    for name, weight in weights(tmp_path / "one").items():
+    for name, weight in weights(reference).items():
         one_way += float((weight - start[name]).square().sum())
-        difference += float((weights(tmp_path / "two")[name] - weight).square().sum())
-    assert difference < 1e-4 * one_way  # 1 % of the distance travelled
+        difference += float((weights(run_dir)[name] - weight).square().sum())
+    return (difference / one_way) ** 0.5
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_more_and_in_fewer_processes(
+    reference_run: Reference, clips: Path, tmp_path: Path
+) -> None:
+    """Step 3 is made by two processes from the checkpoint of one, and step 4 by one from the checkpoint of two."""
+    folder = tmp_path / "run"
+    shutil.copytree(reference_run[0], folder)
+    stop_after(2, folder)
+    overrides = [f"run_dir={folder}", "checkpoint.every_steps=1"]
+    run_in_two(["grpo/train.py", *SMALL, *data(clips), *overrides], dict(os.environ), tmp_path)
+    stop_after(3, folder)
+    assert {path.name for path in (folder / "checkpoints" / "step_000003").glob("random_states_*")} == {
+        "random_states_0.pkl",
+        "random_states_1.pkl",
+    }
+    rows = run(folder, clips, "checkpoint.every_steps=1")
+    assert close(repeatable(rows), repeatable(reference_run[1]), but=("tokens/computed",))
+    assert distance_between(folder, reference_run[0]) < 0.01
+
+
+def stop_after(step: int, run_dir: Path) -> None:
+    """Make a finished run of 4 steps one that was killed before its last checkpoint; the newest is of this step."""
+    shutil.rmtree(run_dir / "final")
+    shutil.rmtree(run_dir / "checkpoints" / "step_000004")
+    assert checkpoint_steps(run_dir / "checkpoints")[-1] == step
 
 
 @pytest.mark.slow
