@@ -131,32 +131,37 @@ def test_a_mistake_is_told_in_one_line(
 
 
 def judged(
-    server: JudgeServer, texts: Sequence[str] = ("a cat", ""), cache: Path | None = None
+    server: JudgeServer,
+    texts: Sequence[str] = ("a cat", ""),
+    cache: Path | None = None,
+    timeout_s: float = 30.0,
 ) -> list[ScoredAnswer]:
     samples = [tiny.sample(f"s{i}", task="open", answer="a cat", options=()) for i in range(len(texts))]
     answers = {
         (sample.id, "", 0): StoredAnswer(sample_id=sample.id, index=0, text=text, finish="stop")
         for sample, text in zip(samples, texts, strict=True)
     }
-    settings = knobs(server.base_url, request_timeout_s=0.5, cache=str(cache) if cache else None)
+    settings = knobs(server.base_url, request_timeout_s=timeout_s, cache=str(cache) if cache else None)
     return score_answers(JUDGED, [(sample, "") for sample in samples], answers, judge=settings)
 
 
 @pytest.mark.parametrize(
-    ("what", "answer"),
+    ("what", "answer", "num_requests"),
     [
-        ("down", Answer(body="", hang_up=True)),
-        ("slow", Answer(body="", delay_s=0.7)),
-        ("refusing", Answer(body="{}", status=401)),
-        ("overloaded", Answer(body="{}", status=500)),
-        ("talking", says("I would say four, or five.")),
-        ("refusing to judge", says("I can't help with that.")),
+        # What may pass is tried again, as often as `retries` says.
+        ("down", Answer(body="", hang_up=True), 3),
+        ("slow", Answer(body="", delay_s=0.7), 3),
+        ("overloaded", Answer(body="{}", status=500), 3),
+        ("refusing", Answer(body="{}", status=401), 1),
+        # A reply without a mark is asked for once more.
+        ("talking", says("I would say four, or five."), 2),
+        ("refusing to judge", says("I can't help with that."), 2),
     ],
 )
-def test_a_judge_that_gives_no_mark_leaves_the_answer_unjudged(what: str, answer: Answer):
+def test_a_judge_that_gives_no_mark_leaves_the_answer_unjudged(what: str, answer: Answer, num_requests: int):
     with JudgeServer(lambda request, number: answer) as server:
-        scored = judged(server)
-    assert len(server.requests) >= 1, what
+        scored = judged(server, timeout_s=0.5 if what == "slow" else 30.0)
+    assert len(server.requests) == num_requests, what
     figures = figures_of(JUDGED, scored)
     assert figures["outcomes"] == {"unparsed": 1, "unjudged": 1}
     assert (figures["score"], figures["num_questions"], figures["num_official"]) == (0.0, 2, 0)
