@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from tqdm import tqdm
 
 from grpo.benchmarks import BENCHMARKS
-from grpo.benchmarks.benchmark import StoredAnswer
+from grpo.benchmarks.benchmark import Benchmark, StoredAnswer
 from grpo.benchmarks.changed import PLAIN
 from grpo.benchmarks.figures import figures_of
 from grpo.benchmarks.questions import read_questions
@@ -21,7 +22,9 @@ from grpo.benchmarks.scoring import score_answers
 from grpo.commands.__main__ import main as egogrpo
 from grpo.commands.evaluate.asking import Asker
 from grpo.config.evaluate import BenchmarkFiles, load_evaluation
+from grpo.groups import Group
 from grpo.learner.launching import make_accelerator
+from grpo.rollout import Engine, as_rollout
 from grpo.startup.answering import Answering, answering, renderer
 from tests.support import tiny
 from tests.support.judge_server import JudgeServer, says
@@ -134,6 +137,85 @@ def test_every_benchmark_is_asked_from_its_files_and_scored(
     assert 0 <= figures["score"] <= 1
     assert figures["groups"].keys() == set(benchmark.groups)
     assert benchmark.submission is None or benchmark.submission(scored)
+
+
+HAND: dict[str, tuple[str, str]] = {
+    "egoschema": ("D", "A"),
+    "egoschema_full": ("D", "A"),
+    "egocross": ("B", "C"),
+    "egocross_open": ("Dog", "Turtle"),
+    "egoplan": ("C", "A"),
+    "egoplan_frame": ("C", "A"),
+    "egoplan_letters": ("C", "A"),
+    "egoplan2": ("C", "A"),
+    "openeqa": ("On the desk", "Turtle"),
+    "openeqa_184": ("On the desk", "Turtle"),
+    "vsi_bench": ("B", "A"),
+    "qaego4d": ("on the table", "in a box"),
+    "qaego4d_closed": ("on the table", "in a box"),
+    "egotempo": ("The cup is washed.", "Turtle"),
+    "egothink": ("A brush.", "Turtle"),
+    "charades_sta": ("2.5 - 6.9", "10.0 - 12.0"),
+    "ego4d_nlq": ("2.500-13.666", "20-25"),
+    "video_mme": ("B", "A"),
+    "hd_epic": ("D", "A"),
+    "egotaskqa": ("D", "A"),
+    "hourvideo": ("C", "A"),
+}
+"""A right and a wrong answer to the one record of each benchmark, as a person reads it off."""
+MARKS = {
+    "egocross_open": ('{"mark": 5}', '{"mark": 0}'),
+    "openeqa": ("5", "1"),
+    "openeqa_184": ("5", "1"),
+    "egotempo": ("{'pred': 'correct'}", "{'pred': 'incorrect'}"),
+    "egothink": ("[[1]]", "[[0]]"),
+}
+"""The best and the worst mark of each benchmark's judge."""
+
+
+class Says:
+    """An engine that gives the same answer to every question."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def generate(self, prompts: Any, sampling: Any, seeds: Any, on_group: Any) -> list[Group]:
+        said = [
+            as_rollout(each, text=self.text, token_ids=[1], logprobs=[0.0], stopped=True) for each in prompts
+        ]
+        groups = [Group(prompt=each, rollouts=(one,)) for each, one in zip(prompts, said, strict=True)]
+        for group in groups:
+            on_group(group)
+        return groups
+
+
+@pytest.mark.parametrize("name", HAND)
+def test_the_command_scores_a_right_answer_1_and_a_wrong_one_0(
+    name: str, tmp_path: Path, model: Answering, monkeypatch: pytest.MonkeyPatch
+):
+    path = written(name, tmp_path / "data")
+    for sample in read_questions(BENCHMARKS[name], BenchmarkFiles(path=str(path))):
+        write_media(sample, num_frames=160, fps=10)
+    texts = iter(HAND[name])
+
+    @contextmanager
+    def said(config: Any, benchmark: Benchmark, *_: object) -> Iterator[Answering]:
+        render = renderer(config, benchmark, model.family)
+        yield replace(model, render=render, engine=cast(Engine, Says(next(texts))))
+
+    monkeypatch.setattr("grpo.startup.answering.answering", said)
+    own = [*settings(name, path, tmp_path / "out"), f"models.wrong={tiny.BASE_POLICY}", "blind=false"]
+    # The official prompt of these compares candidates' losses, and nothing is said.
+    own += ["prompt=direct"] if BENCHMARKS[name].candidates else []
+    best, worst = MARKS.get(name, ("", ""))
+    with JudgeServer(lambda request, _: says(worst if "Turtle" in str(request.body) else best)) as server:
+        judge = [f"judge.base_url={server.base_url}", "judge.model=tiny"] if name in MARKS else []
+        assert egogrpo(["evaluate", *own, *judge]) == 0
+    right, wrong = json.loads((tmp_path / "out" / "results.json").read_text())["models"].values()
+    asked = right["num_questions"]
+    assert asked > 0
+    assert (right["score"], right["outcomes"]) == (1.0, {"right": asked})
+    assert (wrong["score"], wrong["outcomes"]) == (0.0, {"wrong": asked})
 
 
 def test_the_command_writes_the_submission_of_questions_without_answers(tmp_path: Path):
