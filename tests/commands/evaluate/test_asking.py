@@ -1,4 +1,4 @@
-"""Answers by likelihood, and clips that are shared out, without a whole evaluation."""
+"""Answers by likelihood, clips that are shared out and the score so far, without a whole evaluation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
+from grpo.benchmarks import find_benchmark
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.benchmarks.changed import all_asked, share_of
 from grpo.commands.evaluate.asking import Asker
+from grpo.commands.evaluate.command import Evaluated, Running
+from grpo.config.evaluate import load_evaluation
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
 from grpo.packing import Segment, build_row
@@ -77,3 +80,27 @@ def test_a_process_has_all_questions_about_a_clip():
     shares = [share_of(asked, rank=rank, num_processes=2) for rank in range(2)]
     videos = [{sample.clip_source for sample, _ in share} for share in shares]
     assert not videos[0] & videos[1] and sum(map(len, shares)) == len(asked) == 9 * 5
+
+
+def test_the_bar_shows_the_score_of_all_answers_that_are_there():
+    """Those of an earlier session too; not those to changed or left-out questions."""
+    samples = [tiny.sample(name) for name in "abc"]
+    evaluated = Evaluated(
+        config=load_evaluation(
+            ["out_dir=x", "benchmark=jsonl", "data.path=x", "model.path=x", "prompt=direct"]
+        ),
+        benchmark=find_benchmark("jsonl"),
+        every=samples,
+        samples=samples,
+    )
+
+    def says(name: str, text: str, variant: str = "") -> StoredAnswer:
+        return StoredAnswer(sample_id=name, index=0, text=text, finish="stop", variant=variant)
+
+    bar = tqdm(disable=True)
+    running = Running(evaluated, bar, [says("a", "A"), says("b", "B", "blind"), says("another", "B")])
+    assert bar.postfix == "score 1.000"
+    running.add(says("b", "B"))
+    assert bar.postfix == "score 0.500"
+    running.add(says("c", "I can't tell"))
+    assert bar.postfix == "score 0.333"
