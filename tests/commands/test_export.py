@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from grpo.commands.export.interpolate import interpolate
 from grpo.commands.export.merge import merge
 from grpo.commands.export.results import read_results
 from grpo.policy.adapters import is_adapter
+from grpo.policy.families import load_family
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import weights_identity
 from grpo.policy.weights import flat, weight_buckets
+from grpo.rollout.transformers_engine import TransformersEngine
 from grpo.run.final_model import save_final
+from tests.rollout.test_rollout import SAMPLING, SEEDS, prompts, tokens
 from tests.support import tiny
 
 
@@ -121,6 +125,28 @@ def test_merged_weights_are_those_with_the_adapters_in_files_of_a_size(
     assert beside <= {file.name for file in out.iterdir()}
     # It has no adapters any more.
     assert not (out / "adapter").exists()
+
+
+@pytest.mark.slow
+def test_a_merged_model_in_vllm_gives_the_adapters_answers(
+    adapted: tuple[Policy, Path], tmp_path: Path
+) -> None:
+    """vLLM is sent no weights: what it samples with is what it has loaded from the folder."""
+    pytest.importorskip("vllm")
+    from tests.support.engines import vllm_engine
+
+    policy, adapter = adapted
+    assert main(["merge", str(adapter), "--out", str(tmp_path / "merged"), "--dtype", "float32"]) == 0
+    family = load_family(str(tmp_path / "merged"))
+    with torch.device("meta"):
+        outline = Policy(family.outline(), family, temperature=1.0)
+    engine = vllm_engine(outline)
+    greedy = replace(SAMPLING, group_size=1, temperature=0.0)
+    served = tokens(engine.generate(prompts(), greedy, SEEDS))
+    engine.close()
+    assert served == tokens(TransformersEngine(policy).generate(prompts(), greedy, SEEDS))
+    # The adapters change answers.
+    assert served != tokens(TransformersEngine(tiny.policy()).generate(prompts(), greedy, SEEDS))
 
 
 @pytest.mark.parametrize(
