@@ -79,15 +79,20 @@ LAUNCHED = re.compile(
 )
 
 
+# With some thousand tokens more, of 152,000.
+GROWN_FROM = {"egolm_nymeria": "Qwen/Qwen2.5-VL-3B-Instruct"}
+
+
 @pytest.mark.parametrize("path", sorted(tiny.ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_job_fits_on_80_gb_as_its_header_launches_it(path: Path) -> None:
     """With clips as long as its settings allow, as many in a row as whole groups."""
     config = load_config([str(path)])
-    if path.stem == "demo":
-        return  # its model is in the repository: the test above
+    # Their models are the one in the repository, or that one with some hundred tokens more: the test above.
+    if path.stem in {"demo", "egolm_synthetic", "actions_reacher"}:
+        return
     commands = LAUNCHED.findall(path.read_text().replace("\\\n#", " "))
     ((name, processes),) = {(name, processes) for name, processes, stem in commands if stem == path.stem}
-    policy = build_outline(config, family_of(config.model.path))
+    policy = build_outline(config, family_of(GROWN_FROM.get(path.stem, config.model.path)))
     rollout, row_tokens = config.rollout, config.optim.tokens_per_row
     assert config.media.max_tokens is not None
     of_group = config.media.max_tokens + rollout.group_size * rollout.max_new_tokens
