@@ -4,17 +4,16 @@ Action spaces side by side: uniform bins, one codebook, residual quantisation, a
 them the demo's policy is grown by the codes, trained on demonstrations, then by GRPO on what its chunks come to in the
 simulator. OUT/table.md has the held-out success of each, and that of the demonstrations as they are said in that space.
 
-Each stage is a command of its own, whose output is in OUT/logs; a stage that is done is not done again. Read `stages`.
+Each stage is a command of its own, whose output is in OUT/logs; a stage that is done is not done again, and a folder
+whose stages were done with other settings is refused. Read `stages`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from grpo.actions.dataset import STATE, STREAM, WORD_M
 from grpo.actions.simulator import read_state, simulator
 from grpo.actions.words import Words
 from grpo.codec.codec import load_codec
+from grpo.codec.stages import Stage, run
 from grpo.codec.streams import read_stream
 
 BASE = "grpo/demo/base_policy"
@@ -65,12 +65,6 @@ SMALL = Sizes(
     group_size=2,
 )
 """Whether all stages work, and nothing that could be learned."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    name: str
-    command: Sequence[str]
 
 
 def stages(out: Path, sizes: Sizes, seed: int) -> Iterator[Stage]:
@@ -127,23 +121,6 @@ def _training(out: Path, sizes: Sizes, seed: int, space: str, *, is_grpo: bool) 
         f"data.eval=[{{reader: jsonl, path: {out}/data/heldout{kind}.jsonl, name: heldout}}]",
         *[f"rewards.{name}.args.codec={codec}" for name in REWARDS],
     ]  # fmt: skip
-
-
-def run(out: Path, sizes: Sizes, seed: int) -> None:
-    """Run all stages that are not done; CalledProcessError for one that fails, whose log says why."""
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    for stage in stages(out, sizes, seed):
-        log, done = (out / "logs" / f"{stage.name.replace(' ', '_')}.{ending}" for ending in ("log", "done"))
-        if done.exists():
-            continue
-        print(f"{stage.name} ...", flush=True)
-        started_s = time.monotonic()
-        with log.open("w", encoding="utf-8") as file:
-            file.write(" ".join(stage.command) + "\n")
-            file.flush()
-            subprocess.run(stage.command, stdout=file, stderr=subprocess.STDOUT, check=True)
-        done.write_text(f"{time.monotonic() - started_s:.0f} s\n", encoding="utf-8")
-        print(f"{stage.name}: {done.read_text(encoding='utf-8').strip()}", flush=True)
 
 
 def table(out: Path, sizes: Sizes) -> str:
@@ -208,7 +185,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     sizes = replace(SMALL if args.small else Sizes(), engine=args.engine)
-    run(args.out, sizes, args.seed)
+    try:
+        run(args.out, stages(args.out, sizes, args.seed))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     text = table(args.out, sizes)
     (args.out / "table.md").write_text(text, encoding="utf-8")
     print(text)

@@ -11,19 +11,16 @@ whose stages were done with other settings is refused. Read `stages`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from grpo.codec.codec import Codec, load_codec
+from grpo.codec.stages import Stage, run
 from grpo.codec.streams import read_stream
 from grpo.codec.texts import parse_codes
 from grpo.motion.features import local_positions
@@ -64,12 +61,6 @@ SMALL = Sizes(
     group_size=2,
 )
 """Whether all stages work, and nothing that could be learned."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    name: str
-    command: Sequence[str]
 
 
 def stages(out: Path, sizes: Sizes, seed: int) -> Iterator[Stage]:
@@ -130,53 +121,6 @@ def _evaluation(out: Path, sizes: Sizes, task: str, num_samples: int) -> list[st
         f"rollout.num_samples={num_samples}", f"rollout.temperature={float(num_samples > 1)}",
         *[f"models.{arm}={out / task / arm / 'final'}" for arm in ARMS],
     ]  # fmt: skip
-
-
-def run(out: Path, sizes: Sizes, seed: int) -> None:
-    """Run all stages that are not done; CalledProcessError for one that fails, whose log says why.
-
-    ValueError, before anything is run, for a stage that was done with other settings, or after stages with others.
-    """
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    todo = [*stages(out, sizes, seed)]
-    settings = [*accumulate(map(_settings, todo))]
-    files = [out / "logs" / stage.name.replace(" ", "_") for stage in todo]
-    for file, given in zip(files, settings, strict=True):
-        _check_done(file.with_suffix(".done"), given)
-    for stage, file, given in zip(todo, files, settings, strict=True):
-        done = file.with_suffix(".done")
-        if done.exists():
-            continue
-        print(f"{stage.name} ...", flush=True)
-        started_s = time.monotonic()
-        with file.with_suffix(".log").open("w", encoding="utf-8") as log:
-            log.write(" ".join(stage.command) + "\n")
-            log.flush()
-            subprocess.run(stage.command, stdout=log, stderr=subprocess.STDOUT, check=True)
-        seconds = round(time.monotonic() - started_s)
-        done.write_text(json.dumps({"seconds": seconds, "settings": given}) + "\n", encoding="utf-8")
-        print(f"{stage.name}: {seconds} s", flush=True)
-
-
-def _settings(stage: Stage) -> list[str]:
-    """A stage's arguments, those that are files of settings with what the files hold."""
-    return [
-        f"{word} {hashlib.sha256(Path(word).read_bytes()).hexdigest()}" if word.endswith(".yaml") else word
-        for word in stage.command[1:]
-    ]
-
-
-def _check_done(done: Path, settings: Sequence[str]) -> None:
-    """Raise ValueError if a stage is done with other settings; those of the stages before it are among them."""
-    if not done.exists():
-        return
-    known = json.loads(done.read_text(encoding="utf-8"))["settings"]
-    for own, given in zip_longest(known, settings, fillvalue="nothing"):
-        if own != given:
-            raise ValueError(
-                f"{done.parents[1]} was made with other settings: {done} is of {own!r}, and now it is {given!r}: "
-                "choose another folder"
-            )
 
 
 def table(out: Path, sizes: Sizes) -> str:
@@ -267,7 +211,7 @@ def main() -> None:
     args = parser.parse_args()
     sizes = replace(SMALL if args.small else Sizes(), engine=args.engine)
     try:
-        run(args.out, sizes, args.seed)
+        run(args.out, stages(args.out, sizes, args.seed))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     text = table(args.out, sizes)

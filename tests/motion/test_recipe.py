@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import pytest
 
 from grpo.codec.bins import fit_bins
 from grpo.codec.codec import Codec, save_codec
@@ -17,8 +11,7 @@ from grpo.codec.streams import read_stream
 from grpo.codec.texts import code_text
 from grpo.config.evaluate import load_evaluation
 from grpo.config.load import load_config
-from grpo.motion import recipe
-from grpo.motion.recipe import ARMS, INPUTS, SMALL, Sizes, Stage, run, stages, table
+from grpo.motion.recipe import ARMS, INPUTS, Sizes, stages, table
 from grpo.motion.synthetic import write_dataset
 
 SIZES = Sizes(num_train=1, num_heldout=2, group_size=2)
@@ -43,44 +36,6 @@ def test_every_training_and_evaluation_of_the_recipe_has_settings_that_load(tmp_
             assert evaluation.rollout.num_samples == num_samples
             assert evaluation.paths == {arm: f"{configs[arm].run_dir}/final" for arm in ARMS}
             assert evaluation.data.path == configs["grpo"].data.eval[0].path
-
-
-def test_a_stage_that_is_done_is_not_done_again_and_one_that_fails_is_named_by_its_log(
-    tmp_path: Path, monkeypatch
-):
-    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
-    given = [
-        Stage(name="good one", command=[sys.executable, "-c", count]),
-        Stage(name="bad", command=[sys.executable, "-c", "raise SystemExit('no luck')"]),
-    ]
-    monkeypatch.setattr(recipe, "stages", lambda *_: given)
-    for _ in range(2):
-        with pytest.raises(subprocess.CalledProcessError):
-            run(tmp_path / "out", SIZES, 0)
-    assert (tmp_path / "count").read_text() == "x"
-    assert (tmp_path / "out" / "logs" / "bad.log").read_text().endswith("no luck\n")
-
-
-def test_a_folder_of_other_settings_is_refused_before_anything_is_run(tmp_path: Path, monkeypatch):
-    ran: list[Sequence[str]] = []
-    monkeypatch.setattr(recipe.subprocess, "run", lambda command, **_: ran.append(command))
-    run(tmp_path, SMALL, 0)
-    stage_count = len(ran)
-    run(tmp_path, SMALL, 0)
-    assert len(ran) == stage_count > 10
-    for sizes, seed, problem in [
-        (Sizes(), 0, r"data.done is of '--num-train=16', and now it is '--num-train=1024'"),
-        (SMALL, 1, r"data.done is of '--seed=0', and now it is '--seed=1'"),
-        (replace(SMALL, codec_epochs=3), 0, r"codec_sensor.done is of 'num_epochs=2'"),
-        (replace(SMALL, group_size=4), 0, r"tracking_grpo.done is of 'rollout.group_size=2'"),
-    ]:
-        with pytest.raises(ValueError, match=problem):
-            run(tmp_path, sizes, seed)
-    # What comes after a stage of other settings is of other settings too.
-    (tmp_path / "logs" / "data.done").unlink()
-    with pytest.raises(ValueError, match=r"codec_sensor.done is of '--seed=0'"):
-        run(tmp_path, SMALL, 1)
-    assert len(ran) == stage_count
 
 
 def write_answers(folder: Path, model: str, *answers: tuple[str, int, str]) -> None:
