@@ -14,17 +14,18 @@ from grpo.codec.streams import Stream
 def held_out_errors(codec: Codec, streams: Sequence[Stream]) -> dict[str, float]:
     """The mean absolute error of each unit's channels, in that unit, and the share of the variance that is lost.
 
-    The share is each channel's squared error over its variance in these streams, and their mean over the channels that
-    are not constant; it can be compared between streams of any units.
+    The share is the squared error of a unit's channels over their variance in these streams, and the mean over the
+    units whose channels are not constant; it can be compared between streams of any units.
     """
     given_NC = np.concatenate([stream.values_TC for stream in streams]).astype(np.float64)
     made_NC = np.concatenate([rebuilt(codec, stream) for stream in streams])
     error_C = np.abs(made_NC - given_NC).mean(axis=0)
     units = np.array(codec.spec.units)
     errors = {f"held_out/error/{unit}": float(error_C[units == unit].mean()) for unit in dict.fromkeys(units)}
-    varies_C = varies(given_NC, codec.spec.units)
-    lost_C = np.square(made_NC - given_NC).mean(axis=0)[varies_C] / given_NC.var(axis=0)[varies_C]
-    return errors | ({"held_out/lost_frac": float(lost_C.mean())} if lost_C.size else {})
+    squared_C, variance_C = np.square(made_NC - given_NC).mean(axis=0), given_NC.var(axis=0)
+    varying = dict.fromkeys(units[varies(given_NC, codec.spec.units)])
+    lost = [squared_C[units == unit].sum() / variance_C[units == unit].sum() for unit in varying]
+    return errors | ({"held_out/lost_frac": float(np.mean(lost))} if lost else {})
 
 
 def rebuilt(codec: Codec, stream: Stream) -> np.ndarray:

@@ -29,7 +29,7 @@ class Shape:
     width: int
     """Channels between the convolutions."""
     depth: int
-    """Residual blocks at each rate: 1 to 3, with kernels that reach farther each time."""
+    """Residual blocks of encoder and decoder: 1 to 3, with kernels that reach farther each time."""
     code_dim: int
     """Numbers of a codebook's vectors."""
 
@@ -48,9 +48,8 @@ class Network(nn.Module):
         super().__init__()
         self.is_product = spec.kind == "product"
         latent_dim = shape.code_dim * (spec.levels if self.is_product else 1)
-        num_channels, halvings = len(spec.channels), _halvings(spec.downsampling)
-        self.encoder = _encoder(num_channels, latent_dim, halvings, shape)
-        self.decoder = _decoder(num_channels, latent_dim, halvings, shape)
+        self.encoder = _encoder(len(spec.channels), latent_dim, spec, shape)
+        self.decoder = _decoder(len(spec.channels), latent_dim, spec, shape)
         codebooks_QVD = torch.zeros(spec.levels, spec.codebook_size, shape.code_dim)
         self.codebooks_QVD: Tensor
         self.register_buffer("codebooks_QVD", codebooks_QVD)
@@ -94,15 +93,16 @@ class Vectors:
     network: Network
     shape: Shape
     mean_C: np.ndarray
-    """float64, as the deviation: each channel's over the streams that the codec was trained on, in its unit."""
-    std_C: np.ndarray
+    """Each channel's mean over the streams that the codec was trained on, in its unit; float64, as the scale."""
+    scale_C: np.ndarray
+    """What counts as 1 of each channel's unit."""
 
     @classmethod
     def load(cls, spec: CodecSpec, statistics: Mapping[str, Any], weights: bytes | None) -> Vectors:
-        mean_C, std_C = (np.array(statistics[name], dtype=np.float64) for name in ("mean", "std"))
+        mean_C, scale_C = (np.array(statistics[name], dtype=np.float64) for name in ("mean", "scale"))
         num_channels = len(spec.channels)
-        if mean_C.shape != (num_channels,) or std_C.shape != (num_channels,) or not (std_C > 0).all():
-            raise ValueError("its statistics are not a mean and a deviation of each channel")
+        if mean_C.shape != (num_channels,) or scale_C.shape != (num_channels,) or not (scale_C > 0).all():
+            raise ValueError("its statistics are not a mean and a scale of each channel")
         if weights is None:
             raise ValueError(f"a codec of kind {spec.kind} has weights")
         shape = Shape(**statistics["network"])
@@ -112,24 +112,24 @@ class Vectors:
             network.load_state_dict(load(weights), assign=True)
         except RuntimeError as error:
             raise ValueError(f"its weights are of another network: {error}".splitlines()[0]) from error
-        return cls(network=network.eval(), shape=shape, mean_C=mean_C, std_C=std_C)
+        return cls(network=network.eval(), shape=shape, mean_C=mean_C, scale_C=scale_C)
 
     @torch.no_grad()
     def encode(self, values_TC: np.ndarray) -> np.ndarray:
-        standard_TC = ((values_TC - self.mean_C) / self.std_C).astype(np.float32)
+        standard_TC = ((values_TC - self.mean_C) / self.scale_C).astype(np.float32)
         return self.network.nearest(self.network.latents(torch.from_numpy(standard_TC)[None])[0]).numpy()
 
     @torch.no_grad()
     def decode(self, codes_KQ: np.ndarray) -> np.ndarray:
         latents_KD = self.network.vectors(torch.from_numpy(codes_KQ.astype(np.int64)))
         standard_TC = self.network.values(latents_KD[None])[0].numpy()
-        return (standard_TC * self.std_C + self.mean_C).astype(np.float32)
+        return (standard_TC * self.scale_C + self.mean_C).astype(np.float32)
 
     def codebooks(self) -> list[np.ndarray]:
         return list(self.network.codebooks_QVD.numpy())
 
     def statistics(self) -> dict[str, Any]:
-        return {"mean": self.mean_C.tolist(), "std": self.std_C.tolist(), "network": vars(self.shape)}
+        return {"mean": self.mean_C.tolist(), "scale": self.scale_C.tolist(), "network": vars(self.shape)}
 
     def weights(self) -> bytes:
         return save(self.network.state_dict())
@@ -144,22 +144,15 @@ class _Residual(nn.Module):
         return hidden_BWT + self.narrow(nn.functional.silu(self.wide(nn.functional.silu(hidden_BWT))))
 
 
-def _encoder(num_channels: int, latent_dim: int, halvings: int, shape: Shape) -> nn.Sequential:
-    layers: list[nn.Module] = [_conv(num_channels, shape.width)]
-    for _ in range(halvings):
-        halving = nn.Conv1d(shape.width, shape.width, 4, stride=2, padding=1, padding_mode="replicate")
-        layers += [nn.SiLU(), halving, *_residuals(shape)]
-    return nn.Sequential(*layers, *_residuals(shape), nn.SiLU(), _conv(shape.width, latent_dim))
+def _encoder(num_channels: int, latent_dim: int, spec: CodecSpec, shape: Shape) -> nn.Sequential:
+    # All blocks are at the rate of codes, so that an update costs little: time steps are folded into channels at once.
+    step = nn.Conv1d(num_channels, shape.width, spec.downsampling, stride=spec.downsampling)
+    return nn.Sequential(step, *_residuals(shape), nn.Conv1d(shape.width, latent_dim, 1))
 
 
-def _decoder(num_channels: int, latent_dim: int, halvings: int, shape: Shape) -> nn.Sequential:
-    layers: list[nn.Module] = [_conv(latent_dim, shape.width), *_residuals(shape)]
-    for _ in range(halvings):
-        doubling = nn.Upsample(scale_factor=2, mode="nearest")
-        layers += [*_residuals(shape), doubling, _conv(shape.width, shape.width), nn.SiLU()]
-    return nn.Sequential(
-        *layers, _conv(shape.width, shape.width), nn.SiLU(), _conv(shape.width, num_channels)
-    )
+def _decoder(num_channels: int, latent_dim: int, spec: CodecSpec, shape: Shape) -> nn.Sequential:
+    steps = nn.ConvTranspose1d(shape.width, num_channels, spec.downsampling, stride=spec.downsampling)
+    return nn.Sequential(nn.Conv1d(latent_dim, shape.width, 1), *_residuals(shape), steps)
 
 
 def _residuals(shape: Shape) -> list[nn.Module]:
@@ -169,9 +162,3 @@ def _residuals(shape: Shape) -> list[nn.Module]:
 def _conv(num_in: int, num_out: int, dilation: int = 1) -> nn.Conv1d:
     # Replicated, as a stream's end is filled: zeros would be a jump to the mean at both ends.
     return nn.Conv1d(num_in, num_out, 3, padding=dilation, dilation=dilation, padding_mode="replicate")
-
-
-def _halvings(downsampling: int) -> int:
-    if downsampling & (downsampling - 1):
-        raise ValueError(f"the downsampling is a power of two, not {downsampling}")
-    return downsampling.bit_length() - 1

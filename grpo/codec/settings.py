@@ -38,13 +38,13 @@ class CodecConfig:
     codebook_size: Annotated[int, Ge(2)] = 512
     """Codes of each level, or bins."""
     downsampling: Annotated[int, Ge(1)] = 4
-    """Time steps of a code step, a power of two; bins have 1."""
+    """Time steps of a code step; bins have 1."""
     coverage: Annotated[float, Gt(0), Le(1)] = 0.98
     """For bins, the share of a channel's values between the first bin and the last."""
     code_dim: Annotated[int, Ge(1)] = 64
     width: Annotated[int, Ge(1)] = 128
     depth: Annotated[int, Ge(1), Le(3)] = 2
-    """Residual blocks of the encoder and the decoder at each rate."""
+    """Residual blocks of the encoder and of the decoder."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.9
     """The decay of the moving averages that codes follow."""
     dead_frac: Annotated[float, Ge(0), Lt(1)] = 0.1
@@ -55,7 +55,7 @@ class CodecConfig:
     """Windows of an update."""
     num_epochs: Annotated[int, Ge(1)] = 100
     """Passes over as many windows, drawn at random, as the streams are long."""
-    warmup_frac: Annotated[float, Ge(0), Lt(1)] = 0.15
+    warmup_frac: Annotated[float, Ge(0), Lt(1)] = 0.05
     """The share of epochs, the first ones, in which encoder and decoder are trained without codes."""
     lr: Annotated[float, Gt(0)] = 3e-3
     """The learning rate at its highest: it rises over the first twentieth, and falls as a cosine to 0."""
@@ -78,8 +78,6 @@ def contradictions(config: CodecConfig) -> Iterator[str]:
     """What is wrong with settings taken together."""
     if config.kind == "bins":
         return
-    if config.downsampling & (config.downsampling - 1):
-        yield f"downsampling is a power of two, not {config.downsampling}"
     if config.window_steps % config.downsampling:
         yield f"window_steps={config.window_steps} is no multiple of downsampling={config.downsampling}"
     if config.terms.positions > 0 and config.positions_fn is None:

@@ -94,7 +94,7 @@ def test_a_damaged_folder_is_refused_by_its_name(codec: Codec, tmp_path: Path) -
         refuses("weights.safetensors is not the file that codec.json was written with")
     weights_file.write_bytes(weights)
     for part, key, value in (
-        ("statistics", "std", [1.0, 0.0, 1.0]),
+        ("statistics", "scale", [1.0, 0.0, 1.0]),
         ("statistics", "mean", [1.0]),
         ("statistics", "network", {"width": 16, "depth": 2, "code_dim": 4}),
         ("statistics", "network", {"width": 0, "depth": 1, "code_dim": 4}),

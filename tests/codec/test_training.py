@@ -1,5 +1,6 @@
 """Vector-quantised codecs: what training learns, and that it is the same for a seed; losses and measures by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from grpo.codec.collection import parted, varies
 from grpo.codec.measures import code_use, held_out_errors
 from grpo.codec.settings import TermWeights
 from grpo.codec.streams import Stream
-from grpo.codec.training import Trainer, loss_terms, train_codec
+from grpo.codec.training import Trainer, loss_terms, statistics, train_codec
 from tests.codec.compare import BASELINE, run, summary
 from tests.support.waves import config, waves
 
@@ -56,7 +57,7 @@ def test_codes_are_those_of_the_library_that_learned_them(kind: str) -> None:
         made_BTC = trainer.network.values(quantised_BKD)
     codes_KQ = codec.encode(waves(6)[0])
     np.testing.assert_array_equal(codes_KQ, codes_GBKL.permute(1, 2, 0, 3).reshape(len(codes_KQ), -1))
-    made_TC = made_BTC[0].numpy() * trainer.std_C + trainer.mean_C
+    made_TC = made_BTC[0].numpy() * trainer.scale_C + trainer.mean_C
     np.testing.assert_allclose(codec.decode(codes_KQ), made_TC, rtol=1e-4, atol=1e-5)
 
 
@@ -79,13 +80,13 @@ def test_training_that_diverges_says_so() -> None:
 
 def test_the_losses_terms_are_those_worked_out_by_hand() -> None:
     given_BTC = torch.zeros(1, 3, 1)
-    made_BTC = torch.tensor([[[0.0], [0.4], [3.0]]])
+    made_BTC = torch.tensor([[[0.0], [0.05], [3.0]]])
     terms = loss_terms(made_BTC, given_BTC, lambda values_BTC: 10 * values_BTC[:, :2])
-    # Smooth L1: x^2 / 2 below 1, |x| - 1/2 above. Values 0, 0.08 and 2.5; differences 0.4 and 2.6: 0.08 and 2.1;
-    # positions 0 and 4: 0 and 3.5.
-    assert terms["values"].item() == pytest.approx((0 + 0.08 + 2.5) / 3)
-    assert terms["velocity"].item() == pytest.approx((0.08 + 2.1) / 2)
-    assert terms["positions"].item() == pytest.approx((0 + 3.5) / 2)
+    # Smooth L1: x^2 / 0.2 below 0.1, |x| - 0.05 above. Values 0, 0.0125 and 2.95; differences 0.05 and 2.95: 0.0125 and
+    # 2.9; positions 0 and 0.5: 0 and 0.45.
+    assert terms["values"].item() == pytest.approx((0 + 0.0125 + 2.95) / 3)
+    assert terms["velocity"].item() == pytest.approx((0.0125 + 2.9) / 2)
+    assert terms["positions"].item() == pytest.approx((0 + 0.45) / 2)
     assert set(loss_terms(made_BTC, given_BTC, lambda values_BTC: None)) == {"values", "velocity"}
 
 
@@ -130,6 +131,17 @@ def wave_with(stream: Stream, constant: float) -> Stream:
     )
 
 
+def test_channels_of_a_unit_have_its_scale() -> None:
+    values_TC = np.array([[0, 10, 5, 1], [2, 24, 5, 4]], dtype=np.float32)
+    stream = Stream(
+        values_TC=values_TC, rate_hz=1.0, start_s=0.0, channels=("x", "y", "on", "yaw"), units=("m", "m", "1", "deg"),
+    )  # fmt: skip
+    mean_C, scale_C = statistics([stream])
+    # Variances of 1 and 49 are 25 on average; "on" is constant; half of 3.
+    np.testing.assert_array_equal(mean_C, [1, 17, 5, 2.5])
+    np.testing.assert_array_equal(scale_C, [5, 5, 1, 1.5])
+
+
 def test_what_rounding_moves_is_constant() -> None:
     values_NC = np.zeros((100, 4))
     values_NC[:, 0] = 5.0
@@ -153,13 +165,16 @@ def test_the_use_of_codes_is_worked_out_by_hand() -> None:
 
 
 def test_errors_are_in_the_streams_units_and_as_a_share_of_the_variance() -> None:
-    values_TC = np.array([[0.0, 0.0], [1.0, 4.0]], dtype=np.float32)
-    stream = Stream(values_TC=values_TC, rate_hz=1.0, start_s=0.0, channels=("x", "yaw"), units=("m", "deg"))
+    values_TC = np.array([[0.0, 0.0, 0.0], [1.0, 7.0, 4.0]], dtype=np.float32)
+    stream = Stream(
+        values_TC=values_TC, rate_hz=1.0, start_s=0.0, channels=("x", "y", "yaw"), units=("m", "m", "deg")
+    )
     codec = Codec(*fit_bins("a", [stream], codebook_size=2, coverage=1.0))
-    # Two bins: 0 and 1 become 0.25 and 0.75, 0 and 4 become 1 and 3. Squared error over variance: 1/16 over 1/4,
-    # and 1 over 4.
-    assert held_out_errors(codec, [stream]) == pytest.approx(
-        {"held_out/error/m": 0.25, "held_out/error/deg": 1.0, "held_out/lost_frac": 0.25}
+    moved = replace(stream, values_TC=np.array([[0.0, 0.0, 0.0], [1.0, 7.0, 8.0]], dtype=np.float32))
+    # Bins give 1/4 and 3/4 of a channel's range: x and y become 0.25, 0.75 and 1.75, 5.25, and lose 1/16 + 49/16 of
+    # 1/4 + 49/4, which is a quarter; yaw becomes 1 and 3, and loses (1 + 25) / 2 of 16.
+    assert held_out_errors(codec, [moved]) == pytest.approx(
+        {"held_out/error/m": 1.0, "held_out/error/deg": 3.0, "held_out/lost_frac": (0.25 + 13 / 16) / 2}
     )
 
 
@@ -175,12 +190,13 @@ def test_streams_to_measure_on_are_not_trained_on() -> None:
 
 def test_the_comparison_of_kinds_runs_and_pairs_its_seeds() -> None:
     found = run("residual, 4 frames x 2", 0, num_streams=4, num_epochs=2, codebook_size=4)
-    assert found["tokens_per_s"] == 5 and 0 < found["mpjpe_mm"] < 1000
+    assert (found["tokens_per_s"], found["bits_per_s"]) == (5, 10) and 0 < found["mpjpe_mm"] < 1000
+    rate = {"tokens_per_s": 5.0, "bits_per_s": 10.0, "used_frac": 1.0}
     runs = [
-        {"arm": BASELINE, "seed": 0, "mpjpe_mm": 30.0, "tokens_per_s": 5.0},
-        {"arm": BASELINE, "seed": 1, "mpjpe_mm": 40.0, "tokens_per_s": 5.0},
-        {"arm": "product, 4 frames x 2", "seed": 1, "mpjpe_mm": 34.0, "tokens_per_s": 5.0},
-        {"arm": "product, 4 frames x 2", "seed": 0, "mpjpe_mm": 25.0, "tokens_per_s": 5.0},
+        {"arm": BASELINE, "seed": 0, "mpjpe_mm": 30.0} | rate,
+        {"arm": BASELINE, "seed": 1, "mpjpe_mm": 40.0} | rate,
+        {"arm": "product, 4 frames x 2", "seed": 1, "mpjpe_mm": 34.0} | rate,
+        {"arm": "product, 4 frames x 2", "seed": 0, "mpjpe_mm": 25.0} | rate,
     ]
     table = summary(runs)
     # Differences of -5 and -6: their deviation over the root of two seeds is 0.5, and t of 1 degree of freedom 12.7.
