@@ -17,20 +17,23 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.benchmarks.answers import HEADER
+from grpo.codec.codec import save_codec
+from grpo.commands.codec.grow import grow
 from grpo.commands.export.card import scores_of
 from grpo.commands.export.command import main
 from grpo.commands.export.interpolate import interpolate
 from grpo.commands.export.merge import merge
 from grpo.commands.export.results import read_results
-from grpo.policy.adapters import is_adapter
+from grpo.policy.adapters import adapters_off, is_adapter
 from grpo.policy.families import load_family
 from grpo.policy.model import Policy
 from grpo.policy.model_folder import weights_identity
 from grpo.policy.weights import flat, weight_buckets
+from grpo.rollout.sync_proof import code_prompts
 from grpo.rollout.transformers_engine import TransformersEngine
 from grpo.run.final_model import save_final
 from tests.rollout.test_rollout import SAMPLING, SEEDS, prompts, tokens
-from tests.support import tiny
+from tests.support import grown, tiny
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,27 @@ def test_models_of_another_shape_are_refused(tuned: Path, tmp_path: Path) -> Non
         interpolate(str(other), str(tuned), alpha=0.5, out=tmp_path / "mixed")
 
 
+def test_models_with_other_code_tokens_are_refused_although_their_shapes_are_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, high in {"one": 1.0, "other": 2.0}.items():
+        save_codec(grown.bins("action", levels=1, codes=5, high=high), tmp_path / name / "action")
+        grow(str(tiny.BASE_POLICY), tmp_path / f"by_{name}", [tmp_path / name / "action"])
+    one, other = str(tmp_path / "by_one"), str(tmp_path / "by_other")
+    assert load_family(one).config.text_config.vocab_size == tiny.family().config.text_config.vocab_size
+    for base, tuned, says in (
+        (str(tiny.BASE_POLICY), one, "has none, .*by_one has action "),
+        (one, str(tiny.BASE_POLICY), "has action .*, .*base_policy has none"),
+        (one, other, "by_one has action .*, .*by_other has action "),
+    ):
+        arguments = ["interpolate", base, tuned, "--alpha", "0.5", "--out", str(tmp_path / "mixed")]
+        assert main(arguments) == 1
+        assert re.search(f"the two models differ in their code tokens: .*{says}", capsys.readouterr().err)
+        assert not (tmp_path / "mixed").exists()
+    interpolate(one, one, alpha=0.5, out=tmp_path / "mixed")
+    assert load_family(str(tmp_path / "mixed")).vocabulary == load_family(one).vocabulary
+
+
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
     """A policy with adapters that do something, and their folder."""
@@ -125,6 +149,32 @@ def test_merged_weights_are_those_with_the_adapters_in_files_of_a_size(
     assert beside <= {file.name for file in out.iterdir()}
     # It has no adapters any more.
     assert not (out / "adapter").exists()
+
+
+def test_a_merged_grown_model_keeps_its_codes_and_codecs_and_gives_the_adapters_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tiny.of_family("qwen3_vl_untied_grown"):
+        policy = tiny.policy(lora=tiny.LORA)
+        tiny.stir({name: weight for name, weight in policy.named_parameters() if is_adapter(name)}, 3)
+        final, out = tmp_path / "final", tmp_path / "merged"
+        save_final(final, policy, dtype=torch.float32)
+        assert main(["merge", str(final / "adapter"), "--out", str(out), "--dtype", "float32"]) == 0
+        for file in ("codes.json", *(f"codecs/{name}/codec.json" for name in grown.SIZES)):
+            expected = (Path(policy.family.path) / file).read_bytes()
+            assert (final / file).read_bytes() == (out / file).read_bytes() == expected
+        questions = [tiny.prompt(tiny.sample(), tiny.clip(4)), tiny.prompt(tiny.sample(), None)]
+        asked = [*questions, *code_prompts(questions[1], grown.vocabulary())]
+
+    def answers(policy: Policy) -> list[Any]:
+        return tokens(TransformersEngine(policy).generate(asked, SAMPLING, range(len(asked))))
+
+    family = load_family(str(out))
+    assert family.vocabulary == policy.family.vocabulary
+    found = answers(Policy(family.load_model(torch.float32), family, temperature=1.0))
+    assert found == answers(policy)
+    with adapters_off(policy.model):
+        assert found != answers(policy)
 
 
 @pytest.mark.slow

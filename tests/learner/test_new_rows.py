@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from grpo.config.learner import LossConfig, OptimConfig, RobustConfig
 from grpo.policy.model import Policy
+from grpo.run.checkpoint import restore, save
 from tests.support import grown, tiny
 from tests.support.learners import counts_of, make_learner, packed
 
@@ -112,17 +113,25 @@ def test_new_rows_move_as_if_they_were_a_weight_of_their_own(tied: None) -> None
     torch.testing.assert_close(weight.detach()[rows()], own.detach(), rtol=1e-6, atol=1e-7)
 
 
-def test_what_goes_on_from_a_checkpoint_is_what_was_not_stopped(tied: None) -> None:
+@pytest.mark.parametrize(
+    ("family_name", "trained"),
+    [("qwen2_5_vl_grown", {"new_rows_only": True}), ("qwen3_vl_untied_grown", {"lora": tiny.LORA})],
+    ids=["new rows", "adapters"],
+)
+def test_what_goes_on_from_a_checkpoint_is_what_was_not_stopped(
+    family_name: str, trained: dict[str, Any], tmp_path: Path
+) -> None:
     optim = OPTIMIZERS["adamw"]
-    whole, first, second = (learner_of(tiny.policy(new_rows_only=True), optim) for _ in range(3))
-    for step in range(1, 5):
-        update(whole, step)
-    for step in range(1, 3):
-        update(first, step)
-    second.policy.load_state_dict(first.policy.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    for step in range(3, 5):
-        update(second, step)
+    with tiny.of_family(family_name):
+        whole, first, second = (learner_of(tiny.policy(**trained), optim) for _ in range(3))
+        for step in range(1, 5):
+            update(whole, step)
+        for step in range(1, 3):
+            update(first, step)
+        save(tmp_path, 2, first.accelerator, keep=1)
+        assert restore(tmp_path, second.accelerator) == 2
+        for step in range(3, 5):
+            update(second, step)
     expected = weights_of(whole.policy)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(second.policy).items())
 

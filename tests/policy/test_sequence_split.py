@@ -85,8 +85,8 @@ def test_clips_of_few_frames_go_to_each_process_in_its_turn() -> None:
 
 @pytest.mark.slow
 def test_two_processes_that_share_rows_make_the_gradient_of_one(tmp_path: Path) -> None:
-    """Deepstack, a tower that trains, key heads for one each. `tests.learner.splits` has all cases."""
-    case = "full of qwen3_vl"
+    """Deepstack, a tower that trains, key heads for one each, codes. `tests.learner.splits` has all cases."""
+    case = "full of qwen3_vl_untied_grown"
     off = differences(in_one_process(case), in_several("multi_gpu", case, 2, 2, tmp_path), case)
     assert off.keys() == LIMITS.keys()
     assert all(off[name] < LIMITS[name] for name in off), off

@@ -26,10 +26,14 @@ TEMPERATURE = 0.9
 SAMPLING = Sampling(group_size=8, max_new_tokens=30, temperature=TEMPERATURE)
 
 
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
+@pytest.fixture(
+    scope="module",
+    params=["transformers", "vllm", "vllm of qwen3_vl_untied"],
+)
 def engine_name(request: pytest.FixtureRequest) -> Iterator[str]:
-    with tiny.of_family("qwen2_5_vl_grown"):
-        yield request.param
+    name, _, family = request.param.partition(" of ")
+    with tiny.of_family(f"{family or 'qwen2_5_vl'}_grown"):
+        yield name
 
 
 @pytest.fixture(scope="module")

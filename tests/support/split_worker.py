@@ -29,7 +29,7 @@ from grpo.packing import PackedRow, Segment, build_row, by_completion, pack, seg
 from grpo.policy.model import Policy
 from grpo.policy.sequence_split import SequenceSplit
 from grpo.policy.vision_features import FeatureCache
-from tests.support import tiny
+from tests.support import grown, tiny
 from tests.support.launched import allow_fsdp_on_cpu
 from tests.support.learners import gradient_of, moved_policy
 from tests.support.sharded_worker import family_of
@@ -44,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "full of qwen2_vl": {},
     "full of qwen3_vl": {},
     "frozen tower of qwen3_vl": FROZEN,
+    "full of qwen3_vl_untied_grown": {},
+    "lora of qwen2_5_vl_grown": {"lora": tiny.LORA},
 }
 TOKENS_PER_ROW = 600
 OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.01, num_iterations=2)
@@ -69,9 +71,7 @@ def found_by(accelerator: Accelerator, case: str, size: int) -> dict[str, Any]:
         load_reference=lambda _: moved_policy(),
         split=split,
     )
-    groups = [
-        each for each in tiny.with_several_media() if case != "text alone" or not each.group.prompt.clips
-    ]
+    groups = [each for each in groups_of(policy) if case != "text alone" or not each.group.prompt.clips]
     # In each group one completion that is only watched.
     groups = [replace(each, advantages=(None, *each.advantages[1:])) for each in groups]
     own = groups[accelerator.process_index :: accelerator.num_processes]
@@ -97,6 +97,12 @@ def found_by(accelerator: Accelerator, case: str, size: int) -> dict[str, Any]:
         "watched": len(watched),
         "uploads": num_uploads,
     }
+
+
+def groups_of(policy: Policy) -> list[ScoredGroup]:
+    """Ragged groups, of a model with codes also some that have codes."""
+    coded = grown.coded_groups() if policy.family.vocabulary is not None else []
+    return [*tiny.with_several_media(), *coded]
 
 
 def rows_of(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from grpo.codec.vocabulary import Vocabulary
 from grpo.commands.export.checks import check_free, check_share, target_folders
 from grpo.policy.families import load_family
 from grpo.policy.model import Policy
@@ -31,15 +32,24 @@ def interpolate(
 ) -> None:
     """Write `alpha * tuned + (1 - alpha) * base`, computed in fp32, in the tuned model's precision.
 
-    ValueError if the two are not of one shape, or if there is something at `out`.
+    ValueError if the two are not of one shape or have other code tokens, or if there is something at `out`.
     """
     check_share(alpha)
     check_free(out)
     base, tuned = load_family(base_path), load_family(tuned_path)
+    # Rows of codes fit into the padding of many embeddings, whose shape then says nothing.
+    if base.vocabulary != tuned.vocabulary:
+        theirs = f"{base_path} has {_codes(base.vocabulary)}, {tuned_path} has {_codes(tuned.vocabulary)}"
+        raise ValueError(f"the two models differ in their code tokens: {theirs}")
     dtype = tuned.config.dtype or torch.float32
     model = tuned.load_model(dtype)
     mix_into(model, base.load_model(base.config.dtype or torch.float32), alpha=alpha)
     save_final(out, Policy(model, tuned, temperature=1.0), dtype=dtype, max_shard_size=max_shard_size)
+
+
+def _codes(vocabulary: Vocabulary | None) -> str:
+    """Return the codecs of a vocabulary, each with the start of its digest."""
+    return ", ".join(f"{c.name} {c.digest[:8]}" for c in vocabulary.codecs) if vocabulary else "none"
 
 
 @torch.no_grad()
