@@ -1,5 +1,5 @@
 # `make demo` and `make test` install what they need into .venv on first use.
-.PHONY: install demo test test-quick mutants lint audit bench
+.PHONY: install demo egolm_synthetic test test-quick mutants lint audit bench
 
 bin := .venv/bin
 # Tests in so many processes, each of up to 3 GB; 0 for one after another, as a debugger wants them.
@@ -10,7 +10,7 @@ parallel = --numprocesses $(WORKERS) --dist worksteal
 # slower than with one, because every small parallel region waits for a preempted thread.
 export OMP_NUM_THREADS ?= 1
 # Nothing is fetched at run time, so a wrong model path fails at once.
-demo test test-quick mutants bench: export HF_HUB_OFFLINE = 1
+demo egolm_synthetic test test-quick mutants bench: export HF_HUB_OFFLINE = 1
 # Its check for a newer version asks the network.
 lint test: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
@@ -19,6 +19,9 @@ install:
 
 demo: install
 	$(bin)/accelerate launch --config_file launch/accelerate/single.yaml grpo/train.py configs/demo.yaml
+
+egolm_synthetic: install
+	$(bin)/python -m grpo.motion.recipe
 
 lint: install
 	$(bin)/ruff check .

@@ -2,7 +2,7 @@
 
 EgoLM's stages (arXiv 2409.18127) on the synthetic walker, and GRPO behind them: data, codecs of sensors and motion, the
 demo's policy grown by their codes, supervised tracking, then GRPO on `mpjpe`; beside it the supervised stage again for
-as many more samples. All of it with the clip and without. OUT/table.md has the held-out errors in millimetres.
+as many more samples; and supervised tracking without the clip. OUT/table.md has the held-out errors in millimetres.
 
 Each stage is a command of its own, whose output is in OUT/logs; a stage that is done is not done again, and a folder
 whose stages were done with other settings is refused. Read `stages`.
@@ -31,8 +31,10 @@ BASE = "grpo/demo/base_policy"
 CONFIG, SUPERVISED = "configs/egolm_synthetic.yaml", "configs/supervised/egolm_synthetic.yaml"
 INPUTS = {"with video": "tracking", "without": "tracking_blind"}
 """What the policy is given, by the task whose records give it."""
-ARMS = ("supervised", "more", "grpo")
-"""The supervised stage alone, with as many more samples as GRPO gets, and with GRPO behind it."""
+ARMS = {"with video": ("supervised", "more", "grpo"), "without": ("supervised",)}
+"""The supervised stage alone; with as many more samples as GRPO gets; and with GRPO behind it."""
+POSITIONS_HZ = 5
+"""Two positions for 0.4 seconds: a code step of two tokens, and a patch of two frames at 5 Hz."""
 NUM_BOOTSTRAPS = 2000
 
 
@@ -42,9 +44,10 @@ class Sizes:
 
     num_train: int = 1024
     num_heldout: int = 128
-    codec_epochs: int = 30
+    codebook_size: int = 128
+    codec_epochs: int = 24
     supervised_steps: int = 400
-    more_steps: int = 60
+    more_steps: int = 32
     """Steps of GRPO, and of the supervised stage that goes on in its place, with as many prompts each."""
     prompts_per_step: int = 16
     group_size: int = 8
@@ -54,6 +57,7 @@ class Sizes:
 SMALL = Sizes(
     num_train=16,
     num_heldout=4,
+    codebook_size=16,
     codec_epochs=2,
     supervised_steps=2,
     more_steps=1,
@@ -76,6 +80,7 @@ def stages(out: Path, sizes: Sizes, seed: int) -> Iterator[Stage]:
         overrides = [
             f"streams=[{data}/streams/train-*.{name}.npz]",
             f"out={out}/codecs/{name}",
+            f"codebook_size={sizes.codebook_size}",
             f"num_epochs={sizes.codec_epochs}",
             f"seed={seed}",
         ]
@@ -84,15 +89,24 @@ def stages(out: Path, sizes: Sizes, seed: int) -> Iterator[Stage]:
             command=[*command, "codec", "train", f"configs/codecs/{name}.yaml", *overrides],
         )
     folders = [f"{out}/codecs/{name}" for name in ("sensor", "motion")]
-    yield Stage(name="grow", command=[*command, "codec", "grow", BASE, f"{out}/base", *folders])
-    for task in INPUTS.values():
-        for arm in ARMS:
+    yield Stage(
+        name="pace",
+        command=[sys.executable, "-m", "grpo.motion.pace", BASE, f"{out}/policy", f"{POSITIONS_HZ}"],
+    )
+    yield Stage(name="grow", command=[*command, "codec", "grow", f"{out}/policy", f"{out}/base", *folders])
+    for given, task in INPUTS.items():
+        for arm in ARMS[given]:
             yield Stage(
                 name=f"{task} {arm}", command=[*command, "train", *_training(out, sizes, seed, task, arm)]
             )
-        for num_samples in (1, sizes.group_size):
-            overrides = _evaluation(out, sizes, task, num_samples)
+        for num_samples in _answers_each(given, sizes):
+            overrides = _evaluation(out, sizes, given, num_samples)
             yield Stage(name=f"{task} evaluate {num_samples}", command=[*command, "evaluate", *overrides])
+
+
+def _answers_each(given: str, sizes: Sizes) -> tuple[int, ...]:
+    """How many answers each evaluation takes to a question: a greedy one, and where GRPO is, a group's number."""
+    return (1, sizes.group_size) if "grpo" in ARMS[given] else (1,)
 
 
 def _training(out: Path, sizes: Sizes, seed: int, task: str, arm: str) -> list[str]:
@@ -100,56 +114,91 @@ def _training(out: Path, sizes: Sizes, seed: int, task: str, arm: str) -> list[s
     start = out / "base" if arm == "supervised" else out / task / "supervised" / "final"
     steps = sizes.supervised_steps if arm == "supervised" else sizes.more_steps
     configs = [CONFIG] if arm == "grpo" else [CONFIG, SUPERVISED]
+    # What is trained already goes on with a learning rate near the one that it ended with.
+    configs += ["optim.lr=3.0e-4", "optim.warmup_steps=3"] if arm == "more" else []
     engine = (
         [f"rollout.engine={sizes.engine}", f"rollout.group_size={sizes.group_size}"] if arm == "grpo" else []
     )
     return [
         "--config_file", "launch/accelerate/single.yaml", *configs, *engine,
         f"seed={seed}", f"run_dir={out / task / arm}", f"model.path={start}", f"num_steps={steps}",
-        f"optim.prompts_per_step={sizes.prompts_per_step * (2 if arm == 'supervised' else 1)}",
+        f"optim.prompts_per_step={sizes.prompts_per_step}",
         f"data.train=[{{reader: jsonl, path: {out}/data/train.{task}.jsonl}}]",
         f"data.eval=[{{reader: jsonl, path: {out}/data/heldout.{task}.jsonl}}]",
         *[f"rewards.{name}.args.codec={out}/base/codecs/motion" for name in ("mpjpe", "lower", "token_validity")],
     ]  # fmt: skip
 
 
-def _evaluation(out: Path, sizes: Sizes, task: str, num_samples: int) -> list[str]:
+def _evaluation(out: Path, sizes: Sizes, given: str, num_samples: int) -> list[str]:
     """The arguments of an evaluation of all arms: a greedy answer, or several sampled ones."""
+    task = INPUTS[given]
     return [
         "configs/eval/egolm_synthetic.yaml", f"out_dir={out / task / f'answers_{num_samples}'}",
-        f"data.path={out}/data/heldout.{task}.jsonl", f"rollout.engine={sizes.engine}",
+        f"data.path={out}/data/heldout.{task}.jsonl", "rollout.engine=transformers",
         f"rollout.num_samples={num_samples}", f"rollout.temperature={float(num_samples > 1)}",
-        *[f"models.{arm}={out / task / arm / 'final'}" for arm in ARMS],
+        *[f"models.{arm}={out / task / arm / 'final'}" for arm in ARMS[given]],
     ]  # fmt: skip
 
 
-def table(out: Path, sizes: Sizes) -> str:
-    """The held-out errors of all arms as Markdown, with intervals over clips."""
-    codec, lines = load_codec(out / "base" / "codecs" / "motion"), []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """The held-out errors of an arm's answers, one of each clip."""
+
+    given: str
+    arm: str
+    answer: str
+    """greedy, or best of so many: the sampled answer with the lowest error of the whole body, which truth tells."""
+    full_mm: np.ndarray
+    legs_mm: np.ndarray
+    """NaN in both for a clip without any answer that is motion of its length."""
+    no_motion_frac: float
+    """The share of answers that are none."""
+
+    @property
+    def means_mm(self) -> tuple[float, float]:
+        """The mean errors of the whole body and of the legs."""
+        return float(np.nanmean(self.full_mm)), float(np.nanmean(self.legs_mm))
+
+
+def measured(out: Path, sizes: Sizes) -> Iterator[Measured]:
+    """The errors of all arms in all ways of answering."""
+    codec = load_codec(out / "base" / "codecs" / "motion")
     for given, task in INPUTS.items():
         records = _records(out / "data" / f"heldout.{task}.jsonl")
-        for arm in ARMS:
-            for num_samples in (1, sizes.group_size):
+        for arm in ARMS[given]:
+            for num_samples in _answers_each(given, sizes):
                 answers = _answers(out / task / f"answers_{num_samples}" / "answers", arm)
-                full, lower = (
+                full, legs = (
                     np.array(
                         [
-                            _errors(records[id], texts, codec, out / "data", joints)
-                            for id, texts in answers.items()
+                            _errors(records[id], answers[id], codec, out / "data", joints)
+                            for id in sorted(answers)
                         ]
                     )
                     for joints in (range(23), LOWER)
                 )
-                # The best of a clip's answers by its whole body, whose legs are then those of that answer.
+                # The legs of the best answer are those of the one that is best by its whole body.
                 best = np.nanargmin(np.nan_to_num(full, nan=np.inf), axis=1)[:, None]
-                what = "greedy" if num_samples == 1 else f"best of {num_samples}"
-                cells = [_interval(np.take_along_axis(each, best, axis=1)[:, 0]) for each in (full, lower)]
-                lines.append(
-                    f"| {given} | {arm} | {what} | {' | '.join(cells)} | {np.isnan(full).mean():.1%} |"
+                full_mm, legs_mm = (np.take_along_axis(each, best, axis=1)[:, 0] for each in (full, legs))
+                yield Measured(
+                    given=given,
+                    arm=arm,
+                    answer="greedy" if num_samples == 1 else f"best of {num_samples}",
+                    full_mm=full_mm,
+                    legs_mm=legs_mm,
+                    no_motion_frac=float(np.isnan(full).mean()),
                 )
-    codes = _reconstruction(codec, records, out / "data")
+
+
+def table(out: Path, sizes: Sizes) -> str:
+    """The held-out errors of all arms as Markdown, with intervals over clips."""
+    lines = [
+        f"| {each.given} | {each.arm} | {each.answer} | {_interval(each.full_mm)} | {_interval(each.legs_mm)} | "
+        f"{each.no_motion_frac:.1%} |"
+        for each in measured(out, sizes)
+    ]
     head = "| input | policy | answer | full body, mm | legs, mm | no motion |\n| --- | --- | --- | --- | --- | --- |"
-    return f"{head}\n" + "\n".join(lines) + f"\n\nThe codec alone: {codes:.1f} mm.\n"
+    return f"{head}\n" + "\n".join(lines) + f"\n\nThe codec alone: {codec_error_mm(out):.1f} mm.\n"
 
 
 def _records(path: Path) -> dict[str, Mapping[str, str]]:
@@ -184,8 +233,10 @@ def _error(text: str, truth_TC: np.ndarray, codec: Codec, joints: Sequence[int])
     return mpjpe_mm(local_positions(made_TC[: len(truth_TC)]), local_positions(truth_TC), joints)
 
 
-def _reconstruction(codec: Codec, records: Mapping[str, Mapping[str, str]], data: Path) -> float:
-    """The mean error of what the codec makes of the recordings themselves."""
+def codec_error_mm(out: Path) -> float:
+    """The mean error of what the codec makes of the held-out recordings themselves."""
+    codec, data = load_codec(out / "base" / "codecs" / "motion"), out / "data"
+    records = _records(data / f"heldout.{INPUTS['without']}.jsonl")
     truths = [read_stream(data / streams["motion"]).values_TC for streams in records.values()]
     made = [codec.decode(codec.encode(each))[: len(each)] for each in truths]
     pairs = zip(made, truths, strict=True)
