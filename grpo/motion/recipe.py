@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,7 +147,7 @@ class Measured:
     given: str
     arm: str
     answer: str
-    """greedy, or best of so many: the sampled answer with the lowest error of the whole body, which truth tells."""
+    """greedy; mean of so many sampled ones; or best of them, by the whole body's error."""
     full_mm: np.ndarray
     legs_mm: np.ndarray
     """NaN in both for a clip without any answer that is motion of its length."""
@@ -162,32 +162,25 @@ class Measured:
 
 def measured(out: Path, sizes: Sizes) -> Iterator[Measured]:
     """The errors of all arms in all ways of answering."""
-    codec = load_codec(out / "base" / "codecs" / "motion")
-    for given, task in INPUTS.items():
-        records = _records(out / "data" / f"heldout.{task}.jsonl")
+    for given in INPUTS:
         for arm in ARMS[given]:
             for num_samples in _answers_each(given, sizes):
-                answers = _answers(out / task / f"answers_{num_samples}" / "answers", arm)
-                full, legs = (
-                    np.array(
-                        [
-                            _errors(records[id], answers[id], codec, out / "data", joints)
-                            for id in sorted(answers)
-                        ]
-                    )
-                    for joints in (range(23), LOWER)
-                )
+                full, legs = _errors(out, given, arm, num_samples)
                 # The legs of the best answer are those of the one that is best by its whole body.
                 best = np.nanargmin(np.nan_to_num(full, nan=np.inf), axis=1)[:, None]
-                full_mm, legs_mm = (np.take_along_axis(each, best, axis=1)[:, 0] for each in (full, legs))
-                yield Measured(
-                    given=given,
-                    arm=arm,
-                    answer="greedy" if num_samples == 1 else f"best of {num_samples}",
-                    full_mm=full_mm,
-                    legs_mm=legs_mm,
-                    no_motion_frac=float(np.isnan(full).mean()),
-                )
+                chosen = {"greedy": [np.take_along_axis(each, best, axis=1)[:, 0] for each in (full, legs)]}
+                if num_samples > 1:
+                    means = [np.nanmean(each, axis=1) for each in (full, legs)]
+                    chosen = {f"mean of {num_samples}": means, f"best of {num_samples}": chosen["greedy"]}
+                for answer, (full_mm, legs_mm) in chosen.items():
+                    yield Measured(
+                        given=given,
+                        arm=arm,
+                        answer=answer,
+                        full_mm=full_mm,
+                        legs_mm=legs_mm,
+                        no_motion_frac=float(np.isnan(full).mean()),
+                    )
 
 
 def table(out: Path, sizes: Sizes) -> str:
@@ -215,22 +208,31 @@ def _answers(folder: Path, model: str) -> dict[str, list[str]]:
     return found
 
 
-def _errors(
-    streams: Mapping[str, str], texts: Sequence[str], codec: Codec, data: Path, joints: Sequence[int]
-) -> list[float]:
-    """The error of each answer in millimetres; NaN for one that is no motion of the recording's length."""
-    truth = read_stream(data / streams["motion"])
-    return [_error(text, truth.values_TC, codec, joints) for text in texts]
+def _errors(out: Path, given: str, arm: str, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The errors of clips' answers (N, G) in millimetres, of the whole body and of the legs.
+
+    NaN for an answer that is no motion of the recording's length.
+    """
+    codec, data, task = load_codec(out / "base" / "codecs" / "motion"), out / "data", INPUTS[given]
+    records = _records(data / f"heldout.{task}.jsonl")
+    answers = _answers(out / task / f"answers_{num_samples}" / "answers", arm)
+    found = [
+        [_error(text, read_stream(data / records[id]["motion"]).values_TC, codec) for text in answers[id]]
+        for id in sorted(answers)
+    ]
+    full_NG, legs_NG = np.moveaxis(np.array(found), -1, 0)
+    return full_NG, legs_NG
 
 
-def _error(text: str, truth_TC: np.ndarray, codec: Codec, joints: Sequence[int]) -> float:
+def _error(text: str, truth_TC: np.ndarray, codec: Codec) -> tuple[float, float]:
     try:
         made_TC = codec.decode(parse_codes(codec.spec, text))
     except ValueError:
-        return float("nan")
+        return float("nan"), float("nan")
     if not 0 <= len(made_TC) - len(truth_TC) < codec.spec.downsampling:
-        return float("nan")
-    return mpjpe_mm(local_positions(made_TC[: len(truth_TC)]), local_positions(truth_TC), joints)
+        return float("nan"), float("nan")
+    bodies = local_positions(made_TC[: len(truth_TC)]), local_positions(truth_TC)
+    return mpjpe_mm(*bodies, range(23)), mpjpe_mm(*bodies, LOWER)
 
 
 def codec_error_mm(out: Path) -> float:

@@ -19,12 +19,13 @@ Means = Mapping[Key, tuple[float, float]]
 """A seed's mean errors over clips, of the whole body and of the legs."""
 
 CLIP, BLIND = "with video", "without"
-GREEDY, BEST = "greedy", f"best of {Sizes().group_size}"
+GREEDY, MEAN, BEST = "greedy", *(f"{what} of {Sizes().group_size}" for what in ("mean", "best"))
 DIFFERENCES: Mapping[str, tuple[Key, Key]] = {
     "video: supervised with - without": ((CLIP, "supervised", GREEDY), (BLIND, "supervised", GREEDY)),
     "more supervised - supervised": ((CLIP, "more", GREEDY), (CLIP, "supervised", GREEDY)),
     "GRPO - supervised": ((CLIP, "grpo", GREEDY), (CLIP, "supervised", GREEDY)),
     "GRPO - more supervised": ((CLIP, "grpo", GREEDY), (CLIP, "more", GREEDY)),
+    "GRPO - more supervised, sampled": ((CLIP, "grpo", MEAN), (CLIP, "more", MEAN)),
     f"supervised: {BEST} - greedy": ((CLIP, "supervised", BEST), (CLIP, "supervised", GREEDY)),
     f"GRPO: {BEST} - greedy": ((CLIP, "grpo", BEST), (CLIP, "grpo", GREEDY)),
 }

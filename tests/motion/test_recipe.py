@@ -72,9 +72,10 @@ def test_the_table_has_greedy_errors_and_the_best_of_several(tmp_path: Path):
             write_answers(tmp_path / task / "answers_2", arm, *sampled)
     text = table(tmp_path, SIZES)
     lines = [line for line in text.splitlines() if line.startswith("| with")]
-    assert len(lines) == 2 * len(ARMS["with video"]) + len(ARMS["without"])
-    greedy, best = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:2])
+    assert len(lines) == 3 * len(ARMS["with video"]) + len(ARMS["without"])
+    greedy, mean, best = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:3])
     assert greedy[:3] == ["with video", "supervised", "greedy"] and greedy[5] == "50.0%"
+    assert mean[2:5] == ["mean of 2", best[3], best[4]]
     assert best[:3] == ["with video", "supervised", "best of 2"] and best[5] == "50.0%"
     # Bins of a 4096th of what the two clips span are right to a fraction of a millimetre.
     assert float(greedy[3].split()[0]) < 1 and float(best[4].split()[0]) < 1
