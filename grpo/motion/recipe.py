@@ -46,10 +46,13 @@ class Sizes:
     num_heldout: int = 128
     codebook_size: int = 128
     codec_epochs: int = 24
-    supervised_steps: int = 400
+    supervised_steps: int = 260
+    supervised_prompts: int = 24
+    """Prompts of each of these steps."""
     more_steps: int = 32
-    """Steps of GRPO, and of the supervised stage that goes on in its place, with as many prompts each."""
+    """Steps of GRPO, and of the supervised stage that goes on in its place."""
     prompts_per_step: int = 16
+    """Prompts of each of these, in both."""
     group_size: int = 8
     engine: str = "vllm"
 
@@ -60,6 +63,7 @@ SMALL = Sizes(
     codebook_size=16,
     codec_epochs=2,
     supervised_steps=2,
+    supervised_prompts=4,
     more_steps=1,
     prompts_per_step=4,
     group_size=2,
@@ -111,8 +115,10 @@ def _answers_each(given: str, sizes: Sizes) -> tuple[int, ...]:
 
 def _training(out: Path, sizes: Sizes, seed: int, task: str, arm: str) -> list[str]:
     """The arguments of a training, which starts where the one before it ended."""
-    start = out / "base" if arm == "supervised" else out / task / "supervised" / "final"
-    steps = sizes.supervised_steps if arm == "supervised" else sizes.more_steps
+    is_first = arm == "supervised"
+    steps = sizes.supervised_steps if is_first else sizes.more_steps
+    start = out / "base" if is_first else out / task / "supervised" / "final"
+    prompts = sizes.supervised_prompts if is_first else sizes.prompts_per_step
     configs = [CONFIG] if arm == "grpo" else [CONFIG, SUPERVISED]
     # What is trained already goes on with a learning rate near the one that it ended with.
     configs += ["optim.lr=3.0e-4", "optim.warmup_steps=3"] if arm == "more" else []
@@ -122,7 +128,7 @@ def _training(out: Path, sizes: Sizes, seed: int, task: str, arm: str) -> list[s
     return [
         "--config_file", "launch/accelerate/single.yaml", *configs, *engine,
         f"seed={seed}", f"run_dir={out / task / arm}", f"model.path={start}", f"num_steps={steps}",
-        f"optim.prompts_per_step={sizes.prompts_per_step}",
+        f"optim.prompts_per_step={prompts}",
         f"data.train=[{{reader: jsonl, path: {out}/data/train.{task}.jsonl}}]",
         f"data.eval=[{{reader: jsonl, path: {out}/data/heldout.{task}.jsonl}}]",
         *[f"rewards.{name}.args.codec={out}/base/codecs/motion" for name in ("mpjpe", "lower", "token_validity")],
