@@ -45,7 +45,7 @@ class Sizes:
     num_train: int = 1024
     num_heldout: int = 128
     codebook_size: int = 128
-    codec_epochs: int = 24
+    codec_epochs: int = 30
     supervised_steps: int = 260
     supervised_prompts: int = 24
     """Prompts of each of these steps."""
