@@ -6,8 +6,13 @@ import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
+
+_PARSING = Lock()
+"""numpy parses an array's header as Python, of which two threads at once end in a SystemError now and then before
+Python 3.12: https://github.com/python/cpython/issues/106905."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,7 +55,7 @@ def write_stream(path: Path, stream: Stream) -> None:
 def read_stream(path: Path) -> Stream:
     """The stream of an `.npz` file; ValueError with the file's name if it is none, or holds what a stream refuses."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with _PARSING, np.load(path, allow_pickle=False) as arrays:
             return Stream(
                 values_TC=arrays["values"],
                 rate_hz=float(arrays["rate_hz"]),

@@ -1,6 +1,10 @@
 """Streams: written and read back, and refused by name where no codec could work on them."""
 
+import ast
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -22,6 +26,22 @@ def test_a_stream_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.values_TC, VALUES_TC)
     assert (read.rate_hz, read.start_s, read.channels, read.units) == (20.0, 1.5, ("x", "yaw"), ("m", "deg"))
     assert read.values_TC.dtype == np.float32 and read.duration_s == pytest.approx(3 / 20)
+
+
+def test_threads_parse_headers_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stream(tmp_path / "walk.npz", stream(VALUES_TC))
+    parse, alone, met = ast.literal_eval, Lock(), []
+
+    def slow_parse(header: str) -> object:
+        met.append(not alone.acquire(blocking=False))
+        time.sleep(0.001)
+        alone.release()
+        return parse(header)
+
+    monkeypatch.setattr(ast, "literal_eval", slow_parse)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_stream, [tmp_path / "walk.npz"] * 8))
+    assert met and not any(met)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
