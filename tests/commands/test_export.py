@@ -163,6 +163,10 @@ def test_a_merged_grown_model_keeps_its_codes_and_codecs_and_gives_the_adapters_
         for file in ("codes.json", *(f"codecs/{name}/codec.json" for name in grown.SIZES)):
             expected = (Path(policy.family.path) / file).read_bytes()
             assert (final / file).read_bytes() == (out / file).read_bytes() == expected
+        with tiny.of_family("qwen3_vl_untied"):
+            base = ["--base", tiny.family().path, "--out", str(tmp_path / "ungrown")]
+        assert main(["merge", str(final / "adapter"), *base]) == 1
+        assert "has other code tokens than the model that the adapters are of" in capsys.readouterr().err
         questions = [tiny.prompt(tiny.sample(), tiny.clip(4)), tiny.prompt(tiny.sample(), None)]
         asked = [*questions, *code_prompts(questions[1], grown.vocabulary())]
 

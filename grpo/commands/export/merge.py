@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from grpo.codec.vocabulary import CODES_FILE, read_vocabulary
 from grpo.commands.export.checks import WEIGHTS, check_free, named_base
 from grpo.groups import Group
 from grpo.policy.adapters import NAME, adapters_off
@@ -48,6 +49,11 @@ def merge(
     check_free(out)
     base_path = base_path or named_base(adapter)
     family = load_family(base_path)
+    # A run leaves its adapters inside the model that they were trained into, with the codes that it had.
+    if (adapter.parent / CODES_FILE).is_file() and read_vocabulary(adapter.parent) != family.vocabulary:
+        raise ValueError(
+            f"{adapter}: {base_path} has other code tokens than the model that the adapters are of"
+        )
     adapted = load_adapted(family, adapter)
     group = _answers(adapted)
     logps_T = logps_of(adapted, group, torch.float32)
