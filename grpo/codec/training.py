@@ -93,9 +93,12 @@ class Trainer:
         self.draw = np.random.default_rng(config.seed)
         # Codebooks have no gradient: they are moving averages.
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr, weight_decay=0.0)
-        num_updates = config.num_epochs * math.ceil(self._num_windows() / config.batch_size)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _lr_share(step, num_updates)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=config.lr,
+            total_steps=config.num_epochs * math.ceil(self._num_windows() / config.batch_size),
+            pct_start=WARMUP_FRAC,
+            cycle_momentum=False,
         )
 
     @torch.no_grad()
@@ -140,9 +143,9 @@ class Trainer:
             # Groups of product quantisation and levels of residual one are the codec's levels alike.
             codes_NQ = codes_GBKL.permute(1, 2, 0, 3).reshape(-1, self.spec.levels).cpu().numpy()
             commitment = commitments.sum()
-        terms = loss_terms(self.network.values(latents_BKD), given_BTC, self._positions) | {
-            "commitment": commitment
-        }
+        positions = None if self.positions is None else self._positions
+        terms = loss_terms(self.network.values(latents_BKD), given_BTC, positions)
+        terms["commitment"] = commitment
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad()
         loss.backward()
@@ -150,9 +153,8 @@ class Trainer:
         self.schedule.step()
         return {"loss": loss.detach()} | terms, codes_NQ
 
-    def _positions(self, standard_BTC: Tensor) -> Tensor | None:
-        if self.positions is None:
-            return None
+    def _positions(self, standard_BTC: Tensor) -> Tensor:
+        assert self.positions is not None
         mean_C, scale_C = (torch.from_numpy(each).to(standard_BTC) for each in (self.mean_C, self.scale_C))
         return self.positions(standard_BTC * scale_C + mean_C)
 
@@ -171,21 +173,15 @@ class Trainer:
         return torch.stack([windows[index] for index in order])
 
 
-def loss_terms(
-    made_BTC: Tensor, given_BTC: Tensor, positions: Callable[[Tensor], Tensor | None]
-) -> dict[str, Tensor]:
-    """The terms of reconstruction, of standardised values: smooth L1 with `BETA`.
-
-    positions: makes positions in their unit of values, or None.
-    """
-    terms = {
-        "values": smooth_l1_loss(made_BTC, given_BTC, beta=BETA),
-        "velocity": smooth_l1_loss(made_BTC.diff(dim=1), given_BTC.diff(dim=1), beta=BETA),
+def loss_terms(made_BTC: Tensor, given_BTC: Tensor, positions: Positions | None) -> dict[str, Tensor]:
+    """The terms of reconstruction, smooth L1 with `BETA`, of standardised values and of the positions made of them."""
+    pairs = {
+        "values": (made_BTC, given_BTC),
+        "velocity": (made_BTC.diff(dim=1), given_BTC.diff(dim=1)),
     }
-    made, given = positions(made_BTC), positions(given_BTC)
-    if made is not None and given is not None:
-        terms["positions"] = smooth_l1_loss(made, given, beta=BETA)
-    return terms
+    if positions is not None:
+        pairs["positions"] = positions(made_BTC), positions(given_BTC)
+    return {name: smooth_l1_loss(made, given, beta=BETA) for name, (made, given) in pairs.items()}
 
 
 def _quantiser(config: CodecConfig, spec: CodecSpec) -> Any:
@@ -221,13 +217,6 @@ def statistics(streams: Sequence[Stream]) -> tuple[np.ndarray, np.ndarray]:
 
 def _standardised(stream: Stream, mean_C: np.ndarray, scale_C: np.ndarray) -> Tensor:
     return torch.from_numpy(((stream.values_TC - mean_C) / scale_C).astype(np.float32))
-
-
-def _lr_share(step: int, num_updates: int) -> float:
-    warmup = max(1, round(WARMUP_FRAC * num_updates))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_updates - warmup)))
 
 
 def _device(name: str) -> torch.device:

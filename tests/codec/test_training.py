@@ -87,7 +87,7 @@ def test_the_losses_terms_are_those_worked_out_by_hand() -> None:
     assert terms["values"].item() == pytest.approx((0 + 0.0125 + 2.95) / 3)
     assert terms["velocity"].item() == pytest.approx((0.0125 + 2.9) / 2)
     assert terms["positions"].item() == pytest.approx((0 + 0.45) / 2)
-    assert set(loss_terms(made_BTC, given_BTC, lambda values_BTC: None)) == {"values", "velocity"}
+    assert set(loss_terms(made_BTC, given_BTC, None)) == {"values", "velocity"}
 
 
 def test_positions_are_made_of_values_in_their_units() -> None:
