@@ -64,8 +64,6 @@ class Asker:
         begun = time.monotonic()
         for variant, questions in groupby(_by_variant(asked), key=lambda pair: pair[1]):
             for batch in one_ahead(self._batches([sample for sample, _ in questions], variant)):
-                for prompt in batch.prompts if variant == PLAIN else ():
-                    self.show(prompt)
                 for lost in batch.lost:
                     for index in range(self.num_samples):
                         self._keep(failed(lost, variant, index), begun)
@@ -75,14 +73,18 @@ class Asker:
         return self.timing
 
     def _batches(self, samples: Sequence[Sample], variant: str) -> Iterator[Batch]:
-        return batches(
+        for batch in batches(
             samples,
             self.model.loader,
             shown_blind(self.model.render) if variant == BLIND else self.model.render,
             seed=self.seed,
             batch_prompts=self.batch_prompts,
             max_prompt_tokens=self.model.max_prompt_tokens,
-        )
+        ):
+            # Ahead of the engine too, which would wait for the pictures otherwise.
+            for prompt in batch.prompts if variant == PLAIN else ():
+                self.show(prompt)
+            yield batch
 
     def _answer(self, batch: Batch, variant: str, begun: float, bar: tqdm) -> None:
         def keep(group: Group) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,24 +15,26 @@ from grpo.benchmarks.changed import all_asked, share_of
 from grpo.commands.evaluate.asking import Asker
 from grpo.commands.evaluate.command import Evaluated, Running
 from grpo.config.evaluate import load_evaluation
-from grpo.groups import Sample
+from grpo.groups import Prompt, Sample
 from grpo.media.clip import ClipSource
 from grpo.packing import Segment, build_row
+from grpo.policy.model import Policy
 from grpo.rollout import Sampling, as_rollout
 from grpo.rollout.transformers_engine import TransformersEngine
 from grpo.startup.answering import Answering
 from tests.support import scenes, tiny
 
 
-def answered(texts: tuple[str, ...], count: int = 2) -> tuple[list[StoredAnswer], list[list[float]]]:
-    """The likeliest of some texts to questions about scenes, and each text's loss in a row of its own."""
+def ask_about_scenes(
+    texts: tuple[str, ...], count: int = 2, show: Callable[[Prompt], object] = lambda _: None
+) -> tuple[list[Prompt], list[StoredAnswer], Policy]:
+    """Questions about scenes, the likeliest of some texts to each, and the policy that was asked."""
     policy = tiny.policy()
     prompts = scenes.prompts(count)
     of_sample = {prompt.sample.id: prompt for prompt in prompts}
-    family = tiny.family()
     loader: Any = _Loader()
     model = Answering(
-        family=family,
+        family=tiny.family(),
         policy=policy,
         engine=TransformersEngine(policy),
         loader=loader,
@@ -39,10 +43,18 @@ def answered(texts: tuple[str, ...], count: int = 2) -> tuple[list[StoredAnswer]
         max_prompt_tokens=1000,
     )
     found: list[StoredAnswer] = []
-    asker = Asker(model=model, write=found.append, seed=0, batch_prompts=8, candidates=lambda _: texts)
+    asker = Asker(
+        model=model, write=found.append, seed=0, batch_prompts=8, candidates=lambda _: texts, show=show
+    )
     with tqdm(disable=True) as bar:
         asker.ask([(prompt.sample, "") for prompt in prompts], bar)
-    losses = []
+    return prompts, found, policy
+
+
+def answered(texts: tuple[str, ...]) -> tuple[list[StoredAnswer], list[list[float]]]:
+    """The likeliest of some texts to questions about scenes, and each text's loss in a row of its own."""
+    prompts, found, policy = ask_about_scenes(texts)
+    family, losses = tiny.family(), []
     for prompt in prompts:
         alone = []
         for text in texts:
@@ -68,6 +80,16 @@ def test_the_likeliest_candidate_is_the_one_of_the_lowest_mean_loss():
     for answer, alone in zip(found, losses, strict=True):
         assert answer.losses == pytest.approx(alone, abs=1e-4)
         assert answer.text == "ABC"[alone.index(min(alone))] and answer.finish == "stop"
+
+
+def test_pictures_for_the_page_are_made_while_the_engine_works():
+    """In the thread that makes the next prompts; in the engine's own it would wait for them."""
+    shown: list[tuple[str, threading.Thread]] = []
+    prompts, _, _ = ask_about_scenes(
+        ("A", "B"), show=lambda prompt: shown.append((prompt.sample.id, threading.current_thread()))
+    )
+    assert [name for name, _ in shown] == [prompt.sample.id for prompt in prompts]
+    assert threading.current_thread() not in [thread for _, thread in shown]
 
 
 def question(name: str, video: str) -> Sample:
