@@ -84,9 +84,10 @@ def in_two(run_dir: Path, steps: int, _: ExitStack) -> None:
     )
 
 
-def with_servers(number: int) -> Callable[[Path, int, ExitStack], None]:
+def with_servers(number: int, *more: str) -> Callable[[Path, int, ExitStack], None]:
     def train(run_dir: Path, steps: int, stack: ExitStack) -> None:
-        finish(in_one(run_dir, steps, *through(started(number, run_dir.parent, stack))), run_dir)
+        servers = started(number, run_dir.parent, stack)
+        finish(in_one(run_dir, steps, *through(servers), *more), run_dir)
 
     return train
 
@@ -99,6 +100,8 @@ ENGINES: dict[str, Callable[[Path, int, ExitStack], None]] = {
     "process": alone("rollout.engine=vllm_process"),
     "process_overlap": alone("rollout.engine=vllm_process", "rollout.overlap=true"),
     "two_servers": with_servers(2),
+    "server_overlap": with_servers(1, "rollout.overlap=true"),
+    "two_servers_overlap": with_servers(2, "rollout.overlap=true"),
 }
 
 
