@@ -60,6 +60,9 @@ class CodecConfig:
     lr: Annotated[float, Gt(0)] = 3e-3
     """The learning rate at its highest: it rises over the first twentieth, and falls as a cosine to 0."""
     terms: TermWeights = field(default_factory=TermWeights)
+    unit_weights: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    """How many times an error counts in the channels of a unit; 1 where nothing is said. A single channel in rad/s, for
+    instance, is nothing beside seventy in m."""
     positions_fn: str | None = None
     """package.module:function or FILE.py:function that makes positions of values in their units, (B, T, C) to any
     shape, differentiable, for the loss's term `positions`."""

@@ -86,7 +86,7 @@ class Trainer:
             downsampling=config.downsampling,
         )
         self.shape = Shape(width=config.width, depth=config.depth, code_dim=config.code_dim)
-        self.mean_C, self.scale_C = statistics(streams)
+        self.mean_C, self.scale_C = statistics(streams, config.unit_weights)
         self.network = Network(self.spec, self.shape).to(self.device)
         self.quantiser = _quantiser(config, self.spec).to(self.device)
         self.standard = [_standardised(each, self.mean_C, self.scale_C) for each in streams]
@@ -137,15 +137,14 @@ class Trainer:
 
     def _update(self, given_BTC: Tensor, has_codes: bool) -> tuple[dict[str, Tensor], np.ndarray]:
         latents_BKD = self.network.latents(given_BTC)
-        codes_NQ, commitment = np.zeros((0, self.spec.levels), dtype=np.int64), latents_BKD.new_zeros(())
+        codes_NQ, commitment = np.zeros((0, self.spec.levels), dtype=np.int64), {}
         if has_codes:
             latents_BKD, codes_GBKL, commitments = self.quantiser(latents_BKD)
             # Groups of product quantisation and levels of residual one are the codec's levels alike.
             codes_NQ = codes_GBKL.permute(1, 2, 0, 3).reshape(-1, self.spec.levels).cpu().numpy()
-            commitment = commitments.sum()
+            commitment = {"commitment": commitments.sum()}
         positions = None if self.positions is None else self._positions
-        terms = loss_terms(self.network.values(latents_BKD), given_BTC, positions)
-        terms["commitment"] = commitment
+        terms = loss_terms(self.network.values(latents_BKD), given_BTC, positions) | commitment
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad()
         loss.backward()
@@ -203,16 +202,19 @@ def _quantiser(config: CodecConfig, spec: CodecSpec) -> Any:
     )
 
 
-def statistics(streams: Sequence[Stream]) -> tuple[np.ndarray, np.ndarray]:
-    """Each channel's mean, and its unit's scale: the deviation of the unit's channels together, 1 if all are constant.
+def statistics(streams: Sequence[Stream], unit_weights: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Each channel's mean, and its unit's scale: the deviation of the unit's channels together, over the unit's weight.
 
-    An error of a millimetre then weighs the same in a joint that hardly moves as in a hand.
+    An error of a millimetre then weighs the same in a joint that hardly moves as in a hand. The deviation of a unit
+    whose channels are constant counts as 1.
     """
+    if unknown := unit_weights.keys() - {*streams[0].units}:
+        raise ValueError(f"unit_weights: no channel is in {', '.join(sorted(unknown))}")
     values_NC = np.concatenate([stream.values_TC for stream in streams]).astype(np.float64)
     units, scale_C = np.array(streams[0].units), np.ones(values_NC.shape[1])
     for unit in np.unique(units[varies(values_NC, streams[0].units)]):
         scale_C[units == unit] = math.sqrt(values_NC[:, units == unit].var(axis=0).mean())
-    return values_NC.mean(axis=0), scale_C
+    return values_NC.mean(axis=0), scale_C / [unit_weights.get(unit, 1.0) for unit in streams[0].units]
 
 
 def _standardised(stream: Stream, mean_C: np.ndarray, scale_C: np.ndarray) -> Tensor:

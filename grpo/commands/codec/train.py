@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 
 from grpo.codec.codec import SPEC_FILE, Codec, save_codec
@@ -98,7 +99,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     right.set(title="Codes of each level: share used, perplexity", xlabel="epoch", yscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
     del figure, axes, left, right
