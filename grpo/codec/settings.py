@@ -60,7 +60,7 @@ class CodecConfig:
     lr: Annotated[float, Gt(0)] = 3e-3
     """The learning rate at its highest: it rises over the first twentieth, and falls as a cosine to 0."""
     terms: TermWeights = field(default_factory=TermWeights)
-    unit_weights: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    unit_weights: dict[str, float] = field(default_factory=dict)
     """How many times an error counts in the channels of a unit; 1 where nothing is said. A single channel in rad/s, for
     instance, is nothing beside seventy in m."""
     positions_fn: str | None = None
@@ -83,5 +83,8 @@ def contradictions(config: CodecConfig) -> Iterator[str]:
         return
     if config.window_steps % config.downsampling:
         yield f"window_steps={config.window_steps} is no multiple of downsampling={config.downsampling}"
+    for unit, weight in config.unit_weights.items():
+        if not weight > 0:
+            yield f"unit_weights.{unit} must be greater than 0, not {weight}"
     if config.terms.positions > 0 and config.positions_fn is None:
         yield "terms.positions has a weight, and positions_fn is not set"
