@@ -60,9 +60,6 @@ class CodecConfig:
     lr: Annotated[float, Gt(0)] = 3e-3
     """The learning rate at its highest: it rises over the first twentieth, and falls as a cosine to 0."""
     terms: TermWeights = field(default_factory=TermWeights)
-    unit_weights: dict[str, float] = field(default_factory=dict)
-    """How many times an error counts in the channels of a unit; 1 where nothing is said. A single channel in rad/s, for
-    instance, is nothing beside seventy in m."""
     positions_fn: str | None = None
     """package.module:function or FILE.py:function that makes positions of values in their units, (B, T, C) to any
     shape, differentiable, for the loss's term `positions`."""
@@ -83,8 +80,5 @@ def contradictions(config: CodecConfig) -> Iterator[str]:
         return
     if config.window_steps % config.downsampling:
         yield f"window_steps={config.window_steps} is no multiple of downsampling={config.downsampling}"
-    for unit, weight in config.unit_weights.items():
-        if not weight > 0:
-            yield f"unit_weights.{unit} must be greater than 0, not {weight}"
     if config.terms.positions > 0 and config.positions_fn is None:
         yield "terms.positions has a weight, and positions_fn is not set"

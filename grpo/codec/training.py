@@ -86,7 +86,7 @@ class Trainer:
             downsampling=config.downsampling,
         )
         self.shape = Shape(width=config.width, depth=config.depth, code_dim=config.code_dim)
-        self.mean_C, self.scale_C = statistics(streams, config.unit_weights)
+        self.mean_C, self.scale_C = statistics(streams)
         self.network = Network(self.spec, self.shape).to(self.device)
         self.quantiser = _quantiser(config, self.spec).to(self.device)
         self.standard = [_standardised(each, self.mean_C, self.scale_C) for each in streams]
@@ -202,19 +202,16 @@ def _quantiser(config: CodecConfig, spec: CodecSpec) -> Any:
     )
 
 
-def statistics(streams: Sequence[Stream], unit_weights: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Each channel's mean, and its unit's scale: the deviation of the unit's channels together, over the unit's weight.
+def statistics(streams: Sequence[Stream]) -> tuple[np.ndarray, np.ndarray]:
+    """Each channel's mean, and its unit's scale: the deviation of the unit's channels together, 1 if all are constant.
 
-    An error of a millimetre then weighs the same in a joint that hardly moves as in a hand. The deviation of a unit
-    whose channels are constant counts as 1.
+    An error of a millimetre then weighs the same in a joint that hardly moves as in a hand.
     """
-    if unknown := unit_weights.keys() - {*streams[0].units}:
-        raise ValueError(f"unit_weights: no channel is in {', '.join(sorted(unknown))}")
     values_NC = np.concatenate([stream.values_TC for stream in streams]).astype(np.float64)
     units, scale_C = np.array(streams[0].units), np.ones(values_NC.shape[1])
     for unit in np.unique(units[varies(values_NC, streams[0].units)]):
         scale_C[units == unit] = math.sqrt(values_NC[:, units == unit].var(axis=0).mean())
-    return values_NC.mean(axis=0), scale_C / [unit_weights.get(unit, 1.0) for unit in streams[0].units]
+    return values_NC.mean(axis=0), scale_C
 
 
 def _standardised(stream: Stream, mean_C: np.ndarray, scale_C: np.ndarray) -> Tensor:

@@ -136,10 +136,10 @@ def test_channels_of_a_unit_have_its_scale() -> None:
     stream = Stream(
         values_TC=values_TC, rate_hz=1.0, start_s=0.0, channels=("x", "y", "on", "yaw"), units=("m", "m", "1", "deg"),
     )  # fmt: skip
-    mean_C, scale_C = statistics([stream], {"deg": 3.0})
-    # Variances of 1 and 49 are 25 on average; "on" is constant; half of 3, which is to count three times.
+    mean_C, scale_C = statistics([stream])
+    # Variances of 1 and 49 are 25 on average; "on" is constant; half of 3.
     np.testing.assert_array_equal(mean_C, [1, 17, 5, 2.5])
-    np.testing.assert_array_equal(scale_C, [5, 5, 1, 0.5])
+    np.testing.assert_array_equal(scale_C, [5, 5, 1, 1.5])
 
 
 def test_what_rounding_moves_is_constant() -> None:

@@ -84,8 +84,6 @@ def spoiled(path: Path, **changed) -> None:
         (["terms.positions=1"], {}, "positions_fn is not set"),
         (["positions_fn=no_module:f"], {}, "positions_fn: no_module does not import"),
         (["device=abacus"], {}, "device=abacus"),
-        (["unit_weights={rad: 2}"], {}, "unit_weights: no channel is in rad"),
-        (["unit_weights={m: 0}"], {}, "unit_weights.m must be greater than 0"),
         (["streams=[nowhere]"], {}, "no file nowhere"),
         (["window_steps=400"], {}, "0.motion.npz: 48 time steps are fewer than a window's 400"),
         ([], {"values": np.full((48, 3), np.nan, np.float32)}, "3.motion.npz: channel x is nan at time step 0"),
