@@ -86,8 +86,13 @@ def build_engine(config: Config, accelerator: Accelerator, policy: Policy) -> En
     )
 
 
-def engine_size(config: Config, family: ModelFamily, num_processes: int) -> EngineSize:
-    """Return what vLLM makes room for: a step's completions, the largest clips, and adapters beside its weights."""
+def engine_size(
+    config: Config, family: ModelFamily, num_processes: int, dtype: torch.dtype | None = None
+) -> EngineSize:
+    """Return what vLLM makes room for: a step's completions, the largest clips, and adapters beside its weights.
+
+    dtype: the precision that it computes in; None: this machine's.
+    """
     rollout, lora = config.rollout, config.model.lora
     own_prompts = config.optim.prompts_per_step // num_processes * rollout.tensor_parallel_size
     clip_tokens = min(most_vision_tokens(config.media, family.patches), rollout.max_model_tokens)
@@ -98,20 +103,21 @@ def engine_size(config: Config, family: ModelFamily, num_processes: int) -> Engi
         max_clip_tokens=clip_tokens,
         tensor_parallel_size=rollout.tensor_parallel_size,
         fp32_head=config.model.cast_lm_head_to_fp32,
-        lora_rank=lora.r if adds_adapters(config) else 0,
+        lora_rank=lora.r if adds_adapters(config, dtype) else 0,
         lora_in_tower=bool(lora.targets.vision or lora.targets.merger),
     )
 
 
-def adds_adapters(config: Config) -> bool:
+def adds_adapters(config: Config, dtype: torch.dtype | None = None) -> bool:
     """Return whether vLLM gets the adapters beside its weights; otherwise they are merged.
 
     In fp32, as on a CPU, merging rounds nothing away, and there sampling with adapters takes several times as long.
+    dtype: the precision that is sampled in; None: this machine's.
     """
     model, rollout = config.model, config.rollout
     if rollout.lora == "auto":
         can = not model.load_in_4bit and model.lora.r <= MAX_LORA_RANK
-        return model.lora.is_on and can and compute_dtype() != torch.float32
+        return model.lora.is_on and can and (dtype or compute_dtype()) != torch.float32
     return model.lora.is_on and rollout.lora == "adapters"
 
 

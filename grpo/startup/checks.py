@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
@@ -26,7 +25,7 @@ from grpo.data.summary import describe
 from grpo.feed.mixture import Part, parts
 from grpo.feed.prompts import make_batch
 from grpo.groups import Sample
-from grpo.learner.launching import check_launch, compute_dtype, on_gpu
+from grpo.learner.launching import check_launch, compute_dtype
 from grpo.media.loader import ClipLoader
 from grpo.policy.attention_backends import check_backend
 from grpo.policy.families import ModelFamily, load_family
@@ -34,12 +33,10 @@ from grpo.policy.model import Policy
 from grpo.policy.model_folder import check_weights, find_model_folder
 from grpo.rollout.counterfactuals import make_plan
 from grpo.rollout.given import check_given
-from grpo.rollout.vllm_arguments import MAX_LORA_RANK
 from grpo.run.folder import RunDir
 from grpo.run.media_files import MediaFiles, all_files, files_of
 from grpo.run.trackers import check_trackers
 from grpo.startup.assembly import (
-    adds_adapters,
     build_loader,
     build_outline,
     build_rewards,
@@ -48,8 +45,8 @@ from grpo.startup.assembly import (
     sampling_of,
 )
 from grpo.startup.code_rows import say_untrained_rows
+from grpo.startup.engine_checks import check_engine
 from grpo.startup.reward_codecs import check_codecs
-from grpo.startup.servers import check_process_gpus, check_servers
 from rewards.scoring.runner import RewardSet
 
 T = TypeVar("T")
@@ -158,33 +155,6 @@ def check_model(start: Start) -> None:
     """Raise ValueError that names the file unless the model's folder is whole."""
     assert start.family
     check_weights(find_model_folder(start.config.model.path))
-
-
-def check_engine(start: Start) -> None:
-    """Raise ValueError unless the rollout engine is installed and can run this model."""
-    engine = start.config.rollout.engine
-    if engine in ("vllm", "vllm_process") and find_spec("vllm") is None:
-        raise ValueError(f"rollout.engine={engine}: vllm is not installed; try rollout.engine=transformers")
-    if engine == "vllm_server":
-        check_servers(start.config, start.family)
-    if engine == "transformers" and start.family.has_sliding_windows:
-        raise ValueError("rollout.engine=transformers: not for a model with sliding windows; use vllm")
-    if adds_adapters(start.config) and (rank := start.config.model.lora.r) > MAX_LORA_RANK:
-        raise ValueError(
-            f"rollout.lora=adapters: vLLM has room for ranks up to {MAX_LORA_RANK}, not for {rank}"
-        )
-    # The processes of an engine are next to each other, on one machine.
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or start.num_processes)
-    if engine == "vllm_process":
-        if on_gpu():
-            gpus, visible = start.config.rollout.process_gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
-            check_process_gpus(gpus, visible, num_learners=local)
-        if local < start.num_processes:
-            raise ValueError("rollout.engine=vllm_process is on one machine; use vllm_server for several")
-    if local % (shared_by := start.config.rollout.tensor_parallel_size):
-        raise ValueError(
-            f"rollout.tensor_parallel_size={shared_by} does not divide the {local} processes of a machine"
-        )
 
 
 def check_shared_rows(start: Start) -> None:
@@ -350,7 +320,7 @@ GOES_ON = Check("run_dir", lambda start: start.run_dir.check_goes_on(start.confi
 CHECKS = (
     Check("model.path", check_model),
     Check("rewards", check_rewards),
-    Check("rollout.engine", check_engine),
+    Check("rollout.engine", lambda start: check_engine(start.config, start.family, start.num_processes)),
     Check("log.trackers", lambda start: check_trackers(start.config.log.trackers)),
     Check("model.attention", lambda start: check_backend(start.config.model.attention)),
     Check("optim", lambda start: check_launch(start.accelerator, start.config.optim, start.config.model)),

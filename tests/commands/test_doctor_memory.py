@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grpo.commands.doctor.memory import LAUNCHES, Sizes, needs, sizes_of, table, verdict
+from grpo.commands.doctor.memory import LAUNCHES, needs, sizes_of, table
 from grpo.config.load import load_config
 from grpo.config.schema import Config
 from grpo.policy.model import Policy
@@ -55,7 +53,7 @@ def test_every_launch_file_is_there() -> None:
         # The header promises a single small GPU.
         ("qlora", {size: {"single", "multi_gpu"} for size in (24, 80, 141)}),
         # A single process has nobody to share rows with.
-        ("hour_long", {24: set(), 80: SHARDED, 141: SHARDED | {"multi_gpu"}}),
+        ("hour_long", {24: set(), 80: SHARDED, 141: SHARDED}),
         ("less_memory", {24: set(), 80: {"single", "multi_gpu"}, 141: {"single", "multi_gpu"}}),
     ],
 )
@@ -65,41 +63,6 @@ def test_each_shipped_job_and_overlay_fits_where_it_says(overlay: str, expected:
 
 def test_every_overlay_is_in_the_table_above() -> None:
     assert {*OVERLAYS} == {"", "lora", "qlora", "less_memory", "hour_long"}
-
-
-def test_the_demo_fits_everywhere() -> None:
-    config = load_config([str(tiny.ROOT / "configs" / "demo.yaml")])
-    policy = build_outline(config, tiny.family())
-    found = table(config, policy, row_tokens=16384, row_vision_tokens=4096, processes=2)
-    assert all(each["fits"] for each in found) and len(found) == 3 * len(LAUNCHES)
-
-
-LAUNCHED = re.compile(
-    r"launch/accelerate/(\w+)\.yaml(?: --num_processes (\d+))?[^#]*?(?:#\s+)?grpo/train\.py configs/(\w+)\.yaml"
-)
-
-
-# With some thousand tokens more, of 152,000.
-GROWN_FROM = {"egolm_nymeria": "Qwen/Qwen2.5-VL-3B-Instruct"}
-
-
-@pytest.mark.parametrize("path", sorted(tiny.ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_job_fits_on_80_gb_as_its_header_launches_it(path: Path) -> None:
-    """With clips as long as its settings allow, as many in a row as whole groups."""
-    config = load_config([str(path)])
-    # Their models are the one in the repository, or that one with some hundred tokens more: the test above.
-    if path.stem in {"demo", "egolm_synthetic", "actions_reacher"}:
-        return
-    commands = LAUNCHED.findall(path.read_text().replace("\\\n#", " "))
-    ((name, processes),) = {(name, processes) for name, processes, stem in commands if stem == path.stem}
-    policy = build_outline(config, family_of(GROWN_FROM.get(path.stem, config.model.path)))
-    rollout, row_tokens = config.rollout, config.optim.tokens_per_row
-    assert config.media.max_tokens is not None
-    of_group = config.media.max_tokens + rollout.group_size * rollout.max_new_tokens
-    row_vision = max(1, row_tokens // of_group) * config.media.max_tokens
-    sizes = sizes_of(config, policy, row_tokens=row_tokens, row_vision_tokens=row_vision)
-    found = verdict(config, policy, sizes, name, processes=int(processes or 1), gpu_gb=80)
-    assert found["fits"], (found["change"], found["parts_gib"])
 
 
 @pytest.mark.parametrize(
@@ -136,35 +99,6 @@ def test_weights_and_states_by_hand(name: str) -> None:
     assert parts["engine"] == 24
 
 
-def changed(found: dict[str, Any], config: Config) -> tuple[Config, str]:
-    """The config and the launch with what a verdict says to change."""
-    settings = [each for each in found["change"].split() if "=" in each]
-    words = found["change"].split()
-    launch = words[words.index("launch") + 1] if "launch" in words else found["launch"]
-    return load_config([JOB, *settings]), launch
-
-
-@pytest.mark.parametrize(
-    ("name", "gpu_gb"), [("multi_gpu", 80), ("single", 141), ("multi_gpu", 141), ("zero2", 24), ("fsdp2", 24)]
-)
-def test_what_it_says_to_change_makes_it_fit(name: str, gpu_gb: int) -> None:
-    config, policy = run_of("")
-    sizes, options = sizes_of(config, policy, **ROW), {"processes": 8, "gpu_gb": gpu_gb}
-    found = verdict(config, policy, sizes, name, **options)
-    assert not found["fits"] and found["needs_gib"] > gpu_gb * 1e9 / 2**30
-    other, launch = changed(found, config)
-    assert verdict(other, policy, sizes, launch, **options)["fits"]
-
-
-def test_a_share_that_vllm_can_not_start_with_is_named() -> None:
-    config, policy = run_of("qlora")
-    low = replace(config, rollout=replace(config.rollout, gpu_memory_frac=0.3))
-    sizes: Sizes = sizes_of(low, policy, **ROW)
-    found = verdict(low, policy, sizes, "single", processes=1, gpu_gb=24)
-    # (2 bytes of 3.87e9 weights = 7.2 GiB, and 1.5) / 22.4 GiB
-    assert not found["fits"] and found["change"] == "rollout.gpu_memory_frac=0.39"
-
-
 def parts(config: Config, names: Sequence[str]) -> list[dict[str, float]]:
     _, policy = run_of("")
     sizes = sizes_of(config, policy, **ROW)
@@ -178,7 +112,8 @@ def test_checkpointing_offloading_and_sleep_take_less() -> None:
     (away,) = parts(replace(config, model=replace(config.model, activation_offloading=True)), ["zero2"])
     (asleep,) = parts(replace(config, rollout=replace(config.rollout, sleep=True)), ["zero2"])
     assert away["activations"] < kept["activations"] < whole["activations"] / 5
-    assert asleep["engine"] == 0
+    # What vLLM holds besides weights and cache stays: the inputs of 8,192 tokens, graphs and kernels.
+    assert asleep["engine"] == pytest.approx(1 + 2 * 8192 * 2048 / 2**30)
     # 36 layers of 16,384 x 2,048 and 32 of 12,288 x 1,280 patches, in bf16.
     inputs_gib = 2 * (36 * 16384 * 2048 + 32 * 12288 * 1280) / 2**30
     assert kept["activations"] - away["activations"] == pytest.approx(inputs_gib)
@@ -193,8 +128,8 @@ def test_a_row_of_an_hour_fits_on_eight_gpus_that_compute_it_together() -> None:
     found = table(alone, policy, **HOUR, processes=8)
     assert not any(each["fits"] for each in found)
     on_80 = {each["launch"]: each for each in found if each["gpu_gb"] == 80}
-    # With the reference in main memory, two processes for a row are too few and four are enough.
-    assert on_80["zero2"]["change"] == "loss.reference_offload=true optim.sequence_parallel_size=4"
+    # Four processes for a row are too few: 55 GiB, and what vLLM keeps while it sleeps.
+    assert on_80["zero2"]["change"] == "optim.sequence_parallel_size=8"
     assert "sequence_parallel_size" not in on_80["single"]["change"]
     together = table(shared, policy, **HOUR, processes=8)
     assert {each["launch"] for each in together if each["fits"] and each["gpu_gb"] == 80} == SHARDED

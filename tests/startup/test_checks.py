@@ -19,6 +19,7 @@ from grpo.config.load import load_config
 from grpo.data.summary import describe
 from grpo.media.clip import ClipSource
 from grpo.startup.checks import CHECKS, check_shared_rows
+from grpo.startup.engine_checks import check_length
 from grpo.startup.reward_codecs import check_codecs
 from rewards.scoring.specs import RewardSpec
 from tests.support import grown, tiny
@@ -102,3 +103,14 @@ def test_rows_of_code_tokens_that_do_not_train_are_told_with_the_phase_that_trai
         [f"note: {why}"] if why else []
     )
     assert all("model.new_rows_only=true first" in line for line in said)
+
+
+def test_more_tokens_than_the_models_own_length_are_refused_unless_vllm_is_told_to_take_them() -> None:
+    family = tiny.family()
+    check_length(family, 8192, {})
+    check_length(family, 262_144, {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"})
+    for environment in ({}, {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "0"}):
+        with pytest.raises(
+            ValueError, match="max_model_tokens=8193 .* own length of 8192.*ALLOW_LONG_MAX_MODEL_LEN=1"
+        ):
+            check_length(family, 8193, environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +40,12 @@ SHAPES: dict[str, tuple[str, bool, dict[str, Any], dict[str, Any]]] = {
 """By the model's name: the family, whether the head is the embedding, and the sizes of language model and tower."""
 
 
+LIMITS = {"qwen2_5_vl": (12_845_056, 128_000), "qwen3_vl": (16_777_216, 262_144)}
+"""The most pixels of a picture, and of tokens, by the families' published processors and configs."""
+
+
 def family_of(name: str) -> ModelFamily:
-    """The family in the shape of a model, with the tiny model's processor."""
+    """The family in the shape of a model, with the tiny model's processor, but for its largest picture."""
     kind, is_tied, text_sizes, vision_sizes = SHAPES[name]
     with tiny.of_family(kind):
         family = tiny.family()
@@ -53,7 +58,10 @@ def family_of(name: str) -> ModelFamily:
         text.layer_types = ["full_attention"] * text.num_hidden_layers
         text.rope_parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     config.tie_word_embeddings = text.tie_word_embeddings = is_tied
-    return replace(family, config=config)
+    processor = copy.copy(family.processor)
+    processor.image_processor = copy.deepcopy(processor.image_processor)
+    processor.image_processor.size.longest_edge, text.max_position_embeddings = LIMITS[kind]
+    return replace(family, config=config, processor=processor)
 
 
 def family_3b() -> ModelFamily:

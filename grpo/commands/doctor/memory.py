@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from grpo.commands.doctor.engine_memory import asleep_gib, engine_parts_gib, least_frac
 from grpo.config.schema import Config
 from grpo.policy.model import HEAD_CHUNK_TOKENS, Policy
 
@@ -24,8 +25,8 @@ CONTEXT_GIB = 2.0
 """CUDA's own memory and NCCL's buffers in a process that also has an engine."""
 UNNAMED_FRAC = 0.08
 """The share of the learner's memory that goes to the allocator's gaps and to what is named nowhere here."""
-ENGINE_WORK_GIB = 1.5
-"""What vLLM needs beside its weights for a cache that it can start with, and for its passes."""
+FURTHER_CHANGES = "LoRA, a smaller model or larger GPUs"
+"""What is left to change where no setting and no launch makes a run fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +73,8 @@ class Sizes:
     row_tokens: int
     row_patches: int
     """Patches of the vision tower in a row, of which `merge`**2 are a token."""
+    adapter_widths: int
+    """Inputs and outputs of all layers that vLLM makes room for adapters in, whichever have some."""
 
     @property
     def total(self) -> int:
@@ -86,6 +89,8 @@ def sizes_of(config: Config, policy: Policy, *, row_tokens: int = 0, row_vision_
     in_layers = sum(weight.numel() for layer in layers for weight in layer.parameters())
     linear = [each for each in policy.model.model.language_model.modules() if isinstance(each, nn.Linear)]
     frozen_4bit = sum(each.weight.numel() for each in linear if not each.weight.requires_grad)
+    lora = config.model.lora.targets
+    adapted = layers if lora.vision or lora.merger else [*policy.model.model.language_model.layers]
     total = sum(weight.numel() for weight in weights)
     return Sizes(
         trained=trained,
@@ -95,7 +100,15 @@ def sizes_of(config: Config, policy: Policy, *, row_tokens: int = 0, row_vision_
         trains_vision=policy.trains_vision,
         row_tokens=row_tokens,
         row_patches=row_vision_tokens * policy.family.patches.merge**2,
+        adapter_widths=sum(_linear_widths(each) for each in adapted),
     )
+
+
+def _linear_widths(layer: nn.Module) -> int:
+    """Return the inputs and outputs of a layer's linear maps, but for adapters' own."""
+    named = layer.named_modules()
+    linear = (each for name, each in named if isinstance(each, nn.Linear) and "lora_" not in name)
+    return sum(each.in_features + each.out_features for each in linear)
 
 
 def needs(
@@ -107,7 +120,10 @@ def needs(
         "activations": _activations(config, policy, sizes, launch) / GIB,
     }
     learner["gaps and others"] = UNNAMED_FRAC * sum(learner.values())
-    engine = 0.0 if config.rollout.sleep else config.rollout.gpu_memory_frac * gpu_gib
+    engine = 0.0
+    if config.rollout.engine == "vllm":
+        asleep = asleep_gib(engine_parts(config, policy, sizes, processes))
+        engine = asleep if config.rollout.sleep else config.rollout.gpu_memory_frac * gpu_gib
     # The transformers engine samples from the learner's own weights; it has a copy of its own where they are split.
     if config.rollout.engine == "transformers":
         engine = 2 * sizes.total / GIB if launch.splits_weights else 0.0
@@ -184,20 +200,40 @@ def _repeated_keys(config: Config, policy: Policy, sizes: Sizes) -> float:
     return 2.0 * 2 * 2 * heads * head_size * sizes.row_tokens * config.rollout.group_size
 
 
+def engine_parts(config: Config, policy: Policy, sizes: Sizes, processes: int) -> dict[str, float]:
+    """Return the GiB of vLLM's parts on a GPU (`engine_parts_gib`); none where it is not on this machine."""
+    if config.rollout.engine not in ("vllm", "vllm_process"):
+        return {}
+    return engine_parts_gib(
+        config,
+        policy.family,
+        num_weights=sizes.total,
+        adapter_widths=sizes.adapter_widths,
+        # A process of its own serves all the others.
+        processes=processes if config.rollout.engine == "vllm" else 1,
+    )
+
+
 def peak_gib(
     config: Config, policy: Policy, sizes: Sizes, launch: Launch, *, processes: int, gpu_gib: float
 ) -> float:
     """Return the most GiB that a GPU needs at a time: in the update, or in sampling, where the engine is awake."""
     parts = needs(config, policy, sizes, launch, processes=processes, gpu_gib=gpu_gib)
-    stays = parts["weights"] + parts["gradients and AdamW"] + parts["reference"] + parts["CUDA"]
+    stays = parts["weights"] + parts["gradients and AdamW"] + parts["reference"]
     has_vllm = config.rollout.engine == "vllm"
-    return max(sum(parts.values()), stays + has_vllm * config.rollout.gpu_memory_frac * gpu_gib)
+    sampling = (
+        (1 + UNNAMED_FRAC) * stays + parts["CUDA"] + has_vllm * config.rollout.gpu_memory_frac * gpu_gib
+    )
+    return max(sum(parts.values()), sampling)
 
 
 def verdict(
     config: Config, policy: Policy, sizes: Sizes, name: str, *, processes: int, gpu_gb: float
 ) -> dict[str, Any]:
-    """Return whether a run fits on GPUs of a size; if not, the first changes of settings or launch that make it fit."""
+    """Return whether a run fits on GPUs of a size; if not, the first changes of settings or launch that make it fit.
+
+    Learner and vLLM have to fit together, and what vLLM starts with into `rollout.gpu_memory_frac`.
+    """
     gpu_gib = gpu_gb * 1e9 / GIB
     options: dict[str, Any] = {"processes": processes, "gpu_gib": gpu_gib}
     found = {
@@ -205,20 +241,30 @@ def verdict(
         "gpu_gb": gpu_gb,
         "needs_gib": peak_gib(config, policy, sizes, LAUNCHES[name], **options),
         "parts_gib": needs(config, policy, sizes, LAUNCHES[name], **options),
+        "engine_gib": engine_parts(config, policy, sizes, processes),
     }
-    # vLLM does not start with less.
-    least_frac = math.ceil(100 * (2 * sizes.total / GIB + ENGINE_WORK_GIB) / gpu_gib) / 100
-    wanted, enough = [], config
-    if config.rollout.engine == "vllm" and config.rollout.gpu_memory_frac < least_frac:
-        wanted = [f"rollout.gpu_memory_frac={least_frac:.2f}"]
-        enough = replace(config, rollout=replace(config.rollout, gpu_memory_frac=least_frac))
-    changes_of = _changes(enough, name, [*_split_sizes(enough, policy, processes)])
-    for change, other in [("", enough), *changes_of]:
+    for change, other in [("", config), *_changes(config, name, [*_split_sizes(config, policy, processes)])]:
         launch = LAUNCHES[change.partition("launch ")[2] or name]
-        if least_frac <= 1 and peak_gib(other, policy, sizes, launch, **options) <= gpu_gib:
-            changes = [*wanted, *([change] if change else [])]
-            return {**found, "fits": not changes, "change": " ".join(changes)}
-    return {**found, "fits": False, "change": "LoRA, a smaller model or larger GPUs"}
+        # A smaller cache than is wished for comes after a change that leaves it.
+        may_shrink = bool(change) or config.rollout.engine != "vllm"
+        engine = engine_parts(other, policy, sizes, processes)
+        for frac, enough in _with_fracs(other, engine, gpu_gib, may_shrink=may_shrink):
+            if peak_gib(enough, policy, sizes, launch, **options) <= gpu_gib:
+                changes = [*([frac] if frac else []), *([change] if change else [])]
+                return {**found, "fits": not changes, "change": " ".join(changes)}
+    return {**found, "fits": False, "change": FURTHER_CHANGES}
+
+
+def _with_fracs(
+    config: Config, engine: dict[str, float], gpu_gib: float, *, may_shrink: bool
+) -> Iterator[tuple[str, Config]]:
+    """Yield the config if vLLM can start with its share of a GPU, and then with the least, if that may be smaller."""
+    own, least = config.rollout.gpu_memory_frac, least_frac(engine, gpu_gib)
+    if own >= least:
+        yield "", config
+    if own < least <= 1 or (may_shrink and 0 < least < own):
+        rollout = replace(config.rollout, gpu_memory_frac=least)
+        yield f"rollout.gpu_memory_frac={least:.2f}", replace(config, rollout=rollout)
 
 
 def _split_sizes(config: Config, policy: Policy, processes: int) -> Iterator[int]:

@@ -93,6 +93,9 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
 def _fit_lines(verdicts: Sequence[dict[str, Any]]) -> list[str]:
     """Return a line for each launch file and size of GPU."""
     lines = ["memory on each GPU, as far as shapes tell (launch/accelerate):"]
+    if engine := next((each["engine_gib"] for each in verdicts if each["engine_gib"]), {}):
+        parts = ", ".join(f"{part} {gib:.1f}" for part, gib in engine.items())
+        lines.append(f"  vLLM needs {sum(engine.values()):.1f} GiB of it (rollout.gpu_memory_frac): {parts}")
     for each in verdicts:
         said = "fits" if each["fits"] else f"does not fit, change: {each['change']}"
         lines.append(f"  {each['launch']}.yaml on {each['gpu_gb']} GB: {each['needs_gib']:.0f} GiB, {said}")
