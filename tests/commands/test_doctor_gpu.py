@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def test_a_check_that_raises_is_a_line_of_the_table_and_the_verdict() -> None:
         raise RuntimeError("Traceback ...\n  ...\nNCCL error: unhandled system error")
 
     rows = [checked("processes", fails), Row("demo", "ok", "3 steps"), Row("memory", "left out", "no GPU")]
-    assert rows[0] == Row("processes", "FAILED", "NCCL error: unhandled system error")
+    assert rows[0][:3] == ("processes", "FAILED", "NCCL error: unhandled system error")
     lines = as_table(rows).splitlines()
     assert lines[-1] == "NOT ready: processes (left out: memory)"
 
@@ -57,11 +58,46 @@ def test_a_driver_whose_gpu_torch_does_not_see_is_a_failure(monkeypatch: pytest.
     assert gpu.gpus()[0] == "FAILED"
 
 
-def test_gpus_that_others_use_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def gpus_of(monkeypatch: pytest.MonkeyPatch, free_gib: list[int], *, total_gib: int = 80) -> None:
+    """Stands in for GPUs with so much free memory each."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((79 - 40 * index) * 2**30, 80 * 2**30))
-    assert gpu.memory() == ("FAILED", "GiB free: 79 of 80, 39 of 80; somebody else is on them")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free_gib))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda index: (free_gib[index] * 2**30, total_gib * 2**30)
+    )
+
+
+def test_gpus_that_others_use_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus_of(monkeypatch, [79, 39])
+    status, found = gpu.memory()
+    assert status == "FAILED" and found.startswith("GiB free: 79 of 80, 39 of 80; ")
+    assert found.endswith("; somebody else is on them")
+
+
+def test_what_the_demo_takes_stands_beside_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus_of(monkeypatch, [79])
+    status, found = gpu.memory()
+    # 0.3 of 80 GiB for vLLM, 2 for CUDA, and a learner of 1.1 M weights.
+    expected = float(re.findall(r"expected to take ([0-9.]+)", found)[0])
+    assert status == "ok" and 26 < expected < 28
+    # vLLM does not start in so little: the learner's context leaves less than its share.
+    gpus_of(monkeypatch, [2], total_gib=2)
+    assert gpu.memory()[0] == "FAILED"
+
+
+def test_without_vllm_a_machine_with_a_gpu_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find_spec", lambda _: None)
+    assert gpu.packages()[0] == "ok"
+    gpus_of(monkeypatch, [79])
+    row = checked("packages", gpu.packages)
+    assert row.status == "FAILED" and row.found.startswith("vllm is not installed (launch/install.sh), ")
+    assert as_table([row, Row("demo", "ok", "3 steps")]).splitlines()[-1] == "NOT ready: packages"
+
+
+def test_each_row_has_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "perf_counter", iter([10.0, 12.5]).__next__)
+    row = checked("versions", gpu.versions)
+    assert row.seconds == 2.5 and "  2.5 s  torch" in as_table([row])
 
 
 def test_without_a_config_the_doctor_says_what_it_wants(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,21 +11,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from grpo.commands.doctor.memory import GIB, LAUNCHES, peak_gib, sizes_of
+from grpo.config.load import load_config
 from grpo.policy.attention_backends import why_no_flash_attn
+from grpo.policy.families import load_family
 from grpo.run.folder import RunDir
 from grpo.run.manifest import PACKAGES
 from grpo.run.progress import under_way
+from grpo.startup.assembly import build_outline
 
 ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "configs" / "demo.yaml"
 NUM_STEPS = 3
 LIMIT_S = 600
 """The time after which a check that runs in other processes has failed."""
@@ -39,6 +46,7 @@ class Row(NamedTuple):
     what: str
     status: Status
     found: str
+    seconds: float = 0.0
 
 
 def main() -> int:
@@ -52,18 +60,20 @@ def main() -> int:
 
 
 def checked(what: str, check: Callable[[], tuple[Status, str]]) -> Row:
-    """Return a check's line; what it raises is its finding."""
+    """Return a check's line with the time that it took; what it raises is its finding."""
+    begun_s = perf_counter()
     try:
-        return Row(what, *check())
+        status, found = check()
     except (ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return Row(what, "FAILED", lines[-1])
+        status, found = "FAILED", lines[-1]
+    return Row(what, status, found, perf_counter() - begun_s)
 
 
 def as_table(rows: list[Row]) -> str:
     """Return the lines of the table, and the verdict."""
     width = max(len(row.what) for row in rows)
-    lines = [f"{row.what:{width}}  {row.status:8}  {row.found}" for row in rows]
+    lines = [f"{row.what:{width}}  {row.status:8}  {row.seconds:5.1f} s  {row.found}" for row in rows]
     failed = [row.what for row in rows if row.status == "FAILED"]
     left_out = [row.what for row in rows if row.status == "left out"]
     if failed:
@@ -93,14 +103,29 @@ def gpus() -> tuple[Status, str]:
 
 
 def memory() -> tuple[Status, str]:
-    """Return the free memory of each GPU; others may have taken some."""
+    """Return the free memory of each GPU, of which others may have some, and what the demo is expected to take."""
     if not torch.cuda.is_available():
         return "left out", "there is no GPU"
     pairs = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
-    said = ", ".join(f"{free / 2**30:.0f} of {total / 2**30:.0f}" for free, total in pairs)
+    said = ", ".join(f"{free / GIB:.0f} of {total / GIB:.0f}" for free, total in pairs)
+    expected = [expected_gib(total / GIB) for _, total in pairs]
+    is_short = any(free / GIB < needed for (free, _), needed in zip(pairs, expected, strict=True))
     is_taken = any(free < 0.9 * total for free, total in pairs)
-    hint = "; somebody else is on them" if is_taken else "; egogrpo doctor CONFIG says what a run needs"
-    return "FAILED" if is_taken else "ok", f"GiB free: {said}{hint}"
+    hint = "; somebody else is on them" if is_taken else "; egogrpo doctor CONFIG says what another run needs"
+    found = f"GiB free: {said}; the demo is expected to take {max(expected):.1f}{hint}"
+    return "FAILED" if is_short or is_taken else "ok", found
+
+
+def expected_gib(gpu_gib: float) -> float:
+    """Return the most GiB of a GPU that the demo takes by the doctor's arithmetic, with vLLM if it is installed."""
+    config = load_config([str(DEMO)])
+    if find_spec("vllm") is None:
+        config = replace(config, rollout=replace(config.rollout, engine="transformers"))
+    outline = build_outline(config, load_family(str(ROOT / config.model.path)))
+    # Its clips have as many tokens as a row.
+    row = {"row_tokens": config.optim.tokens_per_row, "row_vision_tokens": config.optim.tokens_per_row}
+    sizes = sizes_of(config, outline, **row)
+    return peak_gib(config, outline, sizes, LAUNCHES["single"], processes=1, gpu_gib=gpu_gib)
 
 
 def versions() -> tuple[Status, str]:
@@ -117,11 +142,16 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def packages() -> tuple[Status, str]:
-    """Return which optional packages can be imported; one that is installed and can't is a failure."""
+    """Return which optional packages can be imported.
+
+    One that is installed and can't is a failure, and on a GPU also that vLLM is not there, with which runs sample.
+    """
     said, failed = [], False
     for name in ("vllm", "deepspeed", "bitsandbytes"):
         if find_spec(name) is None:
-            said.append(f"{name} is not installed")
+            is_needed = name == "vllm" and torch.cuda.is_available()
+            said.append(f"{name} is not installed" + (" (launch/install.sh)" if is_needed else ""))
+            failed |= is_needed
             continue
         try:
             import_module(name)
@@ -168,7 +198,7 @@ def demo() -> tuple[Status, str]:
             "eval.every_steps=0",
         ]
         output_of(
-            [sys.executable, "grpo/train.py", "configs/demo.yaml", *settings, "checkpoint.every_steps=0"],
+            [sys.executable, "grpo/train.py", str(DEMO), *settings, "checkpoint.every_steps=0"],
             limit_s=LIMIT_S,
         )
         rows = [row for row in RunDir(f"{folder}/run").metrics() if row["step"]]
