@@ -66,7 +66,7 @@ def checked(what: str, check: Callable[[], tuple[Status, str]]) -> Row:
         status, found = check()
     except (ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        status, found = "FAILED", lines[-1]
+        return Row(what, "FAILED", lines[-1], perf_counter() - begun_s)
     return Row(what, status, found, perf_counter() - begun_s)
 
 
