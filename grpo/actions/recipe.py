@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from grpo.actions.dataset import STATE, STREAM, WORD_M
-from grpo.actions.simulator import read_state, simulator
+from grpo.actions.simulator import ARMS, read_state, simulator
 from grpo.actions.words import Words
 from grpo.codec.codec import load_codec
 from grpo.codec.stages import Stage, run
@@ -123,6 +123,29 @@ def _training(out: Path, sizes: Sizes, seed: int, space: str, *, is_grpo: bool) 
     ]  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Successes:
+    """An action space's shares of held-out starts from which the task was done."""
+
+    num_tokens: int
+    """The tokens of a chunk without tags; of words, the words."""
+    demonstrations: float
+    """The demonstrations themselves, when they are encoded and decoded."""
+    supervised: float
+    grpo: float
+    """After GRPO behind the supervised stage."""
+
+
+def successes(out: Path, sizes: Sizes) -> dict[str, Successes]:
+    """What each action space came to, in a folder whose stages are all done."""
+    found = {}
+    for space in SPACES:
+        num_tokens, ceiling = _ceiling(out, sizes, space)
+        before, after = (_success(out / space / "grpo", step) for step in (0, sizes.grpo_steps))
+        found[space] = Successes(num_tokens=num_tokens, demonstrations=ceiling, supervised=before, grpo=after)
+    return found
+
+
 def table(out: Path, sizes: Sizes) -> str:
     """The held-out success of each action space as Markdown, with 95% intervals over starts."""
     head = (
@@ -130,13 +153,10 @@ def table(out: Path, sizes: Sizes) -> str:
         "| --- | --- | --- | --- | --- |\n"
     )
     lines = []
-    for space in SPACES:
-        num_tokens, ceiling = _ceiling(out, sizes, space)
-        before, after = (_success(out / space / "grpo", step) for step in (0, sizes.grpo_steps))
-        cells = [
-            interval(round(each * sizes.num_heldout), sizes.num_heldout) for each in (ceiling, before, after)
-        ]
-        lines.append(f"| {space} | {num_tokens} | {' | '.join(cells)} |\n")
+    for space, each in successes(out, sizes).items():
+        shares = (each.demonstrations, each.supervised, each.grpo)
+        cells = [interval(round(share * sizes.num_heldout), sizes.num_heldout) for share in shares]
+        lines.append(f"| {space} | {each.num_tokens} | {' | '.join(cells)} |\n")
     return head + "".join(lines)
 
 
@@ -177,21 +197,27 @@ def interval(num_done: int, num: int) -> str:
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
 
 
+def make(out: Path, sizes: Sizes, seed: int) -> str:
+    """Run all stages that are not done, write the table beside them, and return it."""
+    run(out, stages(out, sizes, seed))
+    text = table(out, sizes)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The recipe actions_reacher, from nothing to its table.")
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/actions_reacher"))
+    parser.add_argument("--arm", choices=[*ARMS], default="reacher")
     parser.add_argument("--small", action="store_true", help="try all stages, and learn nothing")
     parser.add_argument("--engine", default="vllm", help="vllm, or transformers where it is not installed")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    sizes = replace(SMALL if args.small else Sizes(), engine=args.engine)
+    sizes = replace(SMALL if args.small else Sizes(), engine=args.engine, arm=args.arm)
     try:
-        run(args.out, stages(args.out, sizes, args.seed))
+        print(make(args.out, sizes, args.seed))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    text = table(args.out, sizes)
-    (args.out / "table.md").write_text(text, encoding="utf-8")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ CHANNELS = ("dx", "dy")
 UNITS = ("m", "m")
 CHUNK_STEPS = 8
 """The length of a chunk of actions."""
-SIZE_PX = 84
+SIZE_PX = 56
 """The height and width of frames."""
 
 
@@ -55,12 +55,12 @@ ARMS = {
         tip="fingertip",
         moved="fingertip",
         goal="target",
-        # The balls touch as they are drawn.
+        # The fingertip is on the ball as it is drawn.
         success_m=0.03,
         substeps=4,
         settle_steps=8,
         stiffness=900.0,
-        drawn_m={"target": 0.02, "fingertip": 0.012},
+        drawn_m={"target": 0.03, "fingertip": 0.012},
         camera={"distance": 0.42, "elevation": -90.0, "azimuth": 90.0, "lookat": (0.0, -0.1, 0.0)},
     ),
     "pusher": Arm(

@@ -18,6 +18,8 @@ WAYS = {
     "down": (0.0, -1.0),
 }
 """Directions in the plane, as a clip from above shows it."""
+SAID = ("left", "right", "up", "down", "stay")
+"""The order in which a chunk's words are said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,7 @@ class Words:
     def say(self, actions_TC: np.ndarray) -> str:
         """The words for a chunk: each is the one after which the fingertip is nearest to where the chunk ends.
 
+        They are said by axes, and `stay` last: one end has one text, whose numbers of words are its coordinates.
         ValueError for a chunk that is no whole number of words.
         """
         num_words, rest = divmod(len(actions_TC), self.word_steps)
@@ -52,7 +55,7 @@ class Words:
             word = min(WAYS, key=lambda each: _distance(at_2 + self.word_m * np.array(WAYS[each]), end_2))
             at_2 = at_2 + self.word_m * np.array(WAYS[word])
             words.append(word)
-        return " ".join(words)
+        return " ".join(sorted(words, key=SAID.index))
 
 
 def _distance(a_2: np.ndarray, b_2: np.ndarray) -> float:

@@ -60,7 +60,7 @@ def end_effector_distance(rollout: Rollout, *, codec: str, zero_at_m: float = 0.
     if not isinstance(found, tuple):
         return found
     state = _state(rollout.sample)
-    made, true = (_execute(state, each_TC) for each_TC in found)
+    made, true = (_executed(state, each_TC) for each_TC in found)
     return falling(distance_m(made.tip_2, true.tip_2), zero_at_m)
 
 
@@ -74,7 +74,7 @@ def task_success(rollout: Rollout, *, codec: str) -> float | None:
     found = _decoded(rollout, codec)
     if not isinstance(found, tuple):
         return found
-    return float(_execute(_state(rollout.sample), found[0]).is_success)
+    return float(_executed(_state(rollout.sample), found[0]).is_success)
 
 
 def _decoded(rollout: Rollout, codec: str) -> tuple[np.ndarray, np.ndarray] | float | None:
@@ -110,5 +110,11 @@ def _state(sample: Sample) -> State:
         raise ValueError(f"sample {sample.id} ({sample.source}): {STATE}: {error}") from None
 
 
-def _execute(state: State, actions_TC: np.ndarray) -> Outcome:
-    return simulator(state.arm).execute(state, actions_TC)
+def _executed(state: State, actions_TC: np.ndarray) -> Outcome:
+    return _execute(state, tuple(map(tuple, actions_TC.tolist())))
+
+
+# Two rewards execute the same chunk, and a group's completions are all compared with the same demonstration.
+@lru_cache(maxsize=4096)
+def _execute(state: State, actions: tuple[tuple[float, ...], ...]) -> Outcome:
+    return simulator(state.arm).execute(state, np.array(actions))

@@ -55,6 +55,8 @@ def test_words_move_by_their_length():
         words.read("left stay up"), [[-0.015, 0]] * 2 + [[0, 0]] * 2 + [[0, 0.015]] * 2, atol=1e-12
     )
     assert words.say(np.array([[0.01, 0.0]] * 6)) == "right right stay"
+    # 0.06 m to the left and 0.07 m down: the nearest after two of each; a third one down would end 0.02 m too low.
+    assert Words(word_m=0.03).say(np.array([[-0.01, -0.07 / 6]] * 6)) == "left left down down stay stay"
     with pytest.raises(ValueError, match="'forward' is no direction: they are stay, left, right, up, down"):
         words.read("left forward")
     with pytest.raises(ValueError, match="3 action steps are no whole number of words of 2"):
