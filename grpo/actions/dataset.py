@@ -25,7 +25,7 @@ from grpo.media.writing import write_mp4, write_once
 STREAM = "action"
 STATE = "simulator"
 """The column of the simulator's state."""
-VERSION = 1
+VERSION = 2
 """Raise it when the same seed gives other records, so that folders written before are redone."""
 SPLITS = ("train", "heldout")
 WORD_M = {"reacher": 0.03, "pusher": 0.04}

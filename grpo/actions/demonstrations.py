@@ -14,12 +14,16 @@ from grpo.actions.simulator import CHUNK_STEPS, Outcome, Simulator, State
 NUM_FRAMES = 4
 """The frames that are filmed before a chunk, one for each action step."""
 INSTRUCTIONS = {
-    "reacher": ("Move to the red ball.", "Touch the red ball.", "Reach the red target."),
-    "pusher": ("Push the white disc to the red goal.", "Move the disc onto the red goal."),
+    "reacher": ("Move to the red ball at {}.", "Touch the red ball at {}.", "Reach the red target at {}."),
+    "pusher": ("Push the white disc to the red goal at {}.", "Move the disc onto the red goal at {}."),
 }
+"""What is asked, with the goal's cell in a grid."""
+NUM_CELLS = 8
+GRIDS_22 = {"reacher": ((-0.14, -0.2), (0.14, 0.0)), "pusher": ((0.2, -0.6), (0.9, 0.3))}
+"""Opposite corners of the grids of NUM_CELLS by NUM_CELLS, in metres: where goals lie."""
 _ATTEMPTS = 200
-_POSE_J, _TARGETS_22 = (-2.6, 2.1), ((-0.14, -0.2), (0.14, 0.0))
-"""The reacher's angles at the start, and the corners of the rectangle in which targets lie, in metres."""
+_POSE_J = (-2.6, 2.1)
+"""The reacher's angles at the start."""
 _NEAREST_M, _CLEAR_M, _REACH_M = 0.05, 0.05, 0.2
 """The least distance to a target, the least that the way may be from the base, where no joint helps, and the most."""
 _BASE_2, _AWAY_2 = np.array([0.0, -0.6]), np.array([1.2, 1.2])
@@ -47,7 +51,7 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
     """The demonstration of a seed, the same whatever came before; None where the controller does not do the task."""
     rng = np.random.default_rng([seed, len(simulator.name)])
     texts = INSTRUCTIONS[simulator.name]
-    instruction = texts[int(rng.integers(len(texts)))]
+    text = texts[int(rng.integers(len(texts)))]
     found = _START[simulator.name](simulator, seed, rng)
     if found is None:
         return None
@@ -60,12 +64,20 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
         return None
     return Demonstration(
         seed=seed,
-        instruction=instruction,
+        instruction=text.format(cell_of(outcome.goal_2, GRIDS_22[simulator.name])),
         state=start.state,
         frames_FHWC=np.stack(frames[-NUM_FRAMES:]),
         actions_TC=actions_TC,
         outcome=outcome,
     )
+
+
+def cell_of(place_2: np.ndarray, corners_22: tuple[tuple[float, float], tuple[float, float]]) -> str:
+    """The column and the row of a place in a grid, counted from the left and from below; the nearest ones outside."""
+    low_2, high_2 = np.array(corners_22)
+    shares_2 = (np.asarray(place_2) - low_2) / (high_2 - low_2)
+    column, row = np.clip((shares_2 * NUM_CELLS).astype(int), 0, NUM_CELLS - 1)
+    return f"{column} {row}"
 
 
 def straight(way_2: np.ndarray, num_steps: int) -> np.ndarray:
@@ -81,7 +93,7 @@ def _start_reacher(
     base = simulator.start(seed)
     for _ in range(_ATTEMPTS):
         angles = np.array(_POSE_J) + rng.uniform(-0.05, 0.05, 2)
-        target_2 = rng.uniform(_TARGETS_22[0], _TARGETS_22[1])
+        target_2 = rng.uniform(*GRIDS_22["reacher"])
         state = State(arm=base.arm, qpos=(*angles.tolist(), *target_2.tolist()), qvel=(0.0,) * 4)
         simulator.put(state)
         tip_2 = simulator.place(simulator.arm.tip)[:2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grpo.actions.dataset import STREAM, WORD_M, write_dataset
-from grpo.actions.demonstrations import NUM_FRAMES, demonstrate, straight
+from grpo.actions.demonstrations import NUM_FRAMES, cell_of, demonstrate, straight
 from grpo.actions.simulator import ARMS, CHUNK_STEPS, read_state, simulator
 from grpo.actions.words import Words
 from grpo.codec.streams import read_stream
@@ -46,6 +46,14 @@ def test_a_straight_way_is_slow_at_its_ends():
     steps_T2 = straight(np.array([1.0, 0.0]), 4)
     np.testing.assert_allclose(steps_T2[:, 0], [0.103515625, 0.396484375, 0.396484375, 0.103515625])
     np.testing.assert_array_equal(steps_T2[:, 1], 0)
+
+
+def test_a_goals_cell_is_its_column_and_its_row():
+    corners_22 = ((-0.4, 0.0), (0.4, 1.6))
+    # Cells are 0.1 m wide and 0.2 m high.
+    assert cell_of(np.array([-0.39, 0.01]), corners_22) == "0 0"
+    assert cell_of(np.array([0.05, 1.5]), corners_22) == "4 7"
+    assert cell_of(np.array([0.9, -0.3]), corners_22) == "7 0"
 
 
 def test_words_move_by_their_length():
