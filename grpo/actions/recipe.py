@@ -45,11 +45,11 @@ class Sizes:
     """How much of each there is."""
 
     arm: str = "reacher"
-    num_train: int = 1024
+    num_train: int = 512
     num_heldout: int = 128
-    codec_epochs: int = 60
-    supervised_steps: int = 400
-    grpo_steps: int = 40
+    codec_epochs: int = 40
+    supervised_steps: int = 100
+    grpo_steps: int = 20
     prompts_per_step: int = 16
     group_size: int = 8
     engine: str = "vllm"

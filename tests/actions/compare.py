@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--engine", default="vllm", help="vllm, or transformers where it is not installed")
     args = parser.parse_args(arguments)
-    sizes, found = Sizes(), {}
+    sizes, found = Sizes(engine=args.engine), {}
     for seed in args.seeds:
         out = args.out / f"seed_{seed}"
         make(out, sizes, seed)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grpo.actions.dataset import write_dataset
-from grpo.actions.recipe import CODECS, SPACES, Sizes, interval, stages, table
+from grpo.actions.recipe import CODECS, SPACES, Sizes, Successes, interval, stages, table
 from grpo.codec.bins import fit_bins
 from grpo.codec.codec import Codec, save_codec
 from grpo.codec.streams import read_stream
 from grpo.config.load import load_config
+from tests.actions.compare import tables
 
 SIZES = Sizes(num_train=1, num_heldout=4, grpo_steps=7, group_size=2)
 
@@ -64,3 +66,15 @@ def test_the_table_has_success_before_and_after_and_what_a_space_can_say(tmp_pat
     (tmp_path / "words" / "grpo" / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="no held-out success after step 0"):
         table(tmp_path, SIZES)
+
+
+def test_success_over_seeds_is_compared_with_uniform_bins_seed_by_seed():
+    def found(bins: float, other: float) -> dict[str, Successes]:
+        own = Successes(num_tokens=4, demonstrations=1.0, supervised=other, grpo=other + 0.25)
+        return {space: own for space in SPACES} | {"bins": replace(own, supervised=bins)}
+
+    text = tables({1: found(0.25, 0.5), 2: found(0.5, 0.625)})
+    # 0.25 and 0.125 more than bins: 0.1875 on average, with half a width of 12.7 * 0.0884 / sqrt(2) = 0.794.
+    assert "| residual | 2 | 0.562 | -0.232 to 1.357 | +0.188 | -0.607 to +0.982 |" in text
+    # What GRPO added is the same for both seeds.
+    assert "| residual, grpo | 2 | 0.812 | 0.018 to 1.607 | +0.250 | +0.250 to +0.250 |" in text
