@@ -30,8 +30,8 @@ BASE = "grpo/demo/base_policy"
 CONFIG, SUPERVISED = "configs/actions_reacher.yaml", "configs/supervised/actions_reacher.yaml"
 CODECS = {
     "bins": ("kind=bins", "levels=1", "codebook_size=64", "downsampling=1", "coverage=1.0"),
-    "plain": ("kind=plain", "levels=1", "codebook_size=64"),
     "residual": ("kind=residual", "levels=2", "codebook_size=64"),
+    "plain": ("kind=plain", "levels=1", "codebook_size=64"),
 }
 """How the codec of each action space differs from configs/codecs/action.yaml."""
 WORDS = "words"
