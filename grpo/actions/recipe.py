@@ -134,6 +134,9 @@ class Successes:
     supervised: float
     grpo: float
     """After GRPO behind the supervised stage."""
+    sampled_supervised: float
+    sampled_grpo: float
+    """The same of sampled answers, at the temperature at which GRPO samples; the others are greedy."""
 
 
 def successes(out: Path, sizes: Sizes) -> dict[str, Successes]:
@@ -142,19 +145,28 @@ def successes(out: Path, sizes: Sizes) -> dict[str, Successes]:
     for space in SPACES:
         num_tokens, ceiling = _ceiling(out, sizes, space)
         before, after = (_success(out / space / "grpo", step) for step in (0, sizes.grpo_steps))
-        found[space] = Successes(num_tokens=num_tokens, demonstrations=ceiling, supervised=before, grpo=after)
+        found[space] = Successes(
+            num_tokens=num_tokens,
+            demonstrations=ceiling,
+            supervised=before[0],
+            grpo=after[0],
+            sampled_supervised=before[1],
+            sampled_grpo=after[1],
+        )
     return found
 
 
 def table(out: Path, sizes: Sizes) -> str:
-    """The held-out success of each action space as Markdown, with 95% intervals over starts."""
+    """The held-out success of each action space as Markdown, with 95% intervals over starts, first of greedy answers."""
     head = (
-        "| action space | tokens of a chunk | demonstrations, as it says them | supervised | then GRPO |\n"
-        "| --- | --- | --- | --- | --- |\n"
+        "| action space | tokens of a chunk | demonstrations, as it says them | supervised | then GRPO "
+        "| supervised, sampled | then GRPO, sampled |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
     )
     lines = []
     for space, each in successes(out, sizes).items():
-        shares = (each.demonstrations, each.supervised, each.grpo)
+        greedy = (each.demonstrations, each.supervised, each.grpo)
+        shares = (*greedy, each.sampled_supervised, each.sampled_grpo)
         cells = [interval(round(share * sizes.num_heldout), sizes.num_heldout) for share in shares]
         lines.append(f"| {space} | {each.num_tokens} | {' | '.join(cells)} |\n")
     return head + "".join(lines)
@@ -179,12 +191,12 @@ def _ceiling(out: Path, sizes: Sizes, space: str) -> tuple[int, float]:
     return num_tokens, float(np.mean(found))
 
 
-def _success(run_dir: Path, step: int) -> float:
-    """The held-out success of greedy answers after a step."""
+def _success(run_dir: Path, step: int) -> tuple[float, float]:
+    """The held-out success of greedy answers after a step, and that of sampled ones."""
     for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["step"] == step and "eval/heldout/task_success" in row:
-            return row["eval/heldout/task_success"]
+            return row["eval/heldout/task_success"], row["eval/heldout/sampled/task_success"]
     raise ValueError(f"{run_dir} has no held-out success after step {step}")
 
 

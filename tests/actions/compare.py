@@ -2,13 +2,15 @@
 
 Each seed has a folder of its own in OUT, with other demonstrations, codecs and held-out starts; what is done there is
 not done again. Prints the held-out success of each action space over seeds: of demonstrations as the space says them,
-after the supervised stage, and after GRPO behind it, with differences to uniform bins; then what GRPO added.
+after the supervised stage, and after GRPO behind it, with differences to uniform bins; then what GRPO added. Answers
+are greedy, or sampled as in GRPO.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from grpo.actions.recipe import SPACES, Sizes, Successes, make, successes
@@ -21,13 +23,13 @@ Values = Mapping[str, Mapping[int, float]]
 def tables(found: Mapping[int, Mapping[str, Successes]]) -> str:
     """All tables as Markdown, of what each seed's action spaces came to."""
     parts = []
-    for name in ("demonstrations", "supervised", "grpo"):
+    for name in ("demonstrations", "supervised", "grpo", "sampled_supervised", "sampled_grpo"):
         values = {space: {seed: getattr(own[space], name) for seed, own in found.items()} for space in SPACES}
         parts.append(f"{name}:\n\n{_table(values, len(found))}")
-    for space in SPACES:
+    for space, stages in product(SPACES, (("supervised", "grpo"), ("sampled_supervised", "sampled_grpo"))):
         values = {
             f"{space}, {stage}": {seed: getattr(own[space], stage) for seed, own in found.items()}
-            for stage in ("supervised", "grpo")
+            for stage in stages
         }
         parts.append(_table(values, len(found)))
     return "\n\n".join([*parts, FOOTNOTE])

@@ -52,7 +52,14 @@ def test_the_table_has_success_before_and_after_and_what_a_space_can_say(tmp_pat
         save_codec(Codec(*codec), tmp_path / space / "base" / "codecs" / "action")
     for space in SPACES:
         (tmp_path / space / "grpo").mkdir(parents=True)
-        rows = [{"step": step, "eval/heldout/task_success": step / 14 + 0.25} for step in (0, 7)]
+        rows = [
+            {
+                "step": step,
+                "eval/heldout/task_success": step / 14 + 0.25,
+                "eval/heldout/sampled/task_success": 0.0,
+            }
+            for step in (0, 7)
+        ]
         text = "\n".join(json.dumps(row) for row in [{"step": 7}, *rows])
         (tmp_path / space / "grpo" / "metrics.jsonl").write_text(text)
     lines = table(tmp_path, SIZES).splitlines()[2:]
@@ -60,8 +67,8 @@ def test_the_table_has_success_before_and_after_and_what_a_space_can_say(tmp_pat
         line.split(" | ")[0].strip("| "): [cell.split()[0] for cell in line.split(" | ")[1:]]
         for line in lines
     }
-    assert cells["bins"] == cells["residual"] == ["16", "100.0%", "25.0%", "75.0%"]
-    assert cells["words"] == ["8", "100.0%", "25.0%", "75.0%"]
+    assert cells["bins"] == cells["residual"] == ["16", "100.0%", "25.0%", "75.0%", "0.0%", "0.0%"]
+    assert cells["words"] == ["8", "100.0%", "25.0%", "75.0%", "0.0%", "0.0%"]
     assert cells["plain"][1] != "100.0%"
     (tmp_path / "words" / "grpo" / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="no held-out success after step 0"):
@@ -70,7 +77,14 @@ def test_the_table_has_success_before_and_after_and_what_a_space_can_say(tmp_pat
 
 def test_success_over_seeds_is_compared_with_uniform_bins_seed_by_seed():
     def found(bins: float, other: float) -> dict[str, Successes]:
-        own = Successes(num_tokens=4, demonstrations=1.0, supervised=other, grpo=other + 0.25)
+        own = Successes(
+            num_tokens=4,
+            demonstrations=1.0,
+            supervised=other,
+            grpo=other + 0.25,
+            sampled_supervised=0.0,
+            sampled_grpo=0.0,
+        )
         return {space: own for space in SPACES} | {"bins": replace(own, supervised=bins)}
 
     text = tables({1: found(0.25, 0.5), 2: found(0.5, 0.625)})
