@@ -157,7 +157,7 @@ def successes(out: Path, sizes: Sizes) -> dict[str, Successes]:
 
 
 def table(out: Path, sizes: Sizes) -> str:
-    """The held-out success of each action space as Markdown, with 95% intervals over starts, first of greedy answers."""
+    """Held-out success by action space as Markdown, with 95% intervals over starts, first of greedy answers."""
     head = (
         "| action space | tokens of a chunk | demonstrations, as it says them | supervised | then GRPO "
         "| supervised, sampled | then GRPO, sampled |\n"
