@@ -133,7 +133,7 @@ class Successes:
     """The demonstrations themselves, when they are encoded and decoded."""
     supervised: float
     grpo: float
-    """After GRPO behind the supervised stage."""
+    """The share after GRPO behind the supervised stage."""
     sampled_supervised: float
     sampled_grpo: float
     """The same of sampled answers, at the temperature at which GRPO samples; the others are greedy."""
