@@ -37,6 +37,14 @@ def test_every_training_of_the_recipe_has_settings_that_load(tmp_path: Path):
             assert grpo.data.train[0].path.endswith("train_words.jsonl")
 
 
+def test_the_other_task_is_an_argument(tmp_path: Path):
+    commands = {
+        stage.name: [*stage.command] for stage in stages(tmp_path, replace(SIZES, arm="pusher"), seed=3)
+    }
+    assert "--arm=pusher" in commands["data"]
+    assert "rewards.task_success.args.codec=words:0.04" in commands["words grpo"]
+
+
 def test_an_interval_by_hand():
     # 3 of 4: middle 0.75 + 3.8415 / 8 = 1.2302, reach 1.96 sqrt(0.1875 / 4 + 3.8415 / 64) = 0.6408, by 1.9604.
     assert interval(3, 4) == "75.0% (30.1% to 95.4%)"
