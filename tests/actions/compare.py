@@ -40,7 +40,9 @@ def _table(values: Values, num_seeds: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="The recipe actions_reacher with several seeds, and tables over them."
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--engine", default="vllm", help="vllm, or transformers where it is not installed")
