@@ -39,7 +39,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_run(tmp_path: 
     run(tmp_path, stages(tmp_path, SMALL, 0))
     assert len(ran) == stage_count > 10
     for sizes, seed, problem in [
-        (Sizes(), 0, r"data.done is of '--num-train=16', and now it is '--num-train=1024'"),
+        (Sizes(), 0, r"data.done is of '--num-train=16', and now it is '--num-train=2048'"),
         (SMALL, 1, r"data.done is of '--seed=0', and now it is '--seed=1'"),
         (replace(SMALL, codec_epochs=3), 0, r"codec_sensor.done is of 'num_epochs=2'"),
         (replace(SMALL, group_size=4), 0, r"tracking_grpo.done is of 'rollout.group_size=2'"),
