@@ -21,7 +21,7 @@ The axes of arrays and tensors stand at the end of their names, each letter with
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,6 +101,11 @@ class Prompt:
     def clips(self) -> tuple[Clip, ...]:
         """All that is shown, in order: several media, or the one clip."""
         return self.media or (() if self.clip is None else (self.clip,))
+
+
+def clips_of(prompts: Iterable[Prompt]) -> list[Clip]:
+    """Return the clips of prompts, each once."""
+    return [*dict.fromkeys(clip for prompt in prompts for clip in prompt.clips)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

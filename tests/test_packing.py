@@ -16,7 +16,6 @@ from grpo.packing import PackedRow, Segment, build_row, pack, segments_of
 from grpo.policy import attention
 from grpo.policy import model as policy_module
 from grpo.policy.model import SUPPRESSED_BIAS, Head, Policy
-from grpo.policy.uploads import uploaded
 from tests.support import tiny
 from tests.support.learners import counts_of, packed, updated
 
@@ -81,11 +80,8 @@ def plain_media(prompt: Prompt) -> dict[str, Tensor]:
         (("pixel_values_videos", "video_grid_thw"), False),
         (("pixel_values", "image_grid_thw"), True),
     ):
-        frames = [
-            uploaded(clip, torch.device("cpu")) for clip in prompt.clips if clip.is_picture == is_picture
-        ]
-        pixels = tiny.family().pixels(frames, [is_picture] * len(frames)) if frames else ()
-        made |= zip(names, pixels, strict=bool(frames))
+        if clips := [clip for clip in prompt.clips if clip.is_picture == is_picture]:
+            made |= zip(names, tiny.pixels(*clips), strict=True)
     return made
 
 
@@ -166,7 +162,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 def num_patches(scored: ScoredGroup) -> int:
     clip = scored.group.prompt.clip
-    return 0 if clip is None else len(tiny.family().pixels([uploaded(clip, torch.device("cpu"))])[0])
+    return 0 if clip is None else len(tiny.pixels(clip)[0])
 
 
 def test_in_an_update_the_tower_runs_once_per_group_and_of_a_split_group_once_per_part() -> None:

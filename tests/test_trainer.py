@@ -55,6 +55,7 @@ class Step:
             accelerator=Accelerator(cpu=True),
             learner=learner,  # pyright: ignore[reportArgumentType]
             engine=SimpleNamespace(  # pyright: ignore[reportArgumentType]
+                prepare=self.nothing,
                 generate=self.generate,
                 sleep=lambda: self.did.append("sleep"),
                 sync=lambda: self.did.append("sync"),

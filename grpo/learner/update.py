@@ -141,7 +141,7 @@ class Learner:
         if self.loss.sync_ref_model and step % self.loss.ref_model_sync_steps == 0:
             assert isinstance(self.reference, SecondCopy)
             self.reference.follow(self.policy.named_weights(), self.loss.ref_model_mixup_alpha)
-        self.policy.uploads.clear()
+        self.policy.uploads.clear(step)
         logps = [each.old_logps_T for each in passes] + watched_logps
         seen = by_completion(zip([*rows, *watched], logps, strict=True))
         result = UpdateResult(norms=norms, bad_rows=bad_rows, logps=seen)
@@ -261,7 +261,7 @@ class Learner:
         start = sum(map(len, everyone[: self.split.rank]))
         if self.split.size > 1:
             # The rows of others came as copies, whose clips no later pass asks for.
-            self.policy.uploads.clear()
+            self.policy.uploads.clear(0)
         return logps[start : start + len(rows)]
 
     def _padded(self, rows: Sequence[PackedRow]) -> list[PackedRow]:

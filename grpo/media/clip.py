@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -91,6 +92,11 @@ class Clip:
         Raises what the function that gets them raises.
         """
         return self._checked(self.frames()) if callable(self.frames) else self.frames
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the frames' bytes."""
+        return hashlib.blake2b(np.ascontiguousarray(self.frames_FHWC).data, digest_size=20).hexdigest()
 
     @property
     def path(self) -> str:

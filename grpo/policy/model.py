@@ -6,7 +6,7 @@ only where a completion token is predicted, in chunks, so that no logits of a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class Policy(nn.Module):
         attention: the kernel for packed rows. fp32_head: the head's products are kept in fp32.
         sharded: the processes will hold a part of each weight.
         feature_cache: where the features of a frozen vision tower are kept; None: every pass computes them.
-        uploads: another policy's frames on the device, to be shared; None: its own.
+        uploads: another policy's patches on the device, to be shared; None: its own.
         """
         super().__init__()
         # Its submodules are typed as "module or tensor" otherwise.
@@ -101,7 +101,7 @@ class Policy(nn.Module):
         self.trains_vision = any(weight.requires_grad for weight in self.model.model.visual.parameters())
         # Where weights are split, all processes must run the tower equally often, whatever clips each has seen.
         self.feature_cache = None if self.trains_vision or sharded else feature_cache
-        self.uploads = uploads or Uploads()
+        self.uploads = uploads or Uploads(family.patches_of)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -190,14 +190,18 @@ class Policy(nn.Module):
         return self._fresh_features(clip)[0]
 
     def _fresh_features(self, *clips: Clip) -> tuple[Tensor, ...]:
-        frames = [self.uploads.get(clip, self.device) for clip in clips]
-        return self.vision_features(*self.family.pixels(frames, [clip.is_picture for clip in clips]))
+        patches = [self.uploads.get(clip, self.device) for clip in clips]
+        return self.vision_features(*self.family.pixels(clips, patches))
 
     def expect(self, rows: Sequence[PackedRow], split: SequenceSplit = ALONE) -> None:
-        """Begin to upload the clips of rows that passes will be made of; they stay until `uploads.clear`."""
+        """Begin to make the patches of clips that passes will see; they stay until `uploads.clear`."""
+        self.expect_clips(clip for row in rows for clip in split.own_clips(row))
+
+    def expect_clips(self, clips: Iterable[Clip], step: int = 0) -> None:
+        """Begin to make the patches of clips; they stay until `uploads.clear` is told of the step."""
         # A frozen tower sees a clip once in a run, and not once a step.
-        clips = [clip for row in rows for clip in split.own_clips(row)] if self.feature_cache is None else []
-        self.uploads.expect(clips, self.device)
+        if self.feature_cache is None:
+            self.uploads.expect(clips, self.device, step)
 
     def vision_features(self, pixels: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
         """Return the vision tower's output for each clip, (M, D)."""

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -56,7 +55,6 @@ class FeatureCache:
         self.tower, self.memory, self.disk = tower, memory, disk
         self.about = json.dumps(about or {}, sort_keys=True, default=str)
         self.counters = FeatureCounters()
-        self._digests: WeakKeyDictionary[Clip, str] = WeakKeyDictionary()
         self._tower_digest: str | None = None
         self._disk_is_trusted = False
 
@@ -102,14 +100,10 @@ class FeatureCache:
 
     def _name(self, clip: Clip) -> str:
         """Return a digest of what the features depend on: the pixels, the tower, and how it computes."""
-        if clip not in self._digests:
-            self._digests[clip] = hashlib.blake2b(
-                np.ascontiguousarray(clip.frames_FHWC).data, digest_size=20
-            ).hexdigest()
         device = self._device.type
         computes_in = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"
         recipe = [
-            self._digests[clip], clip.frames_FHWC.shape, self.tower_digest, self.about, device, computes_in,
+            clip.digest, clip.frames_FHWC.shape, self.tower_digest, self.about, device, computes_in,
             torch.__version__, transformers.__version__,
         ]  # fmt: skip
         # Pictures are normalised otherwise than frames in some models.

@@ -28,6 +28,10 @@ OnGroup = Callable[[Group], object]
 class Engine(Protocol):
     """An engine that samples completions from the policy's weights."""
 
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None:
+        """Begin to make what sampling a step's groups needs of its prompts, in a thread, while weights change."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],

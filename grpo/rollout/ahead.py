@@ -1,4 +1,4 @@
-"""The groups of each step: sampled when the step begins or, with `rollout.overlap`, while the step before is learned.
+"""What a step begins with, made while the step before is learned: its prompts or, with `rollout.overlap`, its groups.
 
 Ahead means exactly one step. Between two steps nothing is under way: the next step's groups are whole when the engine
 gets new weights, so which weights sample which step does not depend on what is faster, and a checkpoint holds them.
@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from grpo.feed.dynamic_sampling import Sampled
 from grpo.groups import Group
 from grpo.rollout import OnGroup
 
-Sample = Callable[[int, OnGroup], Sampled]
-"""A way of sampling a step's groups; it tells of the group of the step's first question as soon as it is complete."""
+Made = TypeVar("Made")
 
 
 def of_version(group: Group, version: int) -> Group:
@@ -25,34 +23,35 @@ def of_version(group: Group, version: int) -> Group:
     return replace(group, rollouts=tuple(rollouts))
 
 
-class Ahead:
-    """The groups that a step asks for, and in a thread those of the next one."""
+class Ahead(Generic[Made]):
+    """What a step asks for, groups or prompts, and in a thread that of the next one."""
 
-    def __init__(self, sample: Sample, *, is_on: bool) -> None:
-        self._sample = sample
-        self._thread = ThreadPoolExecutor(1, "rollouts") if is_on else None
-        self._next: tuple[int, Future[Sampled]] | None = None
+    def __init__(self, make: Callable[[int, OnGroup], Made], *, is_on: bool) -> None:
+        """Make a step's by `make`, which tells of the group of the step's first question as soon as it is complete."""
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, "ahead") if is_on else None
+        self._next: tuple[int, Future[Made]] | None = None
         self._first: Future[Group] = Future()
 
-    def take(self, step: int) -> Sampled:
-        """Return a step's groups, which are sampled now if they were not ahead, as those of a run's first step."""
+    def take(self, step: int) -> Made:
+        """Return what is a step's, which is made now if it was not ahead, as that of a run's first step."""
         if self._next is None:
-            return self._sample(step, lambda _: None)
-        of_step, sampled = self._next
+            return self._make(step, lambda _: None)
+        of_step, made = self._next
         if of_step != step:
-            raise RuntimeError(f"step {step}: the groups that were sampled ahead are of step {of_step}")
+            raise RuntimeError(f"step {step}: what was made ahead is of step {of_step}")
         self._next = None
-        return sampled.result()
+        return made.result()
 
     def start(self, step: int) -> None:
-        """Begin to sample a step's groups, by the weights that the engine has."""
+        """Begin to make a step's, groups by the weights that the engine has."""
         first = self._first = Future()
-        self.begin(step, lambda: self._sample(step, first.set_result))
+        self.begin(step, lambda: self._make(step, first.set_result))
 
-    def begin(self, step: int, sample: Callable[[], Sampled]) -> None:
-        """Begin to sample a step's groups in another way, as a resumed run reads those that were sampled before."""
+    def begin(self, step: int, make: Callable[[], Made]) -> None:
+        """Begin to make a step's in another way, as a resumed run reads groups that were sampled before."""
         assert self._thread is not None and self._next is None
-        self._next = step, self._thread.submit(sample)
+        self._next = step, self._thread.submit(make)
 
     def first_group(self) -> Group | None:
         """Wait for the group of the first question of the step that was started; None if it was lost."""
@@ -61,14 +60,14 @@ class Ahead:
         wait(either, return_when=FIRST_COMPLETED)
         return self._first.result() if self._first.done() else None
 
-    def wait(self) -> tuple[int, Sampled] | None:
-        """Wait until nothing is sampled; return the next step and its groups, None if they were not begun."""
+    def wait(self) -> tuple[int, Made] | None:
+        """Wait until nothing is being made; return the next step and what is its, None if that was not begun."""
         if self._next is None:
             return None
-        step, sampled = self._next
-        return step, sampled.result()
+        step, made = self._next
+        return step, made.result()
 
     def close(self) -> None:
-        """Wait until nothing is sampled; `Engine.cancel` makes it short."""
+        """Wait until nothing is being made; `Engine.cancel` makes it short."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)

@@ -51,7 +51,7 @@ class Stored(NamedTuple):
 class AheadFiles:
     """The files of what is sampled ahead, of all processes together: any number of them can go on from them."""
 
-    def __init__(self, ahead: Ahead, feed: Feed, partial: PartialRollouts | None = None) -> None:
+    def __init__(self, ahead: Ahead[Sampled], feed: Feed, partial: PartialRollouts | None = None) -> None:
         """partial: has groups that are not complete, which are stored too."""
         self.ahead, self.feed, self.partial = ahead, feed, partial
 

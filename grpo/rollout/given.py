@@ -85,6 +85,8 @@ class GivenCompletions:
     """The completion's text, with {target} where the target stands."""
     engine: Engine
 
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None: ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -136,6 +138,8 @@ def follow(
 
 class NoEngine:
     """The engine of a run that samples nothing (`rollout.engine=none`)."""
+
+    def prepare(self, *_: object) -> None: ...
 
     def generate(self, *_: object, **__: object) -> Never:
         raise AssertionError("rollout.engine=none samples nothing")

@@ -47,6 +47,8 @@ class Sampler:
         self.rewards, self.recorder, self.score, self.gap_of = rewards, recorder, score, gap_of
         self.plan = make_plan(rewards.counterfactuals, sampling)
         self.ahead = Ahead(self._of_feed, is_on=config.rollout.overlap)
+        # Groups that are sampled ahead have their prompts made by then.
+        self.prompts = Ahead(self._prompts, is_on=not config.rollout.overlap)
         self.partial = partial
         self.version = 0
         """The number of steps that the engine's weights have behind them."""
@@ -69,16 +71,21 @@ class Sampler:
             if not in_any_process(bool(flat)):
                 break
             with self.recorder.timed("time/data"):
-                batch = self.feed.others(step, attempt, flat)
+                batch = self._prepared(self.feed.others(step, attempt, flat), step)
             self.recorder.add(Metrics(sums={"groups/resampled": len(flat)}))
             others = self._remembered(self._sample(batch, step), step)
             sampled = sampled.with_others(others, but=self._flat_places(others))
         return sampled
 
     def go_on(self, step: int) -> None:
-        """Let the engine sleep or, with `rollout.overlap`, sample the next step's groups while this one is learned."""
+        """Let the engine sleep while this step is learned, and make the next one's prompts meanwhile.
+
+        With `rollout.overlap` it samples the next step's groups instead.
+        """
         self.engine.sleep()
         if not self.config.rollout.overlap:
+            if step < self.config.num_steps:
+                self.prompts.start(step + 1)
             return
         # Behind the last step too, from whose checkpoint a longer run may go on.
         if step < self.config.num_steps or self.config.checkpoint.every_steps:
@@ -92,13 +99,24 @@ class Sampler:
                 self.ahead.wait()
         with self.recorder.timed("time/sync"):
             self.engine.sync()
+        # What is counted of clips depends on the order in which they are asked for, and an evaluation asks for others.
+        with self.recorder.timed("time/data"):
+            self.prompts.wait()
         self.version = step
 
     def _of_feed(self, step: int, on_first: OnGroup) -> Sampled:
         """Sample the groups of a step's questions, in any thread, and without a word to other processes."""
         with self.recorder.timed("time/data"):
-            batch = self.feed.batch(step)
+            batch = self.prompts.take(step)
         return self._sample(batch, step, on_first)
+
+    def _prompts(self, step: int, _: OnGroup) -> Batch:
+        return self._prepared(self.feed.batch(step), step)
+
+    def _prepared(self, batch: Batch, step: int) -> Batch:
+        """Return a batch whose prompts' inputs the engine is about to make."""
+        self.engine.prepare(batch.prompts, step)
+        return batch
 
     def _sample(self, batch: Batch, step: int, on_first: OnGroup = lambda _: None) -> Sampled:
         """Sample a group of completions for each question of a batch, and score it.
@@ -160,6 +178,7 @@ class Sampler:
 
     def close(self) -> None:
         self.ahead.close()
+        self.prompts.close()
 
 
 def in_any_process(is_so: bool) -> bool:

@@ -82,6 +82,8 @@ class ServerEngine:
         digest = hashlib.blake2b(secret.encode(), digest_size=4).hexdigest()
         return f"{name}#{digest}/{self.number}"
 
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None: ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],

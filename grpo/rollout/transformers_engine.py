@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from grpo.groups import Group, Prompt, Rollout
+from grpo.groups import Group, Prompt, Rollout, clips_of
 from grpo.packing import Segment, build_row
 from grpo.policy.families import ModelFamily
 from grpo.policy.model import Policy
@@ -39,6 +39,9 @@ class TransformersEngine:
         self.sampler = own or policy
         self.family, self.dtype = policy.family, dtype
         self.concurrency = Concurrency(max_sequences)
+
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None:
+        self.policy.expect_clips(clips_of(prompts), step)
 
     def generate(
         self,

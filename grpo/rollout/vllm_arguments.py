@@ -50,6 +50,8 @@ def engine_arguments(size: EngineSize, *, on_gpu: bool, launched: bool, sleeps: 
         # vLLM refuses a clip of more tokens, in the middle of a run.
         "max_num_batched_tokens": max(batched_tokens, size.max_clip_tokens, size.max_sequences),
         "use_tqdm_on_load": False,
+        # It would keep copies of inputs that are made once as it is (`vllm_inputs.py`).
+        "mm_processor_cache_gb": 0,
         "hf_overrides": {"head_dtype": "float32"} if size.fp32_head else {},
     }
     if on_gpu:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
 
-from grpo.groups import Group, Prompt, Rollout
+from grpo.groups import Group, Prompt, Rollout, clips_of
 from grpo.policy.model import Policy
 from grpo.policy.weights import Bucket, engine_weights, flat, weight_buckets
 from grpo.rollout import OnGroup, Sampling, as_rollout
 from grpo.rollout.concurrency import Concurrency
 from grpo.rollout.sync_proof import SyncProof
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments, set_environment
+from grpo.rollout.vllm_inputs import VLLMInputs
 from grpo.rollout.vllm_settings import CODE_RULES, sampling_fields
 from grpo.rollout.vllm_weights import AdapterLoader, WeightLoader
 
@@ -63,12 +64,16 @@ class VLLMEngine:
         self.llm = LLM(self.family.path, dtype=str(dtype).removeprefix("torch."), seed=seed, **arguments)  # pyright: ignore
         # vLLM changes it on CPU.
         torch.set_num_threads(num_threads)
+        self.inputs, self.numbers = VLLMInputs(policy, self.llm), count()
         engine: Any = self.llm.llm_engine
         worker = engine.model_executor.driver_worker.worker
         self.weights = WeightLoader(worker, repacks=not self.on_gpu)
         self.adapters = AdapterLoader(engine, worker, dtype) if size.lora_rank else None
         self.adapter: Any = None
         """The request for the adapters that are sampled with; None: none."""
+
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None:
+        self.inputs.prepare(prompts, step)
 
     def generate(
         self,
@@ -129,6 +134,8 @@ class VLLMEngine:
     ) -> None:
         """Give vLLM the requests in their order, and each group to `keep` as soon as it is complete."""
         asked: dict[str, int] = {}
+        clips = clips_of(prompt for prompt, _ in requests.values())
+        self.inputs.begin(clips)
 
         def step() -> None:
             for output in self.llm.llm_engine.step():
@@ -138,16 +145,18 @@ class VLLMEngine:
 
         try:
             for index, (prompt, seed) in requests.items():
-                asked[self._enqueue(prompt, sampling, seed)] = index
-                # The next clip is prepared while the GPU is busy with those before.
-                if self.on_gpu:
+                # The GPU is busy with the prompts before, while a clip is prepared. On a CPU it would share the cores.
+                while self.on_gpu and not self.inputs.is_ready(prompt) and self._is_busy():
                     step()
+                asked[self._add(prompt, sampling, seed)] = index
             while self._is_busy():
                 step()
         except BaseException:
             # Whoever asks next must not get these answers.
             self._drop_requests()
             raise
+        finally:
+            self.inputs.drop(clips)
 
     def _drop_requests(self) -> None:
         engine: Any = self.llm.llm_engine
@@ -163,18 +172,16 @@ class VLLMEngine:
         # Prefixes and features are noted as kept when a batch is planned, and this one was never computed.
         self._reset_caches()
 
-    def _enqueue(self, prompt: Prompt, sampling: Sampling, seed: int) -> str:
+    def _add(self, prompt: Prompt, sampling: Sampling, seed: int) -> str:
         """Give vLLM a request, and return the number that it answers under."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        (id,) = self.llm.enqueue(
-            [self._request(prompt)],
-            [SamplingParams(**sampling_fields(self.family, sampling, seed))],
-            lora_request=self.adapter,
-            use_tqdm=False,
-        )
-        # vLLM returns ids with a random tail, and answers under the number before the tail.
-        return id.partition("-")[0]
+        fields = sampling_fields(self.family, sampling, seed)
+        parameters = SamplingParams(**fields, output_kind=RequestOutputKind.FINAL_ONLY)
+        number = str(next(self.numbers))
+        self.llm.llm_engine.add_request(number, self.inputs.of(prompt), parameters, lora_request=self.adapter)
+        return number
 
     def _is_busy(self) -> bool:
         """Return whether vLLM has work: requests, or a batch behind the last one's end that async scheduling began."""
@@ -236,21 +243,16 @@ class VLLMEngine:
     def cancel(self) -> None: ...
 
     def close(self) -> None:
+        self.inputs.close()
         # vLLM would end the process group of the launcher, and wait for the others, who may have failed.
         if not self.is_launched:
             self.llm.llm_engine.engine_core.shutdown()
 
-    def _request(self, prompt: Prompt) -> Any:
-        request: dict[str, Any] = {"prompt_token_ids": self.family.folded_ids(prompt)}
-        if prompt.clips:
-            request["multi_modal_data"] = self.family.engine_media(prompt)
-        return request
-
     def _group(self, prompt: Prompt, output: Any) -> Group:
         if tuple(output.prompt_token_ids) != prompt.token_ids:
             raise ValueError(
-                f"sample {prompt.sample.id}: vLLM expanded the prompt to {len(output.prompt_token_ids)} tokens, "
-                f"the learner to {len(prompt.token_ids)}"
+                f"sample {prompt.sample.id}: vLLM sampled behind a prompt of {len(output.prompt_token_ids)} tokens, "
+                f"the learner's has {len(prompt.token_ids)}"
             )
         return Group(prompt=prompt, rollouts=tuple(self._rollout(prompt, one) for one in output.outputs))
 

@@ -48,7 +48,7 @@ def main() -> None:
         )
 
     def ours() -> object:
-        return family.pixels([uploaded(clip, device)])
+        return family.pixels([clip], [family.patches_of(uploaded(clip, device))])
 
     pairs = [(seconds(processor, device), seconds(ours, device)) for _ in range(given.rounds + 1)][1:]
     before_s, now_s = (median(each) for each in zip(*pairs, strict=True))

@@ -222,6 +222,9 @@ class Recording:
         self.engine = engine
         self.asked: list[Stored] = []
 
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None:
+        self.engine.prepare(prompts, step)
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -259,6 +262,8 @@ class Replay:
         self.answers: dict[tuple[Any, ...], deque[Stored]] = defaultdict(deque)
         for entry in stored:
             self.answers[tuple(entry["asked"])].append(entry)
+
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None: ...
 
     def generate(
         self,

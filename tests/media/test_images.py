@@ -20,7 +20,6 @@ from grpo.media.frames import MAX_SOURCE_PIXELS
 from grpo.media.images import probe_images, read_images
 from grpo.media.reading import plan_source
 from grpo.media.sampling import QWEN2_5_VL, MediaSettings
-from grpo.policy.uploads import uploaded
 from tests.support import tiny
 from tests.support.videos import SMALL, numbered_picture, numbers, read_video, write_bomb, write_video
 
@@ -113,7 +112,7 @@ def test_a_clip_of_a_single_picture_is_to_the_model_what_an_image_is(tmp_path: P
     family, model = tiny.family(), tiny.family().load_model(torch.float32).eval()
     prompt = tiny.prompt(tiny.sample(), clip)
     ids_1P = torch.tensor([prompt.token_ids])
-    features, grid = family.pixels([uploaded(clip, torch.device("cpu"))], [True])
+    features, grid = tiny.pixels(clip)
     image = family.processor.image_processor(
         images=[clip.frames_FHWC[0].copy()], do_resize=False, return_tensors="pt"
     )

@@ -16,7 +16,6 @@ from grpo.groups import Prompt
 from grpo.media.clip import Clip, ClipSource
 from grpo.policy.families import FAMILIES, load_family
 from grpo.policy.prompt_text import user_text
-from grpo.policy.uploads import uploaded
 from grpo.rollout import Sampling
 from grpo.rollout.transformers_engine import Ends, TransformersEngine
 from tests.support import tiny
@@ -85,7 +84,7 @@ def test_tokens_and_pixels_equal_those_of_transformers_processor(name: str) -> N
     family.check_vision_tokens(prompt)
     made = reference(prompt)
     assert made["input_ids"].tolist() == [list(prompt.token_ids)]
-    pixels, grid = family.pixels([uploaded(prompt.clip, torch.device("cpu"))])
+    pixels, grid = tiny.pixels(prompt.clip)
     assert torch.equal(made["pixel_values_videos"], pixels) and torch.equal(made["video_grid_thw"], grid)
     assert len(pixels) == 4 * family.num_vision_tokens(prompt.clip)
 
@@ -304,12 +303,7 @@ def test_another_family_is_refused(tmp_path) -> None:
 @pytest.mark.usefixtures("each_family")
 def test_the_vision_tower_in_batched_chunks_equals_transformers_own_loop() -> None:
     policy = tiny.policy(seed=3)
-    pixels, grid = tiny.family().pixels(
-        [
-            uploaded(clip, torch.device("cpu"))
-            for clip in (tiny.clip(), tiny.clip(6, 140, 252), tiny.clip(4, 56, 84))
-        ]
-    )
+    pixels, grid = tiny.pixels(tiny.clip(), tiny.clip(6, 140, 252), tiny.clip(4, 56, 84))
     batched = torch.cat(policy.vision_features(pixels, grid))
     policy.model.model.visual.config._attn_implementation = "sdpa"
     torch.testing.assert_close(torch.cat(policy.vision_features(pixels, grid)), batched, atol=1e-5, rtol=1e-5)

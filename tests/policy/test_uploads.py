@@ -58,12 +58,12 @@ def test_frames_beyond_the_limit_are_not_kept(
 ) -> None:
     first, second = tiny.clip(), tiny.clip()
     monkeypatch.setattr(uploads, "MAX_BYTES", first.frames_FHWC.nbytes)
-    own = Uploads()
+    own = Uploads(tiny.family().patches_of)
     own.expect([first, second], CPU)
     for clip in (first, second, first, second):
-        assert torch.equal(own.get(clip, CPU), uploaded(clip, CPU))
+        assert torch.equal(own.get(clip, CPU), tiny.family().patches_of(uploaded(clip, CPU)))
     assert [clip for clip, _ in seen] == [first, second, second]
-    own.clear()
+    own.clear(1)
     own.expect([second], CPU)
     own.get(second, CPU)
     assert seen[-1][1].startswith("uploads")
@@ -73,16 +73,17 @@ def test_what_a_clip_can_not_give_is_said_where_it_is_needed() -> None:
     def fail() -> Any:
         raise ValueError("clip.mp4: cut off")
 
-    own, clip = Uploads(), Clip(facts=tiny.clip().facts, frames=fail)
+    own, clip = Uploads(tiny.family().patches_of), Clip(facts=tiny.clip().facts, frames=fail)
     own.expect([clip], CPU)
     with pytest.raises(ValueError, match="clip.mp4: cut off"):
         own.get(clip, CPU)
-    own.clear()
+    own.clear(1)
 
 
 def test_bytes_travel_and_no_patches() -> None:
     clip = tiny.clip()
     frames = uploaded(clip, CPU)
     assert frames.dtype == torch.uint8 and frames.shape == clip.frames_FHWC.shape
-    patches, _ = tiny.family().pixels([frames])
-    assert patches.nbytes == 4 * frames.nbytes
+    patches = tiny.family().patches_of(frames)
+    assert patches.dtype == torch.uint8 and patches.nbytes == frames.nbytes
+    assert tiny.pixels(clip)[0].nbytes == 4 * frames.nbytes

@@ -135,11 +135,21 @@ def test_a_clip_that_is_lost_on_the_way_stops_the_run(
         engine.generate([fewer], SAMPLING, SEEDS[:1])
     if isinstance(engine, TransformersEngine):
         return
-    monkeypatch.setattr(
-        engine, "_request", lambda prompt: {"prompt_token_ids": tiny.family().folded_ids(prompt)}
-    )
-    with pytest.raises(ValueError, match=f"sample {prompt.sample.id}: vLLM expanded the prompt to"):
+    inputs = cast(Any, engine).inputs
+    without = {"type": "token", "prompt_token_ids": tiny.family().folded_ids(prompt)}
+    monkeypatch.setattr(inputs, "of", lambda prompt: without)
+    with pytest.raises(ValueError, match=f"sample {prompt.sample.id}: vLLM sampled behind a prompt of"):
         engine.generate([prompt], SAMPLING, SEEDS[:1])
+    monkeypatch.undo()
+    # Other pixels than those of vLLM's own processor, which sees the first clip of an engine too.
+    inputs._compared.clear()
+    [clip] = prompt.clips
+    policy.uploads.expect([clip], policy.device, step=1)
+    policy.uploads.get(clip, policy.device)[0, 0] += 1
+    with pytest.raises(ValueError, match=f"sample {prompt.sample.id}: .* other inputs .* mm_kwargs"):
+        engine.generate([prompt], SAMPLING, SEEDS[:1])
+    policy.uploads.clear(1)
+    assert len(engine.generate([prompt], SAMPLING, SEEDS[:1])) == 1
 
 
 def test_weights_that_are_no_numbers_stop_the_run(engine: Engine, policy: Policy) -> None:

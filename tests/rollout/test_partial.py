@@ -27,6 +27,8 @@ class Scripted:
         self.asked: list[tuple[str, int, int]] = []
         self.is_lost = False
 
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None: ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],

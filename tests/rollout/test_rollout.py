@@ -83,18 +83,18 @@ def test_vllm_is_asked_once_per_prompt_for_a_whole_group(
 ) -> None:
     if isinstance(engine, TransformersEngine):
         pytest.skip("of vLLM alone: the transformers engine has no requests")
-    llm = cast(Any, engine).llm
-    asked, enqueue = [], llm.enqueue
+    inner = cast(Any, engine).llm.llm_engine
+    asked, add = [], inner.add_request
 
-    def watched(requests: list[Any], parameters: list[Any], **options: Any) -> list[str]:
-        asked.extend(zip(requests, parameters, strict=True))
-        return enqueue(requests, parameters, **options)
+    def watched(number: str, inputs: Any, parameters: Any, **options: Any) -> str:
+        asked.append((inputs, parameters))
+        return add(number, inputs, parameters, **options)
 
-    monkeypatch.setattr(llm, "enqueue", watched)
+    monkeypatch.setattr(inner, "add_request", watched)
     groups = engine.generate(prompts(), SAMPLING, SEEDS)
     assert sorted((parameters.n, parameters.seed) for _, parameters in asked) == [(4, seed) for seed in SEEDS]
     by_seed = sorted(asked, key=lambda pair: pair[1].seed)
-    assert [len(request.get("multi_modal_data", {})) for request, _ in by_seed] == [1, 1, 1, 1, 0, 1]
+    assert [len(request.get("mm_kwargs", {})) for request, _ in by_seed] == [1, 1, 1, 1, 0, 1]
     # The longest prompts first.
     lengths = [len(prompts()[SEEDS.index(parameters.seed)].token_ids) for _, parameters in asked]
     assert lengths == sorted(lengths, reverse=True)

@@ -214,10 +214,9 @@ def test_adapters_that_the_engine_ignores_are_caught(
     adapter_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = adapter_engine
-    enqueue = engine.llm.enqueue
-    monkeypatch.setattr(
-        engine.llm, "enqueue", lambda *asked, lora_request, **options: enqueue(*asked, **options)
-    )
+    inner = engine.llm.llm_engine
+    add = inner.add_request
+    monkeypatch.setattr(inner, "add_request", lambda *asked, lora_request: add(*asked))
     with pytest.raises(RuntimeError, match="all of its weights are the policy's"):
         engine.sync()
     # Too small to be beyond the limit, and still not to be lost.

@@ -50,7 +50,7 @@ class FakeLLM:
 
     def __init__(self, path: str, **arguments: Any) -> None:
         self.arguments = arguments
-        self.waiting: deque[str] = deque()
+        self.waiting: deque[tuple[str, list[int]]] = deque()
         self.batches: deque[str] = deque()
         model = FakeModel(self.policy, self.calls)
         worker = SimpleNamespace(get_model=lambda: model, vllm_config=None)
@@ -62,24 +62,22 @@ class FakeLLM:
             ),
             has_unfinished_requests=lambda: bool(self.waiting),
             is_sleeping=lambda: bool(self.asleep),
+            add_request=self.add_request,
             reset_encoder_cache=lambda: self.calls.append("reset encoder"),
             reset_mm_cache=lambda: self.calls.append("reset inputs"),
             step=self.step,
         )
 
-    def enqueue(self, requests: list[Any], parameters: list[Any], **_: Any) -> list[str]:
-        number = str(len(self.calls))
-        self.calls.append(("add", len(requests[0]["prompt_token_ids"])))
-        self.waiting.append(number)
-        self.prompt_ids = requests[0]["prompt_token_ids"]
-        return [f"{number}-tail"]
+    def add_request(self, number: str, inputs: dict[str, Any], parameters: Any, **_: Any) -> None:
+        self.calls.append(("add", len(inputs["prompt_token_ids"])))
+        self.waiting.append((number, inputs["prompt_token_ids"]))
 
     def step(self) -> list[Any]:
         self.calls.append("step")
         if not self.waiting:
             self.batches.clear()
             return []
-        number = self.waiting.popleft()
+        number, prompt_ids = self.waiting.popleft()
         self.batches.append("what async scheduling began")
         end = tiny.family().eos_ids[0]
         completion = SimpleNamespace(
@@ -87,7 +85,7 @@ class FakeLLM:
         )
         return [
             SimpleNamespace(
-                finished=True, request_id=number, prompt_token_ids=self.prompt_ids, outputs=[completion]
+                finished=True, request_id=number, prompt_token_ids=prompt_ids, outputs=[completion]
             )
         ]
 
@@ -135,14 +133,19 @@ def test_a_sleeping_engine_wakes_for_its_weights_first_and_for_its_cache_after_t
     assert FakeLLM.calls == ["load", "reset prefixes", "reset encoder", "reset inputs"]
 
 
-def test_prompts_are_added_between_steps_the_longest_first_and_no_batch_is_left(on_gpu: VLLMEngine) -> None:
+def test_prompts_are_added_as_their_inputs_are_ready_the_longest_first_and_no_batch_is_left(
+    on_gpu: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["Where?", "Where is the cup that was red?", "Where is the cup?"]
     prompts = [tiny.prompt(tiny.sample(question=text), None) for text in texts]
     lengths = sorted((len(prompt.token_ids) for prompt in prompts), reverse=True)
+    # The second one's are not there when it is looked for first.
+    ready = iter([True, False, True, True])
+    monkeypatch.setattr(on_gpu.inputs, "is_ready", lambda _: next(ready))
     groups = on_gpu.generate(prompts, SAMPLING, [0, 1, 2])
     added = [("add", length) for length in lengths]
     # The last step is that of the batch behind the end.
-    assert FakeLLM.calls == [added[0], "step", added[1], "step", added[2], "step", "step"]
+    assert FakeLLM.calls == [added[0], "step", *added[1:], "step", "step", "step"]
     assert [group.prompt for group in groups] == prompts
 
 

@@ -22,6 +22,7 @@ from grpo.media.clip import Clip, ClipSource, Shown
 from grpo.policy.adapters import is_adapter
 from grpo.policy.families import ModelFamily, load_family
 from grpo.policy.model import Policy
+from grpo.policy.uploads import uploaded
 from tests.support.clips import clip_of
 from tests.support.tiny_models import write_model
 
@@ -99,6 +100,12 @@ def clip(
         0, 256, (num_frames, height_px, width_px, 3), dtype=np.uint8
     )
     return clip_of(frames, fps=fps, patches=patches)
+
+
+def pixels(*clips: Clip) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vision tower's inputs of clips of one kind: patches and grids."""
+    of = family()
+    return of.pixels(clips, [of.patches_of(uploaded(clip, torch.device("cpu"))) for clip in clips])
 
 
 def picture(height_px: int = 56, width_px: int = 84, seed: int = 1) -> Clip:

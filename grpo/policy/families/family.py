@@ -98,6 +98,10 @@ class ModelFamily:
         """The length of one vision token's features."""
         return self.config.text_config.hidden_size
 
+    def engine_times(self, clip: Clip) -> dict[str, Any]:
+        """Return what vLLM's model is told of a video's times beside its patches, by the names that it has there."""
+        return {}
+
     def features(self, output: Any) -> tuple[Tensor, ...]:
         """Return each clip's features, (M, feature_width), from what the model's `get_video_features` returns."""
         return tuple(output.pooler_output)
@@ -213,13 +217,20 @@ class ModelFamily:
 
     def folded_ids(self, prompt: Prompt) -> list[int]:
         """Return the prompt's tokens with a single pad token for each clip, which the engine expands again."""
-        token_ids, folded, start = prompt.token_ids, [], 0
+        folded, end = [], 0
+        for clip, begin, clip_ids in self.clip_spans(prompt):
+            folded += [*prompt.token_ids[end:begin], self.pad_id(clip)]
+            end = begin + len(clip_ids)
+        return [*folded, *prompt.token_ids[end:]]
+
+    def clip_spans(self, prompt: Prompt) -> Iterator[tuple[Clip, int, list[int]]]:
+        """Yield each clip of a prompt with the place where its tokens begin, and these tokens."""
+        end = 0
         for clip in prompt.clips:
             clip_ids, pad = self.clip_ids(clip), self.pad_id(clip)
-            begin = token_ids.index(pad, start) - clip_ids.index(pad)
-            folded += [*token_ids[start:begin], pad]
-            start = begin + len(clip_ids)
-        return [*folded, *token_ids[start:]]
+            begin = prompt.token_ids.index(pad, end) - clip_ids.index(pad)
+            yield clip, begin, clip_ids
+            end = begin + len(clip_ids)
 
     def num_text_tokens(self, sample: Sample, **wording: Unpack[Wording]) -> int:
         """Return the number of tokens of the sample's prompt beside those of what it shows."""
@@ -299,37 +310,44 @@ class ModelFamily:
             media.setdefault(kind_of(clip), []).append(medium)
         return media
 
-    def pixels(
-        self, frames: Sequence[Tensor], are_pictures: Sequence[bool] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the vision tower's inputs: patches (M * merge**2, patch features) and grids (clips, 3).
+    def patches_of(self, frames_FHWC: Tensor) -> Tensor:
+        """Return a clip's patches as bytes, (M * merge**2, values of a patch), on the device that its frames are on.
 
-        frames: each clip's, uint8 of (F, H, W, C), on the device that makes the patches. They equal the processor's.
-        are_pictures: which of the clips are pictures; None: none of them.
+        Bytes are put into order, which are a quarter of the normalised values.
         """
-        kinds = [False] * len(frames) if are_pictures is None else are_pictures
-        made = [self._patches(each, is_picture) for each, is_picture in zip(frames, kinds, strict=True)]
-        return torch.cat([patches for patches, _ in made]), torch.tensor([grid for _, grid in made])
-
-    def _patches(self, frames_FHWC: Tensor, is_picture: bool) -> tuple[Tensor, list[int]]:
-        """Return a clip's patches, normalised, and its patches along time, height and width."""
         processor = self.processor.video_processor
-        # The axis of patches is Q, that of a patch's values X, channel by channel. Bytes are put into order, which are
-        # a quarter of the normalised values.
-        bytes_1QX, *grid_thw = processor.patchify(
+        bytes_1QX, *_ = processor.patchify(
             frames_FHWC.permute(0, 3, 1, 2)[None],
             patch_size=processor.patch_size,
             merge_size=processor.merge_size,
             temporal_patch_size=processor.temporal_patch_size,
         )
+        return bytes_1QX[0]
+
+    def grid_thw(self, clip: Clip) -> list[int]:
+        """Return the clip's patches along time, height and width."""
+        t, h, w = self.tokens_thw(clip)
+        return [t, h * self.patches.merge, w * self.patches.merge]
+
+    def pixels(self, clips: Sequence[Clip], patches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the vision tower's inputs: normalised patches, one clip after another, and grids (clips, 3).
+
+        patches: each clip's (`patches_of`). What is made of them equals the processor's.
+        """
+        made = [self._normalised(each, clip.is_picture) for clip, each in zip(clips, patches, strict=True)]
+        return torch.cat(made), torch.tensor([self.grid_thw(clip) for clip in clips])
+
+    def _normalised(self, bytes_QX: Tensor, is_picture: bool) -> Tensor:
+        """Return a clip's patches, normalised. The axis of patches is Q, that of values X, channel by channel."""
+        processor = self.processor.video_processor
         # As the processor does: values are not divided by 255, but mean and std multiplied. Images have their own.
         stated = self.processor.image_processor if is_picture else processor
         mean_C, std_C = (
-            torch.tensor(each, device=frames_FHWC.device) * (1.0 / stated.rescale_factor)
+            torch.tensor(each, device=bytes_QX.device) * (1.0 / stated.rescale_factor)
             for each in (stated.image_mean, stated.image_std)
         )
-        values_QCX = bytes_1QX[0].unflatten(1, (len(mean_C), -1)).float()
-        return values_QCX.sub_(mean_C[:, None]).div_(std_C[:, None]).flatten(1), grid_thw
+        values_QCX = bytes_QX.unflatten(1, (len(mean_C), -1)).float()
+        return values_QCX.sub_(mean_C[:, None]).div_(std_C[:, None]).flatten(1)
 
     def positions(self, prompt: Prompt) -> Tensor:
         """Return the mRoPE positions of a prompt, (3, S): rows time, height, width.

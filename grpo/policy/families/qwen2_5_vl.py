@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo.media.clip import Clip
@@ -19,7 +21,10 @@ class Qwen25VL(ModelFamily):
 
     def time_step(self, clip: Clip) -> float:
         """Return the seconds of a temporal patch, rounded as vLLM rounds them, times the positions of a second."""
-        seconds = torch.tensor(
-            self.patches.temporal_frames / clip.sample_fps, dtype=self.seconds_dtype
-        ).item()
-        return seconds * self.config.vision_config.tokens_per_second
+        return self._seconds(clip).item() * self.config.vision_config.tokens_per_second
+
+    def engine_times(self, clip: Clip) -> dict[str, Any]:
+        return {"second_per_grid_ts": self._seconds(clip)[None]}
+
+    def _seconds(self, clip: Clip) -> Tensor:
+        return torch.tensor(self.patches.temporal_frames / clip.sample_fps, dtype=self.seconds_dtype)

@@ -29,13 +29,19 @@ class Qwen3VL(ModelFamily):
 
     def video_ids(self, clip: Clip) -> list[int]:
         """Return the tokens that stand for a video: for each temporal patch its time, and its pads in their pair."""
-        num_patches, h, w = self.tokens_thw(clip)
+        _, h, w = self.tokens_thw(clip)
         config = self.config
         pads = [config.vision_start_token_id, *[config.video_token_id] * (h * w), config.vision_end_token_id]
-        # A patch is shown at the mean time of its first and its last frame.
-        times_PF = torch.tensor(clip.times_s, dtype=torch.float64).view(num_patches, -1)
-        times_s = ((times_PF[:, 0] + times_PF[:, -1]) / 2).tolist()
-        return [token for time_s in times_s for token in (*self._token_ids(f"<{time_s:.1f} seconds>"), *pads)]
+        times = [self._token_ids(f"<{time_s:.1f} seconds>") for time_s in self._patch_times_s(clip)]
+        return [token for time_ids in times for token in (*time_ids, *pads)]
+
+    def engine_times(self, clip: Clip) -> dict[str, Any]:
+        return {"timestamps": [self._patch_times_s(clip)]}
+
+    def _patch_times_s(self, clip: Clip) -> list[float]:
+        """Return the time of each temporal patch: the mean of those of its first and its last frame."""
+        times_PF = torch.tensor(clip.times_s, dtype=torch.float64).view(-1, self.patches.temporal_frames)
+        return ((times_PF[:, 0] + times_PF[:, -1]) / 2).tolist()
 
     def most_clip_text_tokens(self, num_frames: int) -> int:
         """Return the most tokens that a clip of so many frames has beside its pads: times, and pairs around pads."""
