@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         family = load_family(arguments.model, seconds_dtype=compute_dtype())
         prompt = prompt_of(sample, family, inputs)
         with under_way("answering"):
-            rollout = complete(prompt, family, inputs, server=arguments.server)
+            rollout = complete(prompt, family, inputs, server=arguments.server, regex=arguments.regex)
         answer = read_answer(rollout)
         frames = save_frames(prompt, answer, arguments.frames) if arguments.frames else []
     except (ValueError, OSError) as error:
@@ -134,13 +134,16 @@ def prompt_of(sample: Sample, family: ModelFamily, inputs: ModelInputs) -> Promp
     return prompt
 
 
-def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server: str | None) -> Rollout:
-    """Return the model's likeliest completion, from a server or computed here."""
+def complete(
+    prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server: str | None, regex: str
+) -> Rollout:
+    """Return the model's likeliest completion, from a server or computed here; if so asked, of those that match."""
     greedy = Sampling(
         group_size=1,
         max_new_tokens=inputs.rollout.max_new_tokens,
         temperature=0.0,
         stop=tuple(inputs.rollout.stop),
+        regex=regex,
     )
     if server is not None:
         from grpo.rollout.server_check import check_same_weights
@@ -150,7 +153,7 @@ def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server
         check_same_weights(client)
         return client.generate(prompt, greedy, seed=0).rollouts[0]
     check_weights(find_model_folder(family.path))
-    if family.has_sliding_windows:
+    if family.has_sliding_windows or regex:
         return _complete_by_vllm(prompt, family, inputs, greedy)
     from grpo.learner.launching import compute_dtype, on_gpu
     from grpo.policy.model import Policy
@@ -163,7 +166,7 @@ def complete(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, *, server
 
 
 def _complete_by_vllm(prompt: Prompt, family: ModelFamily, inputs: ModelInputs, greedy: Sampling) -> Rollout:
-    """Return a completion of a model that the transformers engine can't run."""
+    """Return a completion that the transformers engine can't make: of a model with sliding windows, or by a regex."""
     import torch
 
     from grpo.learner.launching import compute_dtype
@@ -321,5 +324,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=get_args(Task), help="the kind of answer; else a choice or open")
     parser.add_argument("--frames", metavar="DIR", type=Path, help="write the cited frames there, as PNG")
     parser.add_argument("--server", metavar="URL", help="ask a server that egogrpo serve has started")
+    parser.add_argument(
+        "--regex", default="", help="what the whole completion has to match (vLLM's structured output)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -55,6 +55,8 @@ class AnswerConfig:
     """0: greedy."""
     stop: list[str] = field(default_factory=list)
     """Texts that end an answer and stay a part of it: those of the run that trained the model."""
+    regex: str = ""
+    """A regular expression that each answer matches as a whole, by vLLM's structured output; empty: none."""
     max_new_tokens: Positive[int] = 1024
     max_model_tokens: Positive[int] = 16384
     """Prompt and answer together. A prompt is never cut: a question that does not fit has failed, and counts."""
@@ -171,8 +173,18 @@ def contradictions(config: EvaluateConfig) -> Iterator[str]:
     if config.likeliest and config.rollout.stop:
         yield "rollout.stop: likeliest generates nothing that a text could end"
     yield from stop_contradictions(config.rollout.stop)
+    yield from _regex_contradictions(config.rollout)
     yield from prompt_contradictions(config.think, config.tags, "think")
     yield from media_contradictions(config.media)
+
+
+def _regex_contradictions(rollout: AnswerConfig) -> Iterator[str]:
+    if rollout.regex and rollout.engine == "transformers":
+        yield "rollout.regex: structured output is vLLM's (rollout.engine=vllm or vllm_server)"
+    try:
+        re.compile(rollout.regex)
+    except re.error as error:
+        yield f"rollout.regex: {rollout.regex!r} is no regular expression: {error}"
 
 
 def label(path: str) -> str:

@@ -102,7 +102,8 @@ REFUSED = {
     f"{WHOLE}; a penalty changes it with every token": (
         "repetition_penalty presence_penalty frequency_penalty no_repeat_ngram_size"
     ),
-    f"{WHOLE}; a grammar would mask it anew at every token: rewards.format teaches the form": (
+    f"{WHOLE}; a grammar would mask it anew at every token: rewards.format teaches the form, and evaluations and "
+    "egogrpo ask have a regex": (
         "structured_outputs vllm_structured_outputs_regex guided_decoding guided_json guided_regex guided_grammar"
     ),
 }

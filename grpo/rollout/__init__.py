@@ -20,6 +20,9 @@ class Sampling:
     """The sampling temperature; 0 is greedy."""
     stop: tuple[str, ...] = ()
     """The texts that end a completion, beside the model's own tokens. They stay a part of it."""
+    regex: str = ""
+    """The regular expression that a whole completion matches; empty: none. Its log-probs are then of what the
+    expression leaves at each token, which no learner knows: for answers alone."""
 
 
 OnGroup = Callable[[Group], object]

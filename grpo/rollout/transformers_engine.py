@@ -50,7 +50,9 @@ class TransformersEngine:
         seeds: Sequence[int],
         on_group: OnGroup | None = None,
     ) -> list[Group]:
-        """Sample one group per prompt, as `Engine.generate` describes."""
+        """Sample one group per prompt, as `Engine.generate` describes; raise ValueError for a `regex`."""
+        if sampling.regex:
+            raise ValueError("regex: the transformers engine has no structured output; vLLM has")
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             self.family.check_vision_tokens(prompt)

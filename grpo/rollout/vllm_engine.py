@@ -175,9 +175,11 @@ class VLLMEngine:
     def _add(self, prompt: Prompt, sampling: Sampling, seed: int) -> str:
         """Give vLLM a request, and return the number that it answers under."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         fields = sampling_fields(self.family, sampling, seed)
+        if "structured_outputs" in fields:
+            fields["structured_outputs"] = StructuredOutputsParams(**fields["structured_outputs"])
         parameters = SamplingParams(**fields, output_kind=RequestOutputKind.FINAL_ONLY)
         number = str(next(self.numbers))
         self.llm.llm_engine.add_request(number, self.inputs.of(prompt), parameters, lora_request=self.adapter)

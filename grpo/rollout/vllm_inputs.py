@@ -31,10 +31,16 @@ class VLLMInputs:
         self._made: dict[Clip, Future[tuple[Any, str]]] = {}
         self._compared: set[Kind] = set()
 
+    @property
+    def device(self) -> torch.device:
+        """The device on which patches are made: the policy's, or the CPU for an outline without weights."""
+        own = self.policy.device
+        return torch.device("cpu") if own.type == "meta" else own
+
     def prepare(self, prompts: Sequence[Prompt], step: int) -> None:
         """Begin to make the inputs of a step's prompts, of as many as there is room for, the longest first."""
         clips = clips_of(sorted(prompts, key=lambda prompt: -len(prompt.token_ids)))
-        self.begin(self.policy.uploads.expect(clips, self.policy.device, step))
+        self.begin(self.policy.uploads.expect(clips, self.device, step))
 
     def begin(self, clips: Iterable[Clip]) -> None:
         """Begin to make what is of clips; it stays until `drop`."""
@@ -95,8 +101,8 @@ class VLLMInputs:
         return item, hashlib.blake2b(about.encode(), digest_size=20).hexdigest()
 
     def _pixels(self, clip: Clip) -> Tensor:
-        """Return a clip's patches in main memory: bytes, where vLLM's model normalises them, else as the model has them."""
-        patches = self.policy.uploads.get(clip, self.policy.device)
+        """Return a clip's patches in main memory: as bytes where vLLM's model normalises them, else normalised."""
+        patches = self.policy.uploads.get(clip, self.device)
         model = self.llm.model_config
         if not model.multimodal_config.mm_device_do_normalize:
             patches = self.family.pixels([clip], [patches])[0].to(model.dtype)

@@ -39,7 +39,8 @@ def sampling_fields(family: ModelFamily, sampling: Sampling, seed: int) -> dict[
     # Late: `egogrpo serve` reads its arguments without torch.
     from grpo.policy.model import SUPPRESSED_BIAS
 
-    return {
+    structured = {"structured_outputs": {"regex": sampling.regex}} if sampling.regex else {}
+    return structured | {
         "n": sampling.group_size,
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,

@@ -68,6 +68,7 @@ def answering(
                     max_new_tokens=config.rollout.max_new_tokens,
                     temperature=config.rollout.temperature,
                     stop=tuple(config.rollout.stop),
+                    regex=config.rollout.regex,
                 ),
                 max_prompt_tokens=run.rollout.max_prompt_tokens,
             )

@@ -44,3 +44,15 @@ def test_a_greedy_answer_has_a_temperature_that_logits_can_be_divided_by():
 def test_no_model_is_an_error():
     with pytest.raises(ValueError, match=r"config: model\.path is not set"):
         load_evaluation(LEAST)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["rollout.engine=transformers"], "structured output is vLLM's"),
+        (["rollout.regex=(A|B"], r"'\(A\|B' is no regular expression: missing \)"),
+    ],
+)
+def test_a_regex_that_can_not_be_kept_to_is_refused(more: list[str], says: str):
+    with pytest.raises(ValueError, match=rf"rollout\.regex: {says}"):
+        load_evaluation([*LEAST, "model.path=m", "rollout.regex=[AB]", *more])

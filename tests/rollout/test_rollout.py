@@ -1,5 +1,6 @@
 """Both engines: what they sampled has the log-probs that the learner computes, before and after a sync."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -99,6 +100,16 @@ def test_vllm_is_asked_once_per_prompt_for_a_whole_group(
     lengths = [len(prompts()[SEEDS.index(parameters.seed)].token_ids) for _, parameters in asked]
     assert lengths == sorted(lengths, reverse=True)
     assert [len(group.rollouts) for group in groups] == [4] * 6
+
+
+def test_whole_completions_match_a_regex_by_vllm_and_the_other_engine_refuses_it(engine: Engine) -> None:
+    asked = replace(SAMPLING, regex="(yes|no), [0-9]{2}")
+    if isinstance(engine, TransformersEngine):
+        with pytest.raises(ValueError, match="regex: the transformers engine has no structured output"):
+            engine.generate(prompts()[:1], asked, SEEDS[:1])
+        return
+    [group] = engine.generate(prompts()[:1], asked, SEEDS[:1])
+    assert all(re.fullmatch(asked.regex, rollout.text) and rollout.stopped for rollout in group.rollouts)
 
 
 def test_the_learners_log_probs_equal_the_engines(engine: Engine, policy: Policy) -> None:

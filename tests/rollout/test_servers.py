@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -105,6 +106,8 @@ def test_what_a_server_answers_is_what_the_model_answers_here(
     assert ask.main([*arguments, "--server", str(server.base_url)]) == 0
     here, there = map(json.loads, capsys.readouterr().out.splitlines())
     assert here == there
+    assert ask.main([*arguments, "--server", str(server.base_url), "--regex", "Green|[xy]{3}"]) == 0
+    assert re.fullmatch("Green|[xy]{3}", json.loads(capsys.readouterr().out)["text"])
     # An OpenAI client sends the file itself, and the server samples it as in training.
     assert completion(server, video, model, temperature=0.0)["message"]["content"] == here["text"]
     monkeypatch.delenv("VLLM_API_KEY")

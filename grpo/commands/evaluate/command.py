@@ -201,6 +201,7 @@ def header_of(evaluated: Evaluated) -> dict[str, Any]:
         "max_new_tokens": rollout.max_new_tokens,
         "max_model_tokens": rollout.max_model_tokens,
         "stop": rollout.stop,
+        **({"regex": rollout.regex} if rollout.regex else {}),
         "seed": config.seed if rollout.temperature else None,
     }
 
