@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from grpo import trainer as trainer_module
 from grpo.config.load import load_config
-from grpo.groups import Batch, Group, RewardTable, ScoredGroup
+from grpo.groups import Batch, Group, Prompt, RewardTable, ScoredGroup
 from grpo.learner.losses import StepCounts
 from grpo.learner.update import UpdateResult
 from grpo.packing import PackedRow
@@ -44,6 +45,8 @@ class Step:
         self.advantages: dict[int, float] = {}
         config = load_config([str(tiny.ROOT / "configs" / "demo.yaml"), *overrides])
         self.did: list[str] = []
+        self.prepared: list[int] = []
+        self.is_prepared = Event()
         learner = SimpleNamespace(
             policy=SimpleNamespace(family=tiny.family()),
             update=self.update,
@@ -55,7 +58,7 @@ class Step:
             accelerator=Accelerator(cpu=True),
             learner=learner,  # pyright: ignore[reportArgumentType]
             engine=SimpleNamespace(  # pyright: ignore[reportArgumentType]
-                prepare=self.nothing,
+                prepare=self.prepare,
                 generate=self.generate,
                 sleep=lambda: self.did.append("sleep"),
                 sync=lambda: self.did.append("sync"),
@@ -78,6 +81,11 @@ class Step:
 
     def nothing(self, *_: Any) -> None:
         pass
+
+    def prepare(self, prompts: Sequence[Prompt], step: int) -> None:
+        self.prepared += [step] * len(prompts)
+        if step == 8:
+            self.is_prepared.set()
 
     def batch(self, step: int) -> Batch:
         return self.others(step, 0, range(len(self.totals)))
@@ -106,6 +114,8 @@ class Step:
     def update(
         self, rows: Sequence[PackedRow], counts: StepCounts, step: int, *, watched: Sequence[PackedRow]
     ) -> UpdateResult:
+        # The next step's prompts are made meanwhile, by another thread.
+        self.was_prepared = self.is_prepared.wait(30)
         self.did.append("update")
         self.counts = counts
         self.rows, self.watched = self.lengths(rows), self.lengths(watched)
@@ -174,5 +184,7 @@ def test_the_batch_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_flat_groups_are_asked_again_as_often_as_allowed_and_others_stay() -> None:
     step = Step(["dynamic_sampling.max_resample_times=2"])
-    assert step.asked == [(7, 0, [0, 1, 2]), (7, 1, [1]), (7, 2, [1])]
+    assert step.asked == [(7, 0, [0, 1, 2]), (7, 1, [1]), (7, 2, [1]), (8, 0, [0, 1, 2])]
+    # Each question's inputs are begun for the step that it is of, and those of the next one during the update.
+    assert step.prepared == [7, 7, 7, 7, 7, 8, 8, 8] and step.was_prepared
     assert [each.group.prompt.sample.id for each in step.written] == ["0/0", "1/0", "2/0"]
