@@ -79,7 +79,7 @@ def found_by(accelerator: Accelerator, case: str, size: int) -> dict[str, Any]:
     rows, watched = (rows_of(own, accelerator, split, trained=trained) for trained in (True, False))
     of_own = [row_of(scored, policy) for scored in own]
     references = by_completion(zip(of_own, learner.reference_logps_of_own(of_own), strict=True))
-    num_uploads = len(policy.uploads._frames)
+    num_uploads = len(policy.uploads._kept)
     gradient = None
     # DeepSpeed makes its step as soon as it has the gradient, and FSDP2 has a part of it.
     if accelerator.distributed_type in ("NO", "MULTI_CPU"):
