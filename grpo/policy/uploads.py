@@ -24,8 +24,10 @@ def uploaded(clip: Clip, device: torch.device) -> Tensor:
     # A copy, since torch warns of read-only arrays.
     frames_FHWC = torch.from_numpy(clip.frames_FHWC.copy())
     if device.type == "cuda":
-        # From pinned memory the copy doesn't wait for what the GPU is doing.
-        frames_FHWC = frames_FHWC.pin_memory()
+        # From pinned memory the copy doesn't wait for what the GPU is doing. Threads begin on the first GPU, whichever
+        # is the process's own.
+        with torch.cuda.device(device):
+            frames_FHWC = frames_FHWC.pin_memory()
     return frames_FHWC.to(device, non_blocking=True)
 
 

@@ -14,6 +14,8 @@ from grpo.learner.update import Learner
 from grpo.media.clip import Clip
 from grpo.policy import uploads
 from grpo.policy.uploads import Uploads, uploaded
+from grpo.rollout import Sampling
+from grpo.rollout.transformers_engine import TransformersEngine
 from tests.support import tiny
 from tests.support.learners import counts_of, make_learner, moved_policy, packed
 
@@ -34,7 +36,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Clip, str]]:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_all_passes_of_a_step_share_one_upload_of_a_clip_made_in_a_thread(
+def test_the_engine_and_all_passes_of_a_step_share_a_clips_patches_made_in_a_thread(
     beta: float, seen: list[tuple[Clip, str]]
 ) -> None:
     groups, policy = tiny.ragged_groups(), tiny.policy(seed=1)
@@ -43,6 +45,9 @@ def test_all_passes_of_a_step_share_one_upload_of_a_clip_made_in_a_thread(
     learner: Learner = make_learner(
         policy, loss=LossConfig(beta=beta), optim=OptimConfig(num_iterations=2), reference=reference
     )
+    engine, asked = TransformersEngine(policy), [group.group.prompt for group in groups]
+    engine.prepare(asked, 1)
+    engine.generate(asked, Sampling(group_size=1, max_new_tokens=1, temperature=1.0), range(len(asked)))
     rows, watched = packed(groups[:4], tokens_per_row=600), packed(groups[4:])
     learner.update(rows, counts_of(groups), 1, watched=watched)
     clips = [group.group.prompt.clip for group in groups if group.group.prompt.clip is not None]

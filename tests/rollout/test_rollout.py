@@ -1,6 +1,7 @@
 """Both engines: what they sampled has the log-probs that the learner computes, before and after a sync."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -8,7 +9,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from grpo.groups import Group, Prompt, ScoredGroup
+from grpo.groups import Group, Prompt, ScoredGroup, clips_of
+from grpo.policy import uploads
 from grpo.policy.model import Policy
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
@@ -110,6 +112,18 @@ def test_whole_completions_match_a_regex_by_vllm_and_the_other_engine_refuses_it
         return
     [group] = engine.generate(prompts()[:1], asked, SEEDS[:1])
     assert all(re.fullmatch(asked.regex, rollout.text) and rollout.stopped for rollout in group.rollouts)
+
+
+def test_a_clips_patches_are_made_once_in_a_step_for_engine_and_learner(
+    engine: Engine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real, asked = [], uploads.uploaded, prompts()
+    monkeypatch.setattr(uploads, "uploaded", lambda clip, device: made.append(clip) or real(clip, device))
+    engine.prepare(asked, step=1)
+    groups = engine.generate(asked, SAMPLING, SEEDS)
+    assert gap(policy, groups) < 1e-3 and gap(policy, groups) < 1e-3
+    assert Counter(made) == Counter(clips_of(asked)) and len(made) == 5
+    policy.uploads.clear(1)
 
 
 def test_the_learners_log_probs_equal_the_engines(engine: Engine, policy: Policy) -> None:
