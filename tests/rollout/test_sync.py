@@ -124,15 +124,8 @@ def test_frames_that_are_lost_on_the_way_are_caught(
     engine: Any, on_the_way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their number is right, so the prompt's tokens are."""
-    request = engine._request
-
-    def black(prompt: Any) -> Any:
-        asked = request(prompt)
-        [(frames_FHWC, metadata)] = asked["multi_modal_data"]["video"]
-        asked["multi_modal_data"]["video"] = [(0 * frames_FHWC, metadata)]
-        return asked
-
-    monkeypatch.setattr(engine, "_request", black)
+    pixels = engine.inputs._pixels
+    monkeypatch.setattr(engine.inputs, "_pixels", lambda clip: 0 * pixels(clip))
     with pytest.raises(
         RuntimeError, match="all of its weights are the policy's, .* or it computes otherwise"
     ):
