@@ -35,7 +35,7 @@ def test_a_step_gets_what_was_sampled_for_it() -> None:
     ahead.start(2)
     assert ahead.wait() == (2, NOTHING) and ahead.take(2) is NOTHING and asked == [1, 2]
     ahead.start(3)
-    with pytest.raises(RuntimeError, match="step 4: the groups that were sampled ahead are of step 3"):
+    with pytest.raises(RuntimeError, match="step 4: what was made ahead is of step 3"):
         ahead.take(4)
     ahead.close()
 
