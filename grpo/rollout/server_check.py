@@ -13,6 +13,9 @@ from grpo.rollout.server_client import ServerClient, ServerError
 
 MAX_NAMED = 4
 
+LIMITS = ("max_model_tokens", "max_clip_tokens")
+"""The settings that a server may have more of than a run."""
+
 UNTOUCHED = "default"
 """vLLM's name for the version of weights that it has loaded itself."""
 
@@ -22,12 +25,14 @@ def check_server(
     *,
     dtype: torch.dtype,
     max_model_tokens: int,
+    max_clip_tokens: int = 0,
     fp32_head: bool = False,
     transfer: tuple[str, str] | None = None,
 ) -> None:
     """Raise ServerError that names what does not fit: the model by names and shapes of weights, or a setting.
 
-    transfer: how the run sends weights, and to what kind of device; None: as the server takes them.
+    max_clip_tokens: the most vision tokens of a clip. transfer: how the run sends weights, and to what kind of device;
+    None: as the server takes them.
     """
     about = client.about()
     wanted = {
@@ -35,11 +40,12 @@ def check_server(
         "head_dtype": str(torch.float32 if fp32_head else dtype).removeprefix("torch."),
         "logprobs_mode": "processed_logprobs",
         "max_model_tokens": max_model_tokens,
+        "max_clip_tokens": max_clip_tokens,
         "code_rules": client.family.vocabulary and client.family.vocabulary.identity,
     }
     for name, value in wanted.items():
         has = about.get(name)
-        if has != value and not (name == "max_model_tokens" and has > value):
+        if (has or 0) < value if name in LIMITS else has != value:
             raise ServerError(f"{client.url} has {name} {has}, the run {value}")
     if about["transfer"] is None:
         raise ServerError(f"{client.url} takes no weights: start it with egogrpo serve --for-training")

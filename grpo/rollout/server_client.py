@@ -119,6 +119,9 @@ class ServerClient:
 
     def hold(self) -> None:
         """Keep the server for this client's run until `close`, or the end of this process."""
+        if self._held is not None:
+            # Of a server that was started anew.
+            self._held.close()
         self._held = self._ask("POST", HOLD, stream=True)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:

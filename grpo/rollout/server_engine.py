@@ -141,7 +141,8 @@ class ServerEngine:
             except ServerGone as error:
                 self._lose(client, error)
             finally:
-                self.busy[client] -= 1
+                with self.lock:
+                    self.busy[client] -= 1
         return None
 
     def _take(self) -> ServerClient | None:
@@ -213,6 +214,7 @@ class ServerEngine:
             raise ServerGone(f"{client.url} has the weights {about['version']!r}")
         # What was computed with other weights goes: prefixes, vision features, inputs.
         client.post("/pause?mode=abort")
+        client.post("/collective_rpc", {"method": "end_update"})
         self.transfer.install(client, self.version)
         client.post("/resume")
 
@@ -292,7 +294,7 @@ class ServerEngine:
                 return str(error)
             return None
 
-        with ThreadPoolExecutor(len(self.clients) if self.transfer.is_parallel else 1) as pool:
+        with ThreadPoolExecutor(len(self.clients) if self.transfer.is_beside else 1) as pool:
             return [*pool.map(install, self.clients)]
 
     def sleep(self) -> None: ...

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grpo.policy.model import Policy
-from grpo.policy.weights import Bucket, engine_weights, flat, weight_buckets
-from grpo.rollout.server_client import ServerClient
-from grpo.rollout.server_flags import ORDER
+from grpo.policy.weights import BUCKET_BYTES, Bucket, engine_weights, flat, weight_buckets
+from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
+from grpo.rollout.server_flags import FOLDER, ORDER
 
 
 class Transfer(Protocol):
@@ -27,10 +27,8 @@ class Transfer(Protocol):
     What was collected stays until the next sync, for a server that is started anew.
     """
 
-    is_parallel: bool
-    """Whether several servers can load at once."""
     is_beside: bool
-    """Whether a server can load while the learner updates, from another thread."""
+    """Whether servers can load while the learner updates, from other threads, and several at once."""
 
     def collect(self) -> None:
         """Make the policy's current weights ready to be sent; all processes call it together."""
@@ -50,7 +48,7 @@ class Transfer(Protocol):
 class FolderTransfer:
     """The transfer by safetensors files, written once for all servers."""
 
-    is_parallel = is_beside = True
+    is_beside = True
 
     def __init__(
         self, policy: Policy, folder: Path, *, dtype: torch.dtype, writes: bool, to_cpu: bool
@@ -66,7 +64,8 @@ class FolderTransfer:
     def collect(self) -> None:
         self.close()
         if self.writes:
-            self.folder.mkdir(parents=True)
+            # A network's file system may keep what a slow server has open.
+            self.folder.mkdir(parents=True, exist_ok=True)
         for number, bucket in enumerate(self.buckets(self.policy.model, dtype=self.dtype)):
             if self.writes:
                 self.files.append(self.folder / f"{number:04d}.safetensors")
@@ -92,19 +91,20 @@ class FolderTransfer:
 
 
 class NcclTransfer:
-    """The transfer from GPU to GPU, vLLM's own. It needs GPUs on both sides, and has only been written, not run.
+    """The transfer from GPU to GPU, vLLM's own, in a process group for each server: the learner and all its workers.
 
     The weights wait in the first process's main memory: all processes would have to gather them anew for each server.
+    It has run with a stand-in for NCCL alone, on CPUs.
     """
 
-    is_parallel = is_beside = False
+    is_beside = False
 
     def __init__(self, policy: Policy, *, dtype: torch.dtype, keeps: bool) -> None:
         """Make a transfer; keeps: whether this process sends the weights."""
         self.policy, self.dtype, self.keeps = policy, dtype, keeps
         self.weights: Bucket = []
-        self.senders: dict[tuple[str, str], Any] = {}
-        """The senders by a server's address and start."""
+        self.senders: dict[str, tuple[str, Any]] = {}
+        """Of a server's address, which of its starts a sender is connected to, and the sender."""
 
     def collect(self) -> None:
         self.weights = []
@@ -114,10 +114,16 @@ class NcclTransfer:
 
     def install(self, server: ServerClient, version: str) -> None:
         about = server.about()
-        key = (server.url, about["started"])
-        if key not in self.senders:
-            self.senders[key] = self._connect(server, about["world_size"])
-        self.senders[key].send_weights()
+        started, sender = self.senders.pop(server.url, (None, None))
+        try:
+            if sender is None or started != about["started"]:
+                _abort(sender)
+                sender = self._connect(server, about["world_size"])
+            sender.send_weights()
+        except RuntimeError as error:
+            # What NCCL and its rendezvous raise. A sender that has failed is never used again: it would be out of step.
+            raise ServerGone(f"{server.url} does not take weights: {error}") from error
+        self.senders[server.url] = about["started"], sender
         server.post("/update_weight_version", {"new_version": version})
 
     def differing(self, server: ServerClient) -> None:
@@ -132,9 +138,12 @@ class NcclTransfer:
         host = _own_address(server.url)
         with socket.create_server((host, 0)) as free:
             port = free.getsockname()[1]
-        info = NCCLTrainerInitInfo(host, port, world_size + 1, rank=0)
+        # The same memory on both sides: vLLM fills two buffers, each from a copy of what goes into it.
+        info = NCCLTrainerInitInfo(host, port, world_size + 1, packed_buffer_size_bytes=BUCKET_BYTES, rank=0)
         source: Any = self
-        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=server, source=source)
+        controls = _Controls(server)
+        controls.sender = NCCLTrainerWeightTransferEngine.trainer_init(info, client=controls, source=source)
+        return controls.sender
 
     def metadata(self) -> list[Any]:
         """Return names, precisions and shapes, which vLLM's sender asks for before the weights."""
@@ -146,13 +155,42 @@ class NcclTransfer:
         return ((name, weight.to(self.policy.device)) for name, weight in self.weights)
 
     def close(self) -> None:
-        for sender in self.senders.values():
+        for _, sender in self.senders.values():
             sender.shutdown()
 
 
+class _Controls:
+    """The calls of a server that vLLM's sender makes (`VLLMWeightSyncClient`)."""
+
+    def __init__(self, server: ServerClient) -> None:
+        self.init_weight_transfer_engine = server.init_weight_transfer_engine
+        self.start_weight_update = server.start_weight_update
+        self.finish_weight_update = server.finish_weight_update
+        self.server = server
+        self.sender: Any = None
+
+    def update_weights(self, update_info: Any) -> None:
+        """Have the server receive; if it fails, end the sending, which would wait in NCCL for ever."""
+        try:
+            self.server.update_weights(update_info)
+        except ServerError:
+            _abort(self.sender)
+            raise
+
+
+def _abort(sender: Any) -> None:
+    if sender is not None and sender.model_update_group is not None:
+        sender.model_update_group.destroy()
+
+
 def _own_address(url: str) -> str:
-    """Return this machine's address on the way to a server; nothing is sent."""
+    """Return this machine's address on the way to a server; nothing is sent. vLLM's rendezvous knows IPv4 alone."""
     parts = urlsplit(url)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname, parts.port or 80))
-        return probe.getsockname()[0]
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((parts.hostname, parts.port or 80))
+            return probe.getsockname()[0]
+    except OSError as error:
+        raise ServerError(
+            f"{url} has no IPv4 address ({error}), which weights by NCCL need: serve with --transfer {FOLDER}"
+        ) from error

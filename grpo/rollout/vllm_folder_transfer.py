@@ -6,7 +6,7 @@ A worker that is started with `Extension` knows this backend of vLLM's weight tr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,16 @@ class Extension:
     """What vLLM adds to its workers, which import this module for it."""
 
     weight_transfer_engine: FolderTransfer
+    _weight_update_active: bool
+    finish_weight_update: Callable[[], None]
+
+    def end_update(self) -> None:
+        """End a weight update that was cut short, if there is one, as that of a run that was killed.
+
+        vLLM would refuse the next one, or take its weights for more of those of the last one.
+        """
+        self._weight_update_active = True
+        self.finish_weight_update()
 
     def differing_weights(self, files: list[str]) -> list[str]:
         """Return the names of the weights in these files that the model computes with other values of."""

@@ -125,6 +125,8 @@ class Guard:
         return {
             "config": json.loads(model.hf_config.to_json_string(use_diff=False)),
             "max_model_tokens": model.max_model_len,
+            # What vLLM holds each clip against: a larger one it refuses in the middle of a run.
+            "max_clip_tokens": client.input_processor.mm_encoder_cache_size,
             "dtype": str(model.dtype).removeprefix("torch."),
             "head_dtype": str(model.head_dtype).removeprefix("torch."),
             "logprobs_mode": str(model.logprobs_mode),

@@ -60,8 +60,11 @@ class WeightLoader:
         )
 
         initialize_layerwise_reload(model)
-        yield
-        finalize_layerwise_reload(model, self.worker.model_config)
+        try:
+            yield
+        finally:
+            # After a failure too: else vLLM would count the next weights on top of these.
+            finalize_layerwise_reload(model, self.worker.model_config)
 
     @torch.no_grad()
     def differing(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:

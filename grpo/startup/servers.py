@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from grpo.config.schema import Config
 from grpo.learner.launching import compute_dtype, on_gpu
+from grpo.media.sampling import most_vision_tokens
 from grpo.policy.families import ModelFamily
 from grpo.policy.model import Policy
 from grpo.rollout.own_server import OwnServer, start_server
@@ -33,7 +34,7 @@ def check_servers(config: Config, family: ModelFamily) -> None:
     """Raise ServerError unless all servers answer, and have the run's model and settings."""
     for client in clients(config, family, config.rollout.servers):
         with closing(client):
-            check_server(client, **_wanted(config))
+            check_server(client, **_wanted(config, family))
 
 
 def check_process_gpus(gpus: str | None, visible: str | None, *, num_learners: int) -> None:
@@ -122,7 +123,7 @@ def _build(
     return ServerEngine(
         servers,
         transfer,
-        check=partial(check_server, **_wanted(config), transfer=(way, device)),
+        check=partial(check_server, **_wanted(config, policy.family), transfer=(way, device)),
         proof=proof,
         timeout_s=OWN_TIMEOUT_S if url else config.rollout.server_timeout_s,
         max_tries=config.rollout.server_tries,
@@ -151,9 +152,11 @@ def transfer_folder(config: Config) -> Path:
     return Path(config.rollout.transfer_dir or run_dir) / f"weights_for_servers_{name}"
 
 
-def _wanted(config: Config) -> dict[str, Any]:
+def _wanted(config: Config, family: ModelFamily) -> dict[str, Any]:
+    max_tokens = config.rollout.max_model_tokens
     return {
         "dtype": compute_dtype(),
-        "max_model_tokens": config.rollout.max_model_tokens,
+        "max_model_tokens": max_tokens,
+        "max_clip_tokens": min(most_vision_tokens(config.media, family.patches), max_tokens),
         "fp32_head": config.model.cast_lm_head_to_fp32,
     }

@@ -206,6 +206,7 @@ def about(**changed: Any) -> dict[str, Any]:
         "head_dtype": "float32",
         "logprobs_mode": "processed_logprobs",
         "max_model_tokens": 256,
+        "max_clip_tokens": 200,
         "transfer": FOLDER,
         "device": "cpu",
         "config": tiny.family().config.to_dict(),
@@ -224,6 +225,7 @@ def of_other_shape() -> dict[str, Any]:
     [
         ({"dtype": "float16"}, "has dtype float16, the run float32"),
         ({"max_model_tokens": 128}, "has max_model_tokens 128, the run 256"),
+        ({"max_clip_tokens": 1}, "has max_clip_tokens 1, the run [0-9]{2,3}$"),
         ({"logprobs_mode": "raw_logprobs"}, "has logprobs_mode raw_logprobs, the run processed_logprobs"),
         ({"code_rules": "5eed"}, "has code_rules 5eed, the run None"),
         ({"transfer": None}, "takes no weights: start it with egogrpo serve --for-training"),

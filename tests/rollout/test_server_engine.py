@@ -54,8 +54,6 @@ class Server(ServerClient):
 class Loaded:
     """A transfer that marks the servers that it has loaded."""
 
-    is_parallel = True
-
     def __init__(self, *, is_beside: bool = True) -> None:
         self.is_beside = is_beside
         self.num_collected = 0

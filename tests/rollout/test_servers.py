@@ -269,13 +269,22 @@ def wait_until_free(server: httpx.Client) -> None:
 
 
 def test_a_server_that_does_not_fit_is_refused_by_name_and_shape(server: httpx.Client) -> None:
-    def refusal(dtype: torch.dtype = torch.float32, max_model_tokens: int = 2048) -> str:
+    def refusal(
+        dtype: torch.dtype = torch.float32, max_model_tokens: int = 2048, max_clip_tokens: int = 0
+    ) -> str:
         with pytest.raises(ServerError) as caught:
-            check_server(client(server, "x"), dtype=dtype, max_model_tokens=max_model_tokens)
+            check_server(
+                client(server, "x"),
+                dtype=dtype,
+                max_model_tokens=max_model_tokens,
+                max_clip_tokens=max_clip_tokens,
+            )
         return str(caught.value)
 
     assert "has dtype float32, the run bfloat16" in refusal(torch.bfloat16)
     assert "has max_model_tokens 2048, the run 4096" in refusal(max_model_tokens=4096)
+    # The batch of one engine step, which is the room for a clip.
+    assert "has max_clip_tokens 16384, the run 16385" in refusal(max_clip_tokens=16385)
     with tiny.of_family("qwen3_vl"):
         assert "it is a 'qwen2_5_vl' model, the policy a 'qwen3_vl'" in refusal()
 
