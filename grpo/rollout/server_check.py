@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from grpo.policy.families import ModelFamily
 from grpo.policy.model_folder import find_model_folder, weights_identity
 from grpo.rollout.server_client import ServerClient, ServerError
+from grpo.rollout.server_flags import vllm_version
 
 MAX_NAMED = 4
 
@@ -36,6 +37,8 @@ def check_server(
     """
     about = client.about()
     wanted = {
+        # A learner need not have one.
+        "vllm": vllm_version() or about.get("vllm"),
         "dtype": str(dtype).removeprefix("torch."),
         "head_dtype": str(torch.float32 if fp32_head else dtype).removeprefix("torch."),
         "logprobs_mode": "processed_logprobs",

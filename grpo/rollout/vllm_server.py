@@ -39,6 +39,7 @@ from grpo.rollout.server_flags import (
     RUN_HEADER,
     VERSION_HEADER,
     VIDEO_LOADER,
+    vllm_version,
 )
 from grpo.rollout.vllm_settings import CODE_RULES
 
@@ -123,6 +124,7 @@ class Guard:
         client = scope["app"].state.engine_client
         model, transfer = client.vllm_config.model_config, client.vllm_config.weight_transfer_config
         return {
+            "vllm": vllm_version(),
             "config": json.loads(model.hf_config.to_json_string(use_diff=False)),
             "max_model_tokens": model.max_model_len,
             # What vLLM holds each clip against: a larger one it refuses in the middle of a run.

@@ -37,7 +37,7 @@ def make_manifest(*, data_files: Iterable[str], settings: Mapping[str, Any]) -> 
     """Return the versions, code, hardware, data and settings that a run depends on."""
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in PACKAGES if (found := version_of(name))},
         "git": git_state(Path(__file__).parent),
         "hardware": hardware(),
         "data": {path: fingerprint(path) for path in data_files},
@@ -126,7 +126,8 @@ def _first_match(file: str, pattern: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -21,7 +21,7 @@ from grpo.groups import Group
 from grpo.rollout import server_engine
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine
-from grpo.rollout.server_flags import FOLDER
+from grpo.rollout.server_flags import FOLDER, vllm_version
 from grpo.startup import assembly
 from grpo.startup.servers import check_servers
 from tests.rollout.test_server_engine import PROMPTS, SAMPLING, Loaded, Server
@@ -202,6 +202,7 @@ def test_a_server_that_takes_too_long_is_gone() -> None:
 def about(**changed: Any) -> dict[str, Any]:
     """What a server of the run's model says of itself."""
     fits = {
+        "vllm": vllm_version(),
         "dtype": "float32",
         "head_dtype": "float32",
         "logprobs_mode": "processed_logprobs",
@@ -223,6 +224,7 @@ def of_other_shape() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
+        ({"vllm": "0.30.1"}, f"has vllm 0.30.1, the run {vllm_version()}"),
         ({"dtype": "float16"}, "has dtype float16, the run float32"),
         ({"max_model_tokens": 128}, "has max_model_tokens 128, the run 256"),
         ({"max_clip_tokens": 1}, "has max_clip_tokens 1, the run [0-9]{2,3}$"),
@@ -241,6 +243,14 @@ def test_a_server_that_does_not_fit_is_told_by_what(changed: dict[str, Any], say
         config = load_config([runs.SMALL[0], "rollout.engine=vllm_server", f"rollout.servers=[{url}]"])
         with pytest.raises(ServerError, match=rf"^{url} (?s:.)*{says}"):
             check_servers(config, tiny.family())
+
+
+def test_what_answers_with_a_page_is_no_server() -> None:
+    with answering(200, {}, {"Content-Type": "text/html"}) as url:
+        client = ServerClient(url, tiny.family(), timeout_s=5.0)
+        with pytest.raises(ServerError, match=f"{url} is no server that egogrpo serve has started"):
+            client.about()
+        client.close()
 
 
 def test_a_server_without_a_grown_models_rules_is_refused() -> None:
