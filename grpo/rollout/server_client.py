@@ -113,9 +113,9 @@ class ServerClient:
             stopped=choice["finish_reason"] == "stop",
         )
 
-    def about(self) -> dict[str, Any]:
-        """Return what the server says of itself (`vllm_server.Guard`)."""
-        answer = self._ask("GET", ABOUT)
+    def about(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return what the server says of itself (`vllm_server.Guard`). timeout_s: None: that of all answers."""
+        answer = self._ask("GET", ABOUT, timeout_s=timeout_s)
         if "json" not in answer.headers.get("content-type", ""):
             raise ServerError(f"{self.url} is no server that egogrpo serve has started")
         return answer.json()
@@ -145,12 +145,19 @@ class ServerClient:
         self.post("/finish_weight_update", {"weight_version": weight_version})
 
     def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, stream: bool = False
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        stream: bool = False,
+        timeout_s: float | None = None,
     ) -> httpx.Response:
         """Return the server's answer; raise ServerError unless it is a good one. stream: its body comes later."""
         try:
             extensions = {"trace": self._note}
-            request = self.http.build_request(method, path, json=body, extensions=extensions)
+            timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S) if timeout_s else self.http.timeout
+            request = self.http.build_request(method, path, json=body, extensions=extensions, timeout=timeout)
             answer = self.http.send(request, stream=stream)
             if not answer.is_success:
                 answer.read()

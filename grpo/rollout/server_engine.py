@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64
 """The most requests of a process at a time; vLLM makes its batches of them."""
 RETRY_S = 0.5
+LOST_TIMEOUT_S = 30.0
+"""How long a server that is lost may take to say that it is back; one that hangs would hold up each sync."""
 WATCH_S = 5.0
 """How often servers that are asked are looked at, whether they have ended."""
 
@@ -201,7 +203,7 @@ class ServerEngine:
 
         Weights are sent by the first process, and the others find them there. sends: whether they may be sent now.
         """
-        about = client.about()
+        about = client.about(timeout_s=min(LOST_TIMEOUT_S, self.timeout_s) if client in self.lost else None)
         if self.state.is_main_process and not about["holds"]:
             self.check(client)
             client.hold()

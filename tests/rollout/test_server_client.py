@@ -19,6 +19,7 @@ import pytest
 from grpo.config.load import load_config
 from grpo.groups import Group
 from grpo.rollout import server_engine
+from grpo.rollout.server_check import differences
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine
 from grpo.rollout.server_flags import FOLDER, vllm_version
@@ -110,6 +111,23 @@ def test_the_groups_that_a_server_is_at_as_it_is_told_to_end_are_sampled_by_anot
         assert len(asked.result(timeout=60)) == 2
         assert [*engine.lost] == [ending] and len(other.asked) == 2
         connection.close()
+
+
+def test_a_server_that_hangs_holds_up_the_syncs_no_longer_once_it_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_engine, "LOST_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = Server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        made = ServerEngine(
+            [hanging, Server("other")], Loaded(), check=lambda _: None, timeout_s=600.0, max_tries=3
+        )
+        made.lost[hanging] = "timed out"
+        hanging.about = partial(ServerClient.about, hanging)
+        hanging.http.timeout = httpx.Timeout(600.0)
+        made.sync()
+        assert [*made.lost] == [hanging] and "timed out" in made.lost[hanging]
+        made.close()
 
 
 def choice(index: int, token_ids: list[int], logprobs: list[float]) -> dict[str, Any]:
@@ -251,6 +269,18 @@ def test_what_answers_with_a_page_is_no_server() -> None:
         with pytest.raises(ServerError, match=f"{url} is no server that egogrpo serve has started"):
             client.about()
         client.close()
+
+
+def test_models_of_one_kind_and_other_shapes_are_told_apart() -> None:
+    other = tiny.family().config.to_dict()
+    assert differences(tiny.family(), other) == []
+    text = other["text_config"]
+    text["intermediate_size"] += 8
+    found = differences(tiny.family(), other)
+    size, hidden = text["intermediate_size"], text["hidden_size"]
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert f"{name} is {(size, hidden)} there and {(size - 8, hidden)} here" in found
+    assert len(found) == 3 * text["num_hidden_layers"]
 
 
 def test_a_server_without_a_grown_models_rules_is_refused() -> None:

@@ -32,7 +32,7 @@ class Server(ServerClient):
         self.asked: list[Prompt] = []
         self.posted: list[str] = []
 
-    def about(self) -> dict[str, Any]:
+    def about(self, *, timeout_s: float | None = None) -> dict[str, Any]:
         if not self.is_up:
             raise ServerGone(f"{self.url} does not answer")
         return {"holds": self.holder == self.run, "version": self.loaded}

@@ -97,7 +97,7 @@ class LocalServer(ServerClient):
         self.engine, self.fails, self.lock = TransformersEngine(policy, own=own), fails, Lock()
         self.loaded = "default"
 
-    def about(self) -> dict[str, Any]:
+    def about(self, *, timeout_s: float | None = None) -> dict[str, Any]:
         self.post("/about")
         return {"holds": True, "version": self.loaded}
 
