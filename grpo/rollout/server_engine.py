@@ -113,6 +113,9 @@ class ServerEngine:
                         on_group(group)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                # What the other requests would give is of no use any more.
+                for client in self.clients:
+                    client.hang_up()
                 raise
         return [groups[index] for index in sorted(groups)]
 
@@ -224,18 +227,20 @@ class ServerEngine:
         """Send the policy's weights to all servers; raise ServerError if none takes them in time."""
         self.number += 1
         self.transfer.collect()
-        failures: list[str | None] = [None] * len(self.clients)
+        failures: list[ServerError | None] = [None] * len(self.clients)
         if self.state.is_main_process:
             give_up_at = (self.none_since or time.monotonic()) + self.timeout_s
             failures = self._install()
-            while all(failures) and time.monotonic() < give_up_at and not self._own_problem():
+            while all(isinstance(failure, ServerGone) for failure in failures):
+                if time.monotonic() > give_up_at or self._own_problem():
+                    break
                 time.sleep(RETRY_S)
                 failures = self._install()
         # Only the first process knows of its own server.
         why, *failures = broadcast_object_list([self._why(failures), *failures])
         pairs = zip(self.clients, failures, strict=True)
         self.lost, self.none_since = (
-            {client: failure for client, failure in pairs if failure is not None},
+            {client: str(failure) for client, failure in pairs if failure is not None},
             None,
         )
         if len(self.lost) == len(self.clients):
@@ -244,11 +249,11 @@ class ServerEngine:
             if client not in self.lost:
                 self._prove(client, proof)
 
-    def _why(self, failures: Sequence[str | None]) -> str:
+    def _why(self, failures: Sequence[ServerError | None]) -> str:
         """Return why no server is left, in words of the setting that they are of."""
         if (problem := self._own_problem()) is not None:
             return problem
-        reasons = "; ".join(filter(None, failures))
+        reasons = "; ".join(str(failure) for failure in failures if failure is not None)
         if self.own is not None:
             return f"rollout.engine=vllm_process: its server fails: {reasons}; see {self.own.log}"
         return f"rollout.servers: none is left: {reasons}"
@@ -285,15 +290,16 @@ class ServerEngine:
             self._lose(client, error)
             return None
 
-    def _install(self) -> list[str | None]:
+    def _install(self) -> list[ServerError | None]:
         """Send the weights to all servers at once; returns why it failed for each, None where it did not."""
 
-        def install(client: ServerClient) -> str | None:
+        def install(client: ServerClient) -> ServerError | None:
             try:
                 self._start(client)
-            except ServerGone as error:
+            except ServerError as error:
+                # One that does not fit has been started anew, in another way.
                 self._lose(client, error)
-                return str(error)
+                return error
             return None
 
         with ThreadPoolExecutor(len(self.clients) if self.transfer.is_beside else 1) as pool:

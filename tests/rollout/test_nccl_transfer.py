@@ -152,9 +152,8 @@ def worker(rank: int, size: int) -> Any:
             own: Any = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(dtype=DTYPE))
             self.model = Model()
             config: Any = None
-            self.weight_transfer_engine = NCCLWeightTransferEngine(
-                config, own, torch.device("cpu"), self.model
-            )
+            engine: Any = NCCLWeightTransferEngine(config, own, torch.device("cpu"), self.model)
+            self.weight_transfer_engine = engine
             self._weight_update_active = self._weight_update_is_draft = False
             self.model_runner: Any = SimpleNamespace(reset_lora_state=lambda: None)
 

@@ -90,6 +90,27 @@ def test_what_is_being_sampled_can_be_cancelled_though_the_server_is_silent(
             each.close()
 
 
+def test_a_refusal_ends_the_run_though_another_request_is_under_way() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        slow = Server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        refusing, connections = Server("refusing"), list[socket.socket]()
+        made = ServerEngine([slow, refusing], Loaded(), check=lambda _: None, timeout_s=600.0, max_tries=1)
+        made.sync()
+        slow.generate = partial(ServerClient.generate, slow)  # pyright: ignore[reportAttributeAccessIssue]
+        slow.post = partial(ServerClient.post, slow)  # pyright: ignore[reportAttributeAccessIssue]
+        slow.http.timeout = httpx.Timeout(600.0)
+
+        def refuse() -> None:
+            connections.append(silent.accept()[0])
+            assert connections[0].recv(1)
+            raise ServerError("the prompt is too long")
+
+        refusing.fails = refuse
+        with pytest.raises(ServerError, match="the prompt is too long"):
+            made.generate(PROMPTS[:2], SAMPLING, [0, 1])
+        connections[0].close()
+
+
 def test_the_groups_that_a_server_is_at_as_it_is_told_to_end_are_sampled_by_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

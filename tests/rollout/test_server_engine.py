@@ -171,6 +171,24 @@ def raises_gone(server: ServerClient) -> list[str]:
     raise ServerGone(f"{server.url} refuses /collective_rpc: 500")
 
 
+def test_a_server_that_comes_back_in_another_way_is_left_out_and_the_last_one_ends_the_run() -> None:
+    """Started anew with another model, or another key; nobody waits for one that answers so."""
+    other, wrong = Server("other"), Server("wrong")
+    made = engine(other, wrong, timeout_s=600.0)
+    made.check = raises_other_model
+    wrong.holder = None
+    made.sync()
+    assert [*made.lost.values()] == ["wrong has another model"]
+    assert len(made.generate(PROMPTS, SAMPLING, SEEDS)) == 4 and wrong.asked == []
+    other.holder = None
+    with pytest.raises(ServerError, match="none is left: other has another model; wrong has another model"):
+        made.sync()
+
+
+def raises_other_model(server: ServerClient) -> None:
+    raise ServerError(f"{server.url} has another model")
+
+
 def test_a_server_that_was_left_paused_behind_its_last_weight_goes_on() -> None:
     server = Server("only")
     made = engine(server, timeout_s=5.0)
