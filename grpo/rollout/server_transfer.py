@@ -120,8 +120,12 @@ class NcclTransfer:
                 _abort(sender)
                 sender = self._connect(server, about["world_size"])
             sender.send_weights()
-        except RuntimeError as error:
-            # What NCCL and its rendezvous raise. A sender that has failed is never used again: it would be out of step.
+        except (ServerError, RuntimeError) as error:
+            # It would be out of step with the server's workers.
+            _abort(sender)
+            if isinstance(error, ServerError):
+                raise
+            # What NCCL and its rendezvous raise.
             raise ServerGone(f"{server.url} does not take weights: {error}") from error
         self.senders[server.url] = about["started"], sender
         server.post("/update_weight_version", {"new_version": version})
