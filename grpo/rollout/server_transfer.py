@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,7 +144,7 @@ class NcclTransfer:
         host = _own_address(server.url)
         with socket.create_server((host, 0)) as free:
             port = free.getsockname()[1]
-        # The same memory on both sides: vLLM fills two buffers, each from a copy of what goes into it.
+        # vLLM's own buffers have 1 GiB, and the learner has two of them beside the weights that go into them.
         info = NCCLTrainerInitInfo(host, port, world_size + 1, packed_buffer_size_bytes=BUCKET_BYTES, rank=0)
         source: Any = self
         controls = _Controls(server)
@@ -193,8 +195,19 @@ def _own_address(url: str) -> str:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((parts.hostname, parts.port or 80))
-            return probe.getsockname()[0]
+            own, other = probe.getsockname()[0], probe.getpeername()[0]
     except OSError as error:
         raise ServerError(
             f"{url} has no IPv4 address ({error}), which weights by NCCL need: serve with --transfer {FOLDER}"
         ) from error
+    check_interface(url, own, other, os.environ)
+    return own
+
+
+def check_interface(url: str, own: str, other: str, environment: Mapping[str, str]) -> None:
+    """Raise ServerError for a server on another machine if NCCL is to use this one's loopback (`launching.py`)."""
+    is_here = own == other or ip_address(own).is_loopback
+    if environment.get("NCCL_SOCKET_IFNAME") == "lo" and not is_here:
+        raise ServerError(
+            f"{url} is on another machine: set NCCL_SOCKET_IFNAME to the interface that leads there"
+        )

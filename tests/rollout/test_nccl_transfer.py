@@ -275,3 +275,13 @@ def test_a_server_that_has_no_ipv4_address_is_refused(policy: Policy) -> None:
         ServerError, match=r"http://\[::1\]:8000 has no IPv4 address .*--transfer egogrpo_folder"
     ):
         server_transfer._own_address("http://[::1]:8000")
+
+
+def test_a_server_on_another_machine_wants_an_interface_that_leads_there() -> None:
+    """The processes of one machine keep to its loopback, where no worker of another one can find the learner."""
+    loopback = {"NCCL_SOCKET_IFNAME": "lo"}
+    for own, other in (("127.0.0.1", "127.0.1.1"), ("10.0.0.1", "10.0.0.1")):
+        server_transfer.check_interface("http://here", own, other, loopback)
+    server_transfer.check_interface("http://there", "10.0.0.1", "10.0.0.2", {})
+    with pytest.raises(ServerError, match="http://there is on another machine: set NCCL_SOCKET_IFNAME"):
+        server_transfer.check_interface("http://there", "10.0.0.1", "10.0.0.2", loopback)
