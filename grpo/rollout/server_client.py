@@ -60,6 +60,11 @@ class ServerClient:
         # A header is ASCII, and a run's folder need not be.
         self.run = quote(run, safe="/#") if run is not None else None
         key = key or os.environ.get(KEY_VARIABLE)
+        if key and not (key.isascii() and key.isprintable() and key == key.strip()):
+            # The error of a request would show it.
+            raise ServerError(
+                f"{KEY_VARIABLE} has a character that no header may have, such as the end of a line"
+            )
         headers = {RUN_HEADER: self.run} if self.run is not None else {}
         self._held: httpx.Response | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()

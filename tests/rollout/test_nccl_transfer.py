@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from fastapi import FastAPI, Request
-from starlette.testclient import TestClient
 from torch import Tensor
 
 from grpo.policy.model import Policy
@@ -23,7 +21,6 @@ from grpo.rollout.server_client import ServerClient, ServerError
 from grpo.rollout.server_engine import ServerEngine
 from grpo.rollout.server_flags import ABOUT, HOLD
 from grpo.rollout.server_transfer import NcclTransfer
-from grpo.rollout.vllm_folder_transfer import Extension
 from tests.support import tiny
 
 vllm = pytest.importorskip("vllm")
@@ -74,6 +71,8 @@ class VLLM(ServerClient):
     """A client of vLLM's own routes, engine and workers, as many as share a model."""
 
     def __init__(self, url: str, *, tensor_parallel_size: int = 1) -> None:
+        from starlette.testclient import TestClient
+
         super().__init__(url, tiny.family(), timeout_s=60.0, run="run#secret")
         self.size, self.paths = tensor_parallel_size, list[str]()
         self.start()
@@ -84,14 +83,15 @@ class VLLM(ServerClient):
         self.started, self.version, self.held = str(uuid.uuid4()), "default", False
         self.workers = [worker(rank, self.size) for rank in range(self.size)]
 
-    def app(self) -> FastAPI:
+    def app(self) -> Any:
+        from fastapi import FastAPI
         from vllm.entrypoints.serve.dev.rlhf.api_router import attach_router
 
         app = FastAPI()
         app.state.engine_client = Engine(self)
 
         @app.middleware("http")
-        async def note(request: Request, call_next: Any) -> Any:
+        async def note(request: Any, call_next: Any) -> Any:
             self.paths.append(request.url.path)
             return await call_next(request)
 
@@ -144,6 +144,8 @@ def worker(rank: int, size: int) -> Any:
     from vllm.config import VllmConfig
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
     from vllm.v1.worker.gpu_worker import Worker
+
+    from grpo.rollout.vllm_folder_transfer import Extension
 
     class Served(Extension, Worker):
         def __init__(self) -> None:

@@ -284,6 +284,13 @@ def test_a_server_that_does_not_fit_is_told_by_what(changed: dict[str, Any], say
             check_servers(config, tiny.family())
 
 
+@pytest.mark.parametrize("key", ["secret\n", "sec\rret", " secret", "s\u00e9cret"])
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(ServerError, match="VLLM_API_KEY has a character that no header may have") as caught:
+        ServerClient("http://127.0.0.1:1", tiny.family(), timeout_s=1.0, key=key)
+    assert "cret" not in str(caught.value)
+
+
 def test_what_answers_with_a_page_is_no_server() -> None:
     with answering(200, {}, {"Content-Type": "text/html"}) as url:
         client = ServerClient(url, tiny.family(), timeout_s=5.0)
