@@ -106,7 +106,7 @@ class NcclTransfer:
         self.policy, self.dtype, self.keeps = policy, dtype, keeps
         self.weights: Bucket = []
         self.senders: dict[str, tuple[str, Any]] = {}
-        """Of a server's address, which of its starts a sender is connected to, and the sender."""
+        """The sender of each server, by its address, and which of the server's starts it is connected to."""
 
     def collect(self) -> None:
         self.weights = []

@@ -84,10 +84,9 @@ class VLLM(ServerClient):
         self.workers = [worker(rank, self.size) for rank in range(self.size)]
 
     def app(self) -> Any:
-        from fastapi import FastAPI
-        from vllm.entrypoints.serve.dev.rlhf.api_router import attach_router
+        from vllm.entrypoints.serve.dev.rlhf import api_router
 
-        app = FastAPI()
+        app = api_router.FastAPI()
         app.state.engine_client = Engine(self)
 
         @app.middleware("http")
@@ -108,7 +107,7 @@ class VLLM(ServerClient):
         async def collective_rpc(body: dict[str, Any]) -> None:
             await app.state.engine_client.collective_rpc(body["method"])
 
-        attach_router(app)
+        api_router.attach_router(app)
         return app
 
 

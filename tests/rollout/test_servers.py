@@ -241,8 +241,10 @@ class Broken(FolderTransfer):
         half = next(at for at, name in enumerate(order) if name.endswith("1.self_attn.k_proj.weight"))
         if not was_whole:
             save_file(weights, path, {ORDER: json.dumps([*order[:half], "no weight"])})
-        super().install(server, version)
-        path.write_bytes(stored)
+        try:
+            super().install(server, version)
+        finally:
+            path.write_bytes(stored)
 
 
 def test_an_update_that_was_cut_short_leaves_nothing_behind(server: httpx.Client, tmp_path: Path) -> None:
