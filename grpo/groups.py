@@ -78,8 +78,13 @@ class Sample:
         return self.media or (() if self.clip_source is None else (self.clip_source,))
 
     @property
+    def videos(self) -> tuple[ClipSource, ...]:
+        """The videos among what is shown, in order."""
+        return tuple(source for source in self.sources if not source.is_picture)
+
+    @property
     def num_videos(self) -> int:
-        return sum(not source.is_picture for source in self.sources)
+        return len(self.videos)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -175,6 +175,18 @@ def read_span(content: str | None) -> tuple[float, float] | None:
     return None
 
 
+def read_videos_span(content: str | None, num_videos: int) -> tuple[int, tuple[float, float]] | None:
+    """The one span that the text is, with the number of its video, from 1; None as for `read_span`.
+
+    Of several videos the number stands in front, `2: 3.0-4.5` or `video 2: 3.0-4.5`; without one it is of the first.
+    """
+    if content is None:
+        return None
+    number, text = _numbered(_unbracketed(layers(content)[-1])) if num_videos > 1 else (1, content)
+    span = read_span(text)
+    return (number, span) if span and 1 <= number <= max(num_videos, 1) else None
+
+
 def _unbracketed(content: str) -> str:
     """The content without one pair of round or square brackets around the whole."""
     content = content.strip()

@@ -18,12 +18,20 @@ DIRECT = {
 }
 
 
+SPAN_OF_SEVERAL = (
+    "Answer with only the number of the video and the start and the end in it in seconds, such as 2: 3.0-4.5."
+)
+
+
 def direct(sample: Sample) -> str:
     """The user's turn that asks for the answer alone, without reasoning."""
     options = [
         f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, sample.options, strict=False)
     ]
-    return "\n".join([sample.question, *options, DIRECT.get(sample.task, "Answer in a few words.")])
+    asked = DIRECT.get(sample.task, "Answer in a few words.")
+    if sample.task == "span" and sample.num_videos > 1:
+        asked = SPAN_OF_SEVERAL
+    return "\n".join([sample.question, *options, asked])
 
 
 class Official(TypedDict):

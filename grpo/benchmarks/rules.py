@@ -11,7 +11,8 @@ from grpo.benchmarks.benchmark import Benchmark, StoredAnswer, Verdict
 from grpo.groups import Sample
 from rewards.builtin.keyframe import length_s, overlap_s
 from rewards.builtin.matching import accepted_answers, same_text
-from rewards.parsing import ANSWER, is_blank, only_block, read_letter, read_number, read_span
+from rewards.builtin.moments import answered_span
+from rewards.parsing import ANSWER, is_blank, only_block, read_letter, read_number
 
 
 def answer_text(completion: str, *, has_tags: bool) -> str | None:
@@ -48,7 +49,7 @@ def strict(sample: Sample, text: str) -> Verdict | None:
 
 def temporal_iou(sample: Sample, text: str) -> float | None:
     """The seconds in both the answered and the right span, over those in either; None if the answer is no span."""
-    got, truth = read_span(text), read_span(sample.answer)
+    got, truth = (answered_span(each, sample.num_videos) for each in (text, sample.answer))
     if got is None or truth is None:
         return None
     return overlap_s([got], [truth]) / length_s([got, truth])

@@ -75,7 +75,7 @@ def annotated(
     spans = best_spans(scores, source["top_k"])
     return {
         **record,
-        "keyframes_s": [[file_seconds(time_s, sample) for time_s in span] for span in spans],
+        "keyframes_s": [[file_seconds(time_s, sample.clip_source) for time_s in span] for span in spans],
         "frame_scores": [[round(time_s, 3), round(score, 6)] for time_s, score in scores],
         "keyframes_from": source,
     }

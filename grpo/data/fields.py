@@ -15,7 +15,7 @@ from typing import Any, TypeGuard, get_args
 
 from grpo.groups import Task
 from grpo.media.clip import ClipSource
-from rewards.parsing import read_number, read_span
+from rewards.parsing import read_number, read_videos_span
 
 Record = Mapping[str, Any]
 Span = tuple[float, float]
@@ -182,13 +182,23 @@ def on_clips_clock(spans_s: Iterable[Span], clip_source: ClipSource | None, *, k
     return tuple((first_s - start_s, last_s - start_s) for first_s, last_s in spans_s)
 
 
-def span_answer(given: object, clip_source: ClipSource | None) -> str:
-    """The span, a text or a list, in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is not 6.2."""
-    span_s = read_span(given if isinstance(given, str) else shown(given))
-    if span_s is None or round(span_s[0], 3) == round(span_s[1], 3):
-        raise ValueError(f"'answer' must be a span in seconds, such as 3.0-4.5, not {shown(given)}")
-    ((first_s, last_s),) = on_clips_clock([span_s], clip_source, key="answer")
-    return f"{round(first_s, 3)}-{round(last_s, 3)}"
+def span_answer(
+    given: object, clip_source: ClipSource | None, videos: Sequence[ClipSource | None] = ()
+) -> str:
+    """The span, a text or a list, in seconds from the clip's start, to the millisecond: 18.3 - 12.1 is not 6.2.
+
+    videos: those of a question about several, where the span may have the number of its own in front (`2: 3.0-4.5`).
+    """
+    several = len(videos) > 1
+    read = read_videos_span(given if isinstance(given, str) else shown(given), len(videos))
+    if read is None or round(read[1][0], 3) == round(read[1][1], 3):
+        numbered = f" or, of the second of {len(videos)} videos, 2: 3.0-4.5" if several else ""
+        raise ValueError(f"'answer' must be a span in seconds, such as 3.0-4.5{numbered}, not {shown(given)}")
+    number, span_s = read
+    source = videos[number - 1] if several else clip_source
+    ((first_s, last_s),) = on_clips_clock([span_s], source, key="answer")
+    mark = f"{number}: " if number > 1 else ""
+    return f"{mark}{round(first_s, 3)}-{round(last_s, 3)}"
 
 
 def check_bounds(start_s: float, end_s: float, *, keys: tuple[str, str]) -> None:

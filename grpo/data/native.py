@@ -10,7 +10,7 @@ from typing import Any
 from grpo.data.readers.jsonl import FRAME_KEYS, OWN_KEYS
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
-from rewards.parsing import read_span
+from rewards.parsing import read_videos_span
 
 
 def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def native_record(sample: Sample, media_root: str | os.PathLike[str]) -> dict[st
         "task": sample.task,
         "system": sample.system or None,
         "keyframes_s": [
-            [file_seconds(time_s, sample) for time_s in span] for span in sample.keyframes_s
+            [file_seconds(time_s, sample.clip_source) for time_s in span] for span in sample.keyframes_s
         ] or None,
         "streams": {name: os.path.relpath(path, media_root) for name, path in sample.streams.items()} or None,
     }  # fmt: skip
@@ -49,9 +49,8 @@ def own_fields(sample: Sample) -> set[str]:
     return {key for key, value in values.items() if value}
 
 
-def file_seconds(time_s: float, sample: Sample) -> float:
-    """A time of the clip on its file's clock, to the microsecond, where a record's times must not leave the clip."""
-    source = sample.clip_source
+def file_seconds(time_s: float, source: ClipSource | None) -> float:
+    """A time of a clip on its file's clock, to the microsecond, where a record's times must not leave the clip."""
     if source is None:
         return round(time_s, 6)
     inside_s = max(round(source.start_s + time_s, 6), source.start_s)
@@ -91,7 +90,9 @@ def _media(source: ClipSource, root: Path) -> dict[str, Any]:
 
 
 def _on_the_files_clock(sample: Sample) -> str:
-    span_s = read_span(sample.answer) if sample.task == "span" else None
-    if span_s is None:
+    read = read_videos_span(sample.answer, sample.num_videos) if sample.task == "span" else None
+    if read is None:
         return sample.answer
-    return "-".join(str(file_seconds(time_s, sample)) for time_s in span_s)
+    number, span_s = read
+    source, mark = (sample.videos[number - 1], f"{number}: ") if number > 1 else (sample.clip_source, "")
+    return mark + "-".join(str(file_seconds(time_s, source)) for time_s in span_s)

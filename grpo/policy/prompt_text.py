@@ -22,6 +22,8 @@ SEVERAL_VIDEOS = (
 )
 """The instruction for the moments where a question has several videos; `read_videos_moments` reads them."""
 ANSWER_WHAT = {"choice": "only the letter of the right option", "number": "only the number"}
+SPAN_OF_SEVERAL = "only the number of the video and the span in it in seconds, such as 2: 3.0-4.5,"
+"""What is asked for where a span may be of any of several videos; `read_videos_span` reads it."""
 
 
 class Wording(TypedDict):
@@ -39,10 +41,12 @@ def user_text(sample: Sample, *, template: str, option: str, tags: Sequence[str]
     """Return the user's turn: question, options and instructions for the tags. Empty parts leave no blank line."""
     lettered = zip(string.ascii_uppercase, sample.options, strict=False)
     options = "\n".join(option.format(letter=letter, text=text) for letter, text in lettered)
-    own = INSTRUCTIONS | ({"keyframes": SEVERAL_VIDEOS} if sample.num_videos > 1 else {})
-    instruction = " ".join(own[tag] for tag in tags).replace(
-        "{what}", ANSWER_WHAT.get(sample.task, "the answer")
+    several = sample.num_videos > 1
+    own = INSTRUCTIONS | ({"keyframes": SEVERAL_VIDEOS} if several else {})
+    what = (
+        SPAN_OF_SEVERAL if several and sample.task == "span" else ANSWER_WHAT.get(sample.task, "the answer")
     )
+    instruction = " ".join(own[tag] for tag in tags).replace("{what}", what)
     text = template.format(question=sample.question, options=options, instruction=instruction)
     return "\n".join(line for line in text.split("\n") if line.strip())
 

@@ -1,4 +1,4 @@
-"""Cited and annotated moments on one time axis, which several videos share: each begins `APART_S` after the one before.
+"""Cited, answered and annotated times on one axis, which several videos share: each begins `APART_S` after the last.
 
 So rewards compare spans of numbers, whatever number of videos a question has; of a single one they are its own seconds.
 """
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from grpo.groups import Rollout, Sample
 from grpo.media.clip import Clip
 from grpo.media.variants import cited_patches
-from rewards.parsing import KEYFRAMES, only_block, read_moments, read_videos_moments
+from rewards.parsing import KEYFRAMES, only_block, read_moments, read_videos_moments, read_videos_span
+from rewards.spelling import layers
 
 Span = tuple[float, float]
 
@@ -35,6 +36,32 @@ def cited_moments(rollout: Rollout) -> list[Span]:
     ends_s = durations_s or [APART_S / 2] * rollout.sample.num_videos
     read = read_videos_moments(content, rollout.sample.num_videos) or []
     return [_placed(number - 1, span, ends_s[number - 1]) for number, span in read]
+
+
+def answered_span(content: str | None, num_videos: int) -> Span | None:
+    """The one span that an answer is; None if it can't be read as one."""
+    read = read_videos_span(content, num_videos)
+    # What lies behind the end of a video's axis would be a time of the next one.
+    if read is None or (num_videos > 1 and read[1][1] >= APART_S):
+        return None
+    return _shifted(read[1], (read[0] - 1) * APART_S)
+
+
+def answered_point(content: str | None, num_videos: int) -> float | None:
+    """The one moment that an answer is; None if it can't be read as one."""
+    if content is None:
+        return None
+    inside = layers(content)[-1]
+    read = read_videos_moments(inside, num_videos) if num_videos > 1 else _of_the_first(read_moments(inside))
+    match read:
+        case [(number, (start, end))] if start == end:
+            return start + (number - 1) * APART_S
+    return None
+
+
+def video_number(span: Span) -> int:
+    """The number of the video that a span is of, from 0."""
+    return max(0, int(span[0] // APART_S))
 
 
 def annotated_moments(sample: Sample) -> tuple[Span, ...]:
@@ -62,7 +89,7 @@ def by_video(spans: Iterable[Span], num_videos: int) -> list[list[Span]]:
     parts: list[list[Span]] = [[] for _ in range(num_videos)]
     for span in spans:
         if span[0] >= 0:
-            number = int(span[0] // APART_S)
+            number = video_number(span)
             parts[number].append(_shifted(span, -number * APART_S))
     return parts
 
@@ -81,6 +108,10 @@ def videos_of(clips: Sequence[Clip]) -> list[Clip]:
 def _placed(index: int, span: Span, end_s: float) -> Span:
     is_inside = span[0] >= 0 and span[1] <= end_s + ROUNDING_S
     return _shifted(span, index * APART_S if is_inside else (index + 1) * NOWHERE_S)
+
+
+def _of_the_first(moments: list[Span] | None) -> list[tuple[int, Span]] | None:
+    return None if moments is None else [(1, moment) for moment in moments]
 
 
 def _shifted(span: Span, by_s: float) -> Span:

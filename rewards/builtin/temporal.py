@@ -15,7 +15,8 @@ from grpo.groups import Rollout, Sample
 from rewards import reward
 from rewards.builtin.keyframe import ROUNDING_S, Span, length_s, overlap_s
 from rewards.builtin.matching import plain_words
-from rewards.parsing import ANSWER, only_block, read_moments, read_number, read_span
+from rewards.builtin.moments import annotated_moments, answered_point, answered_span, video_number, videos_of
+from rewards.parsing import ANSWER, only_block, read_number
 from rewards.spelling import layers
 
 Truth = Literal["answer", "keyframes"]
@@ -28,6 +29,7 @@ def temporal_iou(rollout: Rollout, *, against: Truth = "answer") -> float | None
 
     The usual measure of temporal grounding (e.g. Charades-STA, arXiv 1705.02101), as a reward in EgoThinker
     and Time-R1. Spans are written `3.0-4.5`, `3.0, 4.5` or `(3.0, 4.5)`; anything else, a moment too, is 0.
+    About several videos, the number of a span's video stands in front (`2: 3.0-4.5`), of the first one's maybe not.
     Several annotated key moments count as the seconds that they cover together. None where the task is not
     "span", or (against keyframes) nothing with a length is annotated.
 
@@ -36,7 +38,7 @@ def temporal_iou(rollout: Rollout, *, against: Truth = "answer") -> float | None
     truth = true_spans(rollout.sample, against)
     if length_s(truth) == 0:
         return None
-    span = read_span(only_block(rollout.text, ANSWER))
+    span = answered_span(only_block(rollout.text, ANSWER), rollout.sample.num_videos)
     if span is None:
         return 0.0
     return overlap_s([span], truth) / length_s([span, *truth])
@@ -53,12 +55,13 @@ def timestamp_iou(rollout: Rollout) -> float | None:
     truth = true_spans(rollout.sample, "answer")
     if not truth or rollout.clip is None:
         return None
-    span = read_span(only_block(rollout.text, ANSWER))
+    span = answered_span(only_block(rollout.text, ANSWER), rollout.sample.num_videos)
     if span is None:
         return 0.0
     value = overlap_s([span], truth) / length_s([span, *truth])
+    clip = videos_of(rollout.clips)[video_number(truth[0])]
     for border, true_border in zip(span, truth[0], strict=True):
-        value *= max(0.0, 1 - abs(border - true_border) / rollout.clip.duration_s)
+        value *= max(0.0, 1 - abs(border - true_border) / clip.duration_s)
     return value
 
 
@@ -72,7 +75,7 @@ def point_in_span(rollout: Rollout, *, against: Truth = "answer", tolerance_s: f
     truth = true_spans(rollout.sample, against)
     if not truth:
         return None
-    point = read_point(only_block(rollout.text, ANSWER))
+    point = answered_point(only_block(rollout.text, ANSWER), rollout.sample.num_videos)
     slack_s = tolerance_s + ROUNDING_S
     return float(point is not None and any(start - slack_s <= point <= end + slack_s for start, end in truth))
 
@@ -126,21 +129,15 @@ def true_spans(sample: Sample, against: Truth) -> list[Span]:
     if against not in ("answer", "keyframes"):
         raise ValueError(f"against must be answer or keyframes, not {against!r}")
     if against == "keyframes":
-        return list(sample.keyframes_s)
+        return list(annotated_moments(sample))
     if sample.task != "span":
         return []
-    span = read_span(sample.answer)
+    span = answered_span(sample.answer, sample.num_videos)
     if span is None:
         raise ValueError(
             f"sample {sample.id} ({sample.source}): answer {sample.answer!r} is no span such as 3.0-4.5"
         )
     return [span]
-
-
-def read_point(content: str | None) -> float | None:
-    """The one moment that the text is, else None."""
-    moments = read_moments(layers(content)[-1]) if content is not None else None
-    return moments[0][0] if moments and len(moments) == 1 and moments[0][0] == moments[0][1] else None
 
 
 def true_order(sample: Sample) -> list[str]:

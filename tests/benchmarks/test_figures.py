@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,10 @@ from grpo.benchmarks.changed import all_asked, changed, rotated
 from grpo.benchmarks.figures import figures_of, majority
 from grpo.benchmarks.results import Results, as_json, as_markdown, submissions
 from grpo.benchmarks.scoring import score_answers
+from grpo.commands.evaluate.page import Strips, item
 from grpo.groups import Sample
 from grpo.media.clip import ClipSource
+from grpo.media.sampling import MediaSettings
 from tests.support.tiny import sample
 
 PLAIN = Benchmark(name="plain", reader="jsonl", groups=("domain",))
@@ -172,3 +176,31 @@ def test_two_models_are_compared_question_by_question():
 def test_a_name_with_a_bar_does_not_break_the_table():
     results = results_of(PLAIN, **{"a|b": scored([(question("a", "a.mp4"), "")], [answer("a", "A")])})
     assert "| a\\|b | 1.000 |" in as_markdown(results)
+
+
+def test_key_moments_are_compared_in_the_video_that_they_are_of(tmp_path: Path) -> None:
+    """Of the second video 2 to 4 s are annotated, and the model cites 3 s of it, then 3 s of the first one.
+
+    Hit is (1 + 0) / 2. Widened by .5 s to both sides, 1 s is cited of the 3 s that are annotated: IoU is (1/3 + 0) / 2.
+    """
+    sources = (ClipSource(video="a.mp4"), ClipSource(video="b.mp4"))
+    about: dict[str, Any] = {
+        "media": sources,
+        "clip_source": sources[0],
+        "other_keyframes_s": (((2.0, 4.0),),),
+    }
+    samples = [sample(name, **about) for name in "xy"]
+    cited = (
+        "<keyframes>2: 3.0</keyframes><answer>A</answer>",
+        "<keyframes>3.0</keyframes><answer>A</answer>",
+    )
+    answers = [answer(of.id, text) for of, text in zip(samples, cited, strict=True)]
+    found = figures_of(PLAIN, scored([(each, "") for each in samples], answers))["moments"]
+    assert found == {"num_answers": 2, "cited_frac": 1.0, "hit": 0.5, "iou": pytest.approx(1 / 6)}
+    strips = Strips(folder=tmp_path, media=MediaSettings())
+    pages = [item([each], (), strips) for each in scored([(each, "") for each in samples], answers)]
+    assert [each["annotated"] for each in pages[0]["media"]] == [[], [[2.0, 4.0]]]
+    assert [page["answers"][0]["cited_by_video"] for page in pages] == [
+        [[], [(3.0, 3.0)]],
+        [[(3.0, 3.0)], []],
+    ]

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from grpo.groups import Rollout, Sample, Task
 from rewards.builtin.accuracy import accuracy
 from rewards.builtin.answers import choice, exact_set, number, ocr, rouge, text
+from rewards.builtin.moments import answered_point
 from rewards.builtin.reasoning import concluded_option
-from rewards.builtin.temporal import event_order, read_point, temporal_iou
+from rewards.builtin.temporal import event_order, temporal_iou
 from rewards.hostile import make_group
 from rewards.spelling import folded, layers
 
@@ -236,7 +237,7 @@ def test_what_is_no_span_is_not_read(content: str) -> None:
 
 
 def test_moments_and_orders_are_read_in_any_width() -> None:
-    assert read_point("**３．５**") == 3.5
+    assert answered_point("**３．５**", 1) == 3.5
     rollout = answered("text", "x", "Ａ，Ｂ、Ｃ")
     sample = replace(rollout.sample, columns={"events": ["A", "B", "C"]})
     assert event_order(replace(rollout, sample=sample)) == 1

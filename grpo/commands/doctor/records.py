@@ -14,15 +14,15 @@ from tqdm import tqdm
 from grpo.data import Dataset, read_records, timed
 from grpo.data.check import missing_media
 from grpo.data.errors import BadRecords, DataError, Kind, placed, used_before
-from grpo.data.fields import holds_number, shown
+from grpo.data.fields import Span, holds_number, shown
 from grpo.data.overlap import namesakes, question_key
 from grpo.feed.planner import Planner, PromptPlan
 from grpo.groups import Sample
-from grpo.media.clip import MediaError
+from grpo.media.clip import ClipSource, MediaError
 from grpo.media.frame_table import frame_table
 from grpo.media.reading import describe, probe_source
 from grpo.media.sampling import TooManyTokens, TooShort
-from rewards.parsing import read_span
+from rewards.parsing import read_videos_span
 
 Plans = list[tuple[Sample, PromptPlan]]
 
@@ -142,14 +142,28 @@ def _look(sample: Sample, planner: Planner | None) -> tuple[PromptPlan | None, D
 
 def _late_end(sample: Sample) -> DataError | None:
     """What a record places behind its video's end; no run stops at it, but no reward for it can be earned."""
-    source = sample.clip_source
-    if source is None or source.video is None:
+    answer = read_videos_span(sample.answer, sample.num_videos) if sample.task == "span" else None
+    moments = (sample.keyframes_s, *sample.other_keyframes_s)
+    # A lone frame of a video may lie behind its end too.
+    sources = sample.videos or sample.sources
+    for number, source in enumerate(sources, start=1):
+        answer_s = answer[1] if answer and answer[0] == number else None
+        spans_s = moments[number - 1] if number <= len(moments) else ()
+        if late := _late_end_of(sample, source, answer_s, spans_s):
+            return late
+    return None
+
+
+def _late_end_of(
+    sample: Sample, source: ClipSource, answer_s: Span | None, spans_s: Sequence[Span]
+) -> DataError | None:
+    """The same of one of its videos, which the answer may be of, and of whose key moments the record has some."""
+    if source.video is None:
         return None
-    answer_s = read_span(sample.answer) if sample.task == "span" else None
     ends_s = {
         "the clip": source.end_s,
         "the answer": answer_s and source.start_s + answer_s[1],
-        "a key moment": max((source.start_s + end_s for _, end_s in sample.keyframes_s), default=None),
+        "a key moment": max((source.start_s + end_s for _, end_s in spans_s), default=None),
     }
     file_end_s = frame_table(source.video).end_s
     for what, end_s in ends_s.items():

@@ -17,7 +17,8 @@ A question about several media lists them, each with the keys that a record of o
      "question": "<video> I did this, and now I see <image> What comes next?", ...}
 
 `<video>` (also for `frames`) and `<image>` say in the question or in options where each of them stands; without any,
-they stand before the question. A time belongs to the first video, but for `keyframes_s` in another one's own object.
+they stand before the question. A time belongs to the first video, but for `keyframes_s` in another one's own object,
+and an answer of the task "span" that has the number of its video in front (`2: 18.0-19.5`).
 With `"frame_s": 9.0` in place of bounds, a video is a picture: its frame at that time.
 
 `"streams": {"sensor": "k.sensor.npz"}` are files of sensors, motion or actions (`codec/streams.py`), each by the name
@@ -83,7 +84,7 @@ def translate(record: Record, place: Place) -> Iterator[Sample]:
     yield Sample(
         id=get_text(record, "id"),
         question=get_text(record, "question"),
-        answer=_answer(record, task, choices, clip_source),
+        answer=_answer(record, task, choices, clip_source, sources),
         task=task,  # pyright: ignore[reportArgumentType] (it is one of TASKS)
         source=place.source,
         options=choices,
@@ -123,14 +124,20 @@ def _options(record: Record, task: str) -> tuple[str, ...]:
     return texts
 
 
-def _answer(record: Record, task: str, choices: tuple[str, ...], clip_source: ClipSource | None) -> str:
+def _answer(
+    record: Record,
+    task: str,
+    choices: tuple[str, ...],
+    clip_source: ClipSource | None,
+    sources: Sequence[ClipSource],
+) -> str:
     answer = record.get("answer")
     if task in ("number", "regression") and is_number(answer):
         return written_out(answer)
     if answer is None:
         raise ValueError("'answer' is missing")
     if task == "span":
-        return span_answer(answer, clip_source)
+        return span_answer(answer, clip_source, [each for each in sources if not each.is_picture])
     given = as_text(answer, "answer")
     if task == "choice":
         return check_letter(given, len(choices))

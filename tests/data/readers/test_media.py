@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grpo.data import check_media
+from grpo.data.native import native_record
 from grpo.data.readers.jsonl import read_jsonl
+from grpo.groups import Sample
 from grpo.media.clip import ClipSource, MediaError
 from tests.data.readers.test_jsonl import changed, without, write
 from tests.support.videos import write_video
@@ -41,6 +44,35 @@ def test_several_media_are_in_order_and_times_are_the_first_videos(tmp_path: Pat
     # Without a list, nothing is looked for in the question.
     [plain] = read_jsonl(write(tmp_path, changed(question="What does <image> mean?")))
     assert plain.media == () and len(plain.sources) == 1
+
+
+def test_a_span_answers_about_the_video_whose_number_it_has(tmp_path: Path) -> None:
+    """In seconds from that video's start; the way back has them on its file's clock again."""
+    listed = [
+        {"video": "a.mp4", "start_s": 3.0, "end_s": 9.0},
+        {"image": "b.png"},
+        {"video": "c.mp4", "start_s": 10.0, "end_s": 20.0, "keyframes_s": [[12.0, 13.5]]},
+    ]
+
+    def asked(answer: object) -> Sample:
+        record = media(listed, task="span", answer=answer, options=None, question="When is it?")
+        [sample] = read_jsonl(write(tmp_path, record))
+        return sample
+
+    second, first = asked("2: 12.0-13.5"), asked("1: 4-5")
+    assert (second.answer, first.answer) == ("2: 2.0-3.5", "1.0-2.0")
+    assert asked("video 2: (12, 13.5)").answer == second.answer and asked([4, 5]).answer == first.answer
+    for sample in (second, first):
+        assert read_jsonl(write(tmp_path, native_record(sample, tmp_path)))[0].answer == sample.answer
+    assert native_record(second, tmp_path)["answer"] == "2: 12.0-13.5"
+    for answer, says in (
+        ("2: 4-5", "'answer': 4 to 5 s lies outside the clip, 10 s to 20 s"),
+        ("3: 12-13", "such as 3.0-4.5 or, of the second of 2 videos, 2: 3.0-4.5, not '3: 12-13'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            asked(answer)
+    with pytest.raises(ValueError, match=r"such as 3\.0-4\.5, not '2: 1-2'"):
+        read_jsonl(write(tmp_path, changed(task="span", answer="2: 1-2", options=None)))
 
 
 def test_a_missing_one_of_several_media_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from grpo.commands.check import check_reward
 from grpo.groups import Group, Rollout, Sample
+from grpo.media.clip import ClipSource
 from rewards import hostile
 from rewards.builtin.temporal import (
     concordance,
@@ -147,6 +149,39 @@ def test_a_point_may_lie_in_any_key_moment() -> None:
     assert values == [1.0, 1.0, 0.0]
     assert point_in_span(answering("4", CHOICE)) is None
     assert point_in_span(answering("4", replace(SPAN, keyframes_s=())), against="keyframes") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "iou"),
+    [
+        ("2: 3.0-5.0", 1.0),
+        ("video 2: 4.0-6.0", 1 / 3),
+        ("(2: 3.0, 5.0)", 1.0),
+        ("3.0-5.0", 0.0),  # without a number it is of the first video
+        ("1: 3.0-5.0", 0.0),
+        ("3: 3.0-5.0", 0.0),  # there are two
+        ("1000003.0-1000005.0", 0.0),  # no other notation for the second video
+        ("2:3.0-5.0", 0.0),  # not to be told from a time of day
+    ],
+)
+def test_a_span_is_of_the_video_whose_number_it_has(content: str, iou: float) -> None:
+    """Of the second video, which lasts 8 s as the first one does."""
+    sources = (ClipSource(video="a.mp4"), ClipSource(frames=("b.png",)), ClipSource(video="c.mp4"))
+    fields: dict[str, Any] = {
+        "media": sources,
+        "clip_source": sources[0],
+        "other_keyframes_s": (((3.0, 5.0),),),
+    }
+    sample = replace(SPAN, answer="2: 3.0-5.0", **fields)
+    clips = (moving_clip(), moving_clip())
+    rollout = replace(answering(content, sample), clip=clips[0], media=clips)
+    assert temporal_iou(rollout) == pytest.approx(iou)
+    # Both borders are right, or each is 1 s of 8 s off.
+    assert timestamp_iou(rollout) == pytest.approx(iou * (1 if iou == 1 else (1 - 1 / 8) ** 2))
+    own = replace(sample, keyframes_s=(), answer="-")
+    assert temporal_iou(replace(rollout, sample=own), against="keyframes") == pytest.approx(iou)
+    points = [point_in_span(answering(each, sample)) for each in ("2: 4", "4", "2: 6")]
+    assert points == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("fn", [temporal_iou, point_in_span])
