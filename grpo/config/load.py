@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,15 +46,29 @@ def read_config(file: Path) -> Config:
 
 def read_layers(argv: Sequence[str], root: Any = Config) -> list[DictConfig]:
     """The settings of each file, and behind them those of the overrides. root: the type of all settings together."""
-    files = [read_file(Path(arg), root) for arg in argv if not _is_override(arg)]
-    return [*files, read_overrides([arg for arg in argv if _is_override(arg)], root)]
+    files = [partial(read_file, Path(arg), root) for arg in argv if not _is_override(arg)]
+    return _all([*files, partial(read_overrides, [arg for arg in argv if _is_override(arg)], root)])
 
 
 def read_overrides(pairs: Sequence[str], root: Any = Config, place: str = "config") -> DictConfig:
     """The settings of `key=value` pairs, of which later ones win. root: the type of all settings together."""
     with one_line_errors(place):
-        layers = [_layer(_nested(pair), root, place) for pair in pairs]
+        layers = _all([partial(_layer, _nested(pair), root, place) for pair in pairs], place)
         return cast(DictConfig, OmegaConf.merge({}, *layers))
+
+
+def _all(reads: Sequence[Callable[[], T]], place: str = "config") -> list[T]:
+    """What all of them return; one ValueError for the mistakes of all, each named."""
+    found, problems = list[T](), list[str]()
+    for read in reads:
+        try:
+            found.append(read())
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        first, *others = problems
+        raise ValueError("; ".join([first, *(each.removeprefix(f"{place}: ") for each in others)]))
+    return found
 
 
 def to_config(layers: Sequence[DictConfig]) -> Config:
@@ -68,8 +82,9 @@ def _to_settings(layers: Sequence[DictConfig], root: type[T], rules: Rules[T]) -
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"config: {missing[0]} is not set")
         config = cast(T, OmegaConf.to_object(merged))
-    for problem in chain(refusals(config), rules(config)):
-        raise ValueError(f"config: {problem}")
+    # What contradicts each other is told of settings that are each by itself right.
+    if problems := [*refusals(config)] or [*rules(config)]:
+        raise ValueError(f"config: {'; '.join(problems)}")
     return config
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -79,16 +79,35 @@ class NoSetting(ValueError):
         self.key, self.leaf, self.siblings = key, leaf, siblings
 
 
+class SeveralWrong(ValueError):
+    """The error for a section in which several settings are wrong."""
+
+    def __init__(self, problems: Sequence[ValueError]) -> None:
+        """Keep the errors, those of sections inside the section one by one."""
+        self.problems = [each for error in problems for each in problems_of(error)]
+
+
+def problems_of(error: ValueError) -> list[ValueError]:
+    """Return each single error that an error is made of."""
+    return error.problems if isinstance(error, SeveralWrong) else [error]
+
+
 def typed(value: Any, root: Any = Config) -> Any:
     """What `TextLoader` has read, as OmegaConf takes it for settings of that type.
 
     A single text for a list is a list of it, and one for a section that has to have a `path` is that path. Raises
-    ValueError that names the key, and the key that is meant.
+    ValueError that names each wrong key, and the key that is meant.
     """
     try:
         return _typed(value, root, "")
-    except NoSetting as error:
-        raise ValueError(meant_by(error.key, error.leaf, error.siblings, keys_of(root))) from None
+    except ValueError as error:
+        raise ValueError("; ".join(_told(each, root) for each in problems_of(error))) from None
+
+
+def _told(error: ValueError, root: Any) -> str:
+    if isinstance(error, NoSetting):
+        return meant_by(error.key, error.leaf, error.siblings, keys_of(root))
+    return str(error)
 
 
 def _typed(value: Any, hint: Any, key: str) -> Any:
@@ -136,11 +155,21 @@ def _section(value: Any, cls: Any, key: str) -> dict[str, Any]:
         says = f"did you mean {meant[0]}?" if meant else f"its settings are {', '.join(hints)}"
         raise ValueError(f"{key} is a section; {says}")
     inner = {name: f"{key}.{name}" if key else str(name) for name in value}
+    found, problems = {}, list[ValueError]()
     for name, each in value.items():
-        if name not in hints:
-            leaf = next(_leaves(each, inner[name]), inner[name])
-            raise NoSetting(inner[name], leaf, hints)
-    return {name: _typed(each, hints[name], inner[name]) for name, each in value.items()}
+        try:
+            found[name] = _setting(each, hints, name, inner[name])
+        except ValueError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0] if len(problems) == 1 else SeveralWrong(problems)
+    return found
+
+
+def _setting(value: Any, hints: Mapping[str, Any], name: str, key: str) -> Any:
+    if name not in hints:
+        raise NoSetting(key, next(_leaves(value, key), key), hints)
+    return _typed(value, hints[name], key)
 
 
 def _list(value: Any, hint: Any, key: str) -> list[Any]:

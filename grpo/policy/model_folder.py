@@ -123,6 +123,12 @@ def _check_no_pointer(file: Path) -> None:
 def _in_hub_cache(model_path: str, key: str) -> Path:
     if (Path(model_path) / "final" / "config.json").is_file():
         raise ValueError(f"{key}: {model_path} is a run's folder; its model is {Path(model_path) / 'final'}")
+    run = Path(model_path).parent if Path(model_path).name == "final" else Path(model_path)
+    if (run / "config.yaml").is_file():
+        raise ValueError(
+            f"{key}: the run in {run} has not finished, so there is no {run / 'final'} yet: type its command again, "
+            "with the step of its last checkpoint as num_steps to end it there"
+        )
     from transformers.utils import cached_file
 
     if Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1:

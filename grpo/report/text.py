@@ -38,7 +38,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = {name: [row[name] for row in rows if name in row] for name in _names(rows)}
     lines = [(name, *_ends(values)) for name, values in found.items() if len(values) > 1]
     width = max((len(name) for name, *_ in lines), default=0)
-    head = [f"{'':{width}}  {'first':>9}  {'latest':>9}"] if lines else []
+    head = [f"{'mean of':{width}}  {'first':>9}  {'latest':>9}"] if lines else []
     return head + [f"{name:{width}}  {first:9.4g}  {latest:9.4g}" for name, first, latest in lines]
 
 

@@ -129,3 +129,20 @@ def test_a_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_bytes("seed: 1 # é".encode("latin-1"))
     with pytest.raises(ValueError, match="own.yaml is not UTF-8"):
         load_config([DEMO, str(tmp_path / "own.yaml")])
+
+
+def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
+    """Of a file, of a section in it, and of what is typed behind it; then all values that are out of bounds."""
+    file = tmp_path / "bad.yaml"
+    file.write_text("modle: {path: x}\nrollout: {enigne: vllm, sleep: true}\n")
+    with pytest.raises(ValueError) as caught:
+        load_config([str(file), "optim.lr=1", "optim.learnin_rate=2"])
+    assert str(caught.value) == (
+        f"config: {file}: no setting modle.path; here it is model.path (docs/coming_from.md); "
+        "no setting rollout.enigne; did you mean rollout.engine?; no setting optim.learnin_rate; did you mean optim.lr?"
+    )
+    with pytest.raises(ValueError) as caught:
+        load_config(["run_dir=x", "num_steps=1", "model.path=x", "optim.lr=-1", "rollout.max_new_tokens=0"])
+    assert str(caught.value) == (
+        "config: rollout.max_new_tokens must be above 0, not 0; optim.lr must be above 0, not -1.0"
+    )

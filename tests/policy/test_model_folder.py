@@ -94,3 +94,11 @@ def test_a_run_s_folder_is_told_from_its_model(folder: Path, tmp_path: Path) -> 
     folder.rename(tmp_path / "final")
     with pytest.raises(ValueError, match=f"{tmp_path} is a run's folder; its model is {tmp_path}/final$"):
         load_family(str(tmp_path))
+
+
+def test_the_folder_of_a_run_that_is_not_finished_says_how_to_end_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    for path in (tmp_path / "run", tmp_path / "run" / "final"):
+        with pytest.raises(ValueError, match=r"model\.path: the run in .*/run has not finished, .*num_steps"):
+            find_model_folder(str(path))

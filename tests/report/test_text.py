@@ -23,9 +23,10 @@ def test_the_text_of_a_run_has_its_warnings_and_how_its_figures_have_moved(
         row = {"step": step, "reward/mean": step / 30, "groups/no_signal": 0.9, "eval/a/length": 3.0}
         RunDir(run).append_metrics(row | ({"eval/a/accuracy": 0.2} if step in (10, 20, 30) else {}))
     assert main([str(run), "--text"]) == 0
-    head, warning, _, *table = capsys.readouterr().out.splitlines()
+    head, warning, labels, *table = capsys.readouterr().out.splitlines()
     assert head == f"{run}: step 30 of 2"
     assert warning.startswith("warning: 90% of the groups")
+    assert labels.split() == ["mean", "of", "first", "latest"]
     # Means of steps 1 to 10 and 21 to 30: 5.5 / 30 and 25.5 / 30.
     assert [line.split() for line in table] == [
         ["reward/mean", "0.1833", "0.85"],
