@@ -12,12 +12,11 @@ from grpo.benchmarks.prompts import direct
 from grpo.benchmarks.rules import verdict_of
 from grpo.benchmarks.scoring import by_rules
 from grpo.media.clip import ClipSource
-from grpo.policy.prompt_text import Wording, user_text
+from grpo.policy.prompt_text import user_text
 from tests.support.tiny import sample
 
 PLAIN = Benchmark(name="plain", reader="jsonl")
 TWO = (ClipSource(video="a.mp4"), ClipSource(video="b.mp4"))
-WORDING: Wording = {"template": "{question} {instruction}", "option": "{text}", "tags": ["answer"]}
 
 
 def verdict(
@@ -69,12 +68,21 @@ def test_numbers_spans_and_words():
 
 def test_a_span_is_right_in_its_own_video_alone():
     """2 to 4 s of the second video; 3 to 5 s of it share one of three seconds with that."""
-    fields = {"task": "span", "answer": "2: 2.0-4.0", "options": (), "media": TWO, "clip_source": TWO[0]}
+    fields: dict[str, Any] = {
+        "task": "span",
+        "answer": "2: 2.0-4.0",
+        "options": (),
+        "media": TWO,
+        "clip_source": TWO[0],
+    }
     assert verdict("2: 2-4", **fields) == ("right", 1.0)
     assert verdict("2: 3-5", **fields) == ("partial", pytest.approx(1 / 3))
     assert verdict("2-4", **fields) == ("wrong", 0.0)
     assert verdict("3: 2-4", **fields) == ("unparsed", 0.0)
-    for asked in (direct(sample("s", **fields)), user_text(sample("s", **fields), **WORDING)):
+    for asked in (
+        direct(sample("s", **fields)),
+        user_text(sample("s", **fields), template="{instruction}", option="", tags=["answer"]),
+    ):
         assert "only the number of the video" in asked and "such as 2: 3.0-4.5" in asked
 
 
