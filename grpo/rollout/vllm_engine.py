@@ -199,6 +199,7 @@ class VLLMEngine:
         was_asleep = self.sleeps and self.llm.llm_engine.is_sleeping()
         if was_asleep:
             self.llm.wake_up(["weights"])
+            self.weights.clear_states()
         if self.adapters is not None:
             self.adapter = self.adapters.load(self.policy)
         else:

@@ -48,6 +48,16 @@ class WeightLoader:
         check_names(unknown, [*(self.fills.keys() - given.keys()), *(wanted - filled)])
         self.fills = given
 
+    def clear_states(self) -> None:
+        """Empty what a model holds beside weights and buffers, which after a sleep has any values.
+
+        vLLM keeps buffers (`v1/worker/gpu_worker.py`, `sleep`), but the vision states that Qwen3-VL adds to its first
+        layers are none, and in passes without vision it takes them for zeros (`models/qwen3_vl.py`,
+        `_get_deepstack_input_embeds`).
+        """
+        for states_TD in getattr(self.worker.get_model(), "deepstack_input_embeds", ()):
+            states_TD.zero_()
+
     @contextmanager
     def _unpacked(self, model: Any) -> Iterator[None]:
         """Let a model whose layers are packed take weights as a checkpoint has them inside the context."""

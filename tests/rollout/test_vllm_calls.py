@@ -133,6 +133,17 @@ def test_a_sleeping_engine_wakes_for_its_weights_first_and_for_its_cache_after_t
     assert FakeLLM.calls == ["load", "reset prefixes", "reset encoder", "reset inputs"]
 
 
+def test_what_a_sleep_left_in_a_models_vision_states_is_emptied(on_gpu: VLLMEngine) -> None:
+    model = on_gpu.weights.worker.get_model()
+    on_gpu.sync()
+    for is_asleep, expected in ((False, 7.0), (True, 0.0)):
+        model.deepstack_input_embeds = [torch.full((4, 2), 7.0) for _ in range(3)]
+        if is_asleep:
+            on_gpu.sleep()
+        on_gpu.sync()
+        assert all((states == expected).all() for states in model.deepstack_input_embeds)
+
+
 def test_prompts_are_added_as_their_inputs_are_ready_the_longest_first_and_no_batch_is_left(
     on_gpu: VLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,12 +102,14 @@ def _profile_bytes(size: EngineSize, family: ModelFamily, batched_tokens: int) -
     patches = encoded * family.patches.merge**2
     features = 2.0 * encoded * family.feature_width
     in_tower = 2.0 * patches * (pixels + _widths(vision, shared_by)) + features
+    # What Qwen3-VL adds to its first layers (`models/qwen3_vl.py`, `deepstack_input_embeds`).
+    deep_states = 2.0 * batched_tokens * (family.feature_width - text.hidden_size)
     in_step = 2.0 * batched_tokens * _widths(text, shared_by)
     # The step's states, and of each sequence: logits in bf16 and fp32, those behind all rules and temperature, their
     # log-probs, and with code tokens which of them are forbidden.
     by_logit = 2 + 3 * 4 + (family.vocabulary is not None)
     logits = 2.0 * batched_tokens * text.hidden_size + by_logit * size.max_sequences * text.vocab_size
-    return max(in_tower, features + max(in_step, logits))
+    return deep_states + max(in_tower, features + max(in_step, logits))
 
 
 def _widths(part: Any, shared_by: int) -> float:
