@@ -33,6 +33,8 @@ class EngineSize:
     """The most vision tokens of a clip, which vLLM encodes in one piece."""
     tensor_parallel_size: int = 1
     """The number of processes that share an engine."""
+    timeout_s: int | None = None
+    """How long processes that share an engine wait for each other; None: torch's ten minutes on GPUs."""
     fp32_head: bool = False
     """Whether the head's products are kept in fp32."""
     lora_rank: int = 0
@@ -59,6 +61,8 @@ def engine_arguments(size: EngineSize, *, on_gpu: bool, launched: bool, sleeps: 
     if launched:
         arguments["distributed_executor_backend"] = "external_launcher"
         arguments["tensor_parallel_size"] = size.tensor_parallel_size
+        arguments["distributed_timeout_seconds"] = size.timeout_s
+        arguments["cpu_distributed_timeout_seconds"] = size.timeout_s
     if size.lora_rank:
         arguments |= {
             "enable_lora": True,

@@ -11,7 +11,7 @@ from grpo.config.model import PARTS
 from grpo.config.schema import Config
 from grpo.feed.planner import Planner
 from grpo.feed.prompts import Render
-from grpo.learner.launching import compute_dtype, shards_weights, split_over
+from grpo.learner.launching import PATIENCE, compute_dtype, shards_weights, split_over
 from grpo.learner.update import Learner
 from grpo.media.disk_cache import DiskCache
 from grpo.media.loader import ClipLoader
@@ -102,6 +102,7 @@ def engine_size(
         max_sequences=min(MAX_SEQUENCES, max(own_prompts * rollout.group_size, config.eval.batch_prompts)),
         max_clip_tokens=clip_tokens,
         tensor_parallel_size=rollout.tensor_parallel_size,
+        timeout_s=int(PATIENCE.total_seconds()),
         fp32_head=config.model.cast_lm_head_to_fp32,
         lora_rank=lora.r if adds_adapters(config, dtype) else 0,
         lora_in_tower=bool(lora.targets.vision or lora.targets.merger),

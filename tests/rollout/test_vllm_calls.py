@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import nullcontext
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,9 +182,20 @@ def test_the_gpus_arguments_have_room_for_the_largest_clip_and_a_steps_completio
 
 
 def test_launched_processes_share_engines_as_they_are_told() -> None:
-    size = EngineSize(max_model_tokens=512, gpu_memory_frac=0.4, tensor_parallel_size=2)
+    size = EngineSize(max_model_tokens=512, gpu_memory_frac=0.4, tensor_parallel_size=2, timeout_s=14_400)
     found = engine_arguments(size, on_gpu=True, launched=True, sleeps=False)
+    # Else they wait for ten minutes, which is less than a checkpoint of one of them may take.
+    assert found["distributed_timeout_seconds"] == found["cpu_distributed_timeout_seconds"] == 14_400
     assert found["distributed_executor_backend"] == "external_launcher" and found["tensor_parallel_size"] == 2
+
+
+def test_vllm_knows_all_arguments_of_a_gpu() -> None:
+    known = fields(pytest.importorskip("vllm.engine.arg_utils").EngineArgs)
+    size = replace(
+        SIZE, tensor_parallel_size=2, timeout_s=60, fp32_head=True, lora_rank=8, lora_in_tower=True
+    )
+    found = engine_arguments(size, on_gpu=True, launched=True, sleeps=True)
+    assert {*found} <= {each.name for each in known}
 
 
 @pytest.mark.parametrize(("rank", "room"), [(4, 8), (64, 64), (65, 128)])
