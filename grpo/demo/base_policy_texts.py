@@ -78,6 +78,19 @@ def captions(scene: Scene) -> list[Exchange]:
     ]
 
 
+def names(scene: Scene) -> list[str]:
+    """What the vision tokens are names of: in each second the objects from left to right, then the one that is taken.
+
+    An object that is gone, and the second in which none is taken, are "none".
+    """
+    found = []
+    for second in range(NUM_SECONDS):
+        gone = scene.taken if second > scene.taken_at_s else None
+        found += [f" {'none' if colour == gone else colour}" for colour in scene.seen]
+        found.append(f" {scene.taken if second == scene.taken_at_s else 'none'}")
+    return found
+
+
 def lookups(options: tuple[str, ...], asked: str, moment_s: int) -> list[Exchange]:
     """From an option to its letter, over growing distances up to the one in the demo's format.
 

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from grpo.media.clip import Clip, ClipFacts
+from grpo.media.frames import resize
 from grpo.media.sampling import PatchShape
 from grpo.media.writing import write_mp4, write_once
 from grpo.run.progress import say
@@ -75,7 +76,9 @@ def scene_at(stream: Stream, index: int, *, seed: int) -> Scene:
 
 
 def clip_of(frames_FHWC: np.ndarray, patches: PatchShape) -> Clip:
-    """The frames of a whole clip as a policy gets them."""
+    """The frames of a whole clip as a policy gets them: resized to whole vision tokens where they are none."""
+    side_px = round(SIZE_PX / patches.token_px) * patches.token_px
+    frames_FHWC = np.stack([resize(frame_HWC, side_px, side_px) for frame_HWC in frames_FHWC])
     facts = ClipFacts.at_fps(frames_FHWC.shape, FPS, path="", patches=patches)
     return Clip(facts, frames_FHWC)
 

@@ -1,4 +1,5 @@
-"""`python -m grpo.demo.make_base_policy OUT [--seed 0]` trains the demo's base policy from fresh weights.
+"""`python -m grpo.demo.make_base_policy OUT [--family qwen2_5_vl] [--seed 0]` trains the demo's base policy from fresh
+weights.
 
 What the demo shows: reinforcement learning brings out what a base model *can* do and mostly does not. The
 base made here has the skills (it can say what happens in a clip and when, and finds an option's letter),
@@ -8,9 +9,10 @@ missing tag, a guessed letter, second 0; now and then a good answer. GRPO select
 What it does not show: learning to see from a reward. This script teaches seeing, with captions.
 
 Phases, each stopped by its measured accuracy and not by a number of steps: `see` (captions), `look up` and
-`look up from afar` (text only), `skills` (all of it, with two side prompts), `habit` (the plain prompt). A phase that
-reaches its bound of steps without its accuracy stops the script with the phase's name. One core is enough. Read
-`PHASES` first.
+`look up from afar` (text only), `skills` (all of it, with two side prompts), `habit` (the plain prompt). Where captions
+alone teach seeing slowly, `name` comes first: the tower alone learns to say in the words' embeddings what is there. A
+phase that reaches its bound of steps without its accuracy stops the script with the phase's name. One core is enough.
+Read `PHASES` first.
 """
 
 from __future__ import annotations
@@ -20,17 +22,16 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from grpo.demo.base_policy_model import build_policy
+from grpo.demo.base_policy_maker import Maker, Texts
+from grpo.demo.base_policy_model import SHIPPED
 from grpo.demo.base_policy_texts import (
     EXPLAIN,
     TIMELINE,
@@ -45,22 +46,15 @@ from grpo.demo.base_policy_texts import (
     plain_answer,
     side_answers,
 )
-from grpo.demo.clips import COLOURS, LETTERS, NUM_SECONDS, Scene, clip_of, scene_at
-from grpo.groups import Prompt, Sample
-from grpo.media.clip import Clip
-from grpo.packing import PackedRow, Segment, build_row
-from grpo.rollout import Sampling, as_rollout
+from grpo.demo.clips import COLOURS, LETTERS, NUM_SECONDS, Scene
+from grpo.rollout import Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
 from rewards.parsing import ANSWER, KEYFRAMES, TAGS, blocks_in_order, only_block
 
 logger = logging.getLogger("make_base_policy")
 
-CLIPS_PER_STEP, LISTS_PER_STEP = 32, 48
-NUM_PRETRAIN_CLIPS, NUM_PROBE_CLIPS = 6000, 192
 HABITS = Habits()
 
-Texts = Sequence[tuple[Clip | None, Sequence[Exchange]]]
-"""Clips, and what is asked and replied about each; a request that follows its like is read once for both."""
 Measures = Mapping[str, float]
 
 
@@ -69,10 +63,10 @@ class Phase:
     """A part of the training: what it teaches, how fast, and when it is over."""
 
     name: str
-    texts: Callable[[Maker], Texts]
-    """The function that makes a batch."""
+    batch: Callable[[Maker], tuple[Tensor, Tensor]]
+    """The function that makes a batch: the logits of tokens, and the tokens that they are to be."""
     measure: Callable[[Maker], Measures]
-    bounds: Mapping[str, tuple[float, float]]
+    bounds: dict[str, tuple[float, float]]
     """The range of each measure within which the phase is over."""
     lr: tuple[float, float]
     """The learning rate at the start and, after a half cosine over `decay_steps`, at the end."""
@@ -83,55 +77,6 @@ class Phase:
     vision_lr_factor: float = 1.0
 
 
-class Maker:
-    """The policy under way, and its clips."""
-
-    def __init__(self, *, seed: int) -> None:
-        self.policy = build_policy(seed=seed).train()
-        self.rng = random.Random(seed)
-        self.clips = [scene_at("pretrain", i, seed=seed) for i in range(NUM_PRETRAIN_CLIPS)]
-        self.probe = [scene_at("probe", i, seed=seed) for i in range(NUM_PROBE_CLIPS)]
-
-    def sample_clips(self) -> list[Scene]:
-        return self.rng.choices(self.clips, k=CLIPS_PER_STEP)
-
-    def clip(self, scene: Scene) -> Clip:
-        return clip_of(scene.frames_FHWC, self.policy.family.patches)
-
-    def logits(self, texts: Texts) -> tuple[Tensor, Tensor]:
-        """Logits (T, V) and targets (T,) of all reply tokens; texts of one shape keep their order."""
-        row = self._packed(texts)
-        return self.policy.logits(self.policy.hidden(row), row.input_ids_N[row.source_T]), row.target_T
-
-    def prompt(self, request: str, clip: Clip | None) -> Prompt:
-        sample = Sample(id="", question=request, answer="", task="text", source="")
-        return self.policy.family.render(sample, clip, template="{question}", option="", tags=())
-
-    def token_ids(self, text: str) -> list[int]:
-        return self.policy.family.processor.tokenizer.encode(text, add_special_tokens=False)
-
-    def save(self, folder: str) -> None:
-        weights = dict(self.policy.named_weights())
-        self.policy.family.save_model(Path(folder), weights, max_shard_size="50GB")
-
-    def _packed(self, texts: Texts) -> PackedRow:
-        segments = [
-            self._segment(self.prompt(request, clip), [exchange.reply for exchange in same])
-            for clip, exchanges in texts
-            for request, same in groupby(exchanges, key=lambda exchange: exchange.request)
-        ]
-        return build_row(segments, self.policy.family)
-
-    def _segment(self, prompt: Prompt, replies: Sequence[str]) -> Segment:
-        """A prompt with the replies as its completions. Their log-probs and advantages are not used here."""
-        token_ids = [[*self.token_ids(reply), self.policy.family.eos_ids[0]] for reply in replies]
-        rollouts = tuple(
-            as_rollout(prompt, text=text, token_ids=ids, logprobs=[0.0] * len(ids), stopped=True)
-            for text, ids in zip(replies, token_ids, strict=True)
-        )
-        return Segment(prompt=prompt, rollouts=rollouts, advantages=(0.0,) * len(rollouts))
-
-
 def run_phase(maker: Maker, phase: Phase) -> None:
     """Train until the measures lie within the phase's bounds; RuntimeError names a phase that never gets there."""
     optimizer = _optimizer(maker, phase)
@@ -139,7 +84,7 @@ def run_phase(maker: Maker, phase: Phase) -> None:
     for step in range(1, phase.max_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = _lr(phase, step) * group["lr_factor"]
-        logits, target = maker.logits(phase.texts(maker))
+        logits, target = phase.batch(maker)
         loss = F.cross_entropy(logits, target)
         optimizer.zero_grad()
         loss.backward()
@@ -179,17 +124,26 @@ def _measured(maker: Maker, phase: Phase) -> Measures:
     return measures
 
 
+def name_batch(maker: Maker) -> tuple[Tensor, Tensor]:
+    return maker.named(maker.sample_clips())
+
+
+def reading(texts: Callable[[Maker], Texts]) -> Callable[[Maker], tuple[Tensor, Tensor]]:
+    """Batches of replies to be read."""
+    return lambda maker: maker.logits(texts(maker))
+
+
 def lookup_texts(maker: Maker) -> Texts:
     """Option lists without a clip, each with a chain of look-ups of the shortest form.
 
     The chain has repeats: without them elimination solves half of it, and nothing is looked up.
     """
-    return [(None, [_lookup_chain(maker.rng, num_forms=1, length=8)]) for _ in range(LISTS_PER_STEP)]
+    return [(None, [_lookup_chain(maker.rng, num_forms=1, length=8)]) for _ in range(maker.lists_per_step)]
 
 
 def distant_lookup_texts(maker: Maker) -> Texts:
     """Option lists without a clip, each with a chain of look-ups of one form, up to the demo's format."""
-    return [(None, [_lookup_chain(maker.rng, num_forms=4, length=5)]) for _ in range(LISTS_PER_STEP)]
+    return [(None, [_lookup_chain(maker.rng, num_forms=4, length=5)]) for _ in range(maker.lists_per_step)]
 
 
 def _lookup_chain(rng: random.Random, *, num_forms: int, length: int) -> Exchange:
@@ -197,6 +151,18 @@ def _lookup_chain(rng: random.Random, *, num_forms: int, length: int) -> Exchang
     form = rng.randrange(num_forms)
     links = [lookups(options, rng.choice(options), rng.randrange(NUM_SECONDS))[form] for _ in range(length)]
     return Exchange(request=links[0].request, reply="".join(link.reply for link in links))
+
+
+def measure_names(maker: Maker) -> Measures:
+    """How often a vision token is nearest to the right word: those of standing objects, and those of the taken one."""
+    logits, target = maker.named(maker.probe)
+    right = (logits.argmax(-1) == target).float().reshape(-1, 4)
+    is_taken = target.reshape(-1, 4)[:, 3] != maker.token_ids(" none")[0]
+    return {
+        "objects": right[:, :3].mean().item(),
+        "taken": right[is_taken, 3].mean().item(),
+        "none": right[~is_taken, 3].mean().item(),
+    }
 
 
 def caption_texts(maker: Maker) -> Texts:
@@ -299,77 +265,107 @@ def _score(maker: Maker, sampling: Sampling) -> Measures:
     }
 
 
-PHASES = (
-    Phase(
-        name="see",
-        texts=caption_texts,
-        measure=measure_captions,
-        bounds={"moment": (0.97, 1), "colour": (0.97, 1), "objects": (0.95, 1)},
-        lr=(2e-3, 4e-4),
-        decay_steps=360,
-        max_steps=800,
-        vision_lr_factor=2.0,
-    ),
-    Phase(
-        name="look up",
-        texts=lookup_texts,
-        measure=measure_lookups,
-        bounds={"form0": (0.99, 1)},
-        lr=(6e-4, 6e-4),
-        decay_steps=1000,
-        max_steps=1500,
-    ),
-    Phase(
-        name="look up from afar",
-        texts=distant_lookup_texts,
-        measure=measure_lookups,
-        bounds={f"form{i}": (0.98, 1) for i in range(4)},
-        lr=(6e-4, 6e-4),
-        decay_steps=1000,
-        max_steps=1500,
-    ),
-    Phase(
-        name="skills",
-        texts=skill_texts,
-        measure=measure_skills,
-        bounds={"colour": (0.97, 1), "letter": (0.97, 1), "moment": (0.97, 1)},
-        lr=(1e-3, 5e-4),
-        decay_steps=300,
-        max_steps=600,
-    ),
-    Phase(
-        name="habit",
-        texts=habit_texts,
-        measure=measure_habit,
-        bounds={
-            "greedy_accuracy": (0.0, 0.35),
-            "greedy_format": (0.0, 0.05),
-            "sampled_accuracy": (0.3, 0.43),
-            "sampled_format": (0.22, 0.38),
-            "sampled_moment": (0.02, 0.12),
-            "colour": (0.95, 1),
-            "letter": (0.95, 1),
-            "moment": (0.95, 1),
-        },
-        lr=(1e-3, 1e-4),
-        decay_steps=150,
-        min_steps=140,
-        max_steps=300,
-        check_every=10,
-    ),
+NAME = Phase(
+    name="name",
+    batch=name_batch,
+    measure=measure_names,
+    bounds={"objects": (0.97, 1), "taken": (0.92, 1), "none": (0.99, 1)},
+    lr=(2e-3, 3e-4),
+    decay_steps=500,
+    max_steps=1500,
+    check_every=50,
 )
+
+SEE = Phase(
+    name="see",
+    batch=reading(caption_texts),
+    measure=measure_captions,
+    bounds={"moment": (0.97, 1), "colour": (0.97, 1), "objects": (0.95, 1)},
+    lr=(2e-3, 4e-4),
+    decay_steps=360,
+    max_steps=800,
+    vision_lr_factor=2.0,
+)
+
+LOOK_UP = Phase(
+    name="look up",
+    batch=reading(lookup_texts),
+    measure=measure_lookups,
+    bounds={"form0": (0.99, 1)},
+    lr=(6e-4, 6e-4),
+    decay_steps=1000,
+    max_steps=1500,
+)
+
+LOOK_UP_FROM_AFAR = Phase(
+    name="look up from afar",
+    batch=reading(distant_lookup_texts),
+    measure=measure_lookups,
+    bounds={f"form{i}": (0.98, 1) for i in range(4)},
+    lr=(6e-4, 6e-4),
+    decay_steps=1000,
+    max_steps=1500,
+)
+
+SKILLS = Phase(
+    name="skills",
+    batch=reading(skill_texts),
+    measure=measure_skills,
+    bounds={"colour": (0.97, 1), "letter": (0.97, 1), "moment": (0.97, 1)},
+    lr=(1e-3, 5e-4),
+    decay_steps=300,
+    max_steps=600,
+)
+
+HABIT = Phase(
+    name="habit",
+    batch=reading(habit_texts),
+    measure=measure_habit,
+    bounds={
+        "greedy_accuracy": (0.0, 0.35),
+        "greedy_format": (0.0, 0.05),
+        "sampled_accuracy": (0.3, 0.43),
+        "sampled_format": (0.22, 0.38),
+        "sampled_moment": (0.02, 0.12),
+        "colour": (0.95, 1),
+        "letter": (0.95, 1),
+        "moment": (0.95, 1),
+    },
+    lr=(1e-3, 1e-4),
+    decay_steps=150,
+    min_steps=140,
+    max_steps=300,
+    check_every=10,
+)
+
+ALMOST = {"colour": (0.93, 1.0)}
+"""What is enough where a later phase goes on with it."""
+
+PHASES = {
+    "qwen2_5_vl": (SEE, LOOK_UP, LOOK_UP_FROM_AFAR, SKILLS, HABIT),
+    "qwen3_vl": (
+        NAME,
+        replace(SEE, lr=(1e-3, 4e-4), vision_lr_factor=0.3, bounds=SEE.bounds | ALMOST),
+        LOOK_UP,
+        LOOK_UP_FROM_AFAR,
+        replace(SKILLS, bounds=SKILLS.bounds | ALMOST),
+        HABIT,
+    ),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demo's base policy.")
     parser.add_argument("out")
+    parser.add_argument("--family", choices=SHIPPED, default="qwen2_5_vl")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips-per-step", type=int, default=32)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # A model this small is slower with more.
     torch.set_num_threads(1)
-    maker = Maker(seed=args.seed)
-    for phase in PHASES:
+    maker = Maker(args.family, seed=args.seed, clips_per_step=args.clips_per_step)
+    for phase in PHASES[args.family]:
         run_phase(maker, phase)
     maker.save(args.out)
 

@@ -1,6 +1,6 @@
-"""The demo over several seeds, with and without the keyframe reward, with both engines.
+"""The demo over several seeds, with and without the keyframe reward, with both engines and families.
 
-    python -m tests.benchmarks.bench_demo [--seeds 5]
+    python -m tests.benchmarks.bench_demo [--seeds 5] [--arms vllm transformers]
 
 Prints JSON, of each run: held-out scores before and after, and the highest of all evaluations; which share of a step
 goes into waiting for rewards (the median of `time/reward` over that of `time/step`); and the seconds from start to end.
@@ -22,10 +22,15 @@ from typing import Any
 from grpo.run.folder import read_rows
 from tests.support import tiny
 
+QWEN3_VL = ["model.path=grpo/demo/base_policy_qwen3_vl", "media.max_pixels=4096"]
+"""Tokens of this family cover 32 x 32 pixels: its clips are 64 x 64."""
+
 ARMS = {
     "vllm": [],
     "vllm, keyframe.weight=0": ["rewards.keyframe.weight=0"],
     "transformers": ["rollout.engine=transformers"],
+    "Qwen3-VL, vllm": QWEN3_VL,
+    "Qwen3-VL, transformers": [*QWEN3_VL, "rollout.engine=transformers"],
 }
 FIGURES = ("accuracy", "format", "keyframe", "sampled/accuracy", "sampled/format", "sampled/keyframe")
 
@@ -62,12 +67,13 @@ def train_demo(run_dir: Path, *overrides: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
     args = parser.parse_args()
     result: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, overrides in ARMS.items():
+        for name in args.arms:
             result[name] = [
-                train_demo(Path(folder) / name / str(seed), f"seed={seed}", *overrides)
+                train_demo(Path(folder) / name / str(seed), f"seed={seed}", *ARMS[name])
                 for seed in range(args.seeds)
             ]
     print(json.dumps(result, indent=2))
