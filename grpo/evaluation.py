@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress, pairwise
 from typing import Any
 
 from tqdm import tqdm
 
-from grpo.benchmarks.answers import stored
-from grpo.benchmarks.benchmark import Benchmark
-from grpo.benchmarks.scoring import by_rules
+from grpo.benchmarks.answers import likeliest, stored
+from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer
+from grpo.benchmarks.scoring import by_rules, with_marks
 from grpo.feed.prompts import Render, make_batch, rollout_seed
-from grpo.groups import Batch, Group, LostSample, RewardFailure, Rollout, Sample, ScoredGroup
+from grpo.groups import Batch, Group, LostSample, Prompt, RewardFailure, Rollout, Sample, ScoredGroup
 from grpo.media.loader import ClipLoader
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.counterfactuals import Plan, add_counterfactuals, make_plan
@@ -28,6 +28,9 @@ from grpo.run.rollout_files import rollout_rows
 from rewards import Counterfactual, Frames
 from rewards.builtin.accuracy import accuracy
 from rewards.scoring.runner import RewardSet
+
+LossesOf = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], list[tuple[float, ...]]]
+"""(prompts, each one's candidates) -> the losses of each one's candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,17 @@ class EvalSet:
     """The benchmark by whose rules greedy answers are scored too."""
     render: Render | None = None
     """The benchmark's own prompts, whose answers are scored by its rules alone; None: those of training."""
+    has_tags: bool = False
+    """Whether its prompts ask for the answer in tags."""
+    judge: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the benchmark's judge, if it wants one."""
+    judge_timeout_s: float | None = None
+    """How long the judge of all answers together is waited for."""
+
+    @property
+    def candidates(self) -> Callable[[Sample], Sequence[str]] | None:
+        """The texts of which the likeliest is the answer; None where answers are generated."""
+        return self.benchmark.candidates if self.benchmark and self.render is not None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +69,8 @@ class Evaluation:
     failures: tuple[RewardFailure, ...] = ()
     answers: tuple[dict[str, Any], ...] = ()
     """The rows of the answers, as `rollout_rows` has them, with their set and pass."""
+    scored: tuple[ScoredAnswer, ...] = ()
+    """The greedy answers by a benchmark's rules, before a judge."""
 
     def __add__(self, other: Evaluation) -> Evaluation:
         return Evaluation(
@@ -62,6 +78,7 @@ class Evaluation:
             lost=self.lost + other.lost,
             failures=self.failures + other.failures,
             answers=self.answers + other.answers,
+            scored=self.scored + other.scored,
         )
 
 
@@ -83,30 +100,41 @@ class Evaluator:
     """The counterfactuals that the rewards declare; they are sampled beside both passes."""
     blind: Sequence[Frames] = ()
     """The changes of frames that show what is answered without looking at the clip."""
+    losses_of: LossesOf | None = None
+    """The function that gives the losses of prompts' candidates; None where no set wants the likeliest."""
+    tell: Callable[[str], object] = lambda _: None
+    """A function that tells the user what went wrong with a judge."""
     is_shown: bool = False
     """Whether this process shows how far it is."""
 
     def run(self, engine: Engine) -> Evaluation:
         """Ask all sets. The metrics are `eval/<set>/<reward>` of the greedy answers, `eval/<set>/sampled/<reward>` and
-        `eval/<set>/<frames>/accuracy`; of a benchmark also `eval/<set>/ours`, `/official` and `/unparsed`.
+        `eval/<set>/<frames>/accuracy`; of a benchmark also `eval/<set>/ours`, `/official`, `/unparsed` and, if it wants
+        a judge, `/unjudged`.
         """
         total = sum((1 + (self.sampled and each.render is None)) * len(each.samples) for each in self.sets)
         with tqdm(
             desc="evaluating", total=total, unit="answer", leave=False, disable=not self.is_shown
         ) as bar:
-            batches = ((each, batch) for each in self.sets for batch in self._batches(each))
-            found = sum((self._ask(each, batch, engine, bar) for each, batch in batches), Evaluation())
+            found = sum((self._ask_set(each, engine, bar) for each in self.sets), Evaluation())
         return found + Evaluation(metrics=Metrics(sums={"eval/reward_failures": len(found.failures)}))
+
+    def _ask_set(self, eval_set: EvalSet, engine: Engine, bar: tqdm) -> Evaluation:
+        batches = self._batches(eval_set)
+        found = sum((self._ask(eval_set, batch, engine, bar) for batch in batches), Evaluation())
+        metrics = benchmark_metrics(eval_set, found.scored, self.tell)
+        return replace(found, scored=()) + Evaluation(metrics=metrics)
 
     def _ask(self, eval_set: EvalSet, batch: Batch, engine: Engine, bar: tqdm) -> Evaluation:
         prefix = f"eval/{eval_set.name}"
+        if eval_set.candidates is not None:
+            return _lost(prefix, batch) + self._likeliest(eval_set, batch.prompts, bar)
         if eval_set.render is not None:
             asked = engine.generate(batch.prompts, self._greedy, batch.seeds, on_group=lambda _: bar.update())
-            found = _lost(prefix, batch.answered(asked))
-            return found + Evaluation(metrics=benchmark_metrics(eval_set, asked))
+            return _lost(prefix, batch.answered(asked)) + _by_rules(eval_set, asked)
         batch, groups = self._generate(batch, self._greedy, engine, bar)
         found = self._score(prefix, groups, {"set": eval_set.name, "pass": "greedy"})
-        found += Evaluation(metrics=benchmark_metrics(eval_set, groups))
+        found += _by_rules(eval_set, groups)
         last = batch
         if self.sampled:
             last, others = self._generate(batch, replace(self.sampling, group_size=1), engine, bar)
@@ -116,6 +144,17 @@ class Evaluator:
         few, few_seeds = [*compress(groups, in_slice)], [*compress(batch.seeds, in_slice)]
         metrics = self._blind_metrics(prefix, few, few_seeds, engine)
         return found + _lost(prefix, last) + Evaluation(metrics=metrics)
+
+    def _likeliest(self, eval_set: EvalSet, prompts: Sequence[Prompt], bar: tqdm) -> Evaluation:
+        """Answer with the candidates of lowest loss."""
+        assert eval_set.benchmark and eval_set.candidates and self.losses_of
+        losses = self.losses_of(prompts, [eval_set.candidates(prompt.sample) for prompt in prompts])
+        bar.update(len(prompts))
+        scored = [
+            by_rules(eval_set.benchmark, prompt.sample, likeliest(prompt, each), has_tags=False)
+            for prompt, each in zip(prompts, losses, strict=True)
+        ]
+        return Evaluation(scored=tuple(scored))
 
     @property
     def _greedy(self) -> Sampling:
@@ -181,28 +220,48 @@ class Evaluator:
         return found
 
 
-def benchmark_metrics(eval_set: EvalSet, groups: Sequence[Group]) -> Metrics:
-    """Return `eval/<set>/ours`, `/official` and `/unparsed` of greedy answers; nothing without a benchmark.
-
-    A question that was lost on the way is not in these means, but in `eval/<set>/lost`.
-    """
+def _by_rules(eval_set: EvalSet, groups: Sequence[Group]) -> Evaluation:
+    """Return greedy answers as a benchmark's rules have them; nothing without a benchmark."""
     if eval_set.benchmark is None:
-        return Metrics()
+        return Evaluation()
     scored = [
         by_rules(
             eval_set.benchmark,
             group.prompt.sample,
             stored(group.prompt, group.rollouts[0], 0),
-            has_tags=bool(group.prompt.tags),
+            has_tags=eval_set.has_tags,
         )
         for group in groups
     ]
+    return Evaluation(scored=tuple(scored))
+
+
+def benchmark_metrics(
+    eval_set: EvalSet, scored: Sequence[ScoredAnswer], tell: Callable[[str], object]
+) -> Metrics:
+    """Return `eval/<set>/ours`, `/official`, `/unparsed` and, of a judge's, `/unjudged`; nothing without a benchmark.
+
+    A question that was lost on the way is not in these means, but in `eval/<set>/lost`. The judge is asked here, with
+    the answers of this process.
+    """
+    if eval_set.benchmark is None:
+        return Metrics()
+    scored = with_marks(
+        eval_set.benchmark,
+        scored,
+        eval_set.judge,
+        has_tags=eval_set.has_tags,
+        limit_s=eval_set.judge_timeout_s,
+        tell=lambda text: tell(f"{text} (eval/{eval_set.name})"),
+    )
     verdicts = [each.verdict for each in scored if each.verdict is not None]
     means = {
         "ours": Mean.of(verdict.score for verdict in verdicts),
         "official": Mean.of(each.official for each in scored),
         "unparsed": Mean.of(float(verdict.outcome in ("unparsed", "truncated")) for verdict in verdicts),
     }
+    if eval_set.benchmark.judge is not None:
+        means["unjudged"] = Mean.of(float(verdict.outcome == "unjudged") for verdict in verdicts)
     return Metrics(means={f"eval/{eval_set.name}/{name}": mean for name, mean in means.items()})
 
 

@@ -17,8 +17,10 @@ from typing import Any, Self
 
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.benchmarks.prompts import digest
+from grpo.data.fields import LETTERS
 from grpo.groups import Prompt, Rollout, Sample
 from grpo.media.clip import ClipSource
+from grpo.rollout import as_rollout
 from grpo.run.disk import write_text
 
 HEADER = "header.json"
@@ -87,6 +89,13 @@ def stored(
         prompt_hash=digest(prompt.text),
         losses=losses,
     )
+
+
+def likeliest(prompt: Prompt, losses: tuple[float, ...], variant: str = "") -> StoredAnswer:
+    """The letter of the candidate of lowest loss, as it is stored."""
+    letter = LETTERS[losses.index(min(losses))]
+    answer = as_rollout(prompt, text=letter, token_ids=[], logprobs=[], stopped=True)
+    return stored(prompt, answer, 0, variant, losses=losses)
 
 
 def is_first(answer: StoredAnswer) -> bool:

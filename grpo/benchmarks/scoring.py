@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,9 @@ from grpo.benchmarks.rules import answer_text, verdict_of
 from grpo.groups import Rollout, Sample
 from rewards.builtin.judge import Judge
 from rewards.builtin.judge.client import JudgeError
+from rewards.builtin.judge.settings import JudgeSettings
+
+Tell = Callable[[str], object]
 
 JUDGED_AT_ONCE = 1000
 """Answers handed to the judge together; its own settings say how many requests are under way."""
@@ -29,6 +34,7 @@ def score_answers(
     has_tags: bool = False,
     judge: Mapping[str, Any] | None = None,
     is_shown: bool = False,
+    tell: Tell = lambda _: None,
 ) -> list[ScoredAnswer]:
     """The scores of all that was asked, in order; ValueError if something was not answered yet.
 
@@ -44,10 +50,7 @@ def score_answers(
         )
     pairs = [(sample, answers[key]) for sample, key in wanted]
     scored = [by_rules(benchmark, sample, answer, has_tags=has_tags) for sample, answer in pairs]
-    if benchmark.judge is None:
-        return scored
-    arguments = {"prompt": benchmark.judge.prompt, **(judge or {})}
-    return asyncio.run(_judged(benchmark, scored, arguments, has_tags=has_tags, is_shown=is_shown))
+    return with_marks(benchmark, scored, judge or {}, has_tags=has_tags, is_shown=is_shown, tell=tell)
 
 
 def by_rules(benchmark: Benchmark, sample: Sample, answer: StoredAnswer, *, has_tags: bool) -> ScoredAnswer:
@@ -64,6 +67,48 @@ def by_rules(benchmark: Benchmark, sample: Sample, answer: StoredAnswer, *, has_
         text = _official_text(answer, has_tags)
         official = 0.0 if text is None else benchmark.official(sample, text)
     return ScoredAnswer(sample=sample, answer=answer, verdict=verdict, official=official)
+
+
+def check_judge(benchmark: Benchmark, judge: Mapping[str, Any], key: str) -> None:
+    """Raise ValueError that names the key unless a judge's settings are whole, where the benchmark wants a judge."""
+    if benchmark.judge is None:
+        return
+    known = JudgeSettings.__dataclass_fields__
+    if unknown := [name for name in judge if name not in known]:
+        raise ValueError(f"no setting {key}.{unknown[0]}; there are {', '.join(known)}")
+    if not {"base_url", "model"} <= judge.keys():
+        raise ValueError(
+            f"{key}: {benchmark.name} is marked by a judge: set {key}.base_url and {key}.model (docs/judge.md)"
+        )
+    try:
+        Judge(**{"prompt": benchmark.judge.prompt, **judge, "cache": None})
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def with_marks(
+    benchmark: Benchmark,
+    scored: Sequence[ScoredAnswer],
+    judge: Mapping[str, Any],
+    *,
+    has_tags: bool,
+    limit_s: float | None = None,
+    is_shown: bool = False,
+    tell: Tell = lambda _: None,
+) -> list[ScoredAnswer]:
+    """The answers with a judge's marks, of a benchmark that wants a judge; those without a mark stay unjudged.
+
+    judge: the reward `judge`'s arguments beside the prompt. limit_s: when the judge is waited for no longer. tell: is
+    told how many have no mark, and why the first of them.
+    """
+    if benchmark.judge is None:
+        return [*scored]
+    arguments = {"prompt": benchmark.judge.prompt, **judge}
+    marked = _judged(benchmark, scored, arguments, has_tags=has_tags, limit_s=limit_s, is_shown=is_shown)
+    done, reasons = asyncio.run(marked)
+    if reasons:
+        tell(f"note: {len(reasons)} of {len(scored)} answers have no mark: {reasons[0]}")
+    return done
 
 
 def rollout_of(scored: ScoredAnswer) -> Rollout:
@@ -108,33 +153,37 @@ async def _judged(
     arguments: Mapping[str, Any],
     *,
     has_tags: bool,
+    limit_s: float | None,
     is_shown: bool,
-) -> list[ScoredAnswer]:
-    done: list[ScoredAnswer] = []
-    judge = Judge(**arguments)
+) -> tuple[list[ScoredAnswer], list[str]]:
+    """The answers with their marks, and why each that should have one has none."""
+    marks: list[float | str | None] = []
+    judge, ends_s = Judge(**arguments), None if limit_s is None else time.monotonic() + limit_s
     try:
         with tqdm(desc="judging", total=len(scored), unit="answer", leave=False, disable=not is_shown) as bar:
             for start in range(0, len(scored), JUDGED_AT_ONCE):
                 some = scored[start : start + JUDGED_AT_ONCE]
-                marks = await asyncio.gather(*(_mark(judge, each) for each in some))
-                done += [
-                    _with_mark(benchmark, each, mark, has_tags)
-                    for each, mark in zip(some, marks, strict=True)
-                ]
+                marks += await asyncio.gather(*(_mark(judge, each, ends_s) for each in some))
                 bar.update(len(some))
     finally:
         await judge.close()
-    return done
+    known = [mark if isinstance(mark, float) else None for mark in marks]
+    done = [_with_mark(benchmark, *pair, has_tags) for pair in zip(scored, known, strict=True)]
+    return done, [mark for mark in marks if isinstance(mark, str)]
 
 
-async def _mark(judge: Judge, scored: ScoredAnswer) -> float | None:
-    """The judge's score; None for what is not to be judged, and where the judge gave none after its retries."""
+async def _mark(judge: Judge, scored: ScoredAnswer, ends_s: float | None) -> float | str | None:
+    """The judge's score; None for what is not to be judged, and a reason where the judge gave none."""
     if scored.verdict is None or scored.verdict.outcome != "unjudged":
         return None
     try:
-        return await judge.mark(rollout_of(scored), scored.verdict.answer)
-    except JudgeError:
-        return None
+        async with asyncio.timeout(None if ends_s is None else max(0.0, ends_s - time.monotonic())):
+            return await judge.mark(rollout_of(scored), scored.verdict.answer)
+    except TimeoutError:
+        return "the judge was waited for no longer"
+    # A cache file that can't be written is no reason to lose a run.
+    except (JudgeError, sqlite3.Error) as error:
+        return str(error)
 
 
 def _with_mark(

@@ -13,7 +13,7 @@ from grpo.config.schema import SHARE_UNITS, Config, PromptConfig
 from grpo.media.sampling import MediaSettings
 from rewards.parsing import TAGS
 
-EVAL_METRICS = ("length", "ours", "official", "unparsed", "accuracy", "drop")
+EVAL_METRICS = ("length", "ours", "official", "unparsed", "unjudged", "accuracy", "drop")
 """What is measured of held-out sets beside the rewards: of all, of those of benchmarks, and about changed frames."""
 ELSEWHERE = ("vllm_process", "vllm_server")
 """The engines in other processes than the learner's, which get whole weights."""
@@ -119,10 +119,12 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.train: shares of {total:g} leave nothing to the sets without one"
     if any(dataset.share is not None for dataset in config.data.eval):
         yield "data.eval: only training sets have a share"
-    if any(dataset.benchmark or dataset.official_prompt for dataset in config.data.train):
+    if any(dataset.benchmark or dataset.official_prompt or dataset.judge for dataset in config.data.train):
         yield "data.train: only held-out sets are of a benchmark"
     if any(dataset.official_prompt and not dataset.benchmark for dataset in config.data.eval):
         yield "data.eval: official_prompt is for a set with a benchmark"
+    if any(dataset.judge and not dataset.benchmark for dataset in config.data.eval):
+        yield "data.eval: a judge is for a set with a benchmark"
     labels = [dataset.label for dataset in config.data.eval]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
         yield f"data.eval: two sets are called {label!r}; set their name"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 from omegaconf import MISSING
@@ -56,7 +56,11 @@ class DatasetConfig:
     """A held-out set's benchmark (docs/evaluation.md), whose reader and rules are used: greedy answers get
     `eval/<set>/ours` and `eval/<set>/official` too."""
     official_prompt: bool = False
-    """Ask a benchmark's questions in its own prompt, not in training's; then rewards don't score the answers."""
+    """Ask a benchmark's questions in its own prompt, not in training's; then rewards don't score the answers. Where its
+    official rule takes the option of lowest loss (EgoPlan-Bench), the learner computes the losses."""
+    judge: dict[str, Any] = field(default_factory=dict)
+    """The judge of a benchmark that wants one, in the arguments of the reward `judge`: base_url, model, ...
+    (docs/judge.md). The benchmark states the prompt, and replies are kept in the run's `eval_judge.sqlite`."""
 
     @property
     def label(self) -> str:
@@ -189,6 +193,8 @@ class EvalConfig:
     the like: what is left shows how much is answered without looking. Empty: not at all."""
     blind_samples: NotNegative[int] = 64
     """The first so many of each set for that."""
+    judge_timeout_s: Positive[float] = 300.0
+    """How long an evaluation waits for the judge of a held-out set; answers that have no mark by then are unjudged."""
     best_metric: str | None = None
     """The metric of an evaluation by which the best checkpoint is kept, such as `eval/egoschema/official`; None: the
     mean, over held-out sets, of the greedy answers' rewards as they are weighted in training."""

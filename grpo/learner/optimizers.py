@@ -1,4 +1,5 @@
-"""AdamW variants that keep weights near their start: Selective Projection Decay and L2-SP. Per tensor, in fp32.
+"""Optimizers and their learning rate, and AdamW variants that keep weights near their start: Selective Projection Decay
+and L2-SP. Per tensor, in fp32.
 
 The start is the weights' values when the learner has prepared them for its processes, before a checkpoint is loaded.
 Under FSDP2 each process keeps its shards of it; norms and products are summed over all. The start of an
@@ -8,9 +9,10 @@ without adapters the model is the one that training started from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -166,3 +168,20 @@ def _starts(weights: Sequence[Tensor], from_zero: bool) -> list[Tensor]:
             for weight in weights
         ]
     return [weight.detach().clone() for weight in weights]
+
+
+def lr_factor(
+    step: int,
+    *,
+    num_steps: int,
+    warmup_steps: int,
+    schedule: Literal["constant", "cosine"],
+    min_lr_frac: float,
+) -> float:
+    """Return the share of the learning rate at a step, from 1 on: linear warm-up, then constant or a half cosine."""
+    if step <= warmup_steps:
+        return step / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - 1 - warmup_steps) / (num_steps - warmup_steps)
+    return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))

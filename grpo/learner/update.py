@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from torch import Tensor
 from grpo.config.learner import LossConfig, OptimConfig
 from grpo.learner.launching import pass_dtype, set_up_sharding
 from grpo.learner.losses import StepCounts, mean_at, row_loss, sampling_metrics
-from grpo.learner.optimizers import SPD, make_optimizer, take_start
+from grpo.learner.optimizers import SPD, lr_factor, make_optimizer, take_start
 from grpo.learner.passes import RowInputs, RowPass, RowTooLarge, whole_pass, why_not_in_halves
 from grpo.learner.reference import Reference, SecondCopy, WithoutAdapters
 from grpo.packing import PackedRow, by_completion, padding_row
@@ -256,8 +256,18 @@ class Learner:
 
     def reference_logps_of_own(self, rows: Sequence[PackedRow]) -> list[Tensor]:
         """Return what `reference_logps` does, of rows that this process alone has, also under a split."""
+        return self._of_own(rows, self.reference_logps)
+
+    def logps_of_own(self, rows: Sequence[PackedRow]) -> list[Tensor]:
+        """Return the policy's log-probs, each (T,), of rows that this process alone has; all processes call it."""
+        return self._of_own(rows, lambda everyone: [scores.logps_T for scores in self._scores_only(everyone)])
+
+    def _of_own(
+        self, rows: Sequence[PackedRow], read: Callable[[Sequence[PackedRow]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Return what is read of own rows, in passes that the processes of a split make together."""
         everyone = self.split.shared([rows], self.accelerator.device)
-        logps = self.reference_logps([row for own in everyone for row in own])
+        logps = read([row for own in everyone for row in own])
         start = sum(map(len, everyone[: self.split.rank]))
         if self.split.size > 1:
             # The rows of others came as copies, whose clips no later pass asks for.
@@ -381,20 +391,3 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * factor
         return Metrics(maxima={"optim/lr": self.optim.lr * factor})
-
-
-def lr_factor(
-    step: int,
-    *,
-    num_steps: int,
-    warmup_steps: int,
-    schedule: Literal["constant", "cosine"],
-    min_lr_frac: float,
-) -> float:
-    """Return the share of the learning rate at a step, from 1 on: linear warm-up, then constant or a half cosine."""
-    if step <= warmup_steps:
-        return step / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    progress = (step - 1 - warmup_steps) / (num_steps - warmup_steps)
-    return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -54,6 +54,8 @@ class RunDir:
         self.rollouts = self.path / "rollouts"
         self.answers = self.path / "answers"
         """The folder of the answers to held-out questions, in files like those of rollouts."""
+        self.judge_cache = self.path / "eval_judge.sqlite"
+        """The file of replies that the judges of held-out sets have given."""
         self.final = self.path / "final"
 
     @contextmanager

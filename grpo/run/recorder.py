@@ -265,6 +265,9 @@ def held_out_score(row: Mapping[str, float], config: Config) -> Score | None:
     questions = sets if most is None else f"the first {most} of {sets}"
     if metric is not None:
         found = {key: value for key, value in row.items() if key.startswith("eval/")}
+        # A judge that was down all the time has left no mark, and so no official score, to compare by.
+        if f"{metric.rpartition('/')[0]}/unjudged" in found and metric not in found:
+            return None
         if found and metric not in found:
             raise ValueError(f"eval.best_metric: no metric {metric}; there are {', '.join(found)}")
         return Score(found[metric], f"{metric} of {questions}") if found else None

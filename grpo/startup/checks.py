@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 
 from grpo.benchmarks import find_benchmark
 from grpo.benchmarks.questions import read_questions
+from grpo.benchmarks.scoring import check_judge
 from grpo.config.schema import Config, DatasetConfig
 from grpo.data import check_media, check_overlap, load_samples, load_sets, namesakes
 from grpo.data.summary import describe
@@ -353,14 +354,5 @@ def read_held_out(dataset: DatasetConfig) -> list[Sample]:
     if dataset.benchmark is None:
         return load_samples([dataset])
     benchmark = find_benchmark(dataset.benchmark)
-    if benchmark.judge is not None:
-        raise ValueError(
-            f"data.eval: {benchmark.name} is marked by a judge, which an evaluation in training does not ask: use "
-            "egogrpo evaluate on its checkpoints"
-        )
-    if benchmark.candidates is not None and dataset.official_prompt:
-        raise ValueError(
-            f"data.eval: the official prompt of {benchmark.name} is for the likeliest of its options, which an "
-            "evaluation in training does not ask for: leave official_prompt, or use egogrpo evaluate on its checkpoints"
-        )
+    check_judge(benchmark, dataset.judge, f"data.eval.{dataset.label}.judge")
     return [sample for sample in read_questions(benchmark, dataset) if sample.answer]

@@ -14,6 +14,7 @@ from grpo.evaluation import EvalSet, Evaluator
 from grpo.feed.dynamic_sampling import DifficultyMemory
 from grpo.feed.mixture import Part
 from grpo.feed.prompts import Feed
+from grpo.learner.candidates import losses_of_candidates
 from grpo.learner.guards import Guard
 from grpo.learner.launching import compute_dtype
 from grpo.learner.update import Learner
@@ -57,7 +58,8 @@ def build_loop(start: Start, learner: Learner, engine: Engine) -> Loop:
     if config.rollout.overlap:
         files = AheadFiles(trainer.sampler.ahead, feed, trainer.sampler.partial)
         keep_folder(accelerator, "ahead", files.write, files.read)
-    return Loop(trainer=trainer, evaluator=build_evaluator(start, feed), run_dir=start.run_dir, engine=engine)
+    evaluator = build_evaluator(start, feed, learner)
+    return Loop(trainer=trainer, evaluator=evaluator, run_dir=start.run_dir, engine=engine)
 
 
 def build_feed(start: Start) -> Feed:
@@ -103,7 +105,7 @@ def build_guard(config: Config, accelerator: Accelerator, run_dir: RunDir) -> Gu
     return guard
 
 
-def build_evaluator(start: Start, feed: Feed) -> Evaluator:
+def build_evaluator(start: Start, feed: Feed, learner: Learner) -> Evaluator:
     """Build the evaluator of this process's share of the held-out samples; it decodes and renders as the feed does."""
     config, accelerator = start.config, start.accelerator
     return Evaluator(
@@ -118,6 +120,8 @@ def build_evaluator(start: Start, feed: Feed) -> Evaluator:
         batch_prompts=config.eval.batch_prompts,
         counterfactuals=start.rewards.counterfactuals,
         blind=config.eval.blind,
+        losses_of=partial(losses_of_candidates, learner),
+        tell=start.say,
         is_shown=accelerator.is_main_process,
     )
 
@@ -127,14 +131,17 @@ def build_eval_set(start: Start, dataset: DatasetConfig) -> EvalSet:
     config, samples = start.config, start.data.held_out[dataset.label]
     rank, num_processes = start.accelerator.process_index, start.accelerator.num_processes
     benchmark = find_benchmark(dataset.benchmark) if dataset.benchmark else None
-    official = {**wording(config), **official_wording(benchmark)} if benchmark else None
+    official = None
+    if benchmark is not None and dataset.official_prompt:
+        official = {**wording(config), **official_wording(benchmark)}
     return EvalSet(
         name=dataset.label,
         samples=samples[: config.eval.max_samples][rank::num_processes],
         num_blind=len(range(rank, config.eval.blind_samples, num_processes)),
         largest_share=len(samples[: config.eval.max_samples][::num_processes]),
         benchmark=benchmark,
-        render=start.media.guarded(partial(start.family.render, **official))
-        if official and dataset.official_prompt
-        else None,
+        render=start.media.guarded(partial(start.family.render, **official)) if official else None,
+        has_tags=bool(config.tags) and official is None,
+        judge={"cache": str(start.run_dir.judge_cache), **dataset.judge},
+        judge_timeout_s=config.eval.judge_timeout_s,
     )

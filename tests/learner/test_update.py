@@ -13,7 +13,7 @@ from grpo.config.learner import LossConfig, OptimConfig
 from grpo.groups import completion_key
 from grpo.learner import update as update_module
 from grpo.learner.losses import row_loss
-from grpo.learner.update import lr_factor
+from grpo.learner.optimizers import lr_factor
 from grpo.run.metrics import Metrics
 from tests.support import tiny
 from tests.support.learners import counts_of, gradient_of, make_learner, packed, text_groups

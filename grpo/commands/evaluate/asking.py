@@ -11,17 +11,15 @@ from itertools import groupby
 import torch
 from tqdm import tqdm
 
-from grpo.benchmarks.answers import stored
+from grpo.benchmarks.answers import likeliest, stored
 from grpo.benchmarks.benchmark import StoredAnswer
 from grpo.benchmarks.changed import BLIND, PLAIN
-from grpo.data.fields import LETTERS
 from grpo.evaluation import batches
 from grpo.feed.prompts import Render
 from grpo.groups import Batch, Group, LostSample, Prompt, Sample
+from grpo.learner.candidates import candidate_row, mean_losses, untempered
 from grpo.media.clip import Clip
 from grpo.media.variants import blank
-from grpo.packing import Segment, build_row
-from grpo.rollout import as_rollout
 from grpo.startup.answering import Answering
 
 Asked = tuple[Sample, str]
@@ -113,21 +111,10 @@ class Asker:
 
     @torch.no_grad()
     def _likeliest(self, prompt: Prompt, texts: Sequence[str], variant: str) -> StoredAnswer:
-        """The letter of the candidate whose tokens have the lowest mean loss after the prompt; no token ends it."""
-        tokenize = self.model.family.processor.tokenizer
-        tokens = [tokenize(text, add_special_tokens=False)["input_ids"] for text in texts]
-        rollouts = [
-            as_rollout(prompt, text=text, token_ids=ids, logprobs=[0.0] * len(ids), stopped=True)
-            for text, ids in zip(texts, tokens, strict=True)
-        ]
-        segment = Segment(prompt=prompt, rollouts=tuple(rollouts), advantages=(0.0,) * len(rollouts))
         policy = self.model.policy.eval()
-        row = build_row([segment], self.model.family).to(policy.device)
-        logps_T = policy(row).logps_T.float()
-        losses = [-float(logps_T[row.completion_T == number].mean()) for number in range(len(texts))]
-        letter = LETTERS[losses.index(min(losses))]
-        answer = as_rollout(prompt, text=letter, token_ids=[], logprobs=[], stopped=True)
-        return stored(prompt, answer, 0, variant, losses=tuple(losses))
+        row = candidate_row(prompt, texts, self.model.family).to(policy.device)
+        with untempered(policy):
+            return likeliest(prompt, mean_losses(row, policy(row).logps_T), variant)
 
 
 def one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:

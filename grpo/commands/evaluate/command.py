@@ -36,7 +36,7 @@ from grpo.benchmarks.benchmark import Benchmark, ScoredAnswer, StoredAnswer
 from grpo.benchmarks.changed import PLAIN, all_asked, share_of
 from grpo.benchmarks.prompts import digest, direct
 from grpo.benchmarks.questions import read_questions, stored_under, without_missing
-from grpo.benchmarks.scoring import by_rules, score_answers
+from grpo.benchmarks.scoring import by_rules, check_judge, score_answers
 from grpo.commands.arguments import Parser
 from grpo.commands.evaluate.page import Strips, write_items
 from grpo.config.evaluate import BenchmarkFiles, EvaluateConfig, load_evaluation
@@ -135,7 +135,7 @@ def prepare(argv: list[str], *, shard: tuple[int, int] | None = None, score_only
     """Read settings and questions; ValueError or OSError, in one line, for a user's mistake."""
     config = load_evaluation(argv)
     benchmark = find_benchmark(config.benchmark)
-    check_uses(config, benchmark)
+    check_uses(config, benchmark, is_scored=shard is None)
     launched = launched_rank(os.environ), int(os.environ.get("WORLD_SIZE", "1"))
     rank, num_processes = shard or launched
     try:
@@ -163,12 +163,11 @@ def prepare(argv: list[str], *, shard: tuple[int, int] | None = None, score_only
     )
 
 
-def check_uses(config: EvaluateConfig, benchmark: Benchmark) -> None:
+def check_uses(config: EvaluateConfig, benchmark: Benchmark, *, is_scored: bool) -> None:
     """Raise ValueError for settings that the benchmark has no use for, or lacks."""
-    if benchmark.judge is not None and not {"base_url", "model"} <= config.judge.keys():
-        raise ValueError(
-            f"judge: {benchmark.name} is marked by a judge: set judge.base_url and judge.model (docs/judge.md)"
-        )
+    # Where nothing is scored there need not be a key.
+    judge = {name: value for name, value in config.judge.items() if is_scored or name != "api_key_env"}
+    check_judge(benchmark, judge, "judge")
     if config.likeliest and benchmark.candidates is None:
         raise ValueError(f"likeliest: {benchmark.name} has no candidates whose losses could be compared")
     if config.prompt == "official" and benchmark.candidates is not None and not config.likeliest:
@@ -334,6 +333,7 @@ def report(evaluated: Evaluated) -> None:
             has_tags=evaluated.has_tags,
             judge=judge,
             is_shown=True,
+            tell=say,
         )
         for name in folders
     }
