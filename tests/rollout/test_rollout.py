@@ -4,16 +4,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
+from grpo.commands.doctor.engine_memory import BLOCK_TOKENS, cache_bytes, encoder_tokens
 from grpo.groups import Group, Prompt, ScoredGroup, clips_of
 from grpo.policy import uploads
 from grpo.policy.model import Policy
 from grpo.rollout import Engine, Sampling
 from grpo.rollout.transformers_engine import TransformersEngine
+from tests.rollout.long_prompt import config_for, long_sample, off_by, prompt_of
 from tests.support import tiny
 from tests.support.learners import packed
 
@@ -263,3 +266,35 @@ def test_after_a_sync_of_changed_weights_log_probs_agree_again(
         assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) > 1e-3  # the change is visible
     engine.sync()
     assert gap(policy, engine.generate(prompts(), SAMPLING, SEEDS)) < 1e-3
+
+
+def test_a_clip_of_many_tokens_is_planned_decoded_and_sampled_about(
+    engine: Engine, policy: Policy, tmp_path: Path
+) -> None:
+    config = config_for(1600, 2048)
+    prompt = prompt_of(config, long_sample(tmp_path, config.media.max_frames))
+    assert len(prompt.token_ids) > 1200
+    (group,) = engine.generate([prompt], SAMPLING, [7])
+    assert off_by(policy, group, 2048) < 1e-3
+
+
+def test_the_doctor_counts_what_vllm_makes_room_for(engine: Engine, policy: Policy) -> None:
+    """The largest item that it encodes, and the keys and values of a sequence."""
+    if isinstance(engine, TransformersEngine):
+        return
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.encoder_budget import MultiModalBudget
+
+    inside, family = cast(Any, engine), policy.family
+    config = inside.llm.llm_engine.vllm_config
+    budget = MultiModalBudget(config, MULTIMODAL_REGISTRY, enable_cache=False)
+    largest = max(budget.mm_max_toks_per_item.values())
+    # Of Qwen3-VL's largest video there are two frames.
+    assert encoder_tokens(family, 2048, 1) >= largest
+    if "qwen3" not in config.model_config.hf_config.model_type:
+        assert encoder_tokens(family, 2048, 1) == largest
+    assert encoder_tokens(family, 2048, 16_384) == budget.get_encoder_budget() == 16_384
+    specs = inside.weights.worker.get_kv_cache_spec().values()
+    in_fp32 = sum(spec.max_memory_usage_bytes(config) for spec in specs)
+    # One block more is held back.
+    assert 2 * (cache_bytes(family, 2048, 1) - cache_bytes(family, BLOCK_TOKENS, 1) / 2) == in_fp32
