@@ -4,7 +4,7 @@
 
 The clip is made, and planned and decoded as in a run. On a GPU prompts are prefilled in parts of vLLM's step, and clips
 are encoded in one piece; that is done here too, greedily, since a seeded request that is prefilled in parts dies on a
-CPU. Prints JSON: tokens of the prompt and of a step, the largest difference of log-probs from the learner's, and seconds;
+CPU. Prints JSON: tokens of prompt and steps, the largest difference of log-probs from the learner's, and seconds;
 of a run with room for half as many tokens, what its start says. A few minutes.
 """
 
