@@ -136,6 +136,9 @@ class VLLMEngine:
         asked: dict[str, int] = {}
         clips = clips_of(prompt for prompt, _ in requests.values())
         self.inputs.begin(clips)
+        # On a CPU preparing a clip and stepping would share the cores. Processes that share an engine have to step
+        # alike, whoever has a clip first.
+        steps_meanwhile = self.on_gpu and self.tensor_parallel_size == 1
 
         def step() -> None:
             for output in self.llm.llm_engine.step():
@@ -145,8 +148,8 @@ class VLLMEngine:
 
         try:
             for index, (prompt, seed) in requests.items():
-                # The GPU is busy with the prompts before, while a clip is prepared. On a CPU it would share the cores.
-                while self.on_gpu and not self.inputs.is_ready(prompt) and self._is_busy():
+                # The GPU is busy with the prompts before, while a clip is prepared.
+                while steps_meanwhile and not self.inputs.is_ready(prompt) and self._is_busy():
                     step()
                 asked[self._add(prompt, sampling, seed)] = index
             while self._is_busy():

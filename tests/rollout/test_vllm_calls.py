@@ -13,7 +13,7 @@ import torch
 
 from grpo.config.load import load_config
 from grpo.policy.model import Policy
-from grpo.rollout import Sampling
+from grpo.rollout import Sampling, vllm_engine
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments
 from grpo.rollout.vllm_engine import VLLMEngine
 from grpo.startup import assembly
@@ -159,6 +159,17 @@ def test_prompts_are_added_as_their_inputs_are_ready_the_longest_first_and_no_ba
     # The last step is that of the batch behind the end.
     assert FakeLLM.calls == [added[0], "step", *added[1:], "step", "step", "step"]
     assert [group.prompt for group in groups] == prompts
+
+
+def test_processes_that_share_an_engine_step_alike_whoever_has_a_clip_first(
+    on_gpu: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [tiny.prompt(tiny.sample(question=text), None) for text in ("Where?", "Where is it?")]
+    on_gpu.tensor_parallel_size = 2
+    monkeypatch.setattr(vllm_engine, "_shared", lambda requests: (requests, 0))
+    monkeypatch.setattr(on_gpu.inputs, "is_ready", lambda _: False)
+    on_gpu.generate(prompts, SAMPLING, [0, 1])
+    assert [call[0] for call in FakeLLM.calls[:3]] == ["add", "add", "s"]
 
 
 def test_weights_below_adapters_sleep_in_main_memory(on_gpu: VLLMEngine) -> None:
