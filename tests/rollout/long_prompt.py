@@ -15,9 +15,10 @@ import json
 import os
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -27,10 +28,9 @@ from grpo.feed.prompts import make_batch
 from grpo.groups import Group, Prompt, Sample, ScoredGroup
 from grpo.media.clip import ClipSource
 from grpo.policy.model import Policy
-from grpo.rollout import Sampling
+from grpo.rollout import Sampling, vllm_engine
 from grpo.rollout.vllm_arguments import engine_arguments, set_environment
 from grpo.rollout.vllm_engine import VLLMEngine
-from grpo.rollout.vllm_settings import sampling_fields
 from grpo.startup.assembly import build_loader, engine_size, make_planner, prompt_renderer
 from tests.support import tiny
 from tests.support.learners import packed
@@ -39,6 +39,7 @@ from tests.support.videos import write_video
 FRAME_PX = 224
 """The side of a frame, of 8 x 8 tokens in each two of them."""
 NEW_TOKENS = 8
+SAMPLING = Sampling(group_size=2, max_new_tokens=NEW_TOKENS, temperature=1.0)
 
 
 def config_for(num_tokens: int, room: int) -> Config:
@@ -87,10 +88,8 @@ def off_by(policy: Policy, group: Group, room: int) -> float:
         return max(float((policy(row).logps_T - row.sampler_logps_T).abs().max()) for row in rows)
 
 
-def in_parts(engine: VLLMEngine, prompt: Prompt, sampling: Sampling) -> tuple[Group, list[int]]:
+def in_parts(engine: VLLMEngine, prompt: Prompt) -> tuple[Group, list[int]]:
     """A greedy group, and the tokens of each of vLLM's steps."""
-    from vllm import SamplingParams
-
     inside: Any = engine.llm.llm_engine
     scheduler = inside.engine_core.engine_core.scheduler
     plan, steps = scheduler.schedule, []
@@ -101,16 +100,17 @@ def in_parts(engine: VLLMEngine, prompt: Prompt, sampling: Sampling) -> tuple[Gr
         return planned
 
     scheduler.schedule = schedule
-    fields = sampling_fields(engine.family, sampling, 0) | {"seed": None, "n": 1, "temperature": 0.0}
-    (output,) = engine.llm.generate(
-        [cast(Any, engine)._request(prompt)], SamplingParams(**fields), use_tqdm=False
-    )
-    return cast(Any, engine)._group(prompt, output), steps
+    before = vllm_engine.sampling_fields
+    vllm_engine.sampling_fields = lambda *given: before(*given) | {"seed": None}
+    try:
+        (group,) = engine.generate([prompt], replace(SAMPLING, group_size=1, temperature=0.0), [0])
+    finally:
+        vllm_engine.sampling_fields = before
+    return group, steps
 
 
 def as_on_gpu(config: Config, policy: Policy) -> VLLMEngine:
     """The engine with the budgets that it has on a GPU, from the planner's most tokens of a clip."""
-    from grpo.rollout import vllm_engine
 
     def arguments(size: Any, **_: Any) -> dict[str, Any]:
         own = engine_arguments(size, on_gpu=True, launched=False, sleeps=False)
@@ -136,7 +136,6 @@ def main() -> None:
     set_environment()
     config = config_for(num_tokens, num_tokens + 512)
     policy, room = tiny.policy(), config.rollout.max_model_tokens
-    sampling = Sampling(group_size=2, max_new_tokens=NEW_TOKENS, temperature=1.0)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         sample = long_sample(Path(folder), config.media.max_frames)
@@ -150,9 +149,9 @@ def main() -> None:
         engine = as_on_gpu(config, policy) if is_as_on_gpu else VLLMEngine(policy, seed=0, size=size)
         ready_s, steps = perf_counter(), []
         if is_as_on_gpu:
-            group, steps = in_parts(engine, prompt, sampling)
+            group, steps = in_parts(engine, prompt)
         else:
-            (group,) = engine.generate([prompt], sampling, [0])
+            (group,) = engine.generate([prompt], SAMPLING, [0])
         done_s = perf_counter()
         found[name] = {
             "tokens_of_steps": steps,
