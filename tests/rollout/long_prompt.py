@@ -67,7 +67,7 @@ def long_sample(folder: Path, num_frames: int) -> Sample:
 
 
 def prompt_of(config: Config, sample: Sample) -> Prompt:
-    """The sample's prompt as a run makes it; its tokens are those that were planned."""
+    """The sample's prompt as a run makes it, of no more tokens than were planned."""
     family = tiny.family()
     planned = make_planner(config, family).plan(sample)
     with closing(build_loader(config, family)) as loader:
@@ -75,7 +75,7 @@ def prompt_of(config: Config, sample: Sample) -> Prompt:
             [sample], [0], loader, prompt_renderer(config, family), config.rollout.max_prompt_tokens
         )
     (prompt,) = batch.prompts
-    assert len(prompt.token_ids) == planned.num_tokens
+    assert planned.num_vision_tokens < len(prompt.token_ids) <= planned.num_tokens
     return prompt
 
 
