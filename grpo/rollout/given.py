@@ -139,7 +139,7 @@ def follow(
 class NoEngine:
     """The engine of a run that samples nothing (`rollout.engine=none`)."""
 
-    def prepare(self, *_: object) -> None: ...
+    def prepare(self, *_: object, **__: object) -> None: ...
 
     def generate(self, *_: object, **__: object) -> Never:
         raise AssertionError("rollout.engine=none samples nothing")
