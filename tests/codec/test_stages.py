@@ -56,7 +56,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_run(tmp_path: 
 def test_the_recipe_of_actions_refuses_such_a_folder_too(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: None)
     run(tmp_path, actions.stages(tmp_path, actions.SMALL, 0))
-    with pytest.raises(
-        ValueError, match=r"data.done is of '--num-train=8', and now it is '--num-train=1024'"
-    ):
-        run(tmp_path, actions.stages(tmp_path, actions.Sizes(), 0))
+    sizes = actions.Sizes()
+    problem = f"data.done is of '--num-train=8', and now it is '--num-train={sizes.num_train}'"
+    with pytest.raises(ValueError, match=problem):
+        run(tmp_path, actions.stages(tmp_path, sizes, 0))
