@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="The recipe actions_reacher with several seeds, and tables over them."
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--engine", default="vllm", help="vllm, or transformers where it is not installed")
     args = parser.parse_args(arguments)
     sizes, found = Sizes(engine=args.engine), {}

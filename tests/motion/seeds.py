@@ -26,6 +26,7 @@ DIFFERENCES: Mapping[str, tuple[Key, Key]] = {
     "GRPO - supervised": ((CLIP, "grpo", GREEDY), (CLIP, "supervised", GREEDY)),
     "GRPO - more supervised": ((CLIP, "grpo", GREEDY), (CLIP, "more", GREEDY)),
     "GRPO - more supervised, sampled": ((CLIP, "grpo", MEAN), (CLIP, "more", MEAN)),
+    f"GRPO - supervised, {BEST}": ((CLIP, "grpo", BEST), (CLIP, "supervised", BEST)),
     f"supervised: {BEST} - greedy": ((CLIP, "supervised", BEST), (CLIP, "supervised", GREEDY)),
     f"GRPO: {BEST} - greedy": ((CLIP, "grpo", BEST), (CLIP, "grpo", GREEDY)),
 }
