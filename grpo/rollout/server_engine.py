@@ -231,7 +231,8 @@ class ServerEngine:
         if self.state.is_main_process:
             give_up_at = (self.none_since or time.monotonic()) + self.timeout_s
             failures = self._install()
-            while all(isinstance(failure, ServerGone) for failure in failures):
+            # Nobody waits where each one answers that it does not fit.
+            while all(failures) and any(isinstance(failure, ServerGone) for failure in failures):
                 if time.monotonic() > give_up_at or self._own_problem():
                     break
                 time.sleep(RETRY_S)

@@ -185,6 +185,18 @@ def test_a_server_that_comes_back_in_another_way_is_left_out_and_the_last_one_en
         made.sync()
 
 
+def test_a_server_that_is_being_started_anew_is_waited_for_though_another_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starting, wrong = Server("starting"), Server("wrong")
+    made = engine(starting, wrong, timeout_s=600.0)
+    made.check = lambda client: raises_other_model(client) if client is wrong else None
+    starting.is_up, wrong.holder = False, None
+    monkeypatch.setattr(server_engine.time, "sleep", lambda _: setattr(starting, "is_up", True))
+    made.sync()
+    assert [*made.lost.values()] == ["wrong has another model"] and starting.loaded == made.version
+
+
 def raises_other_model(server: ServerClient) -> None:
     raise ServerError(f"{server.url} has another model")
 
