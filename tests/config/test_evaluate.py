@@ -55,4 +55,4 @@ def test_no_model_is_an_error():
 )
 def test_a_regex_that_can_not_be_kept_to_is_refused(more: list[str], says: str):
     with pytest.raises(ValueError, match=rf"rollout\.regex: {says}"):
-        load_evaluation([*LEAST, "model.path=m", "rollout.regex=[AB]", *more])
+        load_evaluation([*LEAST, "model.path=m", "rollout.regex=A|B", *more])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,9 @@ def test_in_bf16_an_engine_with_an_fp32_head_is_near_the_learner_that_has_one_to
     pytest.importorskip("vllm")
     demo = str(tiny.ROOT / "configs" / "demo.yaml")
     config = load_config([demo, "model.cast_lm_head_to_fp32=true", "rollout.max_model_tokens=2048"])
+    # A run in bf16 rounds a patch's seconds as vLLM does.
+    family = replace(tiny.family(), seconds_dtype=torch.bfloat16)
+    monkeypatch.setattr(tiny, "family", lambda: family)
     policies = [tiny.policy(temperature=TEMPERATURE, fp32_head=flag) for flag in (True, False)]
     monkeypatch.setattr(assembly, "compute_dtype", lambda: torch.bfloat16)
     engine = assembly.build_engine(config, SimpleNamespace(device="cpu", num_processes=1), policies[0])  # pyright: ignore
