@@ -149,6 +149,24 @@ def test_what_is_said_to_change_makes_it_fit_on_every_launch_and_gpu(name: str) 
         assert again["fits"], (row, again)
 
 
+def test_a_smaller_share_that_is_enough_is_named_alone_and_no_smaller_than_needed() -> None:
+    launch, processes, files = HEADERS["configs/egovlm_3b.yaml"]
+    config, policy, sizes = job(files)
+    options: dict[str, Any] = {"processes": processes, "gpu_gb": 141}
+    config = replace(config, loss=replace(config.loss, beta=0.0))
+    assert config.model.gradient_checkpointing
+    for sleep in (True, False):
+        rollout = replace(config.rollout, sleep=sleep, gpu_memory_frac=0.98)
+        greedy = replace(config, rollout=rollout)
+        found = verdict(greedy, policy, sizes, launch, **options)
+        key, _, frac = found["change"].partition("=")
+        assert key == "rollout.gpu_memory_frac" and 0.5 < float(frac) < 0.98
+        for hundredths, fits in ((0, True), (1, False)):
+            other = replace(rollout, gpu_memory_frac=float(frac) + hundredths / 100)
+            again = verdict(replace(config, rollout=other), policy, sizes, launch, **options)
+            assert again["fits"] == fits
+
+
 def test_what_is_said_to_change_is_a_setting_that_a_run_takes() -> None:
     launch, processes, files = HEADERS["configs/egovlm_3b.yaml"]
     config, policy, sizes = job(files)

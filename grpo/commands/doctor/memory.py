@@ -7,7 +7,8 @@ named.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -243,28 +244,42 @@ def verdict(
         "parts_gib": needs(config, policy, sizes, LAUNCHES[name], **options),
         "engine_gib": engine_parts(config, policy, sizes, processes),
     }
-    for change, other in [("", config), *_changes(config, name, [*_split_sizes(config, policy, processes)])]:
+    for change, other, may_shrink in _changes(config, name, [*_split_sizes(config, policy, processes)]):
         launch = LAUNCHES[change.partition("launch ")[2] or name]
-        # A smaller cache than is wished for comes after a change that leaves it.
-        may_shrink = bool(change) or config.rollout.engine != "vllm"
-        engine = engine_parts(other, policy, sizes, processes)
-        for frac, enough in _with_fracs(other, engine, gpu_gib, may_shrink=may_shrink):
-            if peak_gib(enough, policy, sizes, launch, **options) <= gpu_gib:
-                changes = [*([frac] if frac else []), *([change] if change else [])]
-                return {**found, "fits": not changes, "change": " ".join(changes)}
+        least = least_frac(engine_parts(other, policy, sizes, processes), gpu_gib)
+        frac = _fitting_frac(
+            other.rollout.gpu_memory_frac,
+            least,
+            lambda frac, other=other, launch=launch: (
+                peak_gib(_with_frac(other, frac), policy, sizes, launch, **options) <= gpu_gib
+            ),
+            may_shrink=may_shrink,
+        )
+        if frac is not None:
+            is_other = frac != config.rollout.gpu_memory_frac
+            changes = [*([f"rollout.gpu_memory_frac={frac:.2f}"] * is_other), *([change] if change else [])]
+            return {**found, "fits": not changes, "change": " ".join(changes)}
     return {**found, "fits": False, "change": FURTHER_CHANGES}
 
 
-def _with_fracs(
-    config: Config, engine: dict[str, float], gpu_gib: float, *, may_shrink: bool
-) -> Iterator[tuple[str, Config]]:
-    """Yield the config if vLLM can start with its share of a GPU, and then with the least, if that may be smaller."""
-    own, least = config.rollout.gpu_memory_frac, least_frac(engine, gpu_gib)
-    if own >= least:
-        yield "", config
-    if own < least <= 1 or (may_shrink and 0 < least < own):
-        rollout = replace(config.rollout, gpu_memory_frac=least)
-        yield f"rollout.gpu_memory_frac={least:.2f}", replace(config, rollout=rollout)
+def _with_frac(config: Config, frac: float) -> Config:
+    return replace(config, rollout=replace(config.rollout, gpu_memory_frac=frac))
+
+
+def _fitting_frac(
+    own: float, least: float, fits: Callable[[float], bool], *, may_shrink: bool
+) -> float | None:
+    """Return the share of a GPU that vLLM starts with and the learner fits beside, None where none is: the config's
+    own, the least if that is larger, or, if it may be smaller, the largest of full hundredths.
+    """
+    if own < least:
+        return least if least <= 1 and fits(least) else None
+    if fits(own):
+        return own
+    smaller = [count / 100 for count in range(round(100 * least), math.ceil(100 * own))] if may_shrink else []
+    # What fits comes first.
+    fitting = bisect_left(smaller, True, key=lambda frac: not fits(frac))
+    return smaller[fitting - 1] if fitting else None
 
 
 def _split_sizes(config: Config, policy: Policy, processes: int) -> Iterator[int]:
@@ -275,9 +290,10 @@ def _split_sizes(config: Config, policy: Policy, processes: int) -> Iterator[int
             yield size
 
 
-def _changes(config: Config, name: str, split_sizes: Sequence[int]) -> Iterator[tuple[str, Config]]:
-    """Yield what may be changed, from what costs least time on: a setting, all of them, another launch, both; then rows
-    that more processes compute together.
+def _changes(config: Config, name: str, split_sizes: Sequence[int]) -> Iterator[tuple[str, Config, bool]]:
+    """Yield what may be changed, from what costs least time on, and whether vLLM's share may be smaller then: nothing
+    or a setting, at first with the share as it is, all settings, another launch, both; then rows that more processes
+    compute together.
     """
     checkpointing = replace(config, model=replace(config.model, gradient_checkpointing=True))
     changes = {"model.gradient_checkpointing=true": checkpointing}
@@ -289,23 +305,23 @@ def _changes(config: Config, name: str, split_sizes: Sequence[int]) -> Iterator[
         offloaded = replace(config, loss=replace(config.loss, reference_offload=True))
         changes["loss.reference_offload=true"], every = offloaded, replace(every, loss=offloaded.loss)
     candidates = {change: other for change, other in changes.items() if other != config}
-    yield from candidates.items()
-    yield " ".join(candidates), every
-    yield (
-        " ".join([*candidates, "model.activation_offloading=true"]),
-        replace(every, model=replace(every.model, activation_offloading=True)),
-    )
+    for may_shrink in (False, True):
+        yield "", config, may_shrink
+        yield from ((change, other, may_shrink) for change, other in candidates.items())
+    yield " ".join(candidates), every, True
+    offloading = replace(every, model=replace(every.model, activation_offloading=True))
+    yield " ".join([*candidates, "model.activation_offloading=true"]), offloading, True
     later: list[str] = []
     if name != "single" and not config.model.load_in_4bit and config.optim.optimizer == "adamw":
         order = [*LAUNCHES]
         later = order[order.index(name) + 1 :]
-        yield from ((f"launch {other}", config) for other in later)
-        yield from ((f"{' '.join(candidates)} launch {other}", every) for other in later)
+        yield from ((f"launch {other}", config, True) for other in later)
+        yield from ((f"{' '.join(candidates)} launch {other}", every, True) for other in later)
     for words in ("", *(f" launch {other}" for other in later)):
         for size in split_sizes:
             optim = replace(every.optim, sequence_parallel_size=size)
             named = " ".join([*candidates, f"optim.sequence_parallel_size={size}"])
-            yield named + words, replace(every, optim=optim)
+            yield named + words, replace(every, optim=optim), True
 
 
 def goes_with(config: Config, name: str, processes: int) -> bool:
