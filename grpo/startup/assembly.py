@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from grpo.config.model import PARTS
+from grpo.config.rules import ELSEWHERE
 from grpo.config.schema import Config
 from grpo.feed.planner import Planner
 from grpo.feed.prompts import Render
@@ -110,12 +111,14 @@ def engine_size(
 
 
 def adds_adapters(config: Config, dtype: torch.dtype | None = None) -> bool:
-    """Return whether vLLM gets the adapters beside its weights; otherwise they are merged.
+    """Return whether vLLM gets the adapters beside its weights; otherwise they are merged, as for all servers.
 
     In fp32, as on a CPU, merging rounds nothing away, and there sampling with adapters takes several times as long.
     dtype: the precision that is sampled in; None: this machine's.
     """
     model, rollout = config.model, config.rollout
+    if rollout.engine in ELSEWHERE:
+        return False
     if rollout.lora == "auto":
         can = not model.load_in_4bit and model.lora.r <= MAX_LORA_RANK
         return model.lora.is_on and can and (dtype or compute_dtype()) != torch.float32

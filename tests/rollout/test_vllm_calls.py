@@ -225,6 +225,7 @@ def test_adapters_get_the_next_rank_that_vllm_has(rank: int, room: int) -> None:
         (["model.lora.r=8", "model.load_in_4bit=true"], False, False),
         (["model.lora.r=8", "rollout.lora=merge"], False, False),
         (["model.lora.r=8", "rollout.lora=adapters"], True, True),
+        (["model.lora.r=8", "rollout.engine=vllm_process"], False, False),
     ],
 )
 def test_adapters_stay_beside_the_weights_where_a_merge_would_round_and_vllm_can(
