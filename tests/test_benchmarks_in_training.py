@@ -118,6 +118,15 @@ def test_a_judge_that_is_down_leaves_answers_unjudged_and_moves_no_best_checkpoi
     }
     assert held_out_score(row, by["official"]) is None
     assert held_out_score(row, by["ours"]) == (0.0, "eval/ego/ours of ego: x")
+    for unjudged, expected in ((0.99, None), (0.06, None), (0.05, (1.0, "eval/ego/official of ego: x"))):
+        few = {"eval/ego/ours": 0.005, "eval/ego/official": 1.0, "eval/ego/unjudged": unjudged}
+        assert held_out_score(few, by["official"]) == expected
+    # All answers are blank: there is nothing to mark.
+    assert held_out_score({"eval/ego/ours": 0.0, "eval/ego/unjudged": 0.0}, by["official"]) is None
+    with pytest.raises(ValueError, match="no metric eval/ego/ours; there are eval/ego/unjudged"):
+        held_out_score({"eval/ego/unjudged": 1.0}, by["ours"])
+    with pytest.raises(ValueError, match=r"eval\.best_metric: there is no eval/ego/unjudged"):
+        load_config([*least, *held, "eval.best_metric=eval/ego/unjudged"])
 
 
 def test_a_slow_judge_is_waited_for_no_longer_than_is_set(tmp_path: Path) -> None:

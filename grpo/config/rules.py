@@ -13,7 +13,7 @@ from grpo.config.schema import SHARE_UNITS, Config, PromptConfig
 from grpo.media.sampling import MediaSettings
 from rewards.parsing import TAGS
 
-EVAL_METRICS = ("length", "ours", "official", "unparsed", "unjudged", "accuracy", "drop")
+EVAL_METRICS = ("length", "ours", "official", "unparsed", "accuracy", "drop")
 """What is measured of held-out sets beside the rewards: of all, of those of benchmarks, and about changed frames."""
 ELSEWHERE = ("vllm_process", "vllm_server")
 """The engines in other processes than the learner's, which get whole weights."""

@@ -40,6 +40,8 @@ MAX_GAP_STEPS = 3
 """The steps in a row with a gap above the limit that stop a run: in 16 bits one step may be beyond it by rounding."""
 VERSION_GAP = "sampler/version_gap"
 """The figure of the mean difference to the engine's log-probs under the weights that it has sampled with."""
+MOST_UNJUDGED_FRAC = 0.05
+"""The share of a set's answers that may lack a judge's mark where its official score is compared with others'."""
 FAR_GAPS = 4
 """The multiple of the limit that stops a run at once: no rounding comes so far."""
 
@@ -258,15 +260,19 @@ def held_out_score(row: Mapping[str, float], config: Config) -> Score | None:
     """Return `eval.best_metric`; else the mean, over held-out sets, of the greedy answers' rewards as they are weighted
     in training.
 
-    None in a row of a step that was not evaluated; ValueError if the evaluation had no metric of that name.
+    None in a row of a step that was not evaluated, and where the judge left too few marks for an official score to
+    compare by; ValueError if the evaluation had no metric of that name.
     """
     sets = ", ".join(f"{each.label}: {each.path}" for each in config.data.eval)
     most, metric = config.eval.max_samples, config.eval.best_metric
     questions = sets if most is None else f"the first {most} of {sets}"
     if metric is not None:
         found = {key: value for key, value in row.items() if key.startswith("eval/")}
-        # A judge that was down all the time has left no mark, and so no official score, to compare by.
-        if f"{metric.rpartition('/')[0]}/unjudged" in found and metric not in found:
+        prefix, _, name = metric.rpartition("/")
+        unjudged = found.get(f"{prefix}/unjudged")
+        # The official score is of the marked answers alone: of few of them it can be anything, of none there is none.
+        has_few = unjudged is not None and (unjudged > MOST_UNJUDGED_FRAC or metric not in found)
+        if name == "official" and has_few:
             return None
         if found and metric not in found:
             raise ValueError(f"eval.best_metric: no metric {metric}; there are {', '.join(found)}")
