@@ -122,7 +122,7 @@ def _letter(found: re.Match[str]) -> str:
 
 def _bare(text: str) -> str:
     """An option's text without marks or brackets around it and without its full stop, for comparisons."""
-    return normalise(without_stop(_unbracketed(layers(without_stop(text))[-1])))
+    return normalise(without_stop(unbracketed(layers(without_stop(text))[-1])))
 
 
 def read_number(content: str) -> Decimal | None:
@@ -166,7 +166,7 @@ def _moment(part: str) -> tuple[float, float] | None:
 
 def read_span(content: str | None) -> tuple[float, float] | None:
     """The one span that the text is, as `3.0-4.5`, `3.0, 4.5` or either in brackets or marks, else None."""
-    moments = read_moments(_unbracketed(layers(content)[-1])) if content is not None else None
+    moments = read_moments(unbracketed(layers(content)[-1])) if content is not None else None
     match moments:
         case [(start, end)] if start < end:
             return start, end
@@ -182,12 +182,12 @@ def read_videos_span(content: str | None, num_videos: int) -> tuple[int, tuple[f
     """
     if content is None:
         return None
-    number, text = _numbered(_unbracketed(layers(content)[-1])) if num_videos > 1 else (1, content)
+    number, text = _numbered(unbracketed(layers(content)[-1])) if num_videos > 1 else (1, content)
     span = read_span(text)
     return (number, span) if span and 1 <= number <= max(num_videos, 1) else None
 
 
-def _unbracketed(content: str) -> str:
+def unbracketed(content: str) -> str:
     """The content without one pair of round or square brackets around the whole."""
     content = content.strip()
     return content[1:-1] if (content[:1], content[-1:]) in (("(", ")"), ("[", "]")) else content

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from grpo.groups import Rollout, Sample
 from grpo.media.clip import Clip
 from grpo.media.variants import cited_patches
-from rewards.parsing import KEYFRAMES, only_block, read_moments, read_videos_moments, read_videos_span
+from rewards.parsing import (
+    KEYFRAMES,
+    only_block,
+    read_moments,
+    read_videos_moments,
+    read_videos_span,
+    unbracketed,
+)
 from rewards.spelling import layers
 
 Span = tuple[float, float]
@@ -41,21 +48,19 @@ def cited_moments(rollout: Rollout) -> list[Span]:
 def answered_span(content: str | None, num_videos: int) -> Span | None:
     """The one span that an answer is; None if it can't be read as one."""
     read = read_videos_span(content, num_videos)
-    # What lies behind the end of a video's axis would be a time of the next one.
-    if read is None or (num_videos > 1 and read[1][1] >= APART_S):
-        return None
-    return _shifted(read[1], (read[0] - 1) * APART_S)
+    return None if read is None else _on_axis(*read, num_videos)
 
 
 def answered_point(content: str | None, num_videos: int) -> float | None:
     """The one moment that an answer is; None if it can't be read as one."""
     if content is None:
         return None
-    inside = layers(content)[-1]
+    inside = unbracketed(layers(content)[-1])
     read = read_videos_moments(inside, num_videos) if num_videos > 1 else _of_the_first(read_moments(inside))
     match read:
         case [(number, (start, end))] if start == end:
-            return start + (number - 1) * APART_S
+            moment = _on_axis(number, (start, end), num_videos)
+            return None if moment is None else moment[0]
     return None
 
 
@@ -108,6 +113,12 @@ def videos_of(clips: Sequence[Clip]) -> list[Clip]:
 def _placed(index: int, span: Span, end_s: float) -> Span:
     is_inside = span[0] >= 0 and span[1] <= end_s + ROUNDING_S
     return _shifted(span, index * APART_S if is_inside else (index + 1) * NOWHERE_S)
+
+
+def _on_axis(number: int, span: Span, num_videos: int) -> Span | None:
+    # What lies behind the end of a video's axis would be a time of the next one.
+    is_behind = num_videos > 1 and span[1] >= APART_S
+    return None if is_behind else _shifted(span, (number - 1) * APART_S)
 
 
 def _of_the_first(moments: list[Span] | None) -> list[tuple[int, Span]] | None:

@@ -59,7 +59,9 @@ def timestamp_iou(rollout: Rollout) -> float | None:
     if span is None:
         return 0.0
     value = overlap_s([span], truth) / length_s([span, *truth])
-    clip = videos_of(rollout.clips)[video_number(truth[0])]
+    # Of a single video among pictures, and of pictures alone, it is the clip whose times are meant.
+    has_several = rollout.sample.num_videos > 1
+    clip = videos_of(rollout.clips)[video_number(truth[0])] if has_several else rollout.clip
     for border, true_border in zip(span, truth[0], strict=True):
         value *= max(0.0, 1 - abs(border - true_border) / clip.duration_s)
     return value

@@ -180,8 +180,17 @@ def test_a_span_is_of_the_video_whose_number_it_has(content: str, iou: float) ->
     assert timestamp_iou(rollout) == pytest.approx(iou * (1 if iou == 1 else (1 - 1 / 8) ** 2))
     own = replace(sample, keyframes_s=(), answer="-")
     assert temporal_iou(replace(rollout, sample=own), against="keyframes") == pytest.approx(iou)
-    points = [point_in_span(answering(each, sample)) for each in ("2: 4", "4", "2: 6")]
-    assert points == [1.0, 0.0, 0.0]
+    said = ("2: 4", "(2: 4)", "4", "2: 6", "1: 1000004", "1000004")
+    assert [point_in_span(answering(each, sample)) for each in said] == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert point_in_span(answering("[4]", SPAN)) == 1.0
+
+
+def test_a_span_may_be_asked_for_about_several_pictures() -> None:
+    pictures = (ClipSource(frames=("a.png",)), ClipSource(frames=("b.png",)))
+    sample = replace(SPAN, media=pictures, clip_source=pictures[0])
+    picture = replace(moving_clip(), facts=replace(moving_clip().facts, is_picture=True))
+    rollout = replace(answering("3.0-5.0", sample), clip=picture, media=(picture, picture))
+    assert timestamp_iou(rollout) == 1.0
 
 
 @pytest.mark.parametrize("fn", [temporal_iou, point_in_span])
