@@ -58,7 +58,8 @@ class CodecConfig:
     warmup_frac: Annotated[float, Ge(0), Lt(1)] = 0.05
     """The share of epochs, the first ones, in which encoder and decoder are trained without codes."""
     lr: Annotated[float, Gt(0)] = 3e-3
-    """The learning rate at its highest: it rises over the first twentieth, and falls as a cosine to 0."""
+    """The learning rate at its highest: it rises over the first twentieth of more than 20 updates, and falls as a
+    cosine to 0."""
     terms: TermWeights = field(default_factory=TermWeights)
     positions_fn: str | None = None
     """package.module:function or FILE.py:function that makes positions of values in their units, (B, T, C) to any

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from grpo.codec.bins import fit_bins
 from grpo.codec.codec import Codec
@@ -69,6 +71,15 @@ def train_codec(
     return codec
 
 
+def schedule(optimizer: Optimizer, lr: float, num_updates: int) -> LRScheduler:
+    """The learning rate of each update: a rise to `lr`, unless that would be one update or less, and a cosine to 0."""
+    if WARMUP_FRAC * num_updates <= 1:
+        return CosineAnnealingLR(optimizer, T_max=num_updates)
+    return OneCycleLR(
+        optimizer, max_lr=lr, total_steps=num_updates, pct_start=WARMUP_FRAC, cycle_momentum=False
+    )
+
+
 class Trainer:
     """A network in training with its codebooks, optimizer and data."""
 
@@ -93,13 +104,8 @@ class Trainer:
         self.draw = np.random.default_rng(config.seed)
         # Codebooks have no gradient: they are moving averages.
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr, weight_decay=0.0)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=config.lr,
-            total_steps=config.num_epochs * math.ceil(self._num_windows() / config.batch_size),
-            pct_start=WARMUP_FRAC,
-            cycle_momentum=False,
-        )
+        num_updates = config.num_epochs * math.ceil(self._num_windows() / config.batch_size)
+        self.schedule = schedule(self.optimizer, config.lr, num_updates)
 
     @torch.no_grad()
     def start_codebooks(self) -> None:

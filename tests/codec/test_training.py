@@ -13,7 +13,7 @@ from grpo.codec.collection import parted, varies
 from grpo.codec.measures import code_use, held_out_errors
 from grpo.codec.settings import TermWeights
 from grpo.codec.streams import Stream
-from grpo.codec.training import Trainer, loss_terms, statistics, train_codec
+from grpo.codec.training import Trainer, loss_terms, schedule, statistics, train_codec
 from tests.codec.compare import BASELINE, run, summary
 from tests.support.waves import config, waves
 
@@ -44,6 +44,21 @@ def test_a_seed_gives_one_codec_and_another_seed_another(tmp_path: Path) -> None
     assert digests[0] == digests[1] != digests[2]
     # The caller's random numbers are not drawn from.
     torch.testing.assert_close(torch.rand(2), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_updates", [1, 2, 19, 20, 21, 100])
+def test_the_learning_rate_rises_over_a_twentieth_and_falls_to_0(num_updates: int) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    rates, found = [], schedule(optimizer, 0.5, num_updates)
+    for _ in range(num_updates):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        found.step()
+    highest = rates.index(max(rates))
+    assert highest == {21: 1, 100: 4}.get(num_updates, 0) and rates[highest] > 0.49
+    assert rates[0] == pytest.approx(0.02 if highest else 0.5)
+    assert rates == sorted(rates[:highest]) + sorted(rates[highest:], reverse=True)
+    assert num_updates < 19 or rates[-1] < 0.005
 
 
 @pytest.mark.parametrize("kind", KINDS)
