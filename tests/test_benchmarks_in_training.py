@@ -64,6 +64,9 @@ def test_each_judged_benchmark_is_read_in_training_if_its_judge_is_named(tmp_pat
         ):
             with pytest.raises(ValueError, match=says_what):
                 read_held_out(replace(held, judge=judge))
+    unjudged = DatasetConfig(path="x", benchmark="egoschema", name="held", judge={"modle": "x"})
+    with pytest.raises(ValueError, match=r"data\.eval\.held\.judge: egoschema wants no judge"):
+        read_held_out(unjudged)
 
 
 def test_a_judge_is_of_a_held_out_set_with_a_benchmark() -> None:
@@ -127,6 +130,14 @@ def test_a_judge_that_is_down_leaves_answers_unjudged_and_moves_no_best_checkpoi
         held_out_score({"eval/ego/unjudged": 1.0}, by["ours"])
     with pytest.raises(ValueError, match=r"eval\.best_metric: there is no eval/ego/unjudged"):
         load_config([*least, *held, "eval.best_metric=eval/ego/unjudged"])
+
+
+def test_a_cache_that_can_not_be_opened_any_more_leaves_answers_unjudged(tmp_path: Path) -> None:
+    cache = tmp_path / "judge.sqlite"
+    cache.write_text("This is no database." * 100)
+    row, told = marked(settings("http://x:1/v1") | {"cache": str(cache)}, "a brush", " ")
+    assert row == {"eval/ego/ours": 0.0, "eval/ego/unparsed": 0.5, "eval/ego/unjudged": 0.5}
+    assert len(told) == 1 and f"no answer has a mark: cache: {cache} can't be used" in told[0]
 
 
 def test_a_slow_judge_is_waited_for_no_longer_than_is_set(tmp_path: Path) -> None:

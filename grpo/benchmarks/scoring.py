@@ -70,8 +70,10 @@ def by_rules(benchmark: Benchmark, sample: Sample, answer: StoredAnswer, *, has_
 
 
 def check_judge(benchmark: Benchmark, judge: Mapping[str, Any], key: str) -> None:
-    """Raise ValueError that names the key unless a judge's settings are whole, where the benchmark wants a judge."""
+    """Raise ValueError that names the key unless a judge's settings are whole, or absent where none is wanted."""
     if benchmark.judge is None:
+        if judge:
+            raise ValueError(f"{key}: {benchmark.name} wants no judge")
         return
     known = JudgeSettings.__dataclass_fields__
     if unknown := [name for name in judge if name not in known]:
@@ -99,12 +101,20 @@ def with_marks(
     """The answers with a judge's marks, of a benchmark that wants a judge; those without a mark stay unjudged.
 
     judge: the reward `judge`'s arguments beside the prompt. limit_s: when the judge is waited for no longer. tell: is
-    told how many have no mark, and why the first of them.
+    told how many have no mark, and why the first of them. With a limit, which training has, a judge that can't be
+    set up leaves all unjudged; without one it raises ValueError or OSError.
     """
     if benchmark.judge is None:
         return [*scored]
-    arguments = {"prompt": benchmark.judge.prompt, **judge}
-    marked = _judged(benchmark, scored, arguments, has_tags=has_tags, limit_s=limit_s, is_shown=is_shown)
+    try:
+        asked = Judge(**{"prompt": benchmark.judge.prompt, **judge})
+    # The settings were right at the start: what is wrong now, such as the cache's disk, is no reason to lose a run.
+    except (ValueError, OSError) as error:
+        if limit_s is None:
+            raise
+        tell(f"note: no answer has a mark: {error}")
+        return [*scored]
+    marked = _judged(benchmark, scored, asked, has_tags=has_tags, limit_s=limit_s, is_shown=is_shown)
     done, reasons = asyncio.run(marked)
     if reasons:
         tell(f"note: {len(reasons)} of {len(scored)} answers have no mark: {reasons[0]}")
@@ -150,7 +160,7 @@ def _unjudged(benchmark: Benchmark, sample: Sample, answer: StoredAnswer, has_ta
 async def _judged(
     benchmark: Benchmark,
     scored: Sequence[ScoredAnswer],
-    arguments: Mapping[str, Any],
+    judge: Judge,
     *,
     has_tags: bool,
     limit_s: float | None,
@@ -158,7 +168,7 @@ async def _judged(
 ) -> tuple[list[ScoredAnswer], list[str]]:
     """The answers with their marks, and why each that should have one has none."""
     marks: list[float | str | None] = []
-    judge, ends_s = Judge(**arguments), None if limit_s is None else time.monotonic() + limit_s
+    ends_s = None if limit_s is None else time.monotonic() + limit_s
     try:
         with tqdm(desc="judging", total=len(scored), unit="answer", leave=False, disable=not is_shown) as bar:
             for start in range(0, len(scored), JUDGED_AT_ONCE):
