@@ -48,6 +48,7 @@ class DecodePool:
             base_workers=num_workers,
             max_workers=num_workers,
         )
+        self._lock, self._is_closed = threading.Lock(), False
         self._queue: SimpleQueue[tuple[ClipSource, Future[Read]] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._serve_all, name="clips", daemon=True) for _ in range(num_workers)
@@ -61,13 +62,20 @@ class DecodePool:
         return self._pool.pids
 
     def submit(self, source: ClipSource) -> Future[Read]:
-        """Return a future of the clip, which raises MediaError if the clip can't be read."""
+        """Return a future of the clip, which raises MediaError if it can't be read, PoolLost in a closed pool."""
         future: Future[Read] = Future()
-        self._queue.put((source, future))
+        # Behind what ends the threads nobody would read it.
+        with self._lock:
+            if not self._is_closed:
+                self._queue.put((source, future))
+                return future
+        future.set_exception(PoolLost("the pool of the processes that decode clips is closed"))
         return future
 
     def close(self) -> None:
         """End the processes, also those that are reading; clips still in the queue are not read."""
+        with self._lock:
+            self._is_closed = True
         self._pool.close()
         for _ in self._threads:
             self._queue.put(None)

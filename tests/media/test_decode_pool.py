@@ -193,7 +193,8 @@ def test_clips_that_nobody_asks_for_end_with_the_pool(folder: Path, tmp_path: Pa
     pool.close()
     pool.close()
     wait_until(lambda: not any(map(is_running, pids)))
-    for future in futures:
+    # And that of one that is asked for too late.
+    for future in [*futures, pool.submit(source(folder, "a"))]:
         with pytest.raises(RuntimeError, match="is closed"):
             future.result(timeout=1)
 
