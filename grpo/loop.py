@@ -47,6 +47,7 @@ class Loop:
             for step in range(last_step + 1, config.num_steps + 1):
                 with trainer.recorder.timed("time/step"):
                     trainer.step(step)
+                    trainer.sampler.settle(stop.is_asked)
                 self._finish_step(step, stop)
         finally:
             stop.training_ends()

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from grpo.groups import Group
 from grpo.rollout import OnGroup
+from grpo.run.stopping import POLL_S
 
 Made = TypeVar("Made")
 
@@ -67,7 +68,12 @@ class Ahead(Generic[Made]):
         step, made = self._next
         return step, made.result()
 
+    def settle(self, is_stopping: Callable[[], bool]) -> None:
+        """Wait until nothing is being made, or until there is no time for it; an error is raised by `take` alone."""
+        while self._next is not None and not self._next[1].done() and not is_stopping():
+            wait([self._next[1]], timeout=POLL_S)
+
     def close(self) -> None:
-        """Wait until nothing is being made; `Engine.cancel` makes it short."""
+        """Wait until nothing is being made; an engine that was cancelled and a loader that was closed make it short."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)

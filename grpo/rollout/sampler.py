@@ -99,10 +99,16 @@ class Sampler:
                 self.ahead.wait()
         with self.recorder.timed("time/sync"):
             self.engine.sync()
+        self.version = step
+
+    def settle(self, is_stopping: Callable[[], bool]) -> None:
+        """Wait for the next step's prompts, unless a run that is asked to stop has no time for it.
+
+        Their error is that of the next step: this one is recorded and saved first.
+        """
         # What is counted of clips depends on the order in which they are asked for, and an evaluation asks for others.
         with self.recorder.timed("time/data"):
-            self.prompts.wait()
-        self.version = step
+            self.prompts.settle(is_stopping)
 
     def _of_feed(self, step: int, on_first: OnGroup) -> Sampled:
         """Sample the groups of a step's questions, in any thread, and without a word to other processes."""
