@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from grpo.policy.families import ModelFamily
 from grpo.policy.model_folder import find_model_folder, weights_identity
 from grpo.rollout.server_client import ServerClient, ServerError
-from grpo.rollout.server_flags import vllm_version
+from grpo.rollout.server_flags import FOLDER, vllm_version
 
 MAX_NAMED = 4
 
@@ -52,6 +52,11 @@ def check_server(
             raise ServerError(f"{client.url} has {name} {has}, the run {value}")
     if about["transfer"] is None:
         raise ServerError(f"{client.url} takes no weights: start it with egogrpo serve --for-training")
+    if about["transfer"] != FOLDER and vllm_version() is None:
+        raise ServerError(
+            f"{client.url} takes weights by {about['transfer']}, which needs vLLM beside the learner too: install it, "
+            f"or serve with --transfer {FOLDER}"
+        )
     takes = (about["transfer"], about["device"])
     if transfer not in (None, takes):
         raise ServerError(f"{client.url} takes weights by {takes}, another server by {transfer}")

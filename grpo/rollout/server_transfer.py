@@ -122,12 +122,12 @@ class NcclTransfer:
                 _abort(sender)
                 sender = self._connect(server, about["world_size"])
             sender.send_weights()
-        except (ServerError, RuntimeError) as error:
+        except (ServerError, RuntimeError, OSError) as error:
             # It would be out of step with the server's workers.
             _abort(sender)
             if isinstance(error, ServerError):
                 raise
-            # What NCCL and its rendezvous raise.
+            # What NCCL and its rendezvous raise, or a port that is taken.
             raise ServerGone(f"{server.url} does not take weights: {error}") from error
         self.senders[server.url] = about["started"], sender
         server.post("/update_weight_version", {"new_version": version})
@@ -186,7 +186,13 @@ class _Controls:
 
 def _abort(sender: Any) -> None:
     if sender is not None and sender.model_update_group is not None:
+        # The abort wakes the sending, whose next call would use a communicator that is being freed.
+        sender.model_update_group.broadcast = _refuse
         sender.model_update_group.destroy()
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise RuntimeError("the sending was ended")
 
 
 def _own_address(url: str) -> str:

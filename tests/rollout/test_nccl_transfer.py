@@ -42,8 +42,15 @@ class Communicator:
 
     def broadcast(self, tensor: Tensor, src: int, stream: Any = None) -> None:
         if self.rank == src:
+            assert not self.barrier.broken, "a communicator that is freed is used"
             self.sent.append(tensor)
-        self.barrier.wait()
+        try:
+            self.barrier.wait()
+        except threading.BrokenBarrierError:
+            if self.rank != src:
+                raise
+            # An abort wakes the sender, which is told nothing.
+            return
         if self.rank != src:
             tensor.copy_(self.sent[-1])
         self.barrier.wait()

@@ -18,7 +18,7 @@ import pytest
 
 from grpo.config.load import load_config
 from grpo.groups import Group
-from grpo.rollout import server_engine
+from grpo.rollout import server_check, server_engine
 from grpo.rollout.server_check import differences
 from grpo.rollout.server_client import ServerClient, ServerError, ServerGone
 from grpo.rollout.server_engine import ServerEngine
@@ -281,6 +281,16 @@ def test_a_server_that_does_not_fit_is_told_by_what(changed: dict[str, Any], say
     with answering(200, about(**changed)) as url:
         config = load_config([runs.SMALL[0], "rollout.engine=vllm_server", f"rollout.servers=[{url}]"])
         with pytest.raises(ServerError, match=rf"^{url} (?s:.)*{says}"):
+            check_servers(config, tiny.family())
+
+
+def test_a_learner_without_vllm_is_told_at_the_start_how_servers_take_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_check, "vllm_version", lambda: None)
+    with answering(200, about(transfer="nccl", vllm="0.30.1")) as url:
+        config = load_config([runs.SMALL[0], "rollout.engine=vllm_server", f"rollout.servers=[{url}]"])
+        with pytest.raises(ServerError, match=f"^{url} takes weights by nccl, .*--transfer egogrpo_folder$"):
             check_servers(config, tiny.family())
 
 
