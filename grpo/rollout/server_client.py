@@ -56,7 +56,7 @@ class ServerClient:
         timeout_s: how long an answer may take. run: the name of the run that the server is held for, and behind a #
         what only the run knows; None: it is not held. key: what the server asks for; None: the environment's.
         """
-        self.url, self.family = url.rstrip("/"), family
+        self.url, self.family, self.timeout_s = url.rstrip("/"), family, timeout_s
         # A header is ASCII, and a run's folder need not be.
         self.run = quote(run, safe="/#") if run is not None else None
         key = key or os.environ.get(KEY_VARIABLE)

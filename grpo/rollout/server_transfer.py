@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from itertools import chain
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -148,8 +150,13 @@ class NcclTransfer:
         info = NCCLTrainerInitInfo(host, port, world_size + 1, packed_buffer_size_bytes=BUCKET_BYTES, rank=0)
         source: Any = self
         controls = _Controls(server)
-        controls.sender = NCCLTrainerWeightTransferEngine.trainer_init(info, client=controls, source=source)
-        return controls.sender
+
+        def connect() -> Any:
+            # A thread begins on the first GPU.
+            with torch.accelerator.device_index(self.policy.device.index):
+                return NCCLTrainerWeightTransferEngine.trainer_init(info, client=controls, source=source)
+
+        return controls.connected(connect)
 
     def metadata(self) -> list[Any]:
         """Return names, precisions and shapes, which vLLM's sender asks for before the weights."""
@@ -169,11 +176,44 @@ class _Controls:
     """The calls of a server that vLLM's sender makes (`VLLMWeightSyncClient`)."""
 
     def __init__(self, server: ServerClient) -> None:
-        self.init_weight_transfer_engine = server.init_weight_transfer_engine
         self.start_weight_update = server.start_weight_update
         self.finish_weight_update = server.finish_weight_update
         self.server = server
         self.sender: Any = None
+        self.outcomes: SimpleQueue[Any] = SimpleQueue()
+        """The sender that was connected, or why it was not."""
+
+    def connected(self, connect: Callable[[], Any]) -> Any:
+        """Return the sender that `connect` gives; raise why there is none, or ServerGone when the time is over.
+
+        It may wait for ever for a worker that has died, in a call of NCCL that nothing ends, so a thread is left to it.
+        """
+
+        def put() -> None:
+            try:
+                self.outcomes.put(connect())
+            except Exception as error:
+                self.outcomes.put(error)
+
+        Thread(target=put, daemon=True).start()
+        try:
+            outcome = self.outcomes.get(timeout=self.server.timeout_s)
+        except Empty as error:
+            raise ServerGone(
+                f"{self.server.url} is not connected by NCCL within {self.server.timeout_s:g} s"
+            ) from error
+        if isinstance(outcome, Exception):
+            raise outcome
+        self.sender = outcome
+        return outcome
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Have the server connect; if it fails, say so at once, since the learner would wait for its workers."""
+        try:
+            self.server.init_weight_transfer_engine(init_info)
+        except ServerError as error:
+            self.outcomes.put(error)
+            raise
 
     def update_weights(self, update_info: Any) -> None:
         """Have the server receive; if it fails, end the sending, which would wait in NCCL for ever."""

@@ -259,6 +259,34 @@ def test_a_server_that_fails_among_the_weights_is_left_out_and_gets_them_at_the_
     assert other.paths.count("/init_weight_transfer_engine") == 1
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_server_that_fails_as_it_is_connected_is_left_out_and_connected_at_the_next_sync(
+    engine: ServerEngine, servers: list[VLLM], policy: Policy, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learner, which waits for all workers of a group, does not wait for one that does not come."""
+    failing, other = servers
+    is_over = threading.Event()
+
+    def init(init_info: dict[str, Any]) -> None:
+        if hangs:
+            is_over.wait()
+        raise RuntimeError("no NCCL here")
+
+    failing.timeout_s = 0.1 if hangs else 60.0
+    with monkeypatch.context() as patched:
+        patched.setattr(failing.workers[0], "init_weight_transfer_engine", init)
+        engine.sync()
+    is_over.set()
+    check_given([other], policy)
+    assert [*engine.lost] == [failing] and other.version == engine.version
+    says = "is not connected by NCCL within 0.1 s" if hangs else "refuses /init_weight_transfer_engine: 500"
+    assert says in engine.lost[failing]
+    failing.timeout_s = 60.0
+    engine.sync()
+    check_given(servers, policy)
+    assert engine.lost == {}
+
+
 def test_a_server_that_was_started_anew_is_connected_anew(
     engine: ServerEngine, servers: list[VLLM], policy: Policy
 ) -> None:
