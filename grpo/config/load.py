@@ -47,7 +47,17 @@ def read_config(file: Path) -> Config:
 def read_layers(argv: Sequence[str], root: Any = Config) -> list[DictConfig]:
     """The settings of each file, and behind them those of the overrides. root: the type of all settings together."""
     files = [partial(read_file, Path(arg), root) for arg in argv if not _is_override(arg)]
-    return _all([*files, partial(read_overrides, [arg for arg in argv if _is_override(arg)], root)])
+    overrides = partial(read_overrides, [arg for arg in argv if _is_override(arg)], root)
+    try:
+        layers = _all(files)
+    except ValueError as error:
+        try:
+            overrides()
+        except ValueError as other:
+            # Behind a file's mistakes it would read as one more of them.
+            raise ValueError(f"{error}; command line: {str(other).removeprefix('config: ')}") from None
+        raise
+    return [*layers, overrides()]
 
 
 def read_overrides(pairs: Sequence[str], root: Any = Config, place: str = "config") -> DictConfig:
@@ -66,7 +76,7 @@ def _all(reads: Sequence[Callable[[], T]], place: str = "config") -> list[T]:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        first, *others = problems
+        first, *others = dict.fromkeys(problems)
         raise ValueError("; ".join([first, *(each.removeprefix(f"{place}: ") for each in others)]))
     return found
 
@@ -80,7 +90,7 @@ def _to_settings(layers: Sequence[DictConfig], root: type[T], rules: Rules[T]) -
     with one_line_errors():
         merged = OmegaConf.merge(OmegaConf.structured(root), *layers)
         if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise ValueError(f"config: {missing[0]} is not set")
+            raise ValueError(f"config: {'; '.join(f'{key} is not set' for key in missing)}")
         config = cast(T, OmegaConf.to_object(merged))
     # What contradicts each other is told of settings that are each by itself right.
     if problems := [*refusals(config)] or [*rules(config)]:

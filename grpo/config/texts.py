@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -155,10 +156,15 @@ def _section(value: Any, cls: Any, key: str) -> dict[str, Any]:
         says = f"did you mean {meant[0]}?" if meant else f"its settings are {', '.join(hints)}"
         raise ValueError(f"{key} is a section; {says}")
     inner = {name: f"{key}.{name}" if key else str(name) for name in value}
+    return _each({name: partial(_setting, each, hints, name, inner[name]) for name, each in value.items()})
+
+
+def _each(reads: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
+    """What each of them returns; one error for the mistakes of all."""
     found, problems = {}, list[ValueError]()
-    for name, each in value.items():
+    for name, read in reads.items():
         try:
-            found[name] = _setting(each, hints, name, inner[name])
+            found[name] = read()
         except ValueError as error:
             problems.append(error)
     if problems:
@@ -179,7 +185,8 @@ def _list(value: Any, hint: Any, key: str) -> list[Any]:
         raise ValueError(f"{key}: lists are set whole: {key}={example}")
     if others and len(value) != 1 + len(others):
         raise ValueError(f"{key} has {1 + len(others)} values, not {len(value)}")
-    return [_typed(each, entry, f"{key}.{index}") for index, each in enumerate(value)]
+    reads = {index: partial(_typed, each, entry, f"{key}.{index}") for index, each in enumerate(value)}
+    return [*_each(reads).values()]
 
 
 def _wanted(hint: Any) -> str:
@@ -194,7 +201,7 @@ def _wanted(hint: Any) -> str:
 def _mapping(value: Any, hint: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{key} is a mapping, whose entries have names: {key}={{NAME: ...}}")
-    return {name: _typed(each, hint, f"{key}.{name}") for name, each in value.items()}
+    return _each({name: partial(_typed, each, hint, f"{key}.{name}") for name, each in value.items()})
 
 
 def _value(value: Any) -> Any:

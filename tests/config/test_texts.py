@@ -136,13 +136,25 @@ def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text("modle: {path: x}\nrollout: {enigne: vllm, sleep: true}\n")
     with pytest.raises(ValueError) as caught:
-        load_config([str(file), "optim.lr=1", "optim.learnin_rate=2"])
+        load_config([str(file), "optim.lr=1", "optim.learnin_rate=2", "optim.learnin_rate=2"])
     assert str(caught.value) == (
         f"config: {file}: no setting modle.path; here it is model.path (docs/coming_from.md); "
-        "no setting rollout.enigne; did you mean rollout.engine?; no setting optim.learnin_rate; did you mean optim.lr?"
+        "no setting rollout.enigne; did you mean rollout.engine?; "
+        "command line: no setting optim.learnin_rate; did you mean optim.lr?"
     )
     with pytest.raises(ValueError) as caught:
         load_config(["run_dir=x", "num_steps=1", "model.path=x", "optim.lr=-1", "rollout.max_new_tokens=0"])
     assert str(caught.value) == (
         "config: rollout.max_new_tokens must be above 0, not 0; optim.lr must be above 0, not -1.0"
     )
+
+
+def test_all_wrong_keys_of_a_mapping_and_a_list_and_all_unset_ones_are_named_at_once() -> None:
+    with pytest.raises(ValueError) as caught:
+        load_config(["rewards={a: {wieght: 1}, b: {weigth: 2}}", "data.train=[{pth: x}, {paht: y}]"])
+    for key in ("rewards.a.wieght", "rewards.b.weigth", "data.train.0.pth", "data.train.1.paht"):
+        assert f"no setting {key}; did you mean" in str(caught.value)
+    with pytest.raises(
+        ValueError, match="config: model.path is not set; num_steps is not set; run_dir is not set"
+    ):
+        load_config(["data.train=x"])
