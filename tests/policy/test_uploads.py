@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -72,6 +73,38 @@ def test_frames_beyond_the_limit_are_not_kept(
     own.expect([second], CPU)
     own.get(second, CPU)
     assert seen[-1][1].startswith("uploads")
+
+
+def test_patches_whose_making_ahead_failed_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = iter([True, False, True, False])
+
+    def short_of_memory(clip: Clip, device: torch.device) -> Any:
+        if next(fails):
+            raise torch.OutOfMemoryError("out of memory")
+        return uploaded(clip, device)
+
+    monkeypatch.setattr(uploads, "uploaded", short_of_memory)
+    own, clip = Uploads(tiny.family().patches_of), tiny.clip()
+    expected = tiny.family().patches_of(uploaded(clip, CPU))
+    own.expect([clip], CPU)
+    assert torch.equal(own.get(clip, CPU), expected)
+    own.expect([clip], CPU)
+    wait([own._kept[clip][0]])
+    # Asked for again, it is begun again.
+    assert own.expect([clip], CPU) == [clip]
+    assert torch.equal(own.get(clip, CPU), expected)
+    assert next(fails, None) is None
+
+
+def test_clips_of_a_later_step_leave_half_of_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [tiny.clip() for _ in range(6)]
+    monkeypatch.setattr(uploads, "MAX_BYTES", 4 * clips[0].frames_FHWC.nbytes)
+    own = Uploads(tiny.family().patches_of)
+    assert own.expect(clips[:1], CPU, step=1) == clips[:1]
+    assert own.expect(clips, CPU, step=2) == clips[:2]
+    assert own.expect(clips[2:], CPU) == clips[2:4]
+    own.clear(1)
+    assert own.expect(clips, CPU, step=2) == clips[:4]
 
 
 def test_what_a_clip_can_not_give_is_said_where_it_is_needed() -> None:
