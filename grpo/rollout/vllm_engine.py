@@ -23,6 +23,9 @@ from grpo.rollout.vllm_inputs import VLLMInputs
 from grpo.rollout.vllm_settings import CODE_RULES, sampling_fields
 from grpo.rollout.vllm_weights import AdapterLoader, WeightLoader
 
+BEGUN_PROMPTS = 8
+"""The prompts whose inputs are begun at a time: enough to keep the thread busy, and few to keep in memory."""
+
 
 class VLLMEngine:
     """The engine that samples through vLLM."""
@@ -134,8 +137,8 @@ class VLLMEngine:
     ) -> None:
         """Give vLLM the requests in their order, and each group to `keep` as soon as it is complete."""
         asked: dict[str, int] = {}
-        clips = clips_of(prompt for prompt, _ in requests.values())
-        self.inputs.begin(clips)
+        prompts = [prompt for prompt, _ in requests.values()]
+        last_places = {clip: place for place, prompt in enumerate(prompts) for clip in prompt.clips}
         # On a CPU preparing a clip and stepping would share the cores. Processes that share an engine have to step
         # alike, whoever has a clip first.
         steps_meanwhile = self.on_gpu and self.tensor_parallel_size == 1
@@ -147,11 +150,14 @@ class VLLMEngine:
                     keep(index, self._group(requests[index][0], output))
 
         try:
-            for index, (prompt, seed) in requests.items():
+            for place, (index, (prompt, seed)) in enumerate(requests.items()):
+                self.inputs.begin(clips_of(prompts[place : place + BEGUN_PROMPTS]))
                 # The GPU is busy with the prompts before, while a clip is prepared.
                 while steps_meanwhile and not self.inputs.is_ready(prompt) and self._is_busy():
                     step()
                 asked[self._add(prompt, sampling, seed)] = index
+                # vLLM has them now, until the prompt is answered.
+                self.inputs.drop(clip for clip in prompt.clips if last_places[clip] == place)
             while self._is_busy():
                 step()
         except BaseException:
@@ -159,7 +165,7 @@ class VLLMEngine:
             self._drop_requests()
             raise
         finally:
-            self.inputs.drop(clips)
+            self.inputs.drop(last_places)
 
     def _drop_requests(self) -> None:
         engine: Any = self.llm.llm_engine

@@ -76,7 +76,8 @@ class VLLMInputs:
     def drop(self, clips: Iterable[Clip]) -> None:
         """Drop what was made of clips."""
         for clip in clips:
-            self._made.pop(clip, None)
+            if (future := self._made.pop(clip, None)) is not None:
+                future.cancel()
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -102,11 +103,15 @@ class VLLMInputs:
 
     def _pixels(self, clip: Clip) -> Tensor:
         """Return a clip's patches in main memory: as bytes where vLLM's model normalises them, else normalised."""
-        patches = self.policy.uploads.get(clip, self.device)
+        # Normalised values are four times the bytes, and the device's memory may be an update's.
+        patches = self.policy.uploads.get(clip, self.device).cpu()
+        if self.policy.feature_cache is not None:
+            # A frozen tower sees a clip once in a run.
+            self.policy.uploads.drop(clip)
         model = self.llm.model_config
         if not model.multimodal_config.mm_device_do_normalize:
             patches = self.family.pixels([clip], [patches])[0].to(model.dtype)
-        return patches.cpu()
+        return patches
 
     def _compare(self, prompt: Prompt, ours: Any) -> None:
         """Raise ValueError unless vLLM's own processor makes the same inputs of a prompt."""

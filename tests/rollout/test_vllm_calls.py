@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from grpo.config.load import load_config
+from grpo.groups import Prompt
 from grpo.policy.model import Policy
 from grpo.rollout import Sampling, vllm_engine
 from grpo.rollout.vllm_arguments import EngineSize, engine_arguments
@@ -159,6 +160,28 @@ def test_prompts_are_added_as_their_inputs_are_ready_the_longest_first_and_no_ba
     # The last step is that of the batch behind the end.
     assert FakeLLM.calls == [added[0], "step", *added[1:], "step", "step", "step"]
     assert [group.prompt for group in groups] == prompts
+
+
+def test_inputs_of_a_few_prompts_are_kept_at_a_time_and_each_is_made_once(
+    on_gpu: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [tiny.clip(seed=seed) for seed in range(12)]
+    # The last prompt is about the first one's clip.
+    prompts = [tiny.prompt(tiny.sample(), clip) for clip in [*clips, clips[0]]]
+    inputs, begun, kept = on_gpu.inputs, [], []
+
+    def of(prompt: Prompt) -> Any:
+        assert prompt.clip in inputs._made
+        kept.append(len(inputs._made))
+        return {"prompt_token_ids": [*prompt.token_ids]}
+
+    monkeypatch.setattr(inputs, "of", of)
+    monkeypatch.setattr(inputs, "_of_clip", begun.append)
+    groups = on_gpu.generate(prompts, SAMPLING, range(len(prompts)))
+    assert [group.prompt for group in groups] == prompts
+    # Those that are ahead, and what the last one needs.
+    assert max(kept) <= vllm_engine.BEGUN_PROMPTS + 1 and kept[-1] == 1
+    assert begun == clips and not inputs._made
 
 
 def test_processes_that_share_an_engine_step_alike_whoever_has_a_clip_first(

@@ -17,6 +17,7 @@ from torch import nn
 from grpo.commands.doctor.engine_memory import asleep_gib, engine_parts_gib, least_frac
 from grpo.config.schema import Config
 from grpo.policy.model import HEAD_CHUNK_TOKENS, Policy
+from grpo.policy.uploads import MAX_BYTES
 
 GIB = 2**30
 GPUS_GB = (24, 80, 141)
@@ -128,7 +129,9 @@ def needs(
     # The transformers engine samples from the learner's own weights; it has a copy of its own where they are split.
     if config.rollout.engine == "transformers":
         engine = 2 * sizes.total / GIB if launch.splits_weights else 0.0
-    return {**learner, "engine": engine, "CUDA": CONTEXT_GIB}
+    # A run without clips has no patches.
+    patches = MAX_BYTES / GIB if sizes.row_patches else 0.0
+    return {**learner, "engine": engine, "patches": patches, "CUDA": CONTEXT_GIB}
 
 
 def _kept(config: Config, sizes: Sizes, launch: Launch, processes: int) -> dict[str, float]:
@@ -223,7 +226,10 @@ def peak_gib(
     stays = parts["weights"] + parts["gradients and AdamW"] + parts["reference"]
     has_vllm = config.rollout.engine == "vllm"
     sampling = (
-        (1 + UNNAMED_FRAC) * stays + parts["CUDA"] + has_vllm * config.rollout.gpu_memory_frac * gpu_gib
+        (1 + UNNAMED_FRAC) * stays
+        + parts["patches"]
+        + parts["CUDA"]
+        + has_vllm * config.rollout.gpu_memory_frac * gpu_gib
     )
     return max(sum(parts.values()), sampling)
 
