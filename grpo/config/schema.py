@@ -102,7 +102,7 @@ class MediaConfig(MediaSettings):
     """Seconds that a clip may take to be read, on a file system that may hang; then its group is lost. It is tried
     once more in a later step."""
     prefetch_steps: Free[NotNegative[int]] = 2
-    """Steps whose clips are decoded ahead."""
+    """Steps whose clips are decoded ahead of the one whose prompts are made: during an update that is the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,8 +129,8 @@ def needs(
     # The transformers engine samples from the learner's own weights; it has a copy of its own where they are split.
     if config.rollout.engine == "transformers":
         engine = 2 * sizes.total / GIB if launch.splits_weights else 0.0
-    # A run without clips has no patches.
-    patches = MAX_BYTES / GIB if sizes.row_patches else 0.0
+    # A frozen tower's patches go as soon as vLLM's inputs are made of them.
+    patches = MAX_BYTES / GIB if sizes.row_patches and sizes.trains_vision else 0.0
     return {**learner, "engine": engine, "patches": patches, "CUDA": CONTEXT_GIB}
 
 
