@@ -67,7 +67,7 @@ class Run:
                 cancel=lambda: self.done.append("cancel engine"),
                 close=lambda: self.done.append("close engine"),
             ),
-            sampler=SimpleNamespace(close=lambda: self.done.append("close sampler")),
+            sampler=SimpleNamespace(settle=nothing, close=lambda: self.done.append("close sampler")),
             feed=SimpleNamespace(loader=SimpleNamespace(close=lambda: self.done.append("close loader"))),
             rewards=SimpleNamespace(close=lambda: self.done.append("close rewards")),
         )
