@@ -297,14 +297,11 @@ LOOK_UP = Phase(
     max_steps=1500,
 )
 
-LOOK_UP_FROM_AFAR = Phase(
+LOOK_UP_FROM_AFAR = replace(
+    LOOK_UP,
     name="look up from afar",
     batch=reading(distant_lookup_texts),
-    measure=measure_lookups,
     bounds={f"form{i}": (0.98, 1) for i in range(4)},
-    lr=(6e-4, 6e-4),
-    decay_steps=1000,
-    max_steps=1500,
 )
 
 SKILLS = Phase(
